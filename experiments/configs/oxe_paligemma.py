@@ -1,0 +1,118 @@
+"""PaliGemma on Open X-Embodiment: the RoboVLMs recipe.
+
+    python -m experiments.pretrain --config=oxe_paligemma.py          # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM head
+    python -m experiments.pretrain --config=oxe_paligemma.py:tiny     # the same path end to end in minutes on 2 CPU cores
+
+The 3B job needs HF weights (model.weights) and the datasets of data.mixture under data.root; without them it stops in seconds
+and says what is missing. `--config.model.weights=none --dry_run` builds it abstractly on any machine.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The full config. `arg` is "" (3B) or "tiny"."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"oxe_paligemma.py: expected the argument '' or 'tiny', got {arg!r}")
+    config = ConfigDict()
+    config.steps = 50_000
+    config.batch_size = 512  # windows, over all hosts
+    config.accum = 1
+    config.seed = 123
+    config.log_every = 50
+    config.eval_every = 1_000
+    config.save_every = 1_000
+    config.eval_batches = 16
+    config.keep_checkpoints = 3
+    config.nan_patience = 10  # consecutive skipped steps before the run stops
+
+    config.data = ConfigDict()
+    config.data.root = "~/tensorflow_datasets"  # where TFDS keeps <name>/<version>
+    config.data.mixture = "oxe_magic_soup"
+    config.data.datasets = ""
+    config.data.normalise = ("q99",)  # ("q99", ("bounds", -0.65, 0.65)) is RoboVLMs' double normalisation
+    config.data.ram_budget = 4 * 2**30  # bytes of decoded frames per host
+    config.data.blank_instruction = False  # ablation: every instruction becomes ""
+
+    config.model = ConfigDict()
+    config.model.backbone = "paligemma"
+    config.model.variant = "3b-pt-224"
+    config.model.weights = "weights/paligemma-3b-pt-224"  # HF folder, big_vision .npz, or "none"
+    config.model.allow_missing = ()  # patterns of names that may be absent from the weights
+    config.model.tokenizer = ""  # folder; "" = the weights' own; "train" = a small one from the data's instructions
+    config.model.prompt_length = 48
+    config.model.image_size = 224
+    config.model.cameras = ("primary",)
+    config.model.window = 8
+    config.model.chunk = 10
+    config.model.action_dim = 7
+    config.model.history = "head"
+    config.model.layout = "prefix"
+    config.model.head = "lstm"
+    config.model.head_hidden = 1024
+    config.model.head_layers = 4
+    config.model.head_mlp = (1024, 512, 256)
+    config.model.dtype = "bfloat16"  # compute; master parameters are float32
+    config.model.remat = "full"
+    config.model.layers = "scan"
+
+    config.loss = ConfigDict()
+    config.loss.kind = "huber"
+    config.loss.delta = 1.0
+    config.loss.arm = 1.0
+    config.loss.gripper = 0.01
+
+    config.optim = ConfigDict()
+    config.optim.lr = 2e-5
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.0
+    config.optim.clip = 1.0
+    config.optim.schedule = "constant"
+    config.optim.min_lr_scale = 0.01
+    config.optim.warmup_steps = 0
+    config.optim.warmup_epochs = 0.25
+    config.optim.ema = 0.0  # decay; 0 = off
+    config.optim.freeze = ()  # path patterns
+    config.optim.freeze_backbone = False
+    config.optim.train_vision = True
+    config.optim.train_text_embedding = True
+    config.optim.train_decoder_layers = -1  # the last k; -1 = all
+
+    config.mesh = ConfigDict()
+    config.mesh.data = 1
+    config.mesh.fsdp = -1  # all devices
+    config.mesh.tensor = 1
+    return _tiny(config) if arg == "tiny" else config
+
+
+def _tiny(config: ConfigDict) -> ConfigDict:
+    """Small enough for a laptop, the same code path: random weights, the embedded block-pushing data."""
+    config.steps = 600
+    config.batch_size = 32
+    config.log_every = 20
+    config.eval_every = 200
+    config.save_every = 200
+    config.eval_batches = 8
+    config.data.root = "runs/demo/data"
+    config.data.mixture = "blocks"
+    config.data.ram_budget = 256 * 2**20
+    config.model.variant = "tiny"
+    config.model.weights = "none"
+    config.model.tokenizer = "train"
+    config.model.prompt_length = 24
+    config.model.image_size = 32
+    config.model.window = 2
+    config.model.chunk = 4
+    config.model.head_hidden = 128
+    config.model.head_layers = 1
+    config.model.head_mlp = (128, 64)
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+    config.model.layers = "unroll"
+    config.optim.lr = 1e-3
+    config.optim.schedule = "half_cosine"
+    config.optim.warmup_steps = 50
+    config.optim.warmup_epochs = 0.0
+    return config

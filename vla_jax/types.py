@@ -1,0 +1,98 @@
+"""What flows between the rooms: observations, batches, and the three protocols.
+
+Axes: b batch, t window step, k chunk step, d action dim, p proprio, n readout tokens, c width, s sequence, l text,
+v visual tokens of one image, h w pixels. Masks are True where valid. This module imports nothing of ours.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jax import Array as JaxArray
+from jaxtyping import Bool, Float, Int, UInt8
+
+Array = JaxArray | np.ndarray
+
+
+class Observation(NamedTuple):
+    """What the policy sees. A pytree of numpy (host) or JAX (device) arrays."""
+
+    images: tuple[UInt8[Array, "b t h w 3"], ...]  # RGB, in config.cameras order
+    image_mask: Bool[Array, "b t cameras"]  # False: this dataset lacks the camera
+    proprio: Float[Array, "b t p"]
+    proprio_mask: Bool[Array, " b"]
+    prompt: Int[Array, "b l"]
+    prompt_mask: Bool[Array, "b l"]
+    step_mask: Bool[Array, "b t"]  # False: before the episode began
+
+
+class Batch(NamedTuple):
+    """One training batch."""
+
+    obs: Observation
+    actions: Float[Array, "b t k d"]  # normalised; (t, k) is the action at time t + k, the current one included
+    action_mask: Bool[Array, "b t k d"]  # False: past the end, before the beginning, or a dim the robot lacks
+    dataset_id: Int[Array, " b"]
+
+
+class Loss(NamedTuple):
+    """A loss as sum and weight apart, so that accumulation and any batch split give the same mean.
+
+    The optimised value is `sum / weight` over the whole global batch. Metrics are (sum, weight) pairs per example:
+    arrays of shape [b] or [b, d]; they carry no gradient.
+    """
+
+    sum: Float[Array, ""]
+    weight: Float[Array, ""]
+    metrics: dict[str, tuple[Array, Array]]
+
+
+class Backbone(Protocol):
+    """A vision-language model seen as: embed, then one pass over a token sequence."""
+
+    width: int
+    tokens_per_image: int
+
+    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]: ...
+
+    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]: ...
+
+    def __call__(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Bool[Array, "n s s"],
+        positions: Int[Array, "n s"],
+        readout: int | None = None,
+    ) -> Float[Array, "n r c"]:
+        """Hidden states after the final norm; with `readout=r` only the last r positions (r = s otherwise).
+
+        `mask[n, q, k]` is True where query q may look at key k.
+        """
+        ...
+
+    def logits(self, hidden: Float[Array, "n s c"]) -> Float[Array, "n s vocab"]: ...
+
+
+class PolicyHead(Protocol):
+    """A pure, causal function of a window of readouts."""
+
+    def loss(
+        self,
+        readouts: Float[Array, "b t n c"],
+        actions: Float[Array, "b t k d"],
+        mask: Bool[Array, "b t k d"],
+        key: JaxArray,
+    ) -> Loss: ...
+
+    def act(self, readouts: Float[Array, "b t n c"], key: JaxArray) -> Float[Array, "b t k d"]:
+        """Normalised actions; a binary dim holds the probability of 1."""
+        ...
+
+
+class Policy(Protocol):
+    """What simulators and robots know: JAX, torch, remote or scripted."""
+
+    def reset(self, instruction: str) -> None: ...
+
+    def act(self, images: dict[str, np.ndarray], proprio: np.ndarray | None = None) -> Float[np.ndarray, "k d"]:
+        """The next `k` actions in the robot's units."""
+        ...
