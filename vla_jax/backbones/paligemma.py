@@ -1,0 +1,409 @@
+"""PaliGemma 1 and 2: a SigLIP tower, a linear projector, a Gemma decoder (arXiv 2407.07726, 2412.03555).
+
+Text embeddings are scaled by sqrt(width) at lookup, image features are not: the convention of transformers >= 5 and big_vision.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float, Int, UInt8
+
+from vla_jax import params as flat
+from vla_jax import sharding, weights
+from vla_jax.transformer import BlockConfig, Linear, Norm, Stack, StackConfig
+from vla_jax.types import Array
+from vla_jax.vision import ViT, VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PaliGemmaConfig:
+    """Sizes, and how the layers are run (`remat`, `layers`: see transformer.StackConfig).
+
+    `post_norms`, the soft caps and the `window` of every other layer are Gemma 2's; 0 or False in Gemma 1.
+    """
+
+    vision: VisionConfig
+    vocab: int
+    width: int
+    mlp: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    q_scale: float
+    eps: float = 1e-6
+    rope_theta: float = 1e4
+    post_norms: bool = False
+    softcap: float = 0.0
+    final_softcap: float = 0.0
+    window: int = 0
+    remat: str = "none"
+    layers: str = "scan"
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side."""
+        return self.vision.image_size
+
+    @property
+    def block(self) -> BlockConfig:
+        """The block the decoder is made of."""
+        return BlockConfig(
+            width=self.width,
+            mlp=self.mlp,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            norm="rms1",
+            eps=self.eps,
+            gated=True,
+            bias=False,
+            q_scale=self.q_scale,
+            softcap=self.softcap,
+            post_norms=self.post_norms,
+            rope_theta=self.rope_theta,
+            window=self.window,
+        )
+
+
+SO400M = VisionConfig(image_size=224, patch=14, width=1152, mlp=4304, depth=27, heads=16)
+GEMMA2 = {"post_norms": True, "softcap": 50.0, "final_softcap": 30.0, "window": 4096}
+
+# The vocabulary is 257152 in big_vision's files; Hugging Face adds <image> and pads to 257216.
+CONFIGS = {
+    "3b-pt-224": PaliGemmaConfig(SO400M, 257216, 2048, 16384, 18, heads=8, kv_heads=1, head_dim=256, q_scale=256**-0.5),
+    "2-3b-pt-224": PaliGemmaConfig(
+        SO400M, 257216, 2304, 9216, 26, heads=8, kv_heads=4, head_dim=256, q_scale=256**-0.5, **GEMMA2
+    ),
+    "tiny": PaliGemmaConfig(
+        VisionConfig(image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4),
+        vocab=1600,
+        width=64,
+        mlp=256,
+        depth=2,
+        heads=4,
+        kv_heads=1,
+        head_dim=16,
+        q_scale=16**-0.5,
+    ),
+}
+
+
+class Embed(nnx.Module):
+    """The token table, also the output layer."""
+
+    def __init__(self, vocab: int, width: int, rngs: nnx.Rngs) -> None:
+        # Unit variance after the scaling by sqrt(width).
+        init = nnx.initializers.normal(width**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (vocab, width), jnp.float32), logical=("vocab", "embed"))
+
+
+class Decoder(nnx.Module):
+    """The Gemma blocks and the final norm."""
+
+    def __init__(self, config: PaliGemmaConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
+        self.layers = Stack(config.block, config.depth, run, rngs)
+        self.norm = Norm(config.width, "rms1", config.eps, "embed")
+
+
+class PaliGemma(nnx.Module):
+    """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
+
+    def __init__(self, config: PaliGemmaConfig, rngs: nnx.Rngs) -> None:
+        run = StackConfig(config.remat, config.layers)
+        self.config = config
+        self.width, self.tokens_per_image = config.width, config.vision.tokens
+        self.vision = ViT(config.vision, run, rngs)
+        self.projector = Linear((config.vision.width, config.width), ("vision", "embed"), bias=True, rngs=rngs)
+        self.embed = Embed(config.vocab, config.width, rngs)
+        self.decoder = Decoder(config, run, rngs)
+
+    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+        """Projected image features, on the scale of scaled text embeddings."""
+        return self.projector(self.vision(images))
+
+    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+        """Token embeddings times sqrt(width)."""
+        table = self.embed.embedding[...]
+        return table[tokens] * jnp.asarray(self.width**0.5, table.dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Bool[Array, "n s s"],
+        positions: Int[Array, "n s"],
+        readout: int | None = None,
+    ) -> Float[Array, "n r c"]:
+        """Hidden states after the final norm, at the last `readout` positions if given."""
+        return self.decoder.norm(self.decoder.layers(x, mask, positions, readout))
+
+    def logits(self, hidden: Float[Array, "n s c"]) -> Float[Array, "n s vocab"]:
+        """float32 logits of the tied output layer."""
+        out = jnp.einsum("nsc,vc->nsv", hidden, self.embed.embedding[...], preferred_element_type=jnp.float32)
+        cap = self.config.final_softcap
+        return cap * jnp.tanh(out / cap) if cap else out
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+def load(
+    path: Path | str, config: PaliGemmaConfig, specs: dict[str, jax.ShapeDtypeStruct], allow_missing: Sequence[str] = ()
+) -> flat.Params:
+    """Pretrained parameters in the dtypes and shardings of `specs` ({name: ShapeDtypeStruct}).
+
+    `path` is a Hugging Face folder or a big_vision .npz. Raises ValueError naming every missing, unexpected or mis-shaped array;
+    a missing one is left out of the result where a pattern of `allow_missing` matches its name.
+    """
+    source = weights.open_source(path)
+    table = npz_names(config) if source.kind == "npz" else hf_names(config)
+    return weights.load(source, table, specs, allow_missing)
+
+
+def from_pretrained(
+    path: Path | str, mesh: jax.sharding.Mesh | None = None, dtype: Any = jnp.float32, allow_missing: Sequence[str] = ()
+) -> tuple[nnx.GraphDef, flat.Params]:
+    """The model that a Hugging Face folder or a big_vision .npz describes: (graphdef, params), born sharded over the mesh.
+
+    Without a mesh everything is on the first device.
+    """
+    source = weights.open_source(path)
+    config = _npz_config(source) if source.kind == "npz" else _hf_config(source.config())
+
+    def build(rngs: nnx.Rngs) -> PaliGemma:
+        return PaliGemma(config, rngs)
+
+    graphdef, shapes, logical = flat.abstract(build)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+    where = sharding.resolve(shapes, logical, mesh)
+    specs = {k: jax.ShapeDtypeStruct(v.shape, dtype, sharding=where[k]) for k, v in shapes.items()}
+    loaded = load(path, config, specs, allow_missing)
+    fresh = flat.initialise(build, 0, {name: place for name, place in where.items() if name not in loaded})
+    return graphdef, {name: loaded[name] if name in loaded else fresh[name].astype(dtype) for name in shapes}
+
+
+def hf_names(config: PaliGemmaConfig) -> dict[str, weights.Entry]:
+    """Our parameters -> names in a Hugging Face checkpoint (after weights.normalise) and what to do with the arrays."""
+    linear, plain, patch = weights.transposed, weights.as_is, weights.conv_patches
+    entry = weights.Entry
+    vision, text = "vision_tower.", "language_model."
+    table = {
+        "vision/patch/kernel": entry(f"{vision}embeddings.patch_embedding.weight", patch),
+        "vision/patch/bias": entry(f"{vision}embeddings.patch_embedding.bias", plain),
+        "vision/positions": entry(f"{vision}embeddings.position_embedding.weight", plain),
+        "vision/norm/scale": entry(f"{vision}post_layernorm.weight", plain),
+        "vision/norm/bias": entry(f"{vision}post_layernorm.bias", plain),
+        "projector/kernel": entry("multi_modal_projector.linear.weight", linear),
+        "projector/bias": entry("multi_modal_projector.linear.bias", plain),
+        "embed/embedding": entry(f"{text}embed_tokens.weight", plain),
+        "decoder/norm/scale": entry(f"{text}norm.weight", plain),
+    }
+    layer = f"{vision}encoder.layers.{{}}."
+    for ours, theirs in (("norm_attn", "layer_norm1"), ("norm_mlp", "layer_norm2")):
+        table[f"vision/layers/blocks/{ours}/scale"] = entry(f"{layer}{theirs}.weight", plain, config.vision.depth)
+        table[f"vision/layers/blocks/{ours}/bias"] = entry(f"{layer}{theirs}.bias", plain, config.vision.depth)
+    pairs = [(f"attn/{x}", f"self_attn.{x}_proj") for x in "qkv"] + [("attn/o", "self_attn.out_proj")]
+    for ours, theirs in [*pairs, ("mlp/up", "mlp.fc1"), ("mlp/down", "mlp.fc2")]:
+        table[f"vision/layers/blocks/{ours}/kernel"] = entry(f"{layer}{theirs}.weight", linear, config.vision.depth)
+        table[f"vision/layers/blocks/{ours}/bias"] = entry(f"{layer}{theirs}.bias", plain, config.vision.depth)
+    layer = f"{text}layers.{{}}."
+    pairs = [(f"attn/{x}", f"self_attn.{x}_proj") for x in "qkvo"]
+    for ours, theirs in [*pairs, *((f"mlp/{x}", f"mlp.{x}_proj") for x in ("gate", "up", "down"))]:
+        table[f"decoder/layers/blocks/{ours}/kernel"] = entry(f"{layer}{theirs}.weight", linear, config.depth)
+    # In Gemma 1 post_attention_layernorm is the norm BEFORE the MLP; in Gemma 2 it is the one after attention.
+    norms = {"norm_attn": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
+    if config.post_norms:
+        norms = {
+            "norm_attn": "input_layernorm",
+            "post_attn": "post_attention_layernorm",
+            "norm_mlp": "pre_feedforward_layernorm",
+            "post_mlp": "post_feedforward_layernorm",
+        }
+    for ours, theirs in norms.items():
+        table[f"decoder/layers/blocks/{ours}/scale"] = entry(f"{layer}{theirs}.weight", plain, config.depth)
+    return table
+
+
+def npz_names(config: PaliGemmaConfig) -> dict[str, weights.Entry]:
+    """Our parameters -> names in a big_vision .npz, whose layers are stacked already and whose kernels are [in, out]."""
+    entry, plain = weights.Entry, weights.as_is
+    flat_in, flat_out = weights.merge_last, weights.merge_first
+    block = "img/Transformer/encoderblock/"
+    ours = "vision/layers/blocks/"
+    attention = f"{block}MultiHeadDotProductAttention_0/"
+    table = {
+        "vision/patch/kernel": entry("img/embedding/kernel", weights.merge_to_last),
+        "vision/patch/bias": entry("img/embedding/bias", plain),
+        "vision/positions": entry("img/pos_embedding", weights.first),
+        "vision/norm/scale": entry("img/Transformer/encoder_norm/scale", plain),
+        "vision/norm/bias": entry("img/Transformer/encoder_norm/bias", plain),
+        "projector/kernel": entry("img/head/kernel", plain),
+        "projector/bias": entry("img/head/bias", plain),
+        "embed/embedding": entry("llm/embedder/input_embedding", weights.pad_rows(config.vocab)),
+        "decoder/norm/scale": entry("llm/final_norm/scale", plain),
+    }
+    for i, norm in enumerate(("norm_attn", "norm_mlp")):
+        for leaf in ("scale", "bias"):
+            table[f"{ours}{norm}/{leaf}"] = entry(f"{block}LayerNorm_{i}/{leaf}", plain)
+    for name, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
+        table[f"{ours}attn/{name}/kernel"] = entry(f"{attention}{theirs}/kernel", flat_in)  # L D N H -> L D NH
+        table[f"{ours}attn/{name}/bias"] = entry(f"{attention}{theirs}/bias", flat_in)  # L N H -> L NH
+    table[f"{ours}attn/o/kernel"] = entry(f"{attention}out/kernel", flat_out)  # L N H D -> L NH D
+    table[f"{ours}attn/o/bias"] = entry(f"{attention}out/bias", plain)
+    for i, name in enumerate(("up", "down")):
+        for leaf in ("kernel", "bias"):
+            table[f"{ours}mlp/{name}/{leaf}"] = entry(f"{block}MlpBlock_0/Dense_{i}/{leaf}", plain)
+    ours, block = "decoder/layers/blocks/", "llm/layers/"
+    table[f"{ours}attn/o/kernel"] = entry(f"{block}attn/attn_vec_einsum/w", flat_out)  # L N H E -> L NH E
+    if config.heads == config.kv_heads:
+        for i, name in enumerate("qkv"):
+            table[f"{ours}attn/{name}/kernel"] = entry(f"{block}attn/qkv_einsum/w", weights.einsum_part(i))
+    else:
+        table[f"{ours}attn/q/kernel"] = entry(f"{block}attn/q_einsum/w", weights.einsum_heads)  # L N E H -> L E NH
+        for i, name in enumerate("kv"):
+            table[f"{ours}attn/{name}/kernel"] = entry(f"{block}attn/kv_einsum/w", weights.einsum_part(i))
+    for i, name in enumerate(("gate", "up")):
+        table[f"{ours}mlp/{name}/kernel"] = entry(f"{block}mlp/gating_einsum", weights.part(i))
+    table[f"{ours}mlp/down/kernel"] = entry(f"{block}mlp/linear", plain)
+    norms = {"norm_attn": "pre_attention_norm", "norm_mlp": "pre_ffw_norm"}
+    if config.post_norms:
+        norms |= {"post_attn": "post_attention_norm", "post_mlp": "post_ffw_norm"}
+    for name, theirs in norms.items():
+        table[f"{ours}{name}/scale"] = entry(f"{block}{theirs}/scale", plain)
+    return table
+
+
+def _hf_config(body: dict[str, Any]) -> PaliGemmaConfig:
+    """The sizes in a Hugging Face config.json. Top-level vocab_size and hidden_size are not trusted: versions differ."""
+    text, vision = body["text_config"], body["vision_config"]
+    kind = text.get("model_type", "gemma")
+    if kind not in ("gemma", "gemma2"):
+        raise ValueError(f"config.json: text_config.model_type: expected gemma or gemma2, got {kind!r}")
+    for where, table in (("text_config", text), ("vision_config", vision)):
+        act = table.get("hidden_activation") or table.get("hidden_act") or "gelu_pytorch_tanh"
+        # transformers reads Gemma's old "gelu" as the tanh form.
+        if act != "gelu_pytorch_tanh" and not (where == "text_config" and kind == "gemma" and act == "gelu"):
+            raise ValueError(f"config.json: {where}: expected gelu_pytorch_tanh, got {act!r}")
+    rope = text.get("rope_parameters") or {}
+    if "full_attention" in rope:  # one entry per kind of layer, with the same base in Gemma 2
+        rope = rope["full_attention"]
+    gemma2 = kind == "gemma2"
+    return PaliGemmaConfig(
+        vision=VisionConfig(
+            image_size=vision.get("image_size", 224),
+            patch=vision.get("patch_size", 14),
+            width=vision["hidden_size"],
+            mlp=vision["intermediate_size"],
+            depth=vision["num_hidden_layers"],
+            heads=vision["num_attention_heads"],
+            eps=vision.get("layer_norm_eps", 1e-6),
+        ),
+        vocab=text["vocab_size"],
+        width=text["hidden_size"],
+        mlp=text["intermediate_size"],
+        depth=text["num_hidden_layers"],
+        heads=text["num_attention_heads"],
+        kv_heads=text["num_key_value_heads"],
+        head_dim=text.get("head_dim", 256),
+        q_scale=(text.get("query_pre_attn_scalar", 256) if gemma2 else text.get("head_dim", 256)) ** -0.5,
+        eps=text.get("rms_norm_eps", 1e-6),
+        rope_theta=rope.get("rope_theta") or text.get("rope_theta") or 1e4,
+        post_norms=gemma2,
+        softcap=(text.get("attn_logit_softcapping", 50.0) or 0.0) if gemma2 else 0.0,
+        final_softcap=(text.get("final_logit_softcapping", 30.0) or 0.0) if gemma2 else 0.0,
+        window=text.get("sliding_window", 4096) if gemma2 else 0,
+    )
+
+
+def _npz_config(source: weights.Source) -> PaliGemmaConfig:
+    """The released config whose sizes an .npz has, with the file's vocabulary."""
+    arrays = source.arrays
+    embedding = arrays.get("llm/embedder/input_embedding")
+    if embedding is None:
+        raise ValueError(f"{source.path}: expected llm/embedder/input_embedding, got {sorted(arrays)[:5]}...; not PaliGemma?")
+    for config in CONFIGS.values():
+        if config.width == embedding.shape[1] and config.post_norms == ("llm/layers/post_ffw_norm/scale" in arrays):
+            positions = arrays["img/pos_embedding"].shape[1]
+            if config.vision.tokens == positions:
+                return dataclasses.replace(config, vocab=embedding.shape[0])
+    raise ValueError(f"{source.path}: width {embedding.shape[1]} is none of {', '.join(CONFIGS)}; use load with its config")
+
+
+# ---------------------------------------------------------------------------------------------------- prompt and tokenizer
+
+
+def prompt(instruction: str) -> str:
+    """What stands between <bos> and the readouts: the instruction as one clean line, and a newline as in pretraining."""
+    return " ".join(instruction.split()) + "\n"
+
+
+class Tokenizer:
+    """instruction -> ids of <bos>, the instruction, newline."""
+
+    def __init__(self, folder: Path | str) -> None:
+        # Imported here: a training host with a tokenizer at hand is the only one that needs it.
+        from transformers import AutoTokenizer
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"tokenizer: expected a folder with tokenizer files, got {folder}")
+        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        if self._tokenizer.bos_token_id is None:
+            raise ValueError(f"tokenizer {folder}: expected a <bos> token, as PaliGemma has; is it another model's?")
+
+    @property
+    def vocab(self) -> int:
+        """One more than the largest id."""
+        return len(self._tokenizer)
+
+    def encode(self, instruction: str) -> list[int]:
+        """Ids of `<bos> instruction \\n`; the newline is its own piece, as big_vision tokenises it."""
+        ids = self._tokenizer.encode(prompt(instruction)[:-1], add_special_tokens=False)
+        newline = self._tokenizer.encode("\n", add_special_tokens=False)
+        return [self._tokenizer.bos_token_id, *ids, *newline]
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a local Hugging Face folder."""
+    return Tokenizer(folder)
+
+
+def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
+    """Trains a small tokenizer laid out like PaliGemma's: pieces, then <loc>, <seg> and <image> at the end.
+
+    Deterministic in `texts`. Writes a Hugging Face folder, whole or not at all.
+    """
+    import io
+    import os
+    import shutil
+
+    import sentencepiece as spm
+    from sentencepiece import sentencepiece_model_pb2 as model_pb2
+    from transformers import GemmaTokenizer
+
+    out = Path(out)
+    letters = {c for text in texts for c in text}
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts or ["a"]), model_writer=model, model_type="bpe", byte_fallback=True,
+        vocab_size=max(300, min(420, 262 + len(letters) + 4 * len(texts))), hard_vocab_limit=False,
+        add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity", character_coverage=1.0,
+        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
+        user_defined_symbols=["<mask>"], num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    proto = model_pb2.ModelProto.FromString(model.getvalue())
+    for piece in (*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))):
+        proto.pieces.add(piece=piece, score=0.0, type=model_pb2.ModelProto.SentencePiece.USER_DEFINED)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / "tokenizer.model").write_bytes(proto.SerializeToString())
+    tokenizer = GemmaTokenizer.from_pretrained(str(part))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(str(part))
+    os.replace(part, out)

@@ -1,0 +1,208 @@
+"""Where every array lives: the mesh, the resolver from logical axis names to shardings, and the rows of a batch.
+
+Mesh axes are `(data, fsdp, tensor)`. Examples are split over data and fsdp; parameters over fsdp and tensor. The mesh
+is passed explicitly everywhere: nothing here sets or reads an ambient one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from vla_jax.params import Logical, Shapes
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis name -> mesh axis. "vision" is the width of the vision tower, "embed" that of the decoder.
+RULES = {
+    "embed": "fsdp",
+    "vision": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv": "tensor",
+    "vocab": "tensor",
+}
+
+# A parameter of at least this many bytes must be split over fsdp.
+LARGE = 16 * 2**20
+
+Shardings = dict[str, NamedSharding]
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A `(data, fsdp, tensor)` mesh over all given devices (default: every device of every process).
+
+    One size may be -1: it takes what the others leave. With several slices the slow network between them carries the
+    data axis, and the fsdp axis only where data has too few parts. Raises ValueError when the sizes do not multiply to
+    the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = _fill((data, fsdp, tensor), len(devices))
+    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def resolve(
+    shapes: Shapes, logical: Logical, mesh: Mesh, rules: Mapping[str, str] | None = None, large: int = LARGE
+) -> Shardings:
+    """The sharding of every parameter from its logical axis names.
+
+    Axes are taken left to right: the first to ask for a mesh axis gets it, and an axis that the mesh does not divide
+    stays whole. A parameter of `large` bytes or more that fsdp does not split after that is split over it along its
+    largest named axis that divides (beside tensor if need be); if none does, ValueError names it.
+    """
+    rules = RULES if rules is None else rules
+    unknown = sorted({name for names in logical.values() for name in names if name is not None} - set(rules))
+    if unknown:
+        raise ValueError(f"sharding: expected logical axes among {', '.join(sorted(rules))}, got {', '.join(unknown)}")
+    out = {}
+    for path, shape in shapes.items():
+        spec = _by_rules(shape.shape, logical[path], mesh, rules)
+        if mesh.shape["fsdp"] > 1 and _bytes(shape) >= large and not any("fsdp" in axes for axes in spec):
+            _second_chance(path, shape.shape, logical[path], mesh, spec)
+        entries: list[Any] = [axes[0] if len(axes) == 1 else axes or None for axes in spec]
+        while entries and entries[-1] is None:
+            entries.pop()
+        out[path] = NamedSharding(mesh, PartitionSpec(*entries))
+    return out
+
+
+def table(shapes: Shapes, shardings: Shardings) -> str:
+    """A text table: path, shape, dtype, spec and bytes per device of every parameter, then the totals."""
+    rows = [("parameter", "shape", "dtype", "spec", "bytes/device")]
+    for path, shape in shapes.items():
+        axes = ("-" if axis is None else str(axis).replace("'", "") for axis in shardings[path].spec)
+        each = f"{_per_device(shape, shardings[path]):,}"
+        rows.append((path, str(list(shape.shape)), str(shape.dtype), f"({', '.join(axes)})", each))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = []
+    for row in rows:
+        left = "  ".join(cell.ljust(width) for cell, width in zip(row[:4], widths[:4], strict=True))
+        lines.append(f"{left}  {row[4].rjust(widths[4])}")
+    count = sum(math.prod(shape.shape) for shape in shapes.values())
+    whole = sum(_bytes(shape) for shape in shapes.values())
+    part = sum(_per_device(shape, shardings[path]) for path, shape in shapes.items())
+    lines.append(f"total: {count:,} parameters, {whole:,} bytes, {part:,} bytes per device ({part / 2**30:.3f} GiB)")
+    return "\n".join(lines)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """The rows of the global batch that this process must build, sorted.
+
+    Read off the sharding, not off the process index: processes that hold replicas of the same rows all build them.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(
+            f"batch size: expected a multiple of data x fsdp = {parts}, got {batch_size}; change batch_size, mesh.data "
+            "or mesh.fsdp"
+        )
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    everything = np.arange(batch_size)
+    return np.unique(np.concatenate([everything[index] for index in indices.values() if index is not None]))
+
+
+def global_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
+    """Global arrays [batch_size, ...] from a pytree of numpy arrays that hold this process's `rows`, in that order."""
+    own = rows(mesh, batch_size)
+    sharding = batch_sharding(mesh)
+
+    def place(local: np.ndarray) -> jax.Array:
+        if local.shape[:1] != own.shape:
+            raise ValueError(
+                f"batch: expected the {len(own)} rows this process owns of a batch of {batch_size}, got shape "
+                f"{local.shape}; give the loader rows=sharding.rows(mesh, batch_size)"
+            )
+
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # only for shardings that leave devices without a piece
+            start, stop, _ = index[0].indices(batch_size)
+            first = int(np.searchsorted(own, start))  # own holds start..stop - 1 without gaps, by construction
+            return local[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, piece)
+
+    return jax.tree.map(place, batch)
+
+
+def _fill(shape: tuple[int, int, int], devices: int) -> tuple[int, int, int]:
+    known = math.prod(size for size in shape if size != -1)
+    free = shape.count(-1)
+    legal = free <= 1 and all(size == -1 or size > 0 for size in shape)
+    if not legal or (devices % known if free else known != devices):
+        raise ValueError(
+            f"mesh: expected data x fsdp x tensor to give {devices} devices, at most one of them -1 for 'the rest', "
+            f"got {' x '.join(map(str, shape))}; set mesh.data, mesh.fsdp, mesh.tensor"
+        )
+    data, fsdp, tensor = (devices // known if size == -1 else size for size in shape)
+    return data, fsdp, tensor
+
+
+def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the shape of the mesh, neighbours close to each other."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices=devices)
+    data, fsdp, tensor = shape
+    between_data = math.gcd(data, slices)
+    between_fsdp = slices // between_data
+    if fsdp % between_fsdp:
+        raise ValueError(
+            f"mesh: data x fsdp = {data} x {fsdp} cannot be laid over {slices} slices; make data a multiple of "
+            f"{slices}, so that only gradients cross the slow network"
+        )
+    within = (data // between_data, fsdp // between_fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(within, (between_data, between_fsdp, 1), devices=devices)
+
+
+def _by_rules(
+    shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh, rules: Mapping[str, str]
+) -> list[tuple[str, ...]]:
+    """The mesh axes of every axis of one parameter."""
+    spec: list[tuple[str, ...]] = []
+    taken: set[str] = set()
+    for size, name in zip(shape, names, strict=True):
+        axis = None if name is None else rules[name]
+        if axis is None or axis in taken or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
+            spec.append(())
+        else:
+            spec.append((axis,))
+            taken.add(axis)
+    return spec
+
+
+def _second_chance(
+    path: str, shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh, spec: list[tuple[str, ...]]
+) -> None:
+    """Adds fsdp to the largest named axis that divides. The unnamed layer axis is left alone: scan slices it."""
+    fsdp = mesh.shape["fsdp"]
+    for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
+        if names[i] is not None and shape[i] % (fsdp * math.prod(mesh.shape[axis] for axis in spec[i])) == 0:
+            spec[i] = (*spec[i], "fsdp")
+            return
+    raise ValueError(
+        f"sharding: {path} of shape {list(shape)} with axes {names} is large and no named axis divides by mesh.fsdp = "
+        f"{fsdp}; name its axes, or choose another mesh.fsdp"
+    )
+
+
+def _bytes(shape: jax.ShapeDtypeStruct) -> int:
+    return math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
+
+
+def _per_device(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+    return math.prod(sharding.shard_shape(shape.shape)) * np.dtype(shape.dtype).itemsize

@@ -1,0 +1,250 @@
+"""Pretrained files -> arrays born sharded; strict.
+
+A file is opened as a dict of memory-mapped arrays, a backbone's name table turns them into views in our layout, and each device
+reads its own piece of a view. The whole model is never in one host copy, nor on one device. Every missing, unexpected or
+mis-shaped array is named before the first byte is copied.
+"""
+
+import fnmatch
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from vla_jax.params import Params
+
+Transform = Callable[[np.ndarray], np.ndarray]
+Specs = dict[str, jax.ShapeDtypeStruct]
+
+SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+# Present in some releases, without meaning for us: buffers, SigLIP's pooling head, and the output layer, which is tied.
+IGNORED = ("*.position_ids", "*.rotary_emb.inv_freq", "vision_tower.head.*", "lm_head.weight")
+
+
+class Entry(NamedTuple):
+    """Where one of our parameters comes from.
+
+    `source` holds {} where the layer number goes when `layers` > 0: those arrays are stacked on a new leading axis.
+    """
+
+    source: str
+    transform: Transform
+    layers: int = 0
+
+
+class Source(NamedTuple):
+    """An opened checkpoint: its arrays by (normalised) name, without their bytes."""
+
+    path: Path
+    kind: str  # "hf" or "npz"
+    arrays: dict[str, np.ndarray]
+
+    def config(self) -> dict[str, Any]:
+        """config.json of a Hugging Face folder. Raises ValueError without one."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise ValueError(f"{self.path}: expected config.json beside the weights; download the whole folder")
+        return json.loads(file.read_text())
+
+
+# ------------------------------------------------------------------------------------------------------------ transforms
+
+
+def as_is(x: np.ndarray) -> np.ndarray:
+    """The array."""
+    return x
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """torch Linear [out, in] -> kernel [in, out]."""
+    return x.T
+
+
+def conv_patches(x: np.ndarray) -> np.ndarray:
+    """torch Conv2d [out, 3, p, p] -> kernel [p*p*3, out] of flattened (row, column, channel) patches."""
+    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+
+def first(x: np.ndarray) -> np.ndarray:
+    """Drops a leading axis of one."""
+    return x[0]
+
+
+def merge_last(x: np.ndarray) -> np.ndarray:
+    """The last two axes become one."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def merge_first(x: np.ndarray) -> np.ndarray:
+    """[layers, a, b, c] -> [layers, a*b, c]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def merge_to_last(x: np.ndarray) -> np.ndarray:
+    """Every axis but the last becomes one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def einsum_heads(x: np.ndarray) -> np.ndarray:
+    """big_vision einsum [layers, heads, in, head_dim] -> kernel [layers, in, heads*head_dim]."""
+    return merge_last(x.transpose(0, 2, 1, 3))
+
+
+def part(i: int) -> Transform:
+    """Entry i of the second axis."""
+    return lambda x: x[:, i]
+
+
+def einsum_part(i: int) -> Transform:
+    """big_vision stacked einsums, [layers, parts, ...] or [parts, ...] at layer level: part i as a kernel."""
+    return lambda x: einsum_heads(x[:, i])
+
+
+def pad_rows(rows: int) -> Transform:
+    """Zero rows at the end, up to `rows`."""
+    return lambda x: np.concatenate([x, np.zeros((max(rows - x.shape[0], 0), x.shape[1]), x.dtype)])
+
+
+# --------------------------------------------------------------------------------------------------------------- reading
+
+
+def open_source(path: Path | str) -> Source:
+    """Opens a Hugging Face folder (model.safetensors, or shards with their index) or a big_vision .npz.
+
+    Raises ValueError when it is not there, incomplete, or its header is damaged.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix == ".npz":
+        arrays = _open_npz(path)
+        return Source(path, "npz", {name.removeprefix("params/"): array for name, array in arrays.items()})
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        files = [path / "model.safetensors"]
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise ValueError(
+            f"weights: expected a big_vision .npz or a Hugging Face folder with safetensors at {path.absolute()}, not found: "
+            f"{', '.join(absent)}; get one by `huggingface-cli download google/paligemma-3b-pt-224 --local-dir {path}`"
+        )
+    arrays = {}
+    for file in files:
+        for name, array in _open_safetensors(file).items():
+            arrays[normalise(name)] = array
+    return Source(path, "hf", arrays)
+
+
+def normalise(name: str) -> str:
+    """One spelling for the four key layouts that transformers 4.41 to 5.23 write and hold for LLaVA-like models."""
+    name = re.sub(r"^model\.(?=language_model|vision_tower|multi_modal_projector)", "", name)
+    for old, new in (
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "language_model."),
+        ("vision_tower.vision_model.", "vision_tower."),
+    ):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def load(source: Source, table: dict[str, Entry], specs: Specs, allow_missing: Sequence[str] = ()) -> Params:
+    """Arrays for `specs` ({our name: shape, dtype, sharding}) as `table` says; see the module's docstring.
+
+    A parameter whose source is missing is left out where a pattern of `allow_missing` matches its name.
+    """
+    views: dict[str, list[np.ndarray]] = {}
+    problems, used = [], set()
+    for name, spec in specs.items():
+        if name not in table:
+            problems.append(f"missing: {name} has no entry in the name table")
+            continue
+        entry = table[name]
+        names = [entry.source.format(i) for i in range(entry.layers)] if entry.layers else [entry.source]
+        absent = [n for n in names if n not in source.arrays]
+        used.update(names)
+        if absent:
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_missing):
+                problems.extend(f"missing: {n} (for {name})" for n in absent)
+            continue
+        views[name] = [entry.transform(source.arrays[n]) for n in names]
+        wanted = spec.shape[1:] if entry.layers else spec.shape
+        problems.extend(
+            f"shape: {n} (for {name}): expected {tuple(wanted)}, got {view.shape}"
+            for n, view in zip(names, views[name], strict=True)
+            if view.shape != tuple(wanted)
+        )
+    problems.extend(
+        f"unexpected: {n}"
+        for n in sorted(source.arrays.keys() - used)
+        if not any(fnmatch.fnmatchcase(n, pattern) for pattern in IGNORED)
+    )
+    if problems:
+        raise ValueError(
+            f"weights {source.path}: {len(problems)} arrays do not fit:\n  " + "\n  ".join(problems) + "\ncheck model.variant; a "
+            "missing one can be left random by naming it in model.allow_missing"
+        )
+    return {name: _place(parts, specs[name], stacked=bool(table[name].layers)) for name, parts in views.items()}
+
+
+def _place(parts: list[np.ndarray], spec: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+        if not stacked:
+            return np.ascontiguousarray(parts[0][index]).astype(spec.dtype)
+        return np.stack([np.ascontiguousarray(part[index[1:]]).astype(spec.dtype) for part in parts[index[0]]])
+
+    return jax.make_array_from_callback(spec.shape, spec.sharding, piece)
+
+
+def _open_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """Memory-mapped arrays. The format: 8 bytes of header length, a JSON header with byte ranges, the bytes."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length)) if 0 < length <= size - 8 else None
+    if header is None:
+        raise ValueError(f"{file}: not a safetensors file (header of {length} bytes in {size}); download it again")
+    body = np.memmap(file, np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
+    arrays = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise ValueError(f"{file}: {name}: expected one of {', '.join(SAFETENSORS_DTYPES)}, got {entry['dtype']}")
+        dtype, (start, stop) = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]), entry["data_offsets"]
+        if stop > body.size or stop - start != math.prod(entry["shape"]) * dtype.itemsize:
+            raise ValueError(f"{file}: {name}: its bytes are not all there; the file is truncated, download it again")
+        arrays[name] = body[start:stop].view(dtype).reshape(entry["shape"])
+    return arrays
+
+
+def _open_npz(file: Path) -> dict[str, np.ndarray]:
+    """Memory-mapped arrays of an uncompressed .npz; compressed members are read whole."""
+    arrays = {}
+    with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = reader(member)
+                start = member.tell()
+                stored = info.compress_type == zipfile.ZIP_STORED and not fortran and math.prod(shape) > 0
+                whole = None if stored else np.frombuffer(member.read(), dtype)
+            if whole is None:
+                handle.seek(info.header_offset + 26)  # lengths of name and extra field in the local header of 30 bytes
+                extra = sum(int.from_bytes(handle.read(2), "little") for _ in range(2))
+                whole = np.memmap(file, dtype, "r", info.header_offset + 30 + extra + start, shape)
+            else:
+                whole = whole.reshape(shape, order="F" if fortran else "C")
+            # numpy has no bfloat16: files hold it as two untyped bytes.
+            arrays[name] = whole.view(ml_dtypes.bfloat16) if dtype in (np.dtype("V2"), np.dtype(np.uint16)) else whole
+    return arrays
