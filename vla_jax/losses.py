@@ -30,7 +30,7 @@ class ActionLoss:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"ActionLoss.kind: expected one of {KINDS}, got {self.kind!r}; set model.loss.kind")
+            raise ValueError(f"ActionLoss.kind: expected one of {KINDS}, got {self.kind!r}; set loss.kind")
         if self.delta <= 0:
             raise ValueError(f"ActionLoss.delta: expected a number > 0, got {self.delta}; 1.0 is RoboVLMs' value")
 

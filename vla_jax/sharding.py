@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from vla_jax.params import Logical, Shapes
@@ -32,6 +32,7 @@ RULES = {
 LARGE = 16 * 2**20
 
 Shardings = dict[str, NamedSharding]
+AnyMesh = Mesh | AbstractMesh  # abstract: sizes without devices, for plans of machines that are not here
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -47,7 +48,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
 
 
 def resolve(
-    shapes: Shapes, logical: Logical, mesh: Mesh, rules: Mapping[str, str] | None = None, large: int = LARGE
+    shapes: Shapes, logical: Logical, mesh: AnyMesh, rules: Mapping[str, str] | None = None, large: int = LARGE
 ) -> Shardings:
     """The sharding of every parameter from its logical axis names.
 
@@ -90,7 +91,7 @@ def table(shapes: Shapes, shardings: Shardings) -> str:
     return "\n".join(lines)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -170,7 +171,7 @@ def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def _by_rules(
-    shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh, rules: Mapping[str, str]
+    shape: tuple[int, ...], names: tuple[str | None, ...], mesh: AnyMesh, rules: Mapping[str, str]
 ) -> list[tuple[str, ...]]:
     """The mesh axes of every axis of one parameter."""
     spec: list[tuple[str, ...]] = []
@@ -186,7 +187,7 @@ def _by_rules(
 
 
 def _second_chance(
-    path: str, shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh, spec: list[tuple[str, ...]]
+    path: str, shape: tuple[int, ...], names: tuple[str | None, ...], mesh: AnyMesh, spec: list[tuple[str, ...]]
 ) -> None:
     """Adds fsdp to the largest named axis that divides. The unnamed layer axis is left alone: scan slices it."""
     fsdp = mesh.shape["fsdp"]

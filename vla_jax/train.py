@@ -69,9 +69,6 @@ class Hooks(NamedTuple):
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------------- state
-
-
 def abstract_state(
     shapes: Shapes, shardings: sharding.Shardings, trainable: list[str], optimizer: optim.Optimizer, config: TrainConfig
 ) -> TrainState:
@@ -131,9 +128,6 @@ def init_state(params: Params, abstract: TrainState, optimizer: optim.Optimizer)
 def inference_params(state: TrainState) -> Params:
     """What evaluation and export use: the average if one is kept, else the trained parameters; and the frozen ones."""
     return {**(state.params if state.ema is None else state.ema), **state.frozen}
-
-
-# ----------------------------------------------------------------------------------------------------------------- step
 
 
 def make_train_step(
@@ -269,9 +263,6 @@ def _means(pairs: Pairs, units: Units) -> Metrics:
         else:
             out.update({f"{name}/{dim}": mean[i] for i, dim in enumerate(units.names)})
     return out
-
-
-# ----------------------------------------------------------------------------------------------------------------- loop
 
 
 def fit(state: TrainState, step: Any, batches: Iterator[Batch], config: TrainConfig, hooks: Hooks) -> TrainState:

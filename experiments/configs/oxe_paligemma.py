@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.weight_decay = 0.0
     config.optim.clip = 1.0
     config.optim.schedule = "constant"
-    config.optim.min_lr_scale = 0.01
+    config.optim.min_lr_scale = 0.0  # where half_cosine ends, as a fraction of lr
     config.optim.warmup_steps = 0
     config.optim.warmup_epochs = 0.25
     config.optim.ema = 0.0  # decay; 0 = off
@@ -113,6 +113,7 @@ def _tiny(config: ConfigDict) -> ConfigDict:
     config.model.layers = "unroll"
     config.optim.lr = 1e-3
     config.optim.schedule = "half_cosine"
+    config.optim.min_lr_scale = 0.05
     config.optim.warmup_steps = 50
     config.optim.warmup_epochs = 0.0
     return config

@@ -1,0 +1,38 @@
+# demo: the whole path on embedded data. test: the fast lane. test-all: what CI runs. lint: what must hold before a commit.
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed-$(shell sha256sum requirements.txt | cut -c1-16)
+RUN ?= runs/demo
+
+.PHONY: demo test test-all lint format venv
+venv: $(STAMP)
+
+$(STAMP): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m data_pipelines.builders.blocks --out $(RUN)/data
+	$(BIN)/python -m experiments.pretrain --config=oxe_paligemma.py:tiny --config.data.root=$(RUN)/data --workdir=$(RUN)/policy
+	$(BIN)/python -m experiments.pretrain --config=oxe_paligemma.py:tiny --config.data.root=$(RUN)/data \
+	    --config.data.blank_instruction=True --workdir=$(RUN)/blank
+	$(BIN)/python -m experiments.evaluate --workdir=$(RUN)/policy --without=$(RUN)/blank
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,168 @@
+"""Open-loop evaluation of a trained policy on held-out episodes.
+
+    python -m experiments.evaluate --workdir=DIR [--without=DIR]
+
+Prints the held-out arm loss of the policy beside two figures it must beat: that of the best constant action, and its own with
+every instruction blanked. `--without` is the work directory of a run trained with data.blank_instruction=True: what can be
+had without language at all. Writes evaluation.json and actions.png (predicted against true over one episode) into DIR.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
+
+from experiments import build, plots
+from vla_jax import params as flat
+from vla_jax.checkpoint import load_meta, load_params
+from vla_jax.params import merge
+from vla_jax.types import Batch
+
+Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates the newest checkpoint of a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--without", type=Path, default=None, help="a run trained with data.blank_instruction=True")
+    args = parser.parse_args(argv)
+    result = evaluate(args.workdir)
+    if args.without is not None:
+        result["arm_loss_trained_without_instruction"] = evaluate(args.without)["arm_loss"]
+    policy, constant = result["arm_loss"], result["arm_loss_best_constant"]
+    print(f"held-out arm loss, {result['windows']} windows of {result['dataset']}, step {result['step']}:")
+    print(f"  policy                        {policy:.5f}")
+    print(f"  best constant action          {constant:.5f}   policy / constant = {policy / constant:.3f}")
+    for key, label in (
+        ("arm_loss_instruction_blanked", "policy, instruction blanked "),
+        ("arm_loss_trained_without_instruction", "trained without instruction "),
+    ):
+        if key in result:
+            print(f"  {label}  {result[key]:.5f}   blanked / policy = {result[key] / policy:.2f}")
+    print(f"gripper accuracy {result['gripper_accuracy']:.4f}; mean absolute error in robot units:")
+    print("  " + "  ".join(f"{name} {value:.4g}" for name, value in result["l1"].items()))
+    part = args.workdir / "evaluation.json.part"
+    part.write_text(json.dumps(result, indent=2))
+    os.replace(part, args.workdir / "evaluation.json")
+
+
+def evaluate(workdir: Path) -> dict[str, Any]:
+    """All figures of one run as a JSON-able dict; draws actions.png."""
+    meta = load_meta(workdir / "checkpoints")
+    config = ConfigDict(meta["config"])
+    source = build.data(config, workdir)
+    saved = meta["datasets"][source.dataset.name]
+    if saved["action"] != source.spec.to_json():
+        raise ValueError(
+            f"{workdir}: the checkpoint normalises actions of {source.dataset.name} otherwise than the data under "
+            f"{config.data.root} says; evaluate with the data it was trained on"
+        )
+    graphdef, _, _ = flat.abstract(build.model(config))
+    weights = jax.device_put({k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()})
+    split = build.validation_split(source.index)
+    loader = build.loader(config, source, split, shuffle=False)
+
+    loss = jax.jit(lambda weights, batch: merge(graphdef, weights).loss(batch, jax.random.key(0)).metrics)
+    blank = blanked(source.encode(""), config.model.prompt_length)
+    plain, without, targets, masks = {}, {}, [], []
+    for batch in loader.batches(0):
+        plain = add(plain, jax.device_get(loss(weights, batch)))
+        without = add(without, jax.device_get(loss(weights, blank(batch))))
+        targets.append(batch.actions)
+        masks.append(batch.action_mask & batch.obs.step_mask[:, :, None, None])
+    arm = [i for i in range(len(source.spec.names)) if i not in source.spec.binary]
+    targets, masks = np.concatenate(targets)[..., arm], np.concatenate(masks)[..., arm]
+    total, weight = plain["l1"]
+    draw(graphdef, weights, loader, source, workdir / "actions.png")
+    return {
+        "dataset": source.dataset.name,
+        "step": int(max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())),
+        "windows": loader.windows,
+        "arm_loss": mean(plain["arm"]),
+        "arm_loss_best_constant": best_constant(targets, masks, robust(config)),
+        "arm_loss_instruction_blanked": mean(without["arm"]),
+        "gripper_accuracy": mean(plain["gripper_accuracy"]),
+        "l1": {
+            name: float(value)
+            for name, value in zip(source.spec.names, total / np.maximum(weight, 1) * source.spec.units(), strict=True)
+        },
+    }
+
+
+def best_constant(
+    targets: Float[np.ndarray, "b t k d"], mask: Bool[np.ndarray, "b t k d"], cost: Callable[[np.ndarray], np.ndarray]
+) -> float:
+    """The least mean cost that one fixed action per (k, d) can reach on these very targets.
+
+    Fitted on the data it is judged on, so nothing constant can do better. The cost is convex in each number, so a golden
+    search finds its minimum.
+    """
+    golden = (np.sqrt(5) - 1) / 2
+    low = np.full(targets.shape[2:], np.where(mask, targets, np.inf).min())
+    high = np.full(targets.shape[2:], np.where(mask, targets, -np.inf).max())
+
+    def total(constant: np.ndarray) -> np.ndarray:
+        return np.where(mask, cost(targets - constant), 0.0).sum((0, 1))  # k d
+
+    for _ in range(40):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        worse = total(left) > total(right)
+        low, high = np.where(worse, left, low), np.where(worse, high, right)
+    return float(total((low + high) / 2).sum() / mask.sum())
+
+
+def robust(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
+    """The config's arm loss as a numpy function of the error."""
+    delta = config.loss.delta
+
+    def huber(error: np.ndarray) -> np.ndarray:
+        size = np.abs(error)
+        return np.where(size < delta, 0.5 * error**2, delta * (size - 0.5 * delta))
+
+    return huber if config.loss.kind == "huber" else lambda error: huber(error) / delta
+
+
+def blanked(ids: np.ndarray, length: int) -> Callable[[Batch], Batch]:
+    """A function that replaces every prompt of a batch by the given ids."""
+
+    def replace(batch: Batch) -> Batch:
+        prompt = np.zeros_like(batch.obs.prompt)
+        prompt[:, : len(ids)] = ids
+        mask = np.broadcast_to(np.arange(length) < len(ids), prompt.shape)
+        return batch._replace(obs=batch.obs._replace(prompt=prompt, prompt_mask=np.ascontiguousarray(mask)))
+
+    return replace
+
+
+def draw(graphdef: Any, weights: flat.Params, loader: Any, source: build.Data, out: Path) -> None:
+    """Predicted against true first action of every frame of the first held-out episode, in robot units."""
+    batch = loader.episode(0)
+    act = jax.jit(lambda weights, obs: merge(graphdef, weights).act(obs, jax.random.key(0)))
+    predicted = source.spec.unnormalise(np.asarray(act(weights, batch.obs))[:, 0])
+    true = source.spec.unnormalise(batch.actions[:, -1, 0])
+    instruction = loader.instruction(0)
+    plots.actions(predicted, true, source.spec.names, f"held-out episode 0: {instruction!r}", out)
+
+
+def add(total: Metrics, found: Metrics) -> Metrics:
+    """Per-example pairs summed over the batch and added up, in float64."""
+    summed = {name: tuple(np.asarray(part, np.float64).sum(0) for part in pair) for name, pair in found.items()}
+    return {name: (a + total[name][0], b + total[name][1]) for name, (a, b) in summed.items()} if total else summed
+
+
+def mean(pair: tuple[np.ndarray, np.ndarray]) -> float:
+    """Sum over weight."""
+    return float(pair[0] / pair[1])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,208 @@
+"""Trains a policy.
+
+    python -m experiments.pretrain --config=oxe_paligemma.py[:tiny] [--config.a.b=value ...] [--workdir=DIR] [--dry_run]
+
+Run it again with the same arguments and it continues from the last complete checkpoint. On several hosts start it on each
+with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on TPU pods and under Slurm jax finds these itself:
+set JAX_COORDINATOR_ADDRESS=auto).
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, AxisType
+from ml_collections import ConfigDict
+
+from experiments import build, plots
+from experiments.config import check_same_run, parse_argv, save
+from vla_jax import params as flat
+from vla_jax import sharding, train
+from vla_jax.checkpoint import Checkpointer
+from vla_jax.metrics import Recorder
+from vla_jax.optim import make_optimizer, partition
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags and runs."""
+    args = parse_argv(argv)
+    if args.dry_run:
+        dry_run(args.config)
+        return
+    absent = build.missing(args.config)
+    if absent:
+        raise SystemExit("This run cannot start; missing here:\n\n" + "\n\n".join(absent))
+    _join_hosts()
+    pretrain(args.config, args.workdir)
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> None:
+    """Trains to config.steps, from the last complete checkpoint in workdir if there is one."""
+    source = _open(config, workdir)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    rows = sharding.rows(mesh, config.batch_size)
+    loader = build.loader(config, source, "train", shuffle=True, rows=rows)
+    held_out = build.loader(config, source, build.validation_split(source.index), shuffle=True, rows=rows)
+    _say(f"{source.dataset.name}: {loader.windows} training windows, {held_out.windows} held out; mesh {dict(mesh.shape)}")
+    if source.spec.constant:
+        names = ", ".join(source.spec.names[i] for i in source.spec.constant)
+        _say(f"near-constant action dims pass through unnormalised: {names}")
+
+    make = build.model(config)
+    graphdef, shapes, logical = flat.abstract(make)
+    shardings = sharding.resolve(shapes, logical, mesh)
+    _say(sharding.table(shapes, shardings))
+    settings, freeze = build.optim(config)
+    optimizer = make_optimizer(settings, freeze, shapes, config.steps, loader.windows / config.batch_size)
+    trainable, _ = partition(shapes, freeze)
+    run = _train_config(config)
+    abstract = train.abstract_state(shapes, shardings, trainable, optimizer, run)
+
+    checkpointer = Checkpointer(
+        workdir / "checkpoints", build.meta(config, source), loader.identity(), keep=config.keep_checkpoints
+    )
+    state = checkpointer.restore(abstract)
+    if state is None:
+        state = train.init_state(_parameters(config, make, abstract), abstract, optimizer)
+    else:
+        _say(f"continuing from the checkpoint of step {int(state.step)} in {checkpointer.directory}")
+
+    units = train.Units(source.spec.names, source.spec.units()[None])
+    eval_step = train.make_eval_step(graphdef, run, abstract, units)
+
+    def evaluate(state: train.TrainState) -> dict[str, float]:
+        count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
+        batches = islice(_closing(held_out.batches(0)), count)
+        return train.evaluate(
+            eval_step, state, (sharding.global_batch(b, mesh, config.batch_size) for b in batches), units
+        )
+
+    start = int(state.step)
+    recorder = Recorder(workdir, start, config.steps)
+    step = train.make_train_step(graphdef, optimizer, run, abstract, units)
+    try:
+        train.fit(state, step, loader.batches(start), run, train.Hooks(checkpointer, recorder, evaluate))
+    finally:
+        recorder.close()
+        checkpointer.close()
+    if jax.process_index() == 0:
+        plots.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        _say(f"done: {workdir / 'metrics.jsonl'}, {workdir / 'curves.png'}, {checkpointer.directory}")
+
+
+def dry_run(config: ConfigDict) -> None:
+    """Builds everything abstractly and prints parameters, shardings and bytes per device; reads no data, no weights.
+
+    mesh.fsdp=-1 takes this machine's devices; any other mesh is laid out whether or not its devices are here.
+    """
+    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
+    known = math.prod(size for size in sizes if size != -1)
+    shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
+    mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    _, shapes, logical = flat.abstract(build.model(config))
+    shardings = sharding.resolve(shapes, logical, mesh)
+    print(sharding.table(shapes, shardings))
+    counts: dict[str, int] = {}
+    for name, leaf in shapes.items():
+        part = name.split("/")[0]
+        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
+    print("\nparameters: " + ", ".join(f"{part} {count:,}" for part, count in counts.items()))
+
+    settings, freeze = build.optim(config)
+    # The optimizer's shapes do not depend on the length of an epoch, which only the data knows.
+    optimizer = make_optimizer(settings, freeze, shapes, config.steps, steps_per_epoch=1)
+    trainable, frozen = partition(shapes, freeze)
+    state = train.abstract_state(shapes, shardings, trainable, optimizer, _train_config(config))
+    print(f"trainable: {len(trainable)} arrays, frozen: {len(frozen)}; mesh {dict(mesh.shape)}; bytes per device:")
+    total = 0
+    for field in ("params", "frozen", "opt_state", "ema"):
+        size = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(getattr(state, field)))
+        total += size
+        print(f"  {field:10s} {size:16,}  ({size / 2**30:.3f} GiB)")
+    gradients = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(state.params))
+    print(f"  gradients  {gradients:16,}  ({gradients / 2**30:.3f} GiB, float32)")
+    print(f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without activations)")
+
+
+def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState) -> flat.Params:
+    """All parameters in their shardings: the backbone's from the weights if there are any, the rest random."""
+    specs = {**abstract.params, **abstract.frozen}
+    where = {name: leaf.sharding for name, leaf in specs.items()}
+    loaded: flat.Params = {}
+    if config.model.weights != "none":
+        prefix = "backbone/"
+        backbone = {name.removeprefix(prefix): leaf for name, leaf in specs.items() if name.startswith(prefix)}
+        loaded = build.load_backbone(config, backbone)
+        loaded = {prefix + name: value for name, value in loaded.items()}
+    fresh = flat.initialise(make, config.seed, {name: place for name, place in where.items() if name not in loaded})
+    return {name: loaded[name] if name in loaded else fresh[name] for name in specs}
+
+
+def _open(config: ConfigDict, workdir: Path) -> build.Data:
+    """The data, after checking that workdir is this run's. Process 0 goes first: what it writes, the others find."""
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        check_same_run(workdir / "config.json", config)
+        source = build.data(config, workdir)
+        save(config, workdir / "config.json")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("vla_jax.data")
+    return source if jax.process_index() == 0 else build.data(config, workdir)
+
+
+def _train_config(config: ConfigDict) -> train.TrainConfig:
+    return train.TrainConfig(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        accum=config.accum,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        ema=config.optim.ema,
+        nan_patience=config.nan_patience,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        save_every=config.save_every,
+    )
+
+
+def _join_hosts() -> None:
+    """Joins the other processes of a multi-host job, when the environment says there are any."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        return
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if address == "auto":
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        )
+
+
+def _bytes_per_device(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+
+def _closing(batches: Iterator[Any]) -> Iterator[Any]:
+    """Stops the loader's thread when the reader stops early."""
+    try:
+        yield from batches
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,22 @@
+"""Settings of every test: 8 fake CPU devices, strict shapes. Set before jax is imported anywhere."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def bridge_root() -> Path:
+    """The folder that holds the real Bridge V2 sample."""
+    if not (SHARED / "rlds" / "bridge_dataset").is_dir():
+        pytest.skip(f"the real Bridge sample is not at {SHARED / 'rlds'}")
+    return SHARED / "rlds"

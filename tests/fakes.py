@@ -1,0 +1,87 @@
+"""Stand-ins small enough for any test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Int, UInt8
+
+from vla_jax import params
+from vla_jax.types import Array, Batch, Observation
+
+
+class FakeBackbone(nnx.Module):
+    """One real attention layer over patches and words: masks, positions and pixels all matter. Meets types.Backbone."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int = 16, vocab: int = 32, patch: int = 4, image_size: int = 8) -> None:
+        self.width, self.patch = width, patch
+        self.tokens_per_image = (image_size // patch) ** 2
+
+        def normal(*shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), shape) * shape[0] ** -0.5)
+
+        self.patches = normal(patch * patch * 3, width)
+        self.words = normal(vocab, width)
+        self.qkv = normal(width, 3 * width)
+        self.out = normal(width, width)
+
+    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+        n, p = images.shape[0], self.patch
+        side = images.shape[1] // p
+        x = images.reshape(n, side, p, side, p, 3).swapaxes(2, 3).reshape(n, side * side, -1)
+        return (x.astype(jnp.float32) / 127.5 - 1.0) @ self.patches[...]
+
+    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+        return self.words[...][tokens]
+
+    def __call__(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Bool[Array, "n s s"],
+        positions: Int[Array, "n s"],
+        readout: int | None = None,
+    ) -> Float[Array, "n r c"]:
+        angle = positions[:, :, None] / jnp.asarray(10.0 ** np.linspace(0, 2, self.width))[None, None]
+        q, k, v = jnp.split((x + jnp.sin(angle)) @ self.qkv[...], 3, axis=-1)
+        scores = jnp.where(mask, jnp.einsum("nqc,nkc->nqk", q, k) * self.width**-0.5, -jnp.inf)
+        x = x + jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores, axis=-1), v) @ self.out[...]
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+        return x if readout is None else x[:, -readout:]
+
+    def logits(self, hidden: Float[Array, "n s c"]) -> Float[Array, "n s vocab"]:
+        return hidden @ self.words[...].T
+
+
+def initialise(build: params.Build) -> tuple[nnx.GraphDef, params.Params]:
+    """A module's graphdef and random parameters on one device."""
+    return params.abstract(build)[0], jax.jit(lambda: params.split(build(nnx.Rngs(0)))[1])()
+
+
+def make_batch(
+    *, b: int = 2, t: int = 3, k: int = 2, d: int = 7, cameras: int = 2, image_size: int = 8, vocab: int = 32
+) -> Batch:
+    """A random batch with every kind of mask: a prompt with padding, a missing camera, a late start, an early end."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (cameras, b, t, image_size, image_size, 3), dtype=np.uint8)
+    image_mask = np.ones((b, t, cameras), bool)
+    image_mask[-1, :, -1] = False
+    step_mask = np.ones((b, t), bool)
+    step_mask[0, : t - 1] = False
+    for image in images:
+        image[0, : t - 1] = image[0, t - 1]  # the padded slots repeat the first frame
+    prompt_mask = np.ones((b, 5), bool)
+    prompt_mask[0, 3:] = False
+    action_mask = np.ones((b, t, k, d), bool)
+    action_mask[-1, -1, -1] = False
+    actions = rng.uniform(-1, 1, (b, t, k, d)).astype(np.float32)
+    actions[..., -1] = actions[..., -1] > 0
+    obs = Observation(
+        images=tuple(images),
+        image_mask=image_mask,
+        proprio=np.zeros((b, t, 0), np.float32),
+        proprio_mask=np.zeros(b, bool),
+        prompt=(rng.integers(1, vocab, (b, 5)) * prompt_mask).astype(np.int32),
+        prompt_mask=prompt_mask,
+        step_mask=step_mask,
+    )
+    return Batch(obs, actions, action_mask, np.zeros(b, np.int32))
