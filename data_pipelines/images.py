@@ -1,4 +1,4 @@
-"""Encoded frames -> arrays."""
+"""Encoded camera frames to the pixels the network sees."""
 
 import io
 
@@ -7,13 +7,18 @@ from jaxtyping import UInt8
 from PIL import Image
 
 
-def decode(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """A JPEG or PNG as RGB, resized to a square with Lanczos (antialiased) where its size differs.
+def decode(data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """RGB pixels of a JPEG or PNG, squashed to size x size with an antialiasing filter.
 
-    Pillow decodes JPEG exactly (equal to TensorFlow's INTEGER_ACCURATE); the aspect ratio is not kept, as in the field.
+    Raises ValueError when the bytes are not a whole image.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
-        rgb = image.convert("RGB")
-        if rgb.size != (size, size):
-            rgb = rgb.resize((size, size), Image.Resampling.LANCZOS)
-        return np.asarray(rgb)
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as encoded:
+            image = encoded.convert("RGB")
+    except OSError as error:
+        raise ValueError(
+            f"image: expected a whole JPEG or PNG, got {len(data)} bytes beginning {data[:8]!r}"
+        ) from error
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image)

@@ -1,292 +1,228 @@
-"""The sidecar index of an RLDS dataset: byte ranges of its frames, low-dimensional columns, instructions, statistics.
+"""The sidecar index of an RLDS dataset: one pass over its TFRecord files, then random access to every frame.
 
-One pass over the original TFRecords, which stay as they are; every record's checksum is verified on the way. The index lies in
-`<version>/.vla_jax/` beside the files, or in the cache where that folder cannot be written. It names the files' sizes and the
-code that standardises; an index that does not match is rebuilt, never used.
+The files stay as they are. The index holds byte offsets of frames, the standardised actions and states, the
+instructions and the exact statistics. It is one file: a line with the SHA-256 of the rest, then an npz. It lives beside
+the data, or in a cache where that is read-only, and is used only for files of the sizes it was made from.
 """
 
+import contextlib
+import dataclasses
 import hashlib
-import inspect
+import io
 import json
 import os
 import tempfile
-import zipfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from data_pipelines import tfrecord
-from data_pipelines.datasets import Dataset
-from data_pipelines.stats import statistics
+from data_pipelines import rlds
+from data_pipelines.datasets.dataset import Dataset
 
 SCHEMA = 1
+FOLDER = ".vla_jax_index"
+
+Arrays = dict[str, np.ndarray]
 
 
-class Split(NamedTuple):
-    """One split. Frames are numbered through all episodes: episode e has frames first[e] .. first[e] + length[e] - 1."""
+class Frames(NamedTuple):
+    """Where the encoded frames of one camera are. All [N] int64."""
 
-    files: list[Path]
-    shard: Int[np.ndarray, " episodes"]
-    first: Int[np.ndarray, " episodes"]
-    length: Int[np.ndarray, " episodes"]
-    instructions: list[str]
-    actions: Float[np.ndarray, "n d"]
-    state: Float[np.ndarray, "n p"]
-    frames: dict[str, Int[np.ndarray, "n 2"]]  # camera -> byte offset in the file and number of bytes
-    stats: dict[str, dict[str, np.ndarray]]  # "action", "state" -> mean, std, min, max, q01, q99
+    shard: np.ndarray  # index into Split.shards
+    offset: np.ndarray  # bytes from the beginning of the file
+    length: np.ndarray  # bytes
 
 
-class Index(NamedTuple):
-    """A dataset, ready to be read at random. `digest` stands for the standardised actions and states of all splits."""
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split: E episodes whose N steps stand one after the other in all columns."""
+
+    name: str
+    shards: tuple[Path, ...]
+    first: np.ndarray  # E, int64: row of the first step of each episode
+    length: np.ndarray  # E, int64: steps of each episode; 0 when standardisation leaves none
+    instructions: tuple[str, ...]  # one per episode
+    actions: np.ndarray  # N d, float32
+    state: np.ndarray  # N p, float32
+    frames: dict[str, Frames]  # by camera slot
+    stats: dict[str, Arrays]  # "action", "state" -> mean, std, min, max, q01, q99 (float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """The index of one dataset. `digest` names its contents: two equal digests mean the same data, wherever it is."""
 
     dataset: Dataset
     splits: dict[str, Split]
     digest: str
 
 
-def open_index(root: str | Path, dataset: Dataset, cache: Path | None = None) -> Index:
-    """The index of `dataset` under `root`, built if it is not there or does not match the files.
+def open_index(root: str | Path, dataset: Dataset, cache_dir: str | Path | None = None) -> Index:
+    """The index of root/tfds_name/version, built if there is none, or if it is stale or damaged.
 
-    Raises ValueError naming file, record, episode, step or feature when the data is missing, damaged or not what `dataset` says.
+    Args:
+        root: the folder that holds the datasets.
+        dataset: what to expect there.
+        cache_dir: where to keep the index; by default beside the data, or if that is read-only in $VLA_JAX_CACHE or
+            ~/.cache/vla_jax.
+
+    Raises ValueError when files are missing, damaged or not what `dataset` promises.
     """
-    folder = Path(root).expanduser() / dataset.tfds_name / dataset.version
-    shards = _shards(folder, dataset)
-    identity = _identity(folder, shards, dataset)
-    path = _place(folder, dataset, identity, cache)
-    if path.exists():
-        try:
-            arrays = _read(path)
-            if str(arrays["identity"]) == identity:
-                return _unpack(arrays, shards, dataset)
-            print(f"index {path} was made from other files or by other code: building it again", flush=True)
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
-            print(f"index {path} is damaged ({error}): building it again", flush=True)
-    arrays = {"identity": np.array(identity)}
-    _check_features(folder, dataset)
-    for name, files in shards.items():
-        arrays |= {f"{name}/{key}": value for key, value in _build_split(name, files, folder, dataset).items()}
-    _write(path, arrays)
-    return _unpack(arrays, shards, dataset)
+    folder = (Path(root).expanduser() / dataset.tfds_name / dataset.version).absolute()
+    files = rlds.check(folder, dataset)
+    key = _key(folder, dataset, files)
+    path = _place(folder, dataset, cache_dir)
+    arrays = _load(path, key)
+    if arrays is None:
+        arrays = {}
+        for split, shards in files.items():
+            arrays.update({f"{split}/{name}": value for name, value in _build(dataset, split, shards).items()})
+        _save(path, key, arrays)
+    return Index(dataset, {split: _split(split, shards, arrays) for split, shards in files.items()}, _digest(arrays))
 
 
-# -------------------------------------------------------------------------------------------------------------- building
-
-
-class _Episode(NamedTuple):
-    shard: int
-    instruction: str
-    actions: np.ndarray
-    state: np.ndarray
-    frames: dict[str, np.ndarray]
-
-
-def _build_split(split: str, files: list[tuple[Path, int]], folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    shapes = _feature_shapes(folder)
-    episodes: list[_Episode] = []
-    for shard, (file, promised) in enumerate(files):
-        count = 0
-        for number, (offset, data) in enumerate(tfrecord.read_records(file)):
-            episodes.append(_episode(data, offset, shard, dataset, shapes, f"{file}: record {number}"))
-            count += 1
-        if count != promised:
-            raise ValueError(f"{file}: dataset_info.json promises {promised} records, got {count}; fetch it again")
-    kept = [episode for episode in episodes if len(episode.actions)]
-    frames = sum(len(episode.actions) for episode in kept)
-    print(f"indexed {dataset.name}/{split}: {len(kept)} episodes, {frames} frames from {len(files)} files", flush=True)
-    if not frames:
-        raise ValueError(f"{folder}: split {split!r} is empty; remove it from dataset_info.json or fetch the data again")
-    length = np.array([len(episode.actions) for episode in kept], np.int64)
-    out = {
-        "shard": np.array([episode.shard for episode in kept], np.int32),
+def _build(dataset: Dataset, split: str, shards: list[rlds.Shard]) -> Arrays:
+    """One pass over the shards of a split."""
+    began = time.monotonic()
+    episodes = [e for number, shard in enumerate(shards) for e in rlds.episodes(shard, number, dataset)]
+    length = np.array([len(e.actions) for e in episodes], np.int64)
+    if not length.sum():
+        raise ValueError(
+            f"{shards[0].path.parent}: split {split!r} is empty: expected at least one step, got "
+            f"{len(episodes)} episodes without any; remove it from dataset_info.json or download the dataset again"
+        )
+    arrays = {
+        "first": np.cumsum(length) - length,
         "length": length,
-        "instructions": np.array(json.dumps([episode.instruction for episode in kept])),
-        "actions": np.concatenate([episode.actions for episode in kept]),
-        "state": np.concatenate([episode.state for episode in kept]),
+        "instructions": _text(json.dumps([e.instruction for e in episodes])),
+        "actions": np.concatenate([e.actions for e in episodes]),
+        "state": np.concatenate([e.state for e in episodes]),
+        "shard": np.repeat(np.array([e.shard for e in episodes], np.int64), length),
     }
-    for camera in dataset.cameras:
-        out[f"frames/{camera}"] = np.concatenate([episode.frames[camera] for episode in kept])
-    for kind, column in (("action", "actions"), ("state", "state")):
-        out |= {f"stats/{kind}/{key}": value for key, value in statistics(out[column]).items()}
-    return out
+    for slot in dataset.cameras:
+        arrays[f"offset/{slot}"] = np.concatenate([e.offset[slot] for e in episodes])
+        arrays[f"size/{slot}"] = np.concatenate([e.size[slot] for e in episodes])
+    for name, column in (("action", arrays["actions"]), ("state", arrays["state"])):
+        arrays.update({f"stats/{name}/{key}": value for key, value in statistics(column).items()})
+    empty = int((length == 0).sum())
+    print(
+        f"{dataset.name}: indexed split {split}: {len(episodes)} episodes, {length.sum()} steps"
+        + (f" ({empty} episodes too short for a step)" if empty else "")
+        + f" in {time.monotonic() - began:.1f} s",
+        flush=True,
+    )
+    return arrays
 
 
-def _episode(
-    data: bytes, offset: int, shard: int, dataset: Dataset, shapes: dict[str, tuple[int, ...] | None], where: str
-) -> _Episode:
-    features = tfrecord.parse_example(data)
+def statistics(column: np.ndarray) -> Arrays:
+    """Exact float64 statistics over the rows of [N, d]: mean, std, min, max, q01, q99, each [d]."""
+    x = column.astype(np.float64)
+    low, high = np.quantile(x, (0.01, 0.99), axis=0)
+    return {"mean": x.mean(0), "std": x.std(0), "min": x.min(0), "max": x.max(0), "q01": low, "q99": high}
 
-    def feature(name: str) -> tfrecord.Feature:
-        if f"steps/{name}" not in features:
-            raise ValueError(f"{where}: expected the feature steps/{name}, got {', '.join(sorted(features))}")
-        return features[f"steps/{name}"]
 
-    columns = {}
-    for name, key in dataset.columns.items():
-        values = tfrecord.numbers(data, feature(key))
-        shape = shapes[f"steps/{key}"] or ()
-        columns[name] = values.reshape(-1, *shape)
-    steps = len(next(iter(columns.values())))
-    language = feature(dataset.language).spans
-    images = {camera: feature(key).spans for camera, key in dataset.cameras.items()}
-    found = {name: len(value) for name, value in columns.items()} | {dataset.language: len(language)}
-    found |= {camera: len(spans) for camera, spans in images.items()}
-    if set(found.values()) != {steps}:
-        raise ValueError(f"{where}: expected as many steps in every feature, got {found}; write the dataset again")
-    standard = dataset.standardise(columns)
-    _check_finite(standard.actions, dataset.action_names, "action", where)
-    _check_finite(standard.state, dataset.state_names, "state", where)
-    spans = {camera: np.array(value, np.int64).reshape(-1, 2)[standard.frames] for camera, value in images.items()}
-    return _Episode(
-        shard=shard,
-        instruction=data[slice(*language[0])].decode() if steps else "",
-        actions=standard.actions,
-        state=standard.state,
-        frames={c: np.stack([offset + s[:, 0], s[:, 1] - s[:, 0]], axis=1) for c, s in spans.items()},
+def _split(name: str, shards: list[rlds.Shard], arrays: Arrays) -> Split:
+    own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
+    stats: dict[str, Arrays] = {"action": {}, "state": {}}
+    frames = {}
+    for key, value in own.items():
+        kind, _, rest = key.partition("/")
+        if kind == "stats":
+            column, _, statistic = rest.partition("/")
+            stats[column][statistic] = value
+        if kind == "offset":
+            frames[rest] = Frames(own["shard"], value, own[f"size/{rest}"])
+    return Split(
+        name,
+        tuple(shard.path for shard in shards),
+        own["first"],
+        own["length"],
+        tuple(json.loads(own["instructions"].tobytes())),
+        own["actions"],
+        own["state"],
+        frames,
+        stats,
     )
 
 
-def _check_finite(values: np.ndarray, names: tuple[str, ...], kind: str, where: str) -> None:
-    if values.ndim != 2 or values.shape[1] != len(names):
-        raise ValueError(f"{where}: {kind}: expected {len(names)} dims ({', '.join(names)}), got shape {values.shape}")
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        step, dim = bad[0]
-        raise ValueError(
-            f"{where}: {kind} {names[dim]!r} at step {step} is {values[step, dim]} ({len(bad)} such values in the episode); "
-            "mend or remove the episode"
-        )
+def _key(folder: Path, dataset: Dataset, files: dict[str, list[rlds.Shard]]) -> dict[str, Any]:
+    """What an index must have been made from to be used."""
+    paths = [shard.path for shards in files.values() for shard in shards]
+    paths += [folder / rlds.FEATURES, folder / rlds.INFO]
+    description = {"cameras": dataset.cameras, "columns": dataset.columns, "language": dataset.language}
+    return {
+        "schema": SCHEMA,
+        "revision": dataset.revision,
+        "description": description,
+        "files": {path.name: path.stat().st_size for path in paths},
+    }
 
 
-# ------------------------------------------------------------------------------------------------------ what TFDS says
+def _place(folder: Path, dataset: Dataset, cache_dir: str | Path | None) -> Path:
+    """The file the index is read from and written to."""
+    beside = folder / FOLDER
+    name = f"{dataset.name}.index"
+    if cache_dir is None:
+        if _writable(beside if beside.is_dir() else folder):
+            return beside / name
+        cache_dir = os.environ.get("VLA_JAX_CACHE") or "~/.cache/vla_jax"
+    # Two copies of a dataset share a cache: the folder is part of the name.
+    return Path(cache_dir).expanduser() / hashlib.sha256(str(folder).encode()).hexdigest()[:16] / name
 
 
-def _shards(folder: Path, dataset: Dataset) -> dict[str, list[tuple[Path, int]]]:
-    """Split -> (file, promised records). Raises ValueError naming every file that is not there."""
-    info = folder / "dataset_info.json"
-    if not info.is_file() or not (folder / "features.json").is_file():
-        raise ValueError(
-            f"{dataset.name}: expected dataset_info.json and features.json in {folder.absolute()}; set data.root to the folder "
-            f"that holds {dataset.tfds_name}/{dataset.version}"
-        )
-    body = json.loads(info.read_text())
-    if body.get("fileFormat", "tfrecord") != "tfrecord":
-        raise ValueError(f"{info}: expected fileFormat tfrecord, got {body['fileFormat']!r}")
-    out: dict[str, list[tuple[Path, int]]] = {}
-    for split in body["splits"]:
-        lengths = [int(length) for length in split["shardLengths"]]
-        template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-        out[split["name"]] = [
-            (
-                folder
-                / template.format(
-                    DATASET=dataset.tfds_name,
-                    SPLIT=split["name"],
-                    FILEFORMAT="tfrecord",
-                    SHARD_X_OF_Y=f"{i:05d}-of-{len(lengths):05d}",
-                ),
-                length,
-            )
-            for i, length in enumerate(lengths)
-        ]
-        if not sum(lengths):
-            raise ValueError(f"{info}: split {split['name']!r} is empty; remove it or fetch the data again")
-    absent = [str(file) for files in out.values() for file, _ in files if not file.is_file()]
-    if absent:
-        raise ValueError(f"{dataset.name}: {len(absent)} files are missing: {', '.join(absent[:20])}; fetch them again")
-    if "train" not in out:
-        raise ValueError(f"{info}: expected a split named train, got {', '.join(out) or 'none'}")
-    return out
+def _writable(folder: Path) -> bool:
+    """Root may write anywhere, but a folder without any write permission is meant to stay as it is."""
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
-def _feature_shapes(folder: Path) -> dict[str, tuple[int, ...] | None]:
-    """Every feature by path ("steps/observation/state") with its shape in one step; None for text and images."""
-
-    def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-        if "featuresDict" in node:
-            for name, child in node["featuresDict"]["features"].items():
-                yield from walk(child, f"{path}/{name}" if path else name)
-        elif "sequence" in node:
-            yield from walk(node["sequence"]["feature"], path)
-        elif "tensor" in node:
-            yield path, tuple(int(n) for n in node["tensor"].get("shape", {}).get("dimensions", []))
-        else:
-            yield path, None
-
-    return dict(walk(json.loads((folder / "features.json").read_text()), ""))
-
-
-def _check_features(folder: Path, dataset: Dataset) -> None:
-    there = _feature_shapes(folder)
-    wanted = {f"camera {slot}": key for slot, key in dataset.cameras.items()}
-    wanted |= {f"column {name}": key for name, key in dataset.columns.items()} | {"language": dataset.language}
-    lacking = [f"{what} (steps/{key})" for what, key in wanted.items() if f"steps/{key}" not in there]
-    if lacking:
-        raise ValueError(
-            f"{folder / 'features.json'}: {dataset.name} promises {', '.join(lacking)}, the file has {', '.join(there)}; is this "
-            "another version of the dataset?"
-        )
+def _load(path: Path, key: dict[str, Any]) -> Arrays | None:
+    """The arrays of an index made from `key`; None, with a line that says why, when it must be built again."""
+    if not path.is_file():
+        return None
+    digest, _, body = path.read_bytes().partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        print(f"{path}: the index is damaged (its checksum does not match); building it again", flush=True)
+        return None
+    with np.load(io.BytesIO(body), allow_pickle=False) as stored:
+        arrays = dict(stored)
+    found = json.loads(arrays.pop("key").tobytes())
+    if found != key:
+        changed = sorted(k for k in key if found.get(k) != key[k])
+        print(f"{path}: the index is stale ({', '.join(changed)} changed); building it again", flush=True)
+        return None
+    return arrays
 
 
-# ---------------------------------------------------------------------------------------------------------- the file
-
-
-def _identity(folder: Path, shards: dict[str, list[tuple[Path, int]]], dataset: Dataset) -> str:
-    """A digest of all that the index depends on: the files' names and sizes, the features, and the code that standardises."""
-    sha = hashlib.sha256(f"{SCHEMA} {dataset.name} {dataset.cameras} {dataset.columns} {dataset.language}".encode())
-    source = inspect.getsourcefile(dataset.standardise)
-    sha.update(Path(source).read_bytes() if source else b"")
-    sha.update((folder / "features.json").read_bytes())
-    for split, files in shards.items():
-        for file, records in files:
-            sha.update(f"{split} {file.name} {file.stat().st_size} {records}\n".encode())
-    return sha.hexdigest()
-
-
-def _place(folder: Path, dataset: Dataset, identity: str, cache: Path | None) -> Path:
-    beside = folder / ".vla_jax" / f"{dataset.name}.npz"
-    if beside.exists() or (cache is None and os.access(folder, os.W_OK)):
-        return beside
-    root = cache or Path(os.environ.get("VLA_JAX_CACHE", "~/.cache/vla_jax")).expanduser()
-    return root / "index" / f"{dataset.tfds_name}-{dataset.version}-{identity[:16]}.npz"
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Atomic: another process sees the old index, none, or this one."""
+def _save(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
+    """Writes the index so that a reader sees all of it or none of it."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{"key": _text(json.dumps(key)), **arrays})  # type: ignore[arg-type]
+    body = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        np.savez(part, **arrays)  # type: ignore[arg-type]
-    os.replace(part.name, path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with open(handle, "wb") as file:
+            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """Every array; the zip's checksums are verified as they are read."""
-    with np.load(path) as archive:
-        return {name: archive[name] for name in archive.files}
+def _digest(arrays: Arrays) -> str:
+    """SHA-256 over names, shapes and contents."""
+    total = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        total.update(f"{name} {value.dtype} {value.shape}".encode())
+        total.update(np.ascontiguousarray(value).data)
+    return total.hexdigest()
 
 
-def _unpack(arrays: dict[str, np.ndarray], shards: dict[str, list[tuple[Path, int]]], dataset: Dataset) -> Index:
-    splits, sha = {}, hashlib.sha256()
-    for name, files in shards.items():
-        own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
-        stats: dict[str, dict[str, np.ndarray]] = {"action": {}, "state": {}}
-        for key, value in own.items():
-            if key.startswith("stats/"):
-                _, kind, which = key.split("/")
-                stats[kind][which] = value
-        splits[name] = Split(
-            files=[file for file, _ in files],
-            shard=own["shard"],
-            first=np.cumsum(own["length"]) - own["length"],
-            length=own["length"],
-            instructions=json.loads(str(own["instructions"])),
-            actions=own["actions"],
-            state=own["state"],
-            frames={camera: own[f"frames/{camera}"] for camera in dataset.cameras},
-            stats=stats,
-        )
-        for key in ("length", "actions", "state"):
-            sha.update(np.ascontiguousarray(own[key]).tobytes())
-    return Index(dataset, splits, sha.hexdigest())
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)

@@ -1,34 +1,39 @@
-"""Batches as a pure function of (seed, position).
+"""Batches of windows from an index: what comes at a position depends on nothing but the seed and the position."""
 
-There is no shuffle buffer and no iterator state: `batch(p)` can be asked for in any order and on any host, so a run resumes from
-the number of batches it has consumed. Episodes are decoded once and kept while windows of them are due, within a stated budget.
-
-Axes: b batch, t window step, k chunk step, d action dim, p proprio, l text, h w pixels.
-"""
-
+import dataclasses
 import os
 import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from data_pipelines import images, windows
-from data_pipelines.index import Index
+from data_pipelines.index import Index, Split
 from vla_jax.actions import ActionSpec
 from vla_jax.types import Batch, Observation
 
-PREFETCH = 2  # batches made ahead of the consumer
+PREFETCH = 2  # batches made ahead of the one in use
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What a batch looks like, and how many bytes of decoded frames may be kept."""
+    """What a window holds and how windows are drawn.
+
+    Attributes:
+        window: frames per window, t.
+        chunk: actions per frame, k.
+        cameras: slots in the order the model takes them; one that the dataset lacks is black and masked.
+        image_size: pixels, height and width.
+        prompt_length: tokens, l.
+        batch_size: windows per global batch.
+        seed: of the order.
+        ram_budget: bytes of decoded frames to keep; it also bounds how many episodes are mixed at a time.
+        shuffle: endless shuffled epochs; False: one pass in file order.
+    """
 
     window: int
     chunk: int
@@ -42,18 +47,9 @@ class LoaderConfig:
 
 
 class Loader:
-    """Windows of one split.
+    """Batches of one split. `windows` is their number in one epoch: one for every step."""
 
-    Args:
-        index: of the dataset.
-        split: its name.
-        specs: of actions and state.
-        config: see there.
-        encode: instruction -> token ids.
-        rows: which rows of the global batch this host makes; None: all.
-
-    Raises ValueError for a split or camera that is not there, a window longer than every episode, and a budget below one episode.
-    """
+    windows: int
 
     def __init__(
         self,
@@ -62,222 +58,233 @@ class Loader:
         specs: tuple[ActionSpec, ActionSpec],
         config: LoaderConfig,
         encode: Callable[[str], np.ndarray],
-        rows: Int[np.ndarray, " rows"] | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
-        if split not in index.splits:
-            raise ValueError(f"{index.dataset.name}: expected a split of {', '.join(index.splits)}, got {split!r}")
-        self._index, self._split, self._data, self._config = index, split, index.splits[split], config
-        self._encode = encode
-        self._rows = np.arange(config.batch_size) if rows is None else rows
-        self._actions = specs[0].normalise(self._data.actions)
-        self._state = specs[1].normalise(self._data.state)
-        lengths = self._data.length
-        if config.window > lengths.max():
-            raise ValueError(
-                f"model.window: expected at most {lengths.max()}, the longest episode of {index.dataset.name}/{split}, "
-                f"got {config.window}"
+        """Checks the config against the data and encodes all instructions.
+
+        Args:
+            index: of the dataset.
+            split: name of one of its splits.
+            specs: normalisation of the actions and of the state.
+            config: see LoaderConfig.
+            encode: an instruction to its token ids [n].
+            rows: rows of the global batch that this host builds; None = all.
+
+        Raises ValueError when split, window, cameras or prompt length do not fit the data.
+        """
+        self._split, self._config, self._digest = _checked(index, split, config), config, index.digest
+        self._rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
+        if self._rows.size and not 0 <= self._rows.min() <= self._rows.max() < config.batch_size:
+            raise ValueError(f"rows: expected rows of a batch of {config.batch_size}, got {self._rows}")
+        action_spec, state_spec = specs
+        self._actions = action_spec.normalise(self._split.actions)  # N d
+        self._state = state_spec.normalise(self._split.state)  # N p
+        self._prompt, self._prompt_mask = _prompts(self._split.instructions, encode, config.prompt_length)
+        self._frames = _FramePool(self._split, config.image_size, config.ram_budget)
+        self.windows = int(self._split.length.sum())
+        present = sum(slot in self._split.frames for slot in config.cameras)
+        episode_bytes = self.windows / np.count_nonzero(self._split.length) * config.image_size**2 * 3 * present
+        self._pool = int(np.clip(config.ram_budget / episode_bytes, 1, len(self._split.length)))
+        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        if config.shuffle:
+            print(
+                f"{index.dataset.name}/{split}: {self.windows} windows, {self._pool} episodes mixed at a time",
+                flush=True,
             )
-        if not set(config.cameras) & set(index.dataset.cameras):
-            raise ValueError(
-                f"model.cameras: expected one of {', '.join(index.dataset.cameras)} as {index.dataset.name} has, "
-                f"got {', '.join(config.cameras)}"
-            )
-        self.windows = int(lengths.sum())
-        self.pool = self._episodes_in_budget()
-        self._episode_of = np.repeat(np.arange(len(lengths)), lengths)
-        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._prompts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._pixels: OrderedDict[int, list[np.ndarray | None]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._files: dict[int, int] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a position to mean the same batch; JSON-able."""
+        return {
+            "dataset": self._digest,
+            "split": self._split.name,
+            "seed": self._config.seed,
+            "batch_size": self._config.batch_size,
+            "pool": self._pool,
+            "shuffle": self._config.shuffle,
+        }
+
+    def instruction(self, episode: int) -> str:
+        """The words of an episode."""
+        return self._split.instructions[episode]
 
     def batch(self, position: int) -> Batch:
-        """The rows of batch number `position`, as numpy. Without shuffling the last batch is filled up with masked windows."""
-        config = self._config
-        number = position * config.batch_size + self._rows
-        if not config.shuffle:
-            real = number < self.windows
-            if not real.any() and position >= -(-self.windows // config.batch_size):
-                raise ValueError(f"{self._split}: expected a position below {-(-self.windows // config.batch_size)}, got {position}")
-            return self._assemble(np.minimum(number, self.windows - 1), real)
-        epochs = number // self.windows
-        picked = np.empty(len(number), np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            picked[here] = self._order(int(epoch))[number[here] % self.windows]
-        return self._assemble(picked, np.ones(len(picked), bool))
+        """This host's rows of the batch at a position: a pure function of the identity and the position.
 
-    def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Batches from position `start`, made ahead by a thread; endless when shuffled, one pass when not.
-
-        An error in the thread is raised here. Closing the generator stops the thread.
+        Without shuffling the last batch is filled up with repeated windows whose action_mask is False.
         """
-        last = None if self._config.shuffle else -(-self.windows // self._config.batch_size)
-        ready: queue.Queue[Any] = queue.Queue(PREFETCH)
+        at = position * self._config.batch_size + self._rows
+        if self._config.shuffle:
+            epoch = at // self.windows
+            flat = np.zeros_like(at)
+            for number in np.unique(epoch):
+                here = epoch == number
+                flat[here] = self._order(int(number))[at[here] % self.windows]
+            return self._make(flat)
+        if not 0 <= position < self._passes():
+            raise ValueError(f"batch: expected a position below {self._passes()} (one pass), got {position}")
+        batch = self._make(np.minimum(at, self.windows - 1))
+        return batch._replace(action_mask=batch.action_mask & (at < self.windows)[:, None, None, None])
+
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
+        """Batches from a position on, made ahead in a thread. Endless when shuffling. Close it to stop the thread."""
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
         stop = threading.Event()
-
-        def put(item: Any) -> None:
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            position = start
-            try:
-                while not stop.is_set() and (last is None or position < last):
-                    put(self.batch(position))
-                    position += 1
-                put(None)
-            except Exception as error:  # handed to the consumer, which raises it
-                put(error)
-
-        thread = threading.Thread(target=work, name="loader", daemon=True)
+        thread = threading.Thread(target=self._work, args=(start, ready, stop), name="loader", daemon=True)
         thread.start()
         try:
             while (item := ready.get()) is not None:
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
             stop.set()
             thread.join()
 
-    def identity(self) -> dict[str, Any]:
-        """What fixes the order and content of batches: a run may only be continued where this is the same."""
-        config = self._config
-        return {
-            "dataset": self._index.dataset.name,
-            "split": self._split,
-            "digest": self._index.digest,
-            "seed": config.seed,
-            "batch_size": config.batch_size,
-            "windows": self.windows,
-            "pool": self.pool,
-        }
-
-    def instruction(self, episode: int) -> str:
-        """The words of an episode."""
-        return self._data.instructions[episode]
-
     def episode(self, episode: int) -> Batch:
-        """Every frame of an episode in order: b is the frame, and each row the window that ends there."""
-        first, length = self._data.first[episode], self._data.length[episode]
-        return self._assemble(first + np.arange(length), np.ones(length, bool))
+        """All windows of an episode in order: a batch of as many rows as it has steps."""
+        first, length = self._split.first[episode], self._split.length[episode]
+        if not length:
+            raise ValueError(f"episode {episode}: expected at least one step, it has none after standardisation")
+        return self._make(np.arange(first, first + length))
+
+    def _passes(self) -> int:
+        return -(-self.windows // self._config.batch_size)
+
+    def _work(self, start: int, ready: "queue.Queue[Any]", stop: threading.Event) -> None:
+        def put(item: Batch | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.05)  # looks up now and then: nobody may be taking any more
+                    return
+                except queue.Full:
+                    continue
+
+        try:
+            position = start
+            while not stop.is_set() and (self._config.shuffle or position < self._passes()):
+                put(self.batch(position))
+                position += 1
+            put(None)
+        except BaseException as error:
+            put(error)
 
     def _order(self, epoch: int) -> np.ndarray:
-        with self._lock:
-            if epoch not in self._orders:
-                self._orders[epoch] = windows.order(self._data.length, self._config.seed, epoch, self.pool)
-                while len(self._orders) > 2:
-                    self._orders.popitem(last=False)
-            return self._orders[epoch]
-
-    def _assemble(self, picked: np.ndarray, real: np.ndarray) -> Batch:
-        """The windows that end at the frames `picked`; those not `real` are masked out of the loss."""
-        config = self._config
-        episodes = self._episode_of[picked]
-        first, length = self._data.first[episodes], self._data.length[episodes]
-        w = windows.window(picked - first, length, config.window, config.chunk)
-        pixels = self._decoded(np.unique(episodes))
-        shape = (len(picked), config.window, config.image_size, config.image_size, 3)
-        views = []
-        for c in range(len(config.cameras)):
-            view = np.zeros(shape, np.uint8)
-            for row, episode in enumerate(episodes):
-                frames = pixels[episode][c]
-                if frames is not None:
-                    view[row] = frames[w.frames[row]]
-            views.append(view)
-        has = np.array([camera in self._data.frames for camera in config.cameras])
-        prompts = [self._prompt(self._data.instructions[episode]) for episode in episodes]
-        mask = w.action_mask & real[:, None, None]
-        actions = self._actions[first[:, None, None] + w.actions]  # b t k d
-        obs = Observation(
-            images=tuple(views),
-            image_mask=np.broadcast_to(has, (len(picked), config.window, len(has))).copy(),
-            proprio=self._state[first[:, None] + w.frames],
-            proprio_mask=np.ones(len(picked), bool),
-            prompt=np.stack([ids for ids, _ in prompts]),
-            prompt_mask=np.stack([valid for _, valid in prompts]),
-            step_mask=w.step_mask,
-        )
-        full = np.broadcast_to(mask[..., None], actions.shape).copy()
-        return Batch(obs, np.where(full, actions, np.float32(0)), full, np.zeros(len(picked), np.int32))
-
-    def _prompt(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
-        if instruction not in self._prompts:
-            ids, room = np.asarray(self._encode(instruction), np.int32), self._config.prompt_length
-            if len(ids) > room:
-                raise ValueError(
-                    f"model.prompt_length: expected at least {len(ids)} for the instruction {instruction!r}, got {room}"
-                )
-            valid = np.arange(room) < len(ids)
-            self._prompts[instruction] = np.pad(ids, (0, room - len(ids))), valid
-        return self._prompts[instruction]
-
-    # ------------------------------------------------------------------------------------------------- decoded episodes
-
-    def _bytes_per_frame(self) -> int:
-        cameras = sum(camera in self._data.frames for camera in self._config.cameras)
-        return cameras * self._config.image_size**2 * 3
-
-    def _episodes_in_budget(self) -> int:
-        """How many episodes may be open at once: the mixing that the budget buys."""
-        longest = int(self._data.length.max()) * self._bytes_per_frame()
-        if longest > self._config.ram_budget:
-            raise ValueError(
-                f"data.ram_budget: expected at least {longest:,} bytes, the longest episode of {self._index.dataset.name} "
-                f"decoded, got {self._config.ram_budget:,}"
-            )
-        return max(1, int(self._config.ram_budget / (self._data.length.mean() * self._bytes_per_frame())))
-
-    def _decoded(self, episodes: np.ndarray) -> dict[int, list[np.ndarray | None]]:
-        """Frames [T h w 3] per camera of the given episodes; what the budget does not hold is dropped, oldest use first."""
-        with self._lock:
-            found = {e: self._pixels[e] for e in episodes.tolist() if e in self._pixels}
-        lacking = [e for e in episodes.tolist() if e not in found]
-        if len(lacking) == 1:
-            found[lacking[0]] = self._decode(lacking[0])
-        elif lacking:
-            with ThreadPoolExecutor(os.cpu_count()) as workers:  # Pillow releases the GIL
-                found |= zip(lacking, workers.map(self._decode, lacking), strict=True)
-        with self._lock:
-            for e in episodes.tolist():
-                self._pixels[e] = found[e]
-                self._pixels.move_to_end(e)
-            kept = sum(self._data.length[e] for e in self._pixels) * self._bytes_per_frame()
-            while kept > self._config.ram_budget and len(self._pixels) > 1:
-                oldest, _ = self._pixels.popitem(last=False)
-                kept -= self._data.length[oldest] * self._bytes_per_frame()
+        number, found = self._epoch  # read once: another thread may replace the pair
+        if number != epoch:
+            found = windows.order(self._split.length, self._config.seed, epoch, self._pool)
+            self._epoch = (epoch, found)
         return found
 
-    def _decode(self, episode: int) -> list[np.ndarray | None]:
-        """One read per episode and camera, then each frame."""
-        data, size = self._data, self._config.image_size
-        shard = int(data.shard[episode])
-        handle = self._open(shard)
-        rows = slice(data.first[episode], data.first[episode] + data.length[episode])
-        out: list[np.ndarray | None] = []
-        for camera in self._config.cameras:
-            if camera not in data.frames:
-                out.append(None)
-                continue
-            spans = data.frames[camera][rows]
-            start, stop = int(spans[0, 0]), int(spans[-1].sum())
-            block = os.pread(handle, stop - start, start)
-            if len(block) != stop - start:
-                raise ValueError(f"{data.files[shard]}: expected {stop - start} bytes at {start}, got {len(block)}; truncated?")
-            frames = np.empty((len(spans), size, size, 3), np.uint8)
-            for i, (offset, length) in enumerate(spans.tolist()):
-                frames[i] = images.decode(block[offset - start : offset - start + length], size)
-            out.append(frames)
+    def _make(self, flat: np.ndarray) -> Batch:
+        """The windows whose newest steps are the rows `flat` [b] of the split."""
+        split, config = self._split, self._config
+        episode = np.searchsorted(split.first, flat, side="right") - 1
+        first = split.first[episode]
+        at = windows.steps(flat - first, split.length[episode], config.window, config.chunk)
+        frames = first[:, None] + at.frames  # b t
+        actions = self._actions[first[:, None, None] + at.actions]  # b t k d
+        mask = np.broadcast_to(at.action_mask[..., None], actions.shape).copy()
+        present = np.array([slot in split.frames for slot in config.cameras])
+        b, t = frames.shape
+        obs = Observation(
+            images=tuple(self._frames.get(slot, episode, at.frames) for slot in config.cameras),
+            image_mask=np.broadcast_to(present, (b, t, len(present))).copy(),
+            proprio=self._state[frames],
+            proprio_mask=np.ones(b, bool),
+            prompt=self._prompt[episode],
+            prompt_mask=self._prompt_mask[episode],
+            step_mask=at.step_mask,
+        )
+        return Batch(obs, np.where(mask, actions, np.float32(0)), mask, np.zeros(b, np.int32))
+
+
+class _FramePool:
+    """Decoded frames of the least recently left episodes, within a budget of bytes."""
+
+    def __init__(self, split: Split, size: int, budget: int) -> None:
+        self._split, self._size, self._budget = split, size, budget
+        self._kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._workers = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes outside the GIL
+
+    def get(self, slot: str, episode: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Frames [b t h w 3] of the steps [b t] of episodes [b]; black when the dataset lacks the camera."""
+        out = np.zeros((*steps.shape, self._size, self._size, 3), np.uint8)
+        if slot in self._split.frames:
+            with self._lock:
+                for number in np.unique(episode):
+                    here = episode == number
+                    out[here] = self._episode(slot, int(number), steps[here])
         return out
 
-    def _open(self, shard: int) -> int:
-        with self._lock:
-            if shard not in self._files:
-                self._files[shard] = os.open(self._data.files[shard], os.O_RDONLY)
-            return self._files[shard]
+    def _episode(self, slot: str, episode: int, steps: np.ndarray) -> np.ndarray:
+        key, length = (slot, episode), int(self._split.length[episode])
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][steps]
+        size = length * self._size**2 * 3
+        if size > self._budget:  # never fits: decode what is asked for and keep nothing
+            wanted, place = np.unique(steps, return_inverse=True)
+            return self._decode(slot, episode, wanted)[place.reshape(steps.shape)]
+        while self._bytes + size > self._budget:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._kept[key] = self._decode(slot, episode, np.arange(length))
+        self._bytes += size
+        return self._kept[key][steps]
+
+    def _decode(self, slot: str, episode: int, steps: np.ndarray) -> np.ndarray:
+        """Frames [n h w 3] of the steps [n], with one read: the frames of a camera lie together in a record."""
+        rows = self._split.first[episode] + steps
+        shard, offset, length = (column[rows] for column in self._split.frames[slot])
+        path = self._split.shards[int(shard[0])]
+        start, end = int(offset.min()), int((offset + length).max())
+        with open(path, "rb") as file:
+            file.seek(start)
+            data = file.read(end - start)
+
+        def one(step: int, a: int, n: int) -> np.ndarray:
+            try:
+                return images.decode(data[a : a + n], self._size)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}: byte {start + a}: {slot} frame {step} of episode {episode}: {error}"
+                ) from error
+
+        return np.stack(list(self._workers.map(one, steps, offset - start, length)))
+
+
+def _checked(index: Index, name: str, config: LoaderConfig) -> Split:
+    """The split, if the config can be served from it."""
+    if name not in index.splits:
+        raise ValueError(f"{index.dataset.name}: expected a split of {', '.join(sorted(index.splits))}, got {name!r}")
+    split = index.splits[name]
+    longest = int(split.length.max())
+    if config.window > longest:
+        raise ValueError(
+            f"model.window: expected at most {longest}, the longest episode of {index.dataset.name}/{name}, "
+            f"got {config.window}"
+        )
+    if not any(slot in split.frames for slot in config.cameras):
+        raise ValueError(
+            f"model.cameras: expected at least one of {', '.join(sorted(split.frames))}, which {index.dataset.name} "
+            f"has, got {config.cameras}"
+        )
+    return split
+
+
+def _prompts(
+    instructions: tuple[str, ...], encode: Callable[[str], np.ndarray], length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [E l] int32, padded with zeros on the right, and their mask."""
+    encoded = {text: np.asarray(encode(text)) for text in sorted(set(instructions))}
+    prompt = np.zeros((len(instructions), length), np.int32)
+    mask = np.zeros((len(instructions), length), bool)
+    for row, text in enumerate(instructions):
+        ids = encoded[text]
+        if len(ids) > length:
+            raise ValueError(
+                f"model.prompt_length: expected at least {len(ids)} for the instruction {text!r}, got {length}"
+            )
+        prompt[row, : len(ids)], mask[row, : len(ids)] = ids, True
+    return prompt, mask

@@ -1,159 +1,171 @@
-"""TFRecord framing and the wire format of tf.train.Example, read and written without TensorFlow.
+"""TFRecord files and tf.train.Example messages, read and written without TensorFlow.
 
-A record is: length (8 bytes), masked crc32c of the length (4), data, masked crc32c of the data (4). An Example is a map from
-names to lists of bytes, floats or int64s. Bytes are returned as spans, so that an index can point into the file.
+A TFRecord file is a row of [length u64][masked crc of length u32][data][masked crc of data u32], little-endian. An
+Example is the protobuf message {1: {1: map<string, {1: bytes list | 2: float list | 3: int64 list}>}}; each list has
+its values in field 1.
 """
 
+import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 
-Span = tuple[int, int]  # start and end within the record
-Value = Sequence[bytes] | np.ndarray
-
-BYTES, FLOATS, INTS = 1, 2, 3  # the field numbers of tf.train.Feature's oneof
-KINDS = {BYTES: "bytes", FLOATS: "float", INTS: "int64"}
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-class Feature(NamedTuple):
-    """One entry of an Example: its kind and the spans of its values (of its packed runs, for numbers)."""
+class Record(NamedTuple):
+    """One record: where its data begins in the file, and the data."""
 
-    kind: int
-    spans: list[Span]
-
-
-def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(offset of the data in the file, data) of every record.
-
-    Raises ValueError naming file and record when one is cut short or fails its checksum.
-    """
-    with path.open("rb") as handle:
-        offset = number = 0
-        while header := handle.read(12):
-            where = f"{path}: record {number} at byte {offset}"
-            if len(header) < 12:
-                raise ValueError(f"{where}: expected 12 bytes of header, got {len(header)}; the file is truncated, fetch it again")
-            length, length_crc = struct.unpack("<QI", header)
-            if masked_crc(header[:8]) != length_crc:
-                raise ValueError(f"{where}: the checksum of its length does not match; the file is damaged, fetch it again")
-            body = handle.read(length + 4)
-            if len(body) < length + 4:
-                raise ValueError(
-                    f"{where}: expected {length + 4} bytes, got {len(body)}; the file is truncated, fetch it again"
-                )
-            data = body[:-4]
-            if masked_crc(data) != struct.unpack("<I", body[-4:])[0]:
-                raise ValueError(f"{where}: the checksum of its data does not match; the file is damaged, fetch it again")
-            yield offset + 12, data
-            offset += length + 16
-            number += 1
+    offset: int
+    data: bytes
 
 
-def parse_example(data: bytes) -> dict[str, Feature]:
-    """The features of a serialised tf.train.Example, without copying their values."""
-    out = {}
-    for _, features in _fields(data, (0, len(data))):  # Example.features
-        for _, entry in _fields(data, features):  # one entry of the map
-            parts = dict(_fields(data, entry))
-            name = data[slice(*parts[1])].decode()
-            for kind, values in _fields(data, parts[2]) if 2 in parts else ():
-                out[name] = Feature(kind, [span for _, span in _fields(data, values)])
-    return out
+class Spans(NamedTuple):
+    """A list of byte strings, as places inside the record that holds them. Both [n] int64."""
 
-
-def numbers(data: bytes, feature: Feature) -> np.ndarray:
-    """The values of a float (float32) or int64 feature, packed or not."""
-    if feature.kind == FLOATS:
-        return np.frombuffer(b"".join(data[a:b] for a, b in feature.spans), "<f4")
-    if feature.kind == INTS:
-        return np.concatenate([_varints(data[a:b]) for a, b in feature.spans] or [np.zeros(0, np.int64)])
-    raise ValueError(f"expected float or int64 values, got {KINDS[feature.kind]}")
-
-
-def write_records(path: Path, records: Iterator[bytes]) -> tuple[int, int]:
-    """Writes a TFRecord file; returns the number of records and their bytes."""
-    count = size = 0
-    with path.open("wb") as handle:
-        for data in records:
-            length = struct.pack("<Q", len(data))
-            handle.write(length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data)))
-            count, size = count + 1, size + len(data)
-    return count, size
-
-
-def make_example(features: Mapping[str, Value]) -> bytes:
-    """Serialises an Example. Floating arrays become float lists, integer and bool arrays int64 lists, the rest bytes lists."""
-    out = b""
-    for name, value in features.items():
-        if isinstance(value, np.ndarray):
-            is_float = np.issubdtype(value.dtype, np.floating)
-            packed = value.astype("<f4").tobytes() if is_float else b"".join(_varint(int(v)) for v in value.ravel())
-            feature = _field(FLOATS if is_float else INTS, _field(1, packed))
-        else:
-            feature = _field(BYTES, b"".join(_field(1, item) for item in value))
-        out += _field(1, _field(1, name.encode()) + _field(2, feature))
-    return _field(1, out)
+    offset: np.ndarray
+    length: np.ndarray
 
 
 def masked_crc(data: bytes) -> int:
-    """TFRecord's rotated crc32c."""
+    """CRC-32C, rotated and shifted the way TFRecord stores it."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _fields(data: bytes, span: Span) -> Iterator[tuple[int, Span]]:
-    """(field number, span of the value) of a message; varint values are given by their own span."""
-    at, end = span
-    while at < end:
-        key, at = _read_varint(data, at)
-        wire = key & 7
-        start = at
-        if wire == 2:
-            length, start = _read_varint(data, at)
-            at = start + length
-        elif wire == 0:
-            _, at = _read_varint(data, at)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
+def read(path: Path) -> Iterator[Record]:
+    """The records of a file in order, checksums verified. Raises ValueError naming the file and the record number."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        number, at = 0, 0
+        while at < size:
+            header = file.read(12)
+            if len(header) < 12:
+                raise _damaged(path, number, f"expected 12 header bytes, got {len(header)} (file cut short)")
+            length, crc = struct.unpack("<QI", header)
+            if masked_crc(header[:8]) != crc:
+                raise _damaged(path, number, "the checksum of its length does not match")
+            if at + 16 + length > size:
+                raise _damaged(path, number, f"expected {length + 4} bytes, got {size - at - 12} (file cut short)")
+            data = file.read(length)
+            if masked_crc(data) != struct.unpack("<I", file.read(4))[0]:
+                raise _damaged(path, number, "the checksum of its data does not match")
+            yield Record(at + 12, data)
+            number, at = number + 1, at + 16 + length
+
+
+def write(path: Path, records: Iterable[bytes]) -> int:
+    """Writes the records to a file; returns its size in bytes."""
+    with open(path, "wb") as file:
+        for data in records:
+            length = struct.pack("<Q", len(data))
+            file.write(length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data)))
+        return file.tell()
+
+
+def parse(data: bytes, keys: Set[str] | None = None) -> dict[str, Spans | np.ndarray]:
+    """The features of an Example: byte strings as Spans into `data`, numbers as [n] float32 or int64.
+
+    Only `keys` are returned when given. Raises ValueError when the message is malformed.
+    """
+    found: dict[str, Spans | np.ndarray] = {}
+    for number, _, start, end in _fields(data, 0, len(data)):
+        if number != 1:
+            continue
+        for _, _, entry_start, entry_end in _fields(data, start, end):
+            key, value = "", (0, 0)
+            for part, _, a, b in _fields(data, entry_start, entry_end):
+                if part == 1:
+                    key = data[a:b].decode()
+                else:
+                    value = (a, b)
+            if keys is None or key in keys:
+                found[key] = _feature(data, *value)
+    return found
+
+
+def encode(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes:
+    """An Example from lists of byte strings and arrays of numbers (floats as float32; ints and bools as int64)."""
+    entries = []
+    for key, values in sorted(features.items()):
+        if not isinstance(values, np.ndarray):
+            kind, body = 1, b"".join(_field(1, value) for value in values)
+        elif values.dtype.kind == "f":
+            kind, body = 2, _field(1, values.astype("<f4").tobytes())
         else:
-            raise ValueError(f"tf.train.Example: wire type {wire} at byte {at}; not an Example")
-        if at > end:
-            raise ValueError(f"tf.train.Example: a field at byte {start} runs past the end of its message")
-        yield key >> 3, (start, at)
+            kind, body = 3, _field(1, b"".join(_encode_varint(int(v) & (2**64 - 1)) for v in values.ravel()))
+        entries.append(_field(1, _field(1, key.encode()) + _field(2, _field(kind, body))))
+    return _field(1, b"".join(entries))
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
+def _feature(data: bytes, start: int, end: int) -> Spans | np.ndarray:
+    """The values of one Feature message; an empty one reads as no floats."""
+    for kind, _, list_start, list_end in _fields(data, start, end):
+        values = [(wire, a, b) for number, wire, a, b in _fields(data, list_start, list_end) if number == 1]
+        if kind == 1:
+            spans = np.array([(a, b - a) for _, a, b in values], np.int64).reshape(-1, 2)
+            return Spans(spans[:, 0], spans[:, 1])
+        if kind == 2:  # packed and unpacked floats look alike here: little-endian bytes between a and b
+            return np.frombuffer(b"".join(data[a:b] for _, a, b in values), "<f4")
+        if kind == 3:
+            return np.array([v for value in values for v in _integers(data, *value)], np.uint64).astype(np.int64)
+    return np.zeros(0, np.float32)
+
+
+def _integers(data: bytes, wire: int, start: int, end: int) -> Iterator[int]:
+    """One varint, or a packed run of them."""
+    if wire not in (VARINT, BYTES):
+        raise ValueError(f"malformed Example: int64 values have wire type {wire} at byte {start}")
+    while start < end:
+        value, start = _varint(data, start, end)
+        yield value
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, wire type, first byte, end) of every field of a message that lies in data[start:end]."""
+    while start < end:
+        tag, at = _varint(data, start, end)
+        wire = tag & 7
+        if wire == VARINT:
+            _, stop = _varint(data, at, end)
+        elif wire == BYTES:
+            length, at = _varint(data, at, end)
+            stop = at + length
+        elif wire in (FIXED32, FIXED64):
+            stop = at + (4 if wire == FIXED32 else 8)
+        else:
+            raise ValueError(f"malformed Example: wire type {wire} at byte {start}")
+        if stop > end:
+            raise ValueError(f"malformed Example: a field at byte {start} runs over its message by {stop - end} bytes")
+        yield tag >> 3, wire, at, stop
+        start = stop
+
+
+def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """The value of a varint and the byte after it."""
+    value = 0
+    for i, byte in enumerate(data[start : min(start + 10, end)]):
+        value |= (byte & 0x7F) << (7 * i)
         if byte < 0x80:
-            return value, at
-        shift += 7
+            return value & (2**64 - 1), start + i + 1
+    raise ValueError(f"malformed Example: a varint at byte {start} does not end")
 
 
-def _varints(data: bytes) -> np.ndarray:
-    out, at = [], 0
-    while at < len(data):
-        value, at = _read_varint(data, at)
-        out.append(value - (1 << 64) if value >> 63 else value)
-    return np.array(out, np.int64)
+def _field(number: int, body: bytes) -> bytes:
+    return _encode_varint(number << 3 | BYTES) + _encode_varint(len(body)) + body
 
 
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
+def _encode_varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
         value >>= 7
-    out.append(value)
-    return bytes(out)
+    return bytes([*out, value])
 
 
-def _field(number: int, value: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
+def _damaged(path: Path, number: int, problem: str) -> ValueError:
+    return ValueError(f"{path}: record {number} is damaged: {problem}; download the file again")

@@ -1,54 +1,40 @@
-"""Which window comes when, and what is in it: index arithmetic, no files.
+"""Which window comes when, and which steps a window holds: arithmetic only.
 
-Axes: b windows, t window step, k chunk step.
+A window is named by the flat index of its newest step in the split's concatenated steps.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int64
 
 
-class Window(NamedTuple):
-    """Positions within the episode; what lies outside is clipped into it and masked."""
+class Steps(NamedTuple):
+    """Steps inside their episodes, for windows of t steps and chunks of k actions."""
 
-    frames: Int[np.ndarray, "b t"]
-    step_mask: Bool[np.ndarray, "b t"]
-    actions: Int[np.ndarray, "b t k"]
-    action_mask: Bool[np.ndarray, "b t k"]
+    frames: Int64[np.ndarray, "b t"]  # the first step repeats before the beginning
+    step_mask: Bool[np.ndarray, "b t"]  # False before the beginning
+    actions: Int64[np.ndarray, "b t k"]  # clipped into the episode
+    action_mask: Bool[np.ndarray, "b t k"]  # False outside the episode and wherever step_mask is
 
 
-def order(lengths: Int[np.ndarray, " episodes"], seed: int, epoch: int, pool: int) -> Int[np.ndarray, " windows"]:
-    """The order of all windows in one epoch: a pure function of its arguments, each window once.
+def order(lengths: Int64[np.ndarray, " e"], seed: int, epoch: int, pool: int) -> Int64[np.ndarray, " n"]:
+    """All windows of the episodes, each once, in the order of one epoch: a pure function of its arguments.
 
-    Windows are numbered through the episodes, one per frame. Episodes are shuffled; a window's key is its episode's rank plus
-    a random number below `pool`, so at any time windows come from about `pool` neighbouring episodes, whose frames are decoded
-    once. A pool of all episodes or more is a full shuffle.
+    Episodes are shuffled; then each window is delayed by up to `pool` episodes. So windows of about `pool` episodes are
+    mixed at any time, and no more than those need to be decoded; with `pool` of several times the number of episodes it
+    comes close to a full shuffle.
     """
-    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    episode = np.repeat(np.arange(len(lengths)), lengths)
-    jitter = rng.random(len(episode))
-    if pool >= len(lengths):
-        return np.argsort(jitter, kind="stable")
-    rank = rng.permutation(len(lengths))
-    return np.argsort(rank[episode] + jitter * pool, kind="stable")
+    draw = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)))
+    rank = draw.permutation(len(lengths))
+    key = np.repeat(rank, lengths) + draw.random(int(lengths.sum())) * pool
+    return np.argsort(key, kind="stable").astype(np.int64)
 
 
-def window(
-    newest: Int[np.ndarray, " b"], lengths: Int[np.ndarray, " b"], window: int, chunk: int
-) -> Window:
-    """The windows that end at frame `newest` of episodes with `lengths` frames.
-
-    Step t is frame newest - window + 1 + t; before the episode it repeats frame 0 and is masked. Action (t, k) is the one taken at
-    that frame + k, the current one included; it is masked past the end, and wherever its step is.
-    """
-    steps = newest[:, None] - window + 1 + np.arange(window)[None]  # b t
-    step_mask = steps >= 0
-    actions = steps[:, :, None] + np.arange(chunk)[None, None]  # b t k
-    inside = actions < lengths[:, None, None]
-    return Window(
-        frames=np.maximum(steps, 0),
-        step_mask=step_mask,
-        actions=np.clip(actions, 0, lengths[:, None, None] - 1),
-        action_mask=inside & step_mask[:, :, None],
-    )
+def steps(t: Int64[np.ndarray, " b"], length: Int64[np.ndarray, " b"], window: int, chunk: int) -> Steps:
+    """The steps of windows that end at step `t` of episodes of `length` steps."""
+    at = t[:, None] + np.arange(1 - window, 1)  # b t
+    step_mask = at >= 0
+    target = at[:, :, None] + np.arange(chunk)  # b t k
+    last = length[:, None, None] - 1
+    return Steps(np.maximum(at, 0), step_mask, np.clip(target, 0, last), step_mask[:, :, None] & (target <= last))

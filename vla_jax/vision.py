@@ -55,7 +55,7 @@ class ViT(nnx.Module):
     def __init__(self, config: VisionConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         self.patch = Linear((config.patch**2 * 3, config.width), (None, "vision"), bias=True, rngs=rngs)
-        init = nnx.initializers.normal(0.02)
+        init = nnx.initializers.normal(config.width**-0.5)  # as big_vision; smaller, and training from scratch starts blind
         shape = (config.tokens, config.width)
         self.positions = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=(None, "vision"))
         self.layers = Stack(config.block, config.depth, run, rngs)

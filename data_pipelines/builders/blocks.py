@@ -1,191 +1,196 @@
-"""Writes the embedded dataset: a drawn table, coloured blocks, an instruction that names a colour and a direction.
+"""A small block-pushing dataset in RLDS form, made by code: what the demo and the tests learn from.
 
     python -m data_pipelines.builders.blocks --out DIR
 
-The gripper goes to the far side of the named block, closes, and pushes it in the named direction. Colour and direction are only
-in the words, places only in the pixels: a policy must use both. RLDS as TFDS writes it, a few megabytes, the same bytes for the
-same arguments; needs no TensorFlow.
+Three blocks lie side by side in random order. The instruction names a colour and a direction: the colour says where the
+gripper goes first (to the side of that block), the direction from which side, and then where it pushes. Neither the
+picture nor the words alone give the action. Positions are fractions of the table, x to the right and y downwards.
 """
 
 import argparse
 import io
 import json
-import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines import tfrecord
+from data_pipelines import index, rlds, tfrecord
+from data_pipelines.datasets.blocks import BLOCKS
 
-SIZE = 32  # pixels of a side of the table and of both images
-BLOCK = 6  # pixels of a side of a block
-METRE = 0.01  # metres per pixel
-REACH, PUSH = 4.0, 2.0  # pixels per frame while approaching and while pushing
-PUSHES = 7  # frames of pushing
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 210, 50)}
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-TURN = {"left": -0.06, "right": 0.06, "up": 0.12, "down": -0.12}  # radians per frame while approaching
-PHRASES = ("push the {colour} block {direction}", "move the {colour} block {direction}", "{colour} block to the {direction}")
-TABLE, OPEN, CLOSED = (150, 140, 130), (255, 255, 255), (0, 0, 0)
-
-
-class Step(NamedTuple):
-    """One RLDS step."""
-
-    image: bytes
-    wrist_image: bytes
-    state: np.ndarray
-    action: np.ndarray
+SIZE, CROP = 32, 14  # pixels of both cameras; pixels of the table that the wrist camera sees
+TABLE, OPEN_MARK, CLOSED_MARK = (205, 190, 160), (255, 255, 255), (0, 0, 0)
+COLOURS = {"red": (220, 30, 30), "green": (30, 170, 40), "blue": (30, 60, 220)}
+DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+PHRASES = ("push the {0} block {1}", "move the {0} block {1}", "slide the {0} block {1}", "{1} with the {0} block")
+YAW = {"left": 0.2, "right": -0.2, "up": 0.1, "down": -0.1}  # radians per step of the approach
+HALF_BLOCK, HALF_GRIPPER, REACH = 0.1, 0.065, 0.13  # half sides; distance from a block at which it is pushed
+SPEED, DESCENT, PUSHES = 0.08, 0.03, 6  # per step; steps of pushing
+SHARDS = {"train": 2, "val": 1}
 
 
-def write_blocks(root: Path | str, train: int = 300, val: int = 40, seed: int = 0) -> Path:
-    """Writes `train` and `val` episodes under root/blocks/1.0.0 and returns that folder; one already there is kept.
+class Table(NamedTuple):
+    """One episode: T steps of pictures, states and actions, and its words."""
 
-    Atomic: the folder is there whole or not at all.
-    """
-    folder = Path(root) / "blocks" / "1.0.0"
-    if (folder / "dataset_info.json").exists():
-        return folder
-    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
-    part.mkdir(parents=True)
+    primary: list[np.ndarray]
+    wrist: list[np.ndarray]
+    states: np.ndarray  # T 7, float32
+    actions: np.ndarray  # T 7, float32
+    instruction: str
+
+
+def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 0) -> Path:
+    """Writes the dataset under root/blocks/1.0.0 and returns that folder. The same arguments give the same episodes."""
+    folder = Path(root).expanduser() / BLOCKS.tfds_name / BLOCKS.version
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)  # it describes what is overwritten here
     splits = []
-    for i, (name, count) in enumerate((("train", train), ("val", val))):
-        rng = np.random.default_rng([seed, i])
-        file = part / f"blocks-{name}.tfrecord-00000-of-00001"
-        written, size = tfrecord.write_records(file, (_example(*episode(rng)) for _ in range(count)))
-        splits.append({"name": name, "shardLengths": [str(written)], "numBytes": str(size),
-                       "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"})  # fmt: skip
-    (part / "features.json").write_text(json.dumps(_features(), indent=1))
-    info = {"name": "blocks", "version": "1.0.0", "fileFormat": "tfrecord", "description": "Pushing blocks on a drawn table.",
-            "moduleName": "data_pipelines.builders.blocks", "splits": splits}  # fmt: skip
-    (part / "dataset_info.json").write_text(json.dumps(info, indent=1))
-    os.replace(part, folder)
+    for number, (split, episodes) in enumerate((("train", train), ("val", val))):
+        shards = min(SHARDS[split], episodes)
+        parts = np.array_split(np.arange(episodes), shards)
+        sizes = []
+        for i, part in enumerate(parts):
+            path = folder / f"{BLOCKS.tfds_name}-{split}.tfrecord-{i:05d}-of-{shards:05d}"
+            sizes.append(tfrecord.write(path, (_example(play(seed, number, int(episode))) for episode in part)))
+        splits.append(
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": str(sum(sizes)),
+                "shardLengths": [str(len(part)) for part in parts],
+            }
+        )
+    (folder / rlds.FEATURES).write_text(json.dumps(_features(), indent=2))
+    info = {"description": __doc__, "fileFormat": "tfrecord", "name": BLOCKS.tfds_name, "splits": splits}
+    # Last: with it the folder counts as a dataset.
+    (folder / rlds.INFO).write_text(json.dumps({**info, "version": BLOCKS.version}, indent=2))
     return folder
 
 
-def episode(rng: np.random.Generator) -> tuple[str, list[Step]]:
-    """One instruction and its steps, the scripted expert acting."""
-    colours = list(rng.permutation(list(COLOURS)))[:3]
-    direction = str(rng.choice(list(DIRECTIONS)))
-    places = _places(rng, len(colours))
-    colour, towards = colours[0], np.array(DIRECTIONS[direction], float)
-    instruction = str(rng.choice(PHRASES)).format(colour=colour, direction=direction)
-    gripper, closed, yaw = rng.uniform(4, SIZE - 4, 2), False, 0.0
-    steps, pushed = [], 0
+def play(seed: int, split: int, episode: int) -> Table:
+    """One episode of a perfect player. Colours and directions come in turn, the rest by chance."""
+    draw = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, split, episode))))
+    colour = list(COLOURS)[episode % len(COLOURS)]
+    direction = list(DIRECTIONS)[episode // len(COLOURS) % len(DIRECTIONS)]
+    way = np.array(DIRECTIONS[direction])
+    places = np.stack([[0.25, 0.5, 0.75], [0.45] * 3], axis=1) + draw.uniform(-0.03, 0.03, (3, 2))
+    blocks = dict(zip(COLOURS, places[draw.permutation(3)], strict=True))
+    hand = np.array([0.5, 0.85]) + draw.uniform(-0.08, 0.08, 2)
+    pose = np.array([0.2, 0.0, 0.0, 0.0])  # z, roll, pitch, yaw
+    primary, wrist, states, actions = [], [], [], []
+    pushed = 0
     while pushed < PUSHES:
-        contact = places[0] - towards * (BLOCK / 2 + 1)
-        gap = contact - gripper
-        approaching = pushed == 0 and np.abs(gap).max() > 0.5
-        if approaching:
-            move = gap * min(1.0, REACH / np.linalg.norm(gap))
-        else:
-            move, pushed = towards * PUSH, pushed + 1
-        turn = TURN[direction] if approaching else 0.0
-        lower = 0.0 if approaching or closed else -0.02  # down onto the table as the push begins
-        action = np.array([*(move * METRE), lower, 0.0, 0.0, turn, float(approaching)], np.float32)
-        state = np.array([*(gripper * METRE), 0.0 if closed else 0.02, 0.0, 0.0, yaw, float(not closed)], np.float32)
-        image = draw(places, colours, gripper, closed, rng)
-        steps.append(Step(_png(image), _png(wrist_view(image, gripper)), state, action))
-        gripper, yaw, closed = gripper + move, yaw + turn, not approaching
-        if not approaching:
-            places[0] = places[0] + move
-    return instruction, steps
+        gap = blocks[colour] - REACH * way - hand
+        pushing = pushed > 0 or bool(np.linalg.norm(gap) < 1e-6)
+        move = SPEED * way if pushing else gap * min(1.0, SPEED / np.linalg.norm(gap))
+        turn = np.array([0, 0, 0, 0]) if pushing else np.array([-DESCENT, 0, 0, YAW[direction]])
+        picture = draw_table(blocks, colour, hand, pushing)
+        primary.append(picture)
+        wrist.append(_crop(picture, hand))
+        states.append([*hand, *pose, 0.0 if pushing else 1.0])
+        actions.append([*move, *turn, 0.0 if pushing else 1.0])
+        hand, pose, pushed = hand + move, pose + turn, pushed + pushing
+        if pushing:
+            blocks[colour] = blocks[colour] + move
+    words = PHRASES[int(draw.integers(len(PHRASES)))].format(colour, direction)
+    return Table(primary, wrist, np.array(states, np.float32), np.array(actions, np.float32), words)
 
 
-def draw(
-    places: np.ndarray, colours: list[str], gripper: np.ndarray, closed: bool, rng: np.random.Generator
-) -> np.ndarray:
-    """The table from above, [SIZE, SIZE, 3] uint8, with a little sensor noise."""
-    image = np.full((SIZE, SIZE, 3), TABLE, float)
-    for place, colour in reversed(list(zip(places, colours, strict=True))):
-        _square(image, place, BLOCK, COLOURS[colour])
-    _square(image, gripper, 4, CLOSED if closed else OPEN)
-    return np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
+def draw_table(blocks: dict[str, np.ndarray], top: str, hand: np.ndarray, closed: bool) -> np.ndarray:
+    """The table from above, [h w 3] uint8. The block `top` covers the others, the gripper covers all."""
+    picture = np.empty((SIZE, SIZE, 3), np.uint8)
+    picture[:] = TABLE
+    for colour in sorted(blocks, key=lambda name: name == top):
+        _square(picture, blocks[colour], HALF_BLOCK, COLOURS[colour])
+    _square(picture, hand, HALF_GRIPPER, CLOSED_MARK if closed else OPEN_MARK)
+    return picture
 
 
-def wrist_view(image: np.ndarray, gripper: np.ndarray) -> np.ndarray:
-    """The half of the table's width around the gripper, at twice the scale."""
-    half = SIZE // 4
-    padded = np.pad(image, ((half, half), (half, half), (0, 0)), mode="edge")
-    x, y = np.clip(np.round(gripper).astype(int), 0, SIZE)
-    view = padded[y : y + 2 * half, x : x + 2 * half]
-    return view.repeat(2, axis=0).repeat(2, axis=1)
+def _square(picture: np.ndarray, centre: np.ndarray, half: float, colour: tuple[int, int, int]) -> None:
+    x0, y0 = (round(v) for v in np.clip((centre - half) * SIZE, 0, SIZE))
+    x1, y1 = (round(v) for v in np.clip((centre + half) * SIZE, 0, SIZE))
+    picture[y0:y1, x0:x1] = colour
 
 
-def _places(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Centres that leave room between blocks and to the edge; the first has room to be pushed."""
-    while True:
-        places = rng.uniform(8, SIZE - 8, (count, 2))
-        distance = np.abs(places[:, None] - places[None]).max(-1) + 99 * np.eye(count)
-        if distance.min() > BLOCK:
-            return places
+def _crop(picture: np.ndarray, hand: np.ndarray) -> np.ndarray:
+    """What a camera on the wrist sees: the surroundings of the gripper, enlarged."""
+    x, y = (int(v) for v in np.clip(np.round(hand * SIZE) - CROP // 2, 0, SIZE - CROP))
+    part = Image.fromarray(picture[y : y + CROP, x : x + CROP])
+    return np.asarray(part.resize((SIZE, SIZE), Image.Resampling.NEAREST))
 
 
-def _square(image: np.ndarray, centre: np.ndarray, side: int, colour: tuple[int, int, int]) -> None:
-    x, y = np.round(centre - side / 2).astype(int)
-    image[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)] = colour
-
-
-def _png(image: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG")
-    return out.getvalue()
-
-
-def _example(instruction: str, steps: list[Step]) -> bytes:
-    ends = np.zeros(len(steps), bool)
-    ends[-1] = True
-    words = instruction.encode()
-    return tfrecord.make_example(
+def _example(table: Table) -> bytes:
+    """A tf.train.Example laid out as TFDS does for an RLDS episode."""
+    steps = len(table.actions)
+    at = np.arange(steps)
+    last = at == steps - 1
+    return tfrecord.encode(
         {
-            "steps/action": np.concatenate([step.action for step in steps]),
-            "steps/observation/state": np.concatenate([step.state for step in steps]),
-            "steps/observation/image": [step.image for step in steps],
-            "steps/observation/wrist_image": [step.wrist_image for step in steps],
-            "steps/language_instruction": [words] * len(steps),
-            "steps/is_first": np.arange(len(steps)) == 0,
-            "steps/is_last": ends,
-            "steps/is_terminal": ends,
-            "steps/reward": ends.astype(np.float32),
-            "steps/discount": np.ones(len(steps), np.float32),
+            "steps/action": table.actions,
+            "steps/discount": np.ones(steps, np.float32),
+            "steps/is_first": at == 0,
+            "steps/is_last": last,
+            "steps/is_terminal": last,
+            "steps/language_instruction": [table.instruction.encode()] * steps,
+            "steps/observation/image": [_compress(picture, "JPEG") for picture in table.primary],
+            "steps/observation/state": table.states,
+            "steps/observation/wrist_image": [_compress(picture, "PNG") for picture in table.wrist],
+            "steps/reward": last.astype(np.float32),
         }
     )
 
 
+def _compress(picture: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(picture).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def _features() -> dict[str, Any]:
-    """features.json in the form of TFDS 4.9."""
+    """The content of features.json."""
     core = "tensorflow_datasets.core.features."
 
-    def tensor(dtype: str, *shape: int) -> dict[str, Any]:
-        kind = "tensor_feature.Tensor" if shape else "scalar.Scalar"
-        dimensions = {"dimensions": [str(n) for n in shape]} if shape else {}
-        return {"pythonClassName": core + kind, "tensor": {"shape": dimensions, "dtype": dtype, "encoding": "none"}}
+    def folder(features: dict[str, Any]) -> dict[str, Any]:
+        return {"pythonClassName": f"{core}features_dict.FeaturesDict", "featuresDict": {"features": features}}
 
-    def features(**children: dict[str, Any]) -> dict[str, Any]:
-        return {"pythonClassName": core + "features_dict.FeaturesDict", "featuresDict": {"features": children}}
+    def tensor(dtype: str, *shape: str) -> dict[str, Any]:
+        name = "tensor_feature.Tensor" if shape else "scalar.Scalar"
+        size = {"dimensions": list(shape)} if shape else {}
+        return {"pythonClassName": core + name, "tensor": {"shape": size, "dtype": dtype, "encoding": "none"}}
 
-    image = {
-        "pythonClassName": core + "image_feature.Image",
-        "image": {"shape": {"dimensions": [str(SIZE), str(SIZE), "3"]}, "dtype": "uint8", "encodingFormat": "png"},
+    def image(kind: str) -> dict[str, Any]:
+        size = {"dimensions": [str(SIZE), str(SIZE), "3"]}
+        body = {"shape": size, "dtype": "uint8", "encodingFormat": kind}
+        return {"pythonClassName": f"{core}image_feature.Image", "image": body}
+
+    step = {
+        "action": tensor("float32", "7"),
+        "discount": tensor("float32"),
+        "is_first": tensor("bool"),
+        "is_last": tensor("bool"),
+        "is_terminal": tensor("bool"),
+        "language_instruction": {"pythonClassName": f"{core}text_feature.Text", "text": {}},
+        "observation": folder({"image": image("jpeg"), "state": tensor("float32", "7"), "wrist_image": image("png")}),
+        "reward": tensor("float32"),
     }
-    step = features(
-        action=tensor("float32", 7),
-        observation=features(state=tensor("float32", 7), image=image, wrist_image=image),
-        language_instruction={"pythonClassName": core + "text_feature.Text", "text": {}},
-        is_first=tensor("bool"),
-        is_last=tensor("bool"),
-        is_terminal=tensor("bool"),
-        reward=tensor("float32"),
-        discount=tensor("float32"),
-    )
-    return features(
-        steps={"pythonClassName": core + "dataset_feature.Dataset", "sequence": {"feature": step, "length": "-1"}}
-    )
+    steps = {"pythonClassName": f"{core}dataset_feature.Dataset", "sequence": {"feature": folder(step), "length": "-1"}}
+    return folder({"steps": steps})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Writes the embedded block-pushing dataset.")
+    parser.add_argument("--out", required=True, help="data root; the dataset goes to OUT/blocks/1.0.0")
+    parser.add_argument("--train", type=int, default=240, help="training episodes")
+    parser.add_argument("--val", type=int, default=40, help="held-out episodes")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    print(f"wrote {write_blocks(args.out, args.train, args.val, args.seed)}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Writes the embedded blocks dataset.")
-    parser.add_argument("--out", required=True, help="the data root: files go to OUT/blocks/1.0.0")
-    print(write_blocks(parser.parse_args().out))
+    main()

@@ -1,14 +1,14 @@
-"""The embedded dataset that `python -m data_pipelines.builders.blocks` writes: pushing coloured blocks on a drawn table."""
+"""The embedded block-pushing table (made by data_pipelines/builders/blocks.py)."""
 
 import numpy as np
 
-from data_pipelines.datasets.dataset import EEF_7D, Dataset, Standardised
+from data_pipelines.datasets.dataset import Dataset, Standardised
 
 
 def standardise(columns: dict[str, np.ndarray]) -> Standardised:
-    """Written in the target convention already: every step stays as it is."""
-    action, state = columns["action"], columns["state"]
-    return Standardised(action.astype(np.float32), state.astype(np.float32), np.arange(len(action)))
+    """Already in the house convention: every step stays as it is."""
+    action, state = (columns[name].astype(np.float32) for name in ("action", "state"))
+    return Standardised(action, state, np.arange(len(action)))
 
 
 BLOCKS = Dataset(
@@ -18,9 +18,10 @@ BLOCKS = Dataset(
     cameras={"primary": "observation/image", "wrist": "observation/wrist_image"},
     columns={"action": "action", "state": "observation/state"},
     language="language_instruction",
-    control_hz=5,
-    action_names=EEF_7D,
+    control_hz=5.0,
+    action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
     binary=(6,),
-    state_names=EEF_7D,
+    state_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
     standardise=standardise,
+    revision=1,
 )

@@ -1,44 +1,38 @@
-"""BridgeData V2, the authors' `bridge_dataset` 1.0.0 (OpenVLA calls it bridge_orig); WidowX 250, 5 Hz.
-
-As OpenVLA standardises it: the commanded motion is replaced by the one that was reached, state[t+1] - state[t]. The first step
-(an all-zero command) and the last (no next state) are dropped. Unlike there, differences of Euler angles are wrapped to
-[-pi, pi]: unwrapped ones put 6.28 into the statistics.
-"""
+"""Bridge V2 in its RLDS release (bridge_dataset 1.0.0), standardised the way the field does it."""
 
 import numpy as np
-from jaxtyping import Float
 
-from data_pipelines.datasets.dataset import EEF_7D, Dataset, Standardised
+from data_pipelines.datasets.dataset import Dataset, Standardised
+
+OPEN, CLOSED = 0.95, 0.05
 
 
 def standardise(columns: dict[str, np.ndarray]) -> Standardised:
-    """action [T 7], state [T 7] -> T - 2 steps."""
-    action, state = columns["action"], columns["state"].astype(np.float32)
-    motion = state[1:, :6] - state[:-1, :6]
-    motion[:, 3:] = wrap(motion[:, 3:])
-    gripper = binarise_gripper(action[:, 6])
-    frames = np.arange(1, len(action) - 1)
-    actions = np.concatenate([motion[frames], gripper[frames, None]], axis=1)
-    return Standardised(actions.astype(np.float32), state[frames], frames)
+    """Reached motion instead of commanded motion, a gripper that is 0 or 1, without the first and the last step.
 
-
-def wrap(angle: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
-    """The same angle in [-pi, pi)."""
-    return (angle + np.pi) % (2 * np.pi) - np.pi
-
-
-def binarise_gripper(opening: Float[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-    """1 above 0.95, 0 below 0.05; a step in between takes the next decided value, as it is on its way there.
-
-    A trailing run without a decided value is cut at 0.5.
+    The first action of an episode is a placeholder near zero, and the last step has no next state to take the
+    difference with. The gripper is decided before the last step is dropped: its value may settle the steps before it.
     """
-    out = np.where(opening > 0.5, 1.0, 0.0).astype(np.float32)
-    decided = (opening > 0.95) | (opening < 0.05)
-    following = np.where(decided, np.arange(len(opening)), len(opening))
-    following = np.minimum.accumulate(following[::-1])[::-1]  # the next decided step of every step
-    inside = following < len(opening)
-    out[inside] = out[following[inside]]
-    return out
+    action, state = columns["action"], columns["state"].astype(np.float64)
+    moved = np.diff(state[:, :6], axis=0)  # T-1 6
+    moved[:, 3:] = (moved[:, 3:] + np.pi) % (2 * np.pi) - np.pi  # Euler angles jump by a turn at +-pi
+    gripper = binarise(action[:, 6])
+    frames = np.arange(1, max(len(action) - 1, 1))
+    actions = np.concatenate([moved[frames], gripper[frames, None]], axis=1)
+    return Standardised(actions.astype(np.float32), state[frames].astype(np.float32), frames)
+
+
+def binarise(gripper: np.ndarray) -> np.ndarray:
+    """Opening in [0, 1] to 1 (open) or 0 (closed): [T] -> [T] float32.
+
+    A value in between is on its way: it becomes what the gripper next settles at. A run in between that never settles
+    takes its last value, thresholded at 0.5.
+    """
+    decided = (gripper > OPEN) | (gripper < CLOSED)
+    decided[-1:] = True
+    steps = np.where(decided, np.arange(len(gripper)), len(gripper))
+    settles = np.minimum.accumulate(steps[::-1])[::-1]  # the first decided step at or after each step
+    return (gripper[settles] > 0.5).astype(np.float32)
 
 
 BRIDGE = Dataset(
@@ -48,9 +42,10 @@ BRIDGE = Dataset(
     cameras={"primary": "observation/image_0", "secondary": "observation/image_1"},
     columns={"action": "action", "state": "observation/state"},
     language="language_instruction",
-    control_hz=5,
-    action_names=EEF_7D,
+    control_hz=5.0,
+    action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
     binary=(6,),
-    state_names=EEF_7D,
+    state_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
     standardise=standardise,
+    revision=1,
 )

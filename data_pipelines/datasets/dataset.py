@@ -1,34 +1,37 @@
-"""The shape of a dataset entry."""
+"""What one RLDS dataset is: where its images, words and numbers are, and what its actions mean."""
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
 
 class Standardised(NamedTuple):
-    """One episode in the field's convention (xyz, rpy, gripper 1 = open)."""
+    """One episode in the house convention. Rows of all three belong together."""
 
-    actions: Float[np.ndarray, "t d"]
-    state: Float[np.ndarray, "t p"]
-    frames: Int[np.ndarray, " t"]  # which raw steps remain
+    actions: np.ndarray  # T d, float32; a binary dim is 1 = open
+    state: np.ndarray  # T p, float32
+    frames: np.ndarray  # T, int: the raw step of each row; its images are that step's
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What a dataset is.
+    """Description of one dataset. Feature keys are relative to a step, e.g. "observation/image_0".
 
     Attributes:
-        tfds_name, version: its folder is <root>/<tfds_name>/<version>.
-        cameras: slot (primary, secondary, wrist) -> feature of a step.
-        columns: name -> low-dimensional feature of a step, the input of `standardise`.
-        language: text feature of a step.
-        control_hz: frames per second.
-        action_names, binary: of the standardised action; `binary` dims are 0 or 1.
-        state_names: of the standardised state.
-        standardise: columns {name: [T, ...]} of an episode -> Standardised.
+        name: our word for it, used in mixtures and messages.
+        tfds_name: folder and TFDS name. The files are in root/tfds_name/version.
+        version: TFDS version.
+        cameras: slot ("primary", "secondary", "wrist") -> feature key of an encoded image.
+        columns: name -> feature key of the numbers that `standardise` wants.
+        language: feature key of the instruction.
+        control_hz: steps per second.
+        action_names: one word per action dim after standardisation.
+        binary: action dims that are 0 or 1.
+        state_names: one word per state dim after standardisation.
+        standardise: raw columns (name -> [T_raw, ...]) to the house convention. May keep fewer steps than it gets.
+        revision: raise it when `standardise` changes its result: indexes made by an older one are then rebuilt.
     """
 
     name: str
@@ -42,6 +45,4 @@ class Dataset:
     binary: tuple[int, ...]
     state_names: tuple[str, ...]
     standardise: Callable[[dict[str, np.ndarray]], Standardised]
-
-
-EEF_7D = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    revision: int
