@@ -251,7 +251,7 @@ class _FramePool:
                     f"{path}: byte {start + a}: {slot} frame {step} of episode {episode}: {error}"
                 ) from error
 
-        return np.stack(list(self._workers.map(one, steps, offset - start, length)))
+        return np.stack(list(self._workers.map(one, steps.tolist(), (offset - start).tolist(), length.tolist())))
 
 
 def _checked(index: Index, name: str, config: LoaderConfig) -> Split:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from data_pipelines.datasets import DATASETS, Dataset
 
-# Weights multiply a dataset's number of windows. oxe_magic_soup is OpenVLA's (commit c8f03f4), which RoboVLMs trains on.
-# Members that have no entry in DATASETS yet make the mixture refuse to start: none is dropped in silence.
+# Weights multiply a dataset's number of windows. oxe_magic_soup is OpenVLA's (commit c8f03f4), which RoboVLMs trains
+# on. Members that have no entry in DATASETS yet make the mixture refuse to start: none is dropped in silence.
 MIXTURES: dict[str, tuple[tuple[str, float], ...]] = {
     "blocks": (("blocks", 1.0),),
     "bridge": (("bridge", 1.0),),

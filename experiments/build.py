@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +32,8 @@ HEADS = {"lstm": LSTMHead, "mlp": MLPHead}
 BINARY = (6,)
 
 
-class Data(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Data:
     """What a run reads: the index, how its numbers are normalised, and how words become ids."""
 
     dataset: Dataset
@@ -52,7 +53,7 @@ def missing(config: ConfigDict) -> list[str]:
             f"weights: nothing at {Path(weights).expanduser().absolute()}\n"
             f"    huggingface-cli download google/{BACKBONES[_backbone(config)].__name__.rsplit('.', 1)[-1]}-"
             f"{config.model.variant} --local-dir {weights}\n"
-            "    or --config.model.weights=DIR (a Hugging Face folder) or FILE.npz (big_vision), or none for random weights"
+            "    or --config.model.weights=DIR (a Hugging Face folder), FILE.npz (big_vision) or none (random weights)"
         )
     absent = mixture.problems(config.data.root, config.data.mixture)
     if absent:
@@ -71,7 +72,9 @@ def data(config: ConfigDict, workdir: Path) -> Data:
     """Opens (or builds) the index of the config's dataset, fits its specs and loads or trains the tokenizer."""
     names = [name for name, _ in mixture.members(config.data.mixture)]
     if len(names) != 1:
-        raise ValueError(f"data.mixture: one dataset at a time is supported so far, {config.data.mixture!r} has {len(names)}")
+        raise ValueError(
+            f"data.mixture: one dataset at a time is supported so far, {config.data.mixture!r} has {len(names)}"
+        )
     dataset = DATASETS[names[0]]
     index = open_index(config.data.root, dataset)
     train = index.splits["train"]
@@ -86,7 +89,12 @@ def data(config: ConfigDict, workdir: Path) -> Data:
     encoder = BACKBONES[_backbone(config)].load_tokenizer(folder)
     blank = config.data.blank_instruction
     return Data(
-        dataset, index, spec, state_spec, lambda text: np.asarray(encoder.encode("" if blank else text), np.int32), folder
+        dataset,
+        index,
+        spec,
+        state_spec,
+        lambda text: np.asarray(encoder.encode("" if blank else text), np.int32),
+        folder,
     )
 
 
@@ -146,7 +154,7 @@ def backbone_config(config: ConfigDict) -> Any:
     sizes = module.CONFIGS[config.model.variant]
     if sizes.image_size != config.model.image_size:
         raise ValueError(
-            f"model.image_size: {config.model.variant} takes {sizes.image_size} px images, got {config.model.image_size}"
+            f"model.image_size: expected {sizes.image_size} for {config.model.variant}, got {config.model.image_size}"
         )
     return dataclasses.replace(sizes, remat=config.model.remat, layers=config.model.layers)
 
@@ -194,7 +202,10 @@ def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
     del values["ema"]  # belongs to the train step
     freeze = FreezeConfig(
         patterns=tuple(values.pop("freeze")),
-        **{key: values.pop(key) for key in ("freeze_backbone", "train_vision", "train_text_embedding", "train_decoder_layers")},
+        **{
+            key: values.pop(key)
+            for key in ("freeze_backbone", "train_vision", "train_text_embedding", "train_decoder_layers")
+        },
     )
     return OptimConfig(**values), freeze
 

@@ -1,7 +1,7 @@
 """Config files: resolved, overridden, locked, saved.
 
-A config is a Python file with `get_config(arg) -> ml_collections.ConfigDict`. The file is the documentation of every field;
-nothing outside experiments/ reads a ConfigDict.
+A config is a Python file with `get_config(arg) -> ml_collections.ConfigDict`. The file is the documentation of every
+field; nothing outside experiments/ reads a ConfigDict.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def load_config(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         there = ", ".join(sorted(p.name for p in CONFIGS.glob("*.py") if p.name != "__init__.py"))
         raise ValueError(f"--config: no file {name!r} here or in {CONFIGS}; there are {there}")
     module_spec = importlib.util.spec_from_file_location(f"vla_jax_config_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None  # a .py file always has both
+    assert module_spec is not None  # a .py file always has a spec with a loader
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     config = module.get_config(arg)
@@ -126,7 +127,5 @@ def _typed(key: str, text: str, default: Any) -> Any:
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
-        raise ValueError(
-            f"--config.{key}: expected {type(default).__name__} such as {default!r}, got {text!r} ({type(value).__name__})"
-        )
+        raise ValueError(f"--config.{key}: expected {type(default).__name__} such as {default!r}, got {text!r}")
     return value

@@ -2,9 +2,10 @@
 
     python -m experiments.evaluate --workdir=DIR [--without=DIR]
 
-Prints the held-out arm loss of the policy beside two figures it must beat: that of the best constant action, and its own with
-every instruction blanked. `--without` is the work directory of a run trained with data.blank_instruction=True: what can be
-had without language at all. Writes evaluation.json and actions.png (predicted against true over one episode) into DIR.
+Prints the held-out arm loss of the policy beside two figures it must beat: that of the best constant action, and its
+own with every instruction blanked. `--without` is the work directory of a run trained with data.blank_instruction=True:
+what can be had without language at all. Writes evaluation.json and actions.png (predicted against true over one
+episode) into DIR.
 """
 
 import argparse
@@ -13,20 +14,23 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
+from data_pipelines.loader import Loader
 from experiments import build, plots
 from vla_jax import params as flat
 from vla_jax.checkpoint import load_meta, load_params
+from vla_jax.model import VLA
 from vla_jax.params import merge
 from vla_jax.types import Batch
 
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
+Model = Callable[[flat.Params], VLA]
 
 
 def main(argv: list[str]) -> None:
@@ -68,21 +72,27 @@ def evaluate(workdir: Path) -> dict[str, Any]:
         )
     graphdef, _, _ = flat.abstract(build.model(config))
     weights = jax.device_put({k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()})
+
+    def model(weights: flat.Params) -> VLA:
+        return cast(VLA, merge(graphdef, weights))
+
     split = build.validation_split(source.index)
     loader = build.loader(config, source, split, shuffle=False)
 
-    loss = jax.jit(lambda weights, batch: merge(graphdef, weights).loss(batch, jax.random.key(0)).metrics)
+    loss = jax.jit(lambda weights, batch: model(weights).loss(batch, jax.random.key(0)).metrics)
     blank = blanked(source.encode(""), config.model.prompt_length)
-    plain, without, targets, masks = {}, {}, [], []
+    plain: Metrics = {}
+    without: Metrics = {}
+    wanted, valid = [], []
     for batch in loader.batches(0):
         plain = add(plain, jax.device_get(loss(weights, batch)))
         without = add(without, jax.device_get(loss(weights, blank(batch))))
-        targets.append(batch.actions)
-        masks.append(batch.action_mask & batch.obs.step_mask[:, :, None, None])
+        wanted.append(np.asarray(batch.actions))
+        valid.append(np.asarray(batch.action_mask & batch.obs.step_mask[:, :, None, None]))
     arm = [i for i in range(len(source.spec.names)) if i not in source.spec.binary]
-    targets, masks = np.concatenate(targets)[..., arm], np.concatenate(masks)[..., arm]
+    targets, masks = np.concatenate(wanted)[..., arm], np.concatenate(valid)[..., arm]
     total, weight = plain["l1"]
-    draw(graphdef, weights, loader, source, workdir / "actions.png")
+    draw(model, weights, loader, source, workdir / "actions.png")
     return {
         "dataset": source.dataset.name,
         "step": int(max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())),
@@ -103,8 +113,8 @@ def best_constant(
 ) -> float:
     """The least mean cost that one fixed action per (k, d) can reach on these very targets.
 
-    Fitted on the data it is judged on, so nothing constant can do better. The cost is convex in each number, so a golden
-    search finds its minimum.
+    Fitted on the data it is judged on, so nothing constant can do better. The cost is convex in each number, so a
+    golden search finds its minimum.
     """
     golden = (np.sqrt(5) - 1) / 2
     low = np.full(targets.shape[2:], np.where(mask, targets, np.inf).min())
@@ -143,12 +153,12 @@ def blanked(ids: np.ndarray, length: int) -> Callable[[Batch], Batch]:
     return replace
 
 
-def draw(graphdef: Any, weights: flat.Params, loader: Any, source: build.Data, out: Path) -> None:
+def draw(model: Model, weights: flat.Params, loader: Loader, source: build.Data, out: Path) -> None:
     """Predicted against true first action of every frame of the first held-out episode, in robot units."""
     batch = loader.episode(0)
-    act = jax.jit(lambda weights, obs: merge(graphdef, weights).act(obs, jax.random.key(0)))
+    act = jax.jit(lambda weights, obs: model(weights).act(obs, jax.random.key(0)))
     predicted = source.spec.unnormalise(np.asarray(act(weights, batch.obs))[:, 0])
-    true = source.spec.unnormalise(batch.actions[:, -1, 0])
+    true = source.spec.unnormalise(np.asarray(batch.actions)[:, -1, 0])
     instruction = loader.instruction(0)
     plots.actions(predicted, true, source.spec.names, f"held-out episode 0: {instruction!r}", out)
 

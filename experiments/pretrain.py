@@ -2,9 +2,9 @@
 
     python -m experiments.pretrain --config=oxe_paligemma.py[:tiny] [--config.a.b=value ...] [--workdir=DIR] [--dry_run]
 
-Run it again with the same arguments and it continues from the last complete checkpoint. On several hosts start it on each
-with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on TPU pods and under Slurm jax finds these itself:
-set JAX_COORDINATOR_ADDRESS=auto).
+Run it again with the same arguments and it continues from the last complete checkpoint. On several hosts start it on
+each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on TPU pods and under Slurm jax finds these
+itself: set JAX_COORDINATOR_ADDRESS=auto).
 """
 
 import math
@@ -50,7 +50,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     rows = sharding.rows(mesh, config.batch_size)
     loader = build.loader(config, source, "train", shuffle=True, rows=rows)
     held_out = build.loader(config, source, build.validation_split(source.index), shuffle=True, rows=rows)
-    _say(f"{source.dataset.name}: {loader.windows} training windows, {held_out.windows} held out; mesh {dict(mesh.shape)}")
+    _say(f"{source.dataset.name}: {loader.windows} windows, {held_out.windows} held out; mesh {dict(mesh.shape)}")
     if source.spec.constant:
         names = ", ".join(source.spec.names[i] for i in source.spec.constant)
         _say(f"near-constant action dims pass through unnormalised: {names}")
@@ -177,14 +177,12 @@ def _join_hosts() -> None:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is None:
         return
-    if jax.config.jax_platforms == "cpu":
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if address == "auto":
         jax.distributed.initialize()
     else:
-        jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        )
+        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
 
 
 def _bytes_per_device(leaf: Any) -> int:

@@ -24,7 +24,9 @@ def make_stats() -> dict[str, np.ndarray]:
 def test_unnormalise_is_the_inverse(rules: tuple) -> None:
     spec = ActionSpec.fit(NAMES, (3,), make_stats(), rules)
     rng = np.random.default_rng(1)
-    inside = np.stack([rng.uniform(-1, 1, 50), rng.uniform(-0.5, 0.5, 50), np.full(50, 7.0), rng.integers(0, 2, 50)], -1)
+    inside = np.stack(
+        [rng.uniform(-1, 1, 50), rng.uniform(-0.5, 0.5, 50), np.full(50, 7.0), rng.integers(0, 2, 50)], -1
+    )
     np.testing.assert_allclose(spec.unnormalise(spec.normalise(inside)), inside, atol=1e-6)
 
 
@@ -48,7 +50,9 @@ def test_chain_is_the_composition() -> None:
     chained = ActionSpec.fit(NAMES, (3,), stats, ("q99", ("bounds", -0.65, 0.65)))
     once = ActionSpec.fit(NAMES, (3,), stats, ("q99",))
     x = np.array([[0.5, -0.2, 7.0, 1.0], [4.9, 2.2, 7.0, 0.0]])
-    np.testing.assert_allclose(chained.normalise(x)[:, :2], np.clip(once.normalise(x)[:, :2], -0.65, 0.65) / 0.65, rtol=1e-5)
+    np.testing.assert_allclose(
+        chained.normalise(x)[:, :2], np.clip(once.normalise(x)[:, :2], -0.65, 0.65) / 0.65, rtol=1e-5
+    )
 
 
 def test_near_constant_dims_pass_through_and_are_named() -> None:

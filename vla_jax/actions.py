@@ -1,7 +1,7 @@
 """What the d numbers of an action mean, and the one place that turns robot units into network units and back.
 
-Numpy only, so that the data pipeline, the policy and the robot side share it. A spec is fitted from the training statistics
-of one dataset and then travels with the checkpoint: nobody recomputes it at inference.
+Numpy only, so that the data pipeline, the policy and the robot side share it. A spec is fitted from the training
+statistics of one dataset and then travels with the checkpoint: nobody recomputes it at inference.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 KINDS = ("bounds", "q99", "gaussian", "none")
 
-# Below this spread (in robot units) a dim is noise around a constant: dividing by it would blow the noise up to full scale.
+# Below this spread (in robot units) a dim is noise around a constant: dividing by it would blow the noise up to full
+# scale.
 CONSTANT_SPREAD = 1e-4
 
 Stats = dict[str, np.ndarray]
@@ -42,8 +43,8 @@ class ActionSpec:
 
     Attributes:
         names: one word per dim, e.g. ("x", "y", "z", "roll", "pitch", "yaw", "gripper").
-        binary: indices of dims that are 0 or 1 (gripper: 1 = open). Never normalised; thresholded at 0.5 on the way out.
-        constant: indices of dims that hardly vary in the training data. They pass through unchanged.
+        binary: indices of dims that are 0 or 1 (gripper: 1 = open). Never normalised; thresholded at 0.5 on the way
+        out. constant: indices of dims that hardly vary in the training data. They pass through unchanged.
         steps: normalisation steps in the order they are applied; RoboVLMs' OXE models chain q99 and bounds(+-0.65).
     """
 
@@ -115,7 +116,9 @@ class ActionSpec:
         """The inverse of `to_json`. Raises ValueError when a field is missing or unknown."""
         expected = {f.name for f in dataclasses.fields(cls)}
         if set(body) != expected:
-            raise ValueError(f"ActionSpec: expected the fields {sorted(expected)}, got {sorted(body)}; was it edited by hand?")
+            raise ValueError(
+                f"ActionSpec: expected the fields {sorted(expected)}, got {sorted(body)}; was it edited by hand?"
+            )
         steps = tuple(
             Affine(
                 step["kind"],
@@ -131,7 +134,7 @@ class ActionSpec:
     def _checked(self, values: np.ndarray) -> np.ndarray:
         if values.shape[-1:] != (len(self.names),):
             raise ValueError(
-                f"action: expected {len(self.names)} dims in the last axis ({', '.join(self.names)}), got shape {values.shape}"
+                f"action: expected {len(self.names)} dims ({', '.join(self.names)}) last, got shape {values.shape}"
             )
         return np.array(values, np.float64)
 
@@ -142,7 +145,9 @@ def _limits(rule: Rule, stats: Stats, first: bool, d: int) -> tuple[np.ndarray, 
     if kind not in KINDS:
         raise ValueError(f"normalisation: expected one of {', '.join(KINDS)}, got {kind!r}")
     if numbers and (kind != "bounds" or len(numbers) != 2 or not numbers[0] < numbers[1]):
-        raise ValueError(f"normalisation: only ('bounds', low, high) with low < high takes numbers, got {tuple(rule)!r}")
+        raise ValueError(
+            f"normalisation: only ('bounds', low, high) with low < high takes numbers, got {tuple(rule)!r}"
+        )
     if not numbers and not first:
         raise ValueError(
             f"normalisation: {kind!r} after another step needs explicit limits, because the statistics describe raw "

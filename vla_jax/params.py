@@ -36,8 +36,8 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
 def abstract(build: Build) -> tuple[nnx.GraphDef, Shapes, Logical]:
     """Graphdef, shapes and logical axis names of `build(rngs)` without allocating anything.
 
-    A parameter declares its axes as `nnx.Param(value, logical=("embed", "mlp"))`; without it all axes are unnamed. Layers
-    stacked by nnx.vmap have one leading axis more than their names: it is padded with None.
+    A parameter declares its axes as `nnx.Param(value, logical=("embed", "mlp"))`; without it all axes are unnamed.
+    Layers stacked by nnx.vmap have one leading axis more than their names: it is padded with None.
     """
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graphdef, state = nnx.split(module)

@@ -1,11 +1,12 @@
 """The one transformer block, and a stack of them. Vision towers and decoders are configurations of it.
 
-Axes: n sequences, s tokens (queries), u tokens (keys), c width, g queries per key/value head. Matrix products run in the
-parameters' dtype; norms, softmax and rotary angles in float32. Tokens are flattened to 2-D before every projection and
-attention is a 3-D batched product with the grouped heads folded into the query axis: XLA's CPU backend runs both 20-30%
-faster than the 3-D and 5-D forms, and other backends do not care.
+Axes: n sequences, s tokens (queries), u tokens (keys), c width, g queries per key/value head. Matrix products run in
+the parameters' dtype; norms, softmax and rotary angles in float32. Tokens are flattened to 2-D before every projection
+and attention is a 3-D batched product with the grouped heads folded into the query axis: XLA's CPU backend runs both
+20-30% faster than the 3-D and 5-D forms, and other backends do not care.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,7 +58,9 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class StackConfig:
-    """How a stack of blocks is run. `layers`: a loop in the program ("scan") or none ("unroll"), on the same parameters."""
+    """How a stack of blocks is run. `layers`: a loop in the program ("scan") or none ("unroll"), on the same
+    parameters.
+    """
 
     remat: str = "none"
     layers: str = "scan"
@@ -72,7 +75,9 @@ class StackConfig:
 class Linear(nnx.Module):
     """`x @ kernel + bias` on flattened tokens, kernel [in, out], truncated-normal fan-in initialisation."""
 
-    def __init__(self, sizes: tuple[int, int], logical: tuple[str | None, str | None], bias: bool, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, sizes: tuple[int, int], logical: tuple[str | None, str | None], bias: bool, rngs: nnx.Rngs
+    ) -> None:
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), sizes, jnp.float32), logical=logical)
         self.bias = nnx.Param(jnp.zeros(sizes[1]), logical=logical[1:]) if bias else None
@@ -180,7 +185,8 @@ class Block(nnx.Module):
             return Norm(config.width, config.norm, config.eps, config.axis)
 
         self.norm_attn, self.norm_mlp = norm(), norm()
-        self.post_attn, self.post_mlp = (norm(), norm()) if config.post_norms else (None, None)
+        self.post_attn = norm() if config.post_norms else None
+        self.post_mlp = norm() if config.post_norms else None
         self.attn = Attention(config, rngs)
         self.mlp = MLP(config, rngs)
 
@@ -218,7 +224,7 @@ class Stack(nnx.Module):
         local = local_mask(mask, self.config.window) if 0 < self.config.window < s else mask
         body = rematerialised(self.run.remat)
 
-        def one(x: jax.Array, layer: int | jax.Array, block: Block, rows: int) -> jax.Array:
+        def one(x: Array, layer: int | jax.Array, block: Block, rows: int) -> Array:
             allowed = mask[:, s - rows :]
             if local is not mask:  # Gemma 2: layers 0, 2, ... are local
                 allowed = jnp.where(jnp.asarray(layer) % 2 == 0, local[:, s - rows :], allowed)
@@ -234,10 +240,10 @@ class Stack(nnx.Module):
         return one(x, last, _layer(self.blocks, last), rows)
 
 
-def rematerialised(remat: str):  # noqa: ANN201
+def rematerialised(remat: str) -> Callable[[Block, Array, Array, Array], Array]:
     """The block's call under a remat policy: what the backward pass keeps of a layer and what it computes again."""
 
-    def call(block: Block, x: jax.Array, mask: jax.Array, positions: jax.Array) -> jax.Array:
+    def call(block: Block, x: Array, mask: Array, positions: Array) -> Array:
         return block(x, mask, positions)
 
     if remat == "none":
@@ -262,7 +268,9 @@ def local_mask(mask: Bool[Array, "n s s"], window: int) -> Bool[Array, "n s s"]:
 
 
 def rope(x: Float[Array, "n s h e"], positions: Int[Array, "n s"], theta: float) -> Float[Array, "n s h e"]:
-    """Rotary position embedding in the split-half layout (RoFormer, arXiv 2104.09864; the layout of Gemma and LLaMA)."""
+    """Rotary position embedding in the split-half layout (RoFormer, arXiv 2104.09864; the layout of Gemma and
+    LLaMA).
+    """
     half = x.shape[-1] // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None]  # n s half

@@ -55,7 +55,9 @@ class ViT(nnx.Module):
     def __init__(self, config: VisionConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         self.patch = Linear((config.patch**2 * 3, config.width), (None, "vision"), bias=True, rngs=rngs)
-        init = nnx.initializers.normal(config.width**-0.5)  # as big_vision; smaller, and training from scratch starts blind
+        init = nnx.initializers.normal(
+            config.width**-0.5
+        )  # as big_vision; smaller, and training from scratch starts blind
         shape = (config.tokens, config.width)
         self.positions = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=(None, "vision"))
         self.layers = Stack(config.block, config.depth, run, rngs)
@@ -65,7 +67,9 @@ class ViT(nnx.Module):
         """Pixels 0..255 become -1..1. Raises ValueError for another size."""
         size, p = self.config.image_size, self.config.patch
         if images.shape[1:] != (size, size, 3):
-            raise ValueError(f"images: expected [n, {size}, {size}, 3], got {images.shape}; resize them in the data pipeline")
+            raise ValueError(
+                f"images: expected [n, {size}, {size}, 3], got {images.shape}; resize them in the data pipeline"
+            )
         n, side, tokens = images.shape[0], size // p, self.config.tokens
         x = images.astype(jnp.float32) / 127.5 - 1.0
         # Patches in rows, pixels of a patch in (row, column, channel) order: the convolution as one product.

@@ -1,8 +1,8 @@
 """Pretrained files -> arrays born sharded; strict.
 
-A file is opened as a dict of memory-mapped arrays, a backbone's name table turns them into views in our layout, and each device
-reads its own piece of a view. The whole model is never in one host copy, nor on one device. Every missing, unexpected or
-mis-shaped array is named before the first byte is copied.
+A file is opened as a dict of memory-mapped arrays, a backbone's name table turns them into views in our layout, and
+each device reads its own piece of a view. The whole model is never in one host copy, nor on one device. Every missing,
+unexpected or mis-shaped array is named before the first byte is copied.
 """
 
 import fnmatch
@@ -55,7 +55,7 @@ class Source(NamedTuple):
         return json.loads(file.read_text())
 
 
-# ------------------------------------------------------------------------------------------------------------ transforms
+# ----------------------------------------------------------------------------------------------------------- transforms
 
 
 def as_is(x: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ def pad_rows(rows: int) -> Transform:
     return lambda x: np.concatenate([x, np.zeros((max(rows - x.shape[0], 0), x.shape[1]), x.dtype)])
 
 
-# --------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def open_source(path: Path | str) -> Source:
@@ -133,8 +133,9 @@ def open_source(path: Path | str) -> Source:
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
         raise ValueError(
-            f"weights: expected a big_vision .npz or a Hugging Face folder with safetensors at {path.absolute()}, not found: "
-            f"{', '.join(absent)}; get one by `huggingface-cli download google/paligemma-3b-pt-224 --local-dir {path}`"
+            f"weights: expected a big_vision .npz or a Hugging Face folder with safetensors at {path.absolute()}, "
+            f"not found: {', '.join(absent)}; get one by "
+            "`huggingface-cli download google/paligemma-3b-pt-224 --local-dir DIR`"
         )
     arrays = {}
     for file in files:
@@ -189,14 +190,17 @@ def load(source: Source, table: dict[str, Entry], specs: Specs, allow_missing: S
     )
     if problems:
         raise ValueError(
-            f"weights {source.path}: {len(problems)} arrays do not fit:\n  " + "\n  ".join(problems) + "\ncheck model.variant; a "
+            f"weights {source.path}: {len(problems)} arrays do not fit:\n  "
+            + "\n  ".join(problems)
+            + "\ncheck model.variant; a "
             "missing one can be left random by naming it in model.allow_missing"
         )
     return {name: _place(parts, specs[name], stacked=bool(table[name].layers)) for name, parts in views.items()}
 
 
 def _place(parts: list[np.ndarray], spec: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # jax asks only for pieces it has a place for
         if not stacked:
             return np.ascontiguousarray(parts[0][index]).astype(spec.dtype)
         return np.stack([np.ascontiguousarray(part[index[1:]]).astype(spec.dtype) for part in parts[index[0]]])
@@ -234,7 +238,9 @@ def _open_npz(file: Path) -> dict[str, np.ndarray]:
             name = info.filename.removesuffix(".npy")
             with archive.open(info) as member:
                 version = np.lib.format.read_magic(member)
-                reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                reader = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
                 shape, fortran, dtype = reader(member)
                 start = member.tell()
                 stored = info.compress_type == zipfile.ZIP_STORED and not fortran and math.prod(shape) > 0

@@ -1,10 +1,11 @@
 """PaliGemma on Open X-Embodiment: the RoboVLMs recipe.
 
-    python -m experiments.pretrain --config=oxe_paligemma.py          # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM head
-    python -m experiments.pretrain --config=oxe_paligemma.py:tiny     # the same path end to end in minutes on 2 CPU cores
+    python -m experiments.pretrain --config=oxe_paligemma.py          # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM
+    head python -m experiments.pretrain --config=oxe_paligemma.py:tiny     # the same path end to end in minutes on 2
+    CPU cores
 
-The 3B job needs HF weights (model.weights) and the datasets of data.mixture under data.root; without them it stops in seconds
-and says what is missing. `--config.model.weights=none --dry_run` builds it abstractly on any machine.
+The 3B job needs HF weights (model.weights) and the datasets of data.mixture under data.root; without them it stops in
+seconds and says what is missing. `--config.model.weights=none --dry_run` builds it abstractly on any machine.
 """
 
 from ml_collections import ConfigDict

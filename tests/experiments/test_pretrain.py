@@ -30,7 +30,13 @@ def environment() -> dict[str, str]:
 
 def run(*args: str, module: str = "experiments.pretrain") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*args, module=module), cwd=REPO, env=environment(), capture_output=True, text=True, timeout=600, check=False
+        command(*args, module=module),
+        cwd=REPO,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
 
 
@@ -94,7 +100,13 @@ def test_the_3b_job_names_all_that_is_missing_in_seconds(tmp_path: Path) -> None
     done = run("--config=oxe_paligemma.py", f"--config.data.root={tmp_path}", f"--workdir={tmp_path / 'run'}")
     assert done.returncode != 0
     assert time.monotonic() - began < 60
-    for word in ("weights/paligemma-3b-pt-224", "huggingface-cli download", "fractal20220817_data", "bridge", str(tmp_path)):
+    for word in (
+        "weights/paligemma-3b-pt-224",
+        "huggingface-cli download",
+        "fractal20220817_data",
+        "bridge",
+        str(tmp_path),
+    ):
         assert word in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()  # nothing was written

@@ -1,6 +1,7 @@
 """PaliGemma 1 and 2: a SigLIP tower, a linear projector, a Gemma decoder (arXiv 2407.07726, 2412.03555).
 
-Text embeddings are scaled by sqrt(width) at lookup, image features are not: the convention of transformers >= 5 and big_vision.
+Text embeddings are scaled by sqrt(width) at lookup, image features are not: the convention of transformers >= 5 and
+big_vision.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from vla_jax import params as flat
 from vla_jax import sharding, weights
 from vla_jax.transformer import BlockConfig, Linear, Norm, Stack, StackConfig
 from vla_jax.types import Array
-from vla_jax.vision import ViT, VisionConfig
+from vla_jax.vision import VisionConfig, ViT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class PaliGemmaConfig:
 
 
 SO400M = VisionConfig(image_size=224, patch=14, width=1152, mlp=4304, depth=27, heads=16)
-GEMMA2 = {"post_norms": True, "softcap": 50.0, "final_softcap": 30.0, "window": 4096}
+GEMMA2: dict[str, Any] = {"post_norms": True, "softcap": 50.0, "final_softcap": 30.0, "window": 4096}
 
 # The vocabulary is 257152 in big_vision's files; Hugging Face adds <image> and pads to 257216.
 CONFIGS = {
@@ -157,8 +158,8 @@ def load(
 ) -> flat.Params:
     """Pretrained parameters in the dtypes and shardings of `specs` ({name: ShapeDtypeStruct}).
 
-    `path` is a Hugging Face folder or a big_vision .npz. Raises ValueError naming every missing, unexpected or mis-shaped array;
-    a missing one is left out of the result where a pattern of `allow_missing` matches its name.
+    `path` is a Hugging Face folder or a big_vision .npz. Raises ValueError naming every missing, unexpected or
+    mis-shaped array; a missing one is left out of the result where a pattern of `allow_missing` matches its name.
     """
     source = weights.open_source(path)
     table = npz_names(config) if source.kind == "npz" else hf_names(config)
@@ -168,7 +169,8 @@ def load(
 def from_pretrained(
     path: Path | str, mesh: jax.sharding.Mesh | None = None, dtype: Any = jnp.float32, allow_missing: Sequence[str] = ()
 ) -> tuple[nnx.GraphDef, flat.Params]:
-    """The model that a Hugging Face folder or a big_vision .npz describes: (graphdef, params), born sharded over the mesh.
+    """The model that a Hugging Face folder or a big_vision .npz describes: (graphdef, params), born sharded over the
+    mesh.
 
     Without a mesh everything is on the first device.
     """
@@ -230,7 +232,9 @@ def hf_names(config: PaliGemmaConfig) -> dict[str, weights.Entry]:
 
 
 def npz_names(config: PaliGemmaConfig) -> dict[str, weights.Entry]:
-    """Our parameters -> names in a big_vision .npz, whose layers are stacked already and whose kernels are [in, out]."""
+    """Our parameters -> names in a big_vision .npz, whose layers are stacked already and whose kernels are [in,
+    out].
+    """
     entry, plain = weights.Entry, weights.as_is
     flat_in, flat_out = weights.merge_last, weights.merge_first
     block = "img/Transformer/encoderblock/"
@@ -279,7 +283,9 @@ def npz_names(config: PaliGemmaConfig) -> dict[str, weights.Entry]:
 
 
 def _hf_config(body: dict[str, Any]) -> PaliGemmaConfig:
-    """The sizes in a Hugging Face config.json. Top-level vocab_size and hidden_size are not trusted: versions differ."""
+    """The sizes in a Hugging Face config.json. Top-level vocab_size and hidden_size are not trusted: versions
+    differ.
+    """
     text, vision = body["text_config"], body["vision_config"]
     kind = text.get("model_type", "gemma")
     if kind not in ("gemma", "gemma2"):
@@ -325,20 +331,26 @@ def _npz_config(source: weights.Source) -> PaliGemmaConfig:
     arrays = source.arrays
     embedding = arrays.get("llm/embedder/input_embedding")
     if embedding is None:
-        raise ValueError(f"{source.path}: expected llm/embedder/input_embedding, got {sorted(arrays)[:5]}...; not PaliGemma?")
+        raise ValueError(
+            f"{source.path}: expected llm/embedder/input_embedding, got {sorted(arrays)[:5]}...; not PaliGemma?"
+        )
     for config in CONFIGS.values():
         if config.width == embedding.shape[1] and config.post_norms == ("llm/layers/post_ffw_norm/scale" in arrays):
             positions = arrays["img/pos_embedding"].shape[1]
             if config.vision.tokens == positions:
                 return dataclasses.replace(config, vocab=embedding.shape[0])
-    raise ValueError(f"{source.path}: width {embedding.shape[1]} is none of {', '.join(CONFIGS)}; use load with its config")
+    raise ValueError(
+        f"{source.path}: width {embedding.shape[1]} is none of {', '.join(CONFIGS)}; use load with its config"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- prompt and tokenizer
+# ------------------------------------------------------------------------------------------------- prompt and tokenizer
 
 
 def prompt(instruction: str) -> str:
-    """What stands between <bos> and the readouts: the instruction as one clean line, and a newline as in pretraining."""
+    """What stands between <bos> and the readouts: the instruction as one clean line, and a newline as in
+    pretraining.
+    """
     return " ".join(instruction.split()) + "\n"
 
 
@@ -383,7 +395,7 @@ def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
     import shutil
 
     import sentencepiece as spm
-    from sentencepiece import sentencepiece_model_pb2 as model_pb2
+    from sentencepiece import sentencepiece_model_pb2
     from transformers import GemmaTokenizer
 
     out = Path(out)
@@ -392,10 +404,12 @@ def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(texts or ["a"]), model_writer=model, model_type="bpe", byte_fallback=True,
         vocab_size=max(300, min(420, 262 + len(letters) + 4 * len(texts))), hard_vocab_limit=False,
-        add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity", character_coverage=1.0,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
+        add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity",
+        character_coverage=1.0, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+        pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
         user_defined_symbols=["<mask>"], num_threads=1, minloglevel=2,
     )  # fmt: skip
+    model_pb2: Any = sentencepiece_model_pb2  # its classes are made at import time
     proto = model_pb2.ModelProto.FromString(model.getvalue())
     for piece in (*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))):
         proto.pieces.add(piece=piece, score=0.0, type=model_pb2.ModelProto.SentencePiece.USER_DEFINED)
