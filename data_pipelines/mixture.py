@@ -51,12 +51,15 @@ def problems(root: str | Path, name: str) -> list[str]:
     for member, _ in members(name):
         if member not in DATASETS:
             # The folder is checked too, so that one run names all that is missing on this machine.
-            where = "its files are there" if (root / member).is_dir() else f"and no folder {root / member}"
-            found.append(f"{member}: no reader in data_pipelines/datasets yet ({where})")
+            where = "files are there" if (root / member).is_dir() else f"no folder {root / member}"
+            found.append(
+                f"{member}: no reader in data_pipelines/datasets yet, {where}; "
+                f"gsutil -m cp -r gs://gresearch/robotics/{member} {root}"
+            )
             continue
         folder = _folder(root, DATASETS[member])
         if not (folder / "dataset_info.json").is_file():
-            found.append(f"{member}: no {folder / 'dataset_info.json'}")
+            found.append(f"{member}: no {folder / 'dataset_info.json'}; {DATASETS[member].download.format(root=root)}")
     return found
 
 

@@ -62,14 +62,18 @@ def missing(config: ConfigDict) -> list[str]:
             f"data: {len(absent)} of {len(mixture.members(config.data.mixture))} datasets of the mixture "
             f"{config.data.mixture!r} cannot be read under {root}\n"
             + "".join(f"    {line}\n" for line in absent)
-            + f"    gsutil -m cp -r gs://gresearch/robotics/NAME {root}/   # one NAME a line above\n"
-            "    or --config.data.root=DIR, or --config.data.mixture=bridge"
+            + "    or --config.data.root=DIR where they are, or --config.data.mixture=bridge"
         )
     return lines
 
 
 def data(config: ConfigDict, workdir: Path) -> Data:
     """Opens (or builds) the index of the config's dataset, fits its specs and loads or trains the tokenizer."""
+    if config.data.datasets:
+        raise ValueError(
+            f"data.datasets: files of your own datasets are not read yet, got {config.data.datasets!r}; leave it empty and "
+            "add the dataset to data_pipelines/datasets"
+        )
     names = [name for name, _ in mixture.members(config.data.mixture)]
     if len(names) != 1:
         raise ValueError(
@@ -216,7 +220,7 @@ def meta(config: ConfigDict, source: Data) -> dict[str, Any]:
     return {
         "config": config.to_dict(),
         "cameras": list(config.model.cameras),
-        "tokenizer": {"folder": str(source.tokenizer), "sha256": _digest(source.tokenizer)},
+        "tokenizer": {"folder": str(source.tokenizer), "sha256": digest(source.tokenizer)},
         "datasets": {
             source.dataset.name: {
                 "digest": source.index.digest,
@@ -243,7 +247,7 @@ def _backbone(config: ConfigDict) -> str:
     return config.model.backbone
 
 
-def _digest(folder: Path) -> str:
+def digest(folder: Path) -> str:
     """sha256 over the names and contents of the tokenizer's files, so that a changed tokenizer shows."""
     sha = hashlib.sha256()
     for file in sorted(folder.glob("tokenizer*")) + sorted(folder.glob("special_tokens*")):

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from data_pipelines.loader import Loader
 from experiments import build, plots
 from vla_jax import params as flat
-from vla_jax.checkpoint import load_meta, load_params
+from vla_jax.checkpoint import complete_steps, load_meta, load_params
 from vla_jax.model import VLA
 from vla_jax.params import merge
 from vla_jax.types import Batch
@@ -70,6 +70,10 @@ def evaluate(workdir: Path) -> dict[str, Any]:
             f"{workdir}: the checkpoint normalises actions of {source.dataset.name} otherwise than the data under "
             f"{config.data.root} says; evaluate with the data it was trained on"
         )
+    if meta["tokenizer"]["sha256"] != build.digest(source.tokenizer):
+        raise ValueError(
+            f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was trained with"
+        )
     graphdef, _, _ = flat.abstract(build.model(config))
     weights = jax.device_put({k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()})
 
@@ -95,7 +99,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     draw(model, weights, loader, source, workdir / "actions.png")
     return {
         "dataset": source.dataset.name,
-        "step": int(max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())),
+        "step": complete_steps(workdir / "checkpoints")[-1],
         "windows": loader.windows,
         "arm_loss": mean(plain["arm"]),
         "arm_loss_best_constant": best_constant(targets, masks, robust(config)),

@@ -22,6 +22,7 @@ BLOCKS = Dataset(
     action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
     binary=(6,),
     state_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    download="python -m data_pipelines.builders.blocks --out {root}",
     standardise=standardise,
     revision=1,
 )

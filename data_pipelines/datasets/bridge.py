@@ -46,6 +46,10 @@ BRIDGE = Dataset(
     action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
     binary=(6,),
     state_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    download=(
+        "wget -r -np -nH --cut-dirs=4 -P {root} "
+        "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/bridge_dataset/"
+    ),
     standardise=standardise,
     revision=1,
 )

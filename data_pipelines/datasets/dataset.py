@@ -30,6 +30,7 @@ class Dataset:
         action_names: one word per action dim after standardisation.
         binary: action dims that are 0 or 1.
         state_names: one word per state dim after standardisation.
+        download: command that brings it under a data root, with {root} where that goes.
         standardise: raw columns (name -> [T_raw, ...]) to the house convention. May keep fewer steps than it gets.
         revision: raise it when `standardise` changes its result: indexes made by an older one are then rebuilt.
     """
@@ -44,5 +45,6 @@ class Dataset:
     action_names: tuple[str, ...]
     binary: tuple[int, ...]
     state_names: tuple[str, ...]
+    download: str
     standardise: Callable[[dict[str, np.ndarray]], Standardised]
     revision: int

@@ -90,11 +90,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _tiny(config: ConfigDict) -> ConfigDict:
     """Small enough for a laptop, the same code path: random weights, the embedded block-pushing data."""
-    config.steps = 600
+    config.steps = 1_000
     config.batch_size = 32
     config.log_every = 20
-    config.eval_every = 200
-    config.save_every = 200
+    config.eval_every = 250
+    config.save_every = 250
     config.eval_batches = 8
     config.data.root = "runs/demo/data"
     config.data.mixture = "blocks"
