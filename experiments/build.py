@@ -71,8 +71,8 @@ def data(config: ConfigDict, workdir: Path) -> Data:
     """Opens (or builds) the index of the config's dataset, fits its specs and loads or trains the tokenizer."""
     if config.data.datasets:
         raise ValueError(
-            f"data.datasets: files of your own datasets are not read yet, got {config.data.datasets!r}; leave it empty and "
-            "add the dataset to data_pipelines/datasets"
+            f"data.datasets: files of your own datasets are not read yet, got {config.data.datasets!r}; leave it empty "
+            "and add the dataset to data_pipelines/datasets"
         )
     names = [name for name, _ in mixture.members(config.data.mixture)]
     if len(names) != 1:
