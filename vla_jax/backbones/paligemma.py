@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax import sharding, weights
+from vla_jax.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.transformer import BlockConfig, Linear, Norm, Stack, StackConfig
 from vla_jax.types import Array
 from vla_jax.vision import VisionConfig, ViT
@@ -383,41 +384,3 @@ class Tokenizer:
 def load_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer of a local Hugging Face folder."""
     return Tokenizer(folder)
-
-
-def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
-    """Trains a small tokenizer laid out like PaliGemma's: pieces, then <loc>, <seg> and <image> at the end.
-
-    Deterministic in `texts`. Writes a Hugging Face folder, whole or not at all.
-    """
-    import io
-    import os
-    import shutil
-
-    import sentencepiece as spm
-    from sentencepiece import sentencepiece_model_pb2
-    from transformers import GemmaTokenizer
-
-    out = Path(out)
-    letters = {c for text in texts for c in text}
-    model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts or ["a"]), model_writer=model, model_type="bpe", byte_fallback=True,
-        vocab_size=max(300, min(420, 262 + len(letters) + 4 * len(texts))), hard_vocab_limit=False,
-        add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity",
-        character_coverage=1.0, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
-        pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
-        user_defined_symbols=["<mask>"], num_threads=1, minloglevel=2,
-    )  # fmt: skip
-    model_pb2: Any = sentencepiece_model_pb2  # its classes are made at import time
-    proto = model_pb2.ModelProto.FromString(model.getvalue())
-    for piece in (*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))):
-        proto.pieces.add(piece=piece, score=0.0, type=model_pb2.ModelProto.SentencePiece.USER_DEFINED)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    (part / "tokenizer.model").write_bytes(proto.SerializeToString())
-    tokenizer = GemmaTokenizer.from_pretrained(str(part))
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.save_pretrained(str(part))
-    os.replace(part, out)
