@@ -55,7 +55,8 @@ def parse_argv(argv: list[str]) -> argparse.Namespace:
 def load_config(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> ConfigDict:
     """The config of "FILE.py[:arg]" with `--config.a.b=value` overrides, locked.
 
-    Raises ValueError for an unknown file, key or a value of the wrong type.
+    FILE.py is a path as given, else one under experiments/configs. Raises ValueError for an unknown file or key and for
+    a value of the wrong type.
     """
     name, _, arg = spec.partition(":")
     path = next((p for p in (Path(name), CONFIGS / name) if p.is_file()), None)
@@ -67,6 +68,8 @@ def load_config(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config: {path} has no get_config(arg) -> ConfigDict; write one as in oxe_paligemma.py")
     config = module.get_config(arg)
     for override in overrides:
         _override(config, override)
@@ -85,11 +88,21 @@ def check_same_run(path: Path, config: ConfigDict) -> None:
     """Raises ValueError when a config saved at `path` is another run's: continuing would mix two experiments."""
     if not path.exists():
         return
-    saved, now = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config.to_dict())))
-    different = [key for key in sorted(saved | now) if key not in MAY_CHANGE and saved.get(key) != now.get(key)]
+    saved, now = json.loads(path.read_text()), config.to_dict()
+    different = {key: pair for key, pair in diff(saved, now).items() if key not in MAY_CHANGE}
     if different:
-        lines = "".join(f"\n  {key}: there {saved.get(key)!r}, now {now.get(key)!r}" for key in different)
+        lines = "".join(f"\n  {key}: there {there}, now {here}" for key, (there, here) in different.items())
         raise ValueError(f"{path.parent} holds another run:{lines}\ngive the same config, or another --workdir")
+
+
+def diff(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """{"a.b": (value in one, value in other)} for every field that differs.
+
+    Values are JSON texts ("(absent)" where there is none): a saved config comes back with lists where it had tuples.
+    """
+    a, b = ({key: json.dumps(value) for key, value in flatten(tree).items()} for tree in (one, other))
+    keys = [key for key in sorted(a | b) if a.get(key) != b.get(key)]
+    return {key: (a.get(key, "(absent)"), b.get(key, "(absent)")) for key in keys}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,31 +114,56 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _override(config: ConfigDict, override: str) -> None:
-    key, _, text = override.removeprefix("--config.").partition("=")
+    key, equals, text = override.removeprefix("--config.").partition("=")
     known = flatten(config.to_dict())
     if key not in known:
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(known)}"
         raise ValueError(f"--config.{key}: no such field{hint}")
+    if not equals:
+        raise ValueError(f"--config.{key}: expected a value, as in --config.{key}={known[key]!r}")
     *parents, last = key.split(".")
     node = config
     for parent in parents:
         node = node[parent]
-    node[last] = _typed(key, text, known[key])
+    try:
+        node[last] = _typed(text, known[key])
+    except TypeError:
+        default = known[key]
+        raise ValueError(
+            f"--config.{key}: expected {type(default).__name__} such as {default!r}, got {text!r}"
+        ) from None
 
 
-def _typed(key: str, text: str, default: Any) -> Any:
-    """The text as a value of the default's type; an int is a float too, and a lone word is a tuple of one."""
+def _typed(text: str, default: Any) -> Any:
+    """The text as a value of the default's type (any literal where that is None). Raises TypeError."""
     if isinstance(default, str):
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    except (ValueError, SyntaxError, TypeError):
+        # Words need no quotes: primary,wrist is ("primary", "wrist"), and nothing is ().
+        words = tuple(word.strip() for word in text.split(",") if word.strip())
+        value = words if isinstance(default, tuple) else text
+    if not isinstance(default, tuple):
+        return _converted(value, default)
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return tuple(_item(item, default) for item in items)
+
+
+def _item(item: Any, default: tuple[Any, ...]) -> Any:
+    """An item of a tuple: of the type of the default's items where these share one."""
+    if len({type(each) for each in default}) != 1:
+        return item
+    if isinstance(default[0], str) and isinstance(item, tuple):  # data.normalise: "q99" or ("bounds", -0.65, 0.65)
+        return item
+    return _converted(item, default[0])
+
+
+def _converted(value: Any, default: Any) -> Any:
+    """The value if it has the default's type; an int is a float too."""
     if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default):
-        raise ValueError(f"--config.{key}: expected {type(default).__name__} such as {default!r}, got {text!r}")
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise TypeError
     return value

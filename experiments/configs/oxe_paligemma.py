@@ -102,7 +102,7 @@ def _tiny(config: ConfigDict) -> ConfigDict:
     config.model.variant = "tiny"
     config.model.weights = "none"
     config.model.tokenizer = "train"
-    config.model.prompt_length = 40
+    config.model.prompt_length = 32
     config.model.image_size = 32
     config.model.window = 2
     config.model.chunk = 4

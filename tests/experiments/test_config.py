@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import check_same_run, load_config, parse_argv, save
+from experiments.config import check_same_run, diff, load_config, parse_argv, save
 
 
 def test_the_users_two_configs_load_and_differ() -> None:
@@ -30,6 +30,29 @@ def test_overrides_take_the_type_of_the_field() -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("model.cameras=primary", ("primary",)),
+        ("model.cameras=primary, wrist", ("primary", "wrist")),
+        ("model.cameras=['primary', 'wrist']", ("primary", "wrist")),
+        ("optim.freeze=", ()),
+        ("optim.freeze=backbone/vision/*,head/*", ("backbone/vision/*", "head/*")),
+        ("model.head_mlp=64", (64,)),
+        ("data.normalise=('q99', ('bounds', -0.65, 0.65))", ("q99", ("bounds", -0.65, 0.65))),
+        ("model.weights=a=b,c", "a=b,c"),
+        ("optim.lr=3e-5", 3e-5),
+    ],
+)
+def test_values_need_no_quotes(override: str, value: object) -> None:
+    config = load_config("oxe_paligemma.py:tiny", [f"--config.{override}"])
+    found = config.to_dict()
+    for name in override.partition("=")[0].split("."):
+        found = found[name]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("--config.optim.learning=1", "no such field; did you mean"),
@@ -38,6 +61,13 @@ def test_overrides_take_the_type_of_the_field() -> None:
         ("--config.steps=1.5", "expected int such as"),
         ("--config.optim.freeze_backbone=1", "expected bool"),
         ("--config.model=1", "no such field"),
+        ("--config.model.head_mlp=wide", "expected tuple such as"),
+        ("--config.model.head_mlp=(64, 'wide')", "expected tuple such as"),
+        ("--config.model.cameras=1", "expected tuple such as"),
+        ("--config.optim.lr=True", "expected float such as"),
+        ("--config.steps={[]: 1}", "expected int such as"),
+        ("--config.steps=", "expected int such as 1000, got ''"),
+        ("--config.data.root", "expected a value, as in --config.data.root="),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_refused(override: str, message: str) -> None:
@@ -57,10 +87,25 @@ def test_unknown_files_and_arguments_name_what_there_is() -> None:
         load_config("oxe_paligemma.py:huge")
 
 
+def test_a_path_comes_before_the_folder_of_configs(tmp_path: Path) -> None:
+    mine = tmp_path / "oxe_paligemma.py"
+    mine.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(arg):\n"
+        "    return ConfigDict({'arg': arg, 'note': None})\n"
+    )
+    assert load_config(f"{mine}:x", ["--config.note=3"]).to_dict() == {"arg": "x", "note": 3}
+    mine.write_text("")
+    with pytest.raises(ValueError, match=r"has no get_config"):
+        load_config(str(mine))
+
+
 def test_argv() -> None:
     args = parse_argv(["--config=oxe_paligemma.py:tiny", "--config.steps", "5", "--workdir=w", "--dry_run"])
     assert (args.config.steps, args.workdir, args.dry_run) == (5, Path("w"), True)
-    assert parse_argv(["--config=oxe_paligemma.py:tiny"]).workdir == Path("runs/oxe_paligemma-tiny")
+    assert parse_argv(["--config", "oxe_paligemma.py:tiny"]).workdir == Path("runs/oxe_paligemma-tiny")
+    with pytest.raises(ValueError, match=r"--config.steps: expected a value"):
+        parse_argv(["--config=oxe_paligemma.py:tiny", "--config.steps"])
 
 
 def test_a_work_directory_belongs_to_one_run(tmp_path: Path) -> None:
@@ -70,3 +115,11 @@ def test_a_work_directory_belongs_to_one_run(tmp_path: Path) -> None:
     check_same_run(tmp_path / "config.json", load_config("oxe_paligemma.py:tiny", ["--config.log_every=1"]))
     with pytest.raises(ValueError, match=r"optim.lr: there 0.001, now 0.5"):
         check_same_run(tmp_path / "config.json", load_config("oxe_paligemma.py:tiny", ["--config.optim.lr=0.5"]))
+
+
+def test_the_difference_of_two_configs() -> None:
+    a = load_config("oxe_paligemma.py:tiny").to_dict()
+    b = load_config("oxe_paligemma.py:tiny", ["--config.model.window=3", "--config.model.cameras=wrist"]).to_dict()
+    assert diff(a, a) == diff(a, json.loads(json.dumps(a))) == {}
+    assert diff(a, b) == {"model.cameras": ('["primary"]', '["wrist"]'), "model.window": ("2", "3")}
+    assert diff({"a": {"b": 1}}, {"a": {"c": None}}) == {"a.b": ("1", "(absent)"), "a.c": ("(absent)", "null")}
