@@ -8,7 +8,10 @@ RUN ?= runs/demo
 .PHONY: demo test test-all lint format venv
 venv: $(STAMP)
 
-$(STAMP): requirements.txt
+# The stamp's name holds the hash of the pins, so that a new clone, whose files are all new, finds a cached environment.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON): expected Python 3.11 or newer; install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	rm -f $(VENV)/.installed-*
@@ -22,10 +25,10 @@ demo: $(STAMP)
 	$(BIN)/python -m experiments.evaluate --workdir=$(RUN)/policy --without=$(RUN)/blank
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
