@@ -7,8 +7,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 
-def decode(data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """RGB pixels of a JPEG or PNG, squashed to size x size with an antialiasing filter.
+def decode(data: bytes, size: int, bgr: bool = False) -> UInt8[np.ndarray, "size size 3"]:
+    """RGB pixels of a JPEG or PNG, squashed to size x size with an antialiasing filter (Lanczos).
+
+    The JPEG is decoded exactly (libjpeg's accurate integer transform), not in TensorFlow's default fast way.
+
+    Args:
+        data: the encoded image.
+        size: pixels, height and width.
+        bgr: the image was stored with its red and blue swapped.
 
     Raises ValueError when the bytes are not a whole image.
     """
@@ -21,4 +28,5 @@ def decode(data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
         ) from error
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels

@@ -1,67 +1,107 @@
 """Named mixtures of datasets, and the check that all of their files are there before anything costs money."""
 
-from pathlib import Path
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from typing import Any
 
-from data_pipelines.datasets import DATASETS, Dataset
-
-# Weights multiply a dataset's number of windows. oxe_magic_soup is OpenVLA's (commit c8f03f4), which RoboVLMs trains
-# on. Members that have no entry in DATASETS yet make the mixture refuse to start: none is dropped in silence.
-MIXTURES: dict[str, tuple[tuple[str, float], ...]] = {
-    "blocks": (("blocks", 1.0),),
-    "bridge": (("bridge", 1.0),),
-    "oxe_magic_soup": (
-        ("fractal20220817_data", 0.54087122203),
-        ("kuka", 0.8341046294),
-        ("bridge", 1.0),
-        ("taco_play", 2.0),
-        ("jaco_play", 1.0),
-        ("berkeley_cable_routing", 1.0),
-        ("roboturk", 2.0),
-        ("viola", 2.0),
-        ("berkeley_autolab_ur5", 2.0),
-        ("toto", 1.0),
-        ("language_table", 0.1),
-        ("stanford_hydra_dataset_converted_externally_to_rlds", 2.0),
-        ("austin_buds_dataset_converted_externally_to_rlds", 1.0),
-        ("nyu_franka_play_dataset_converted_externally_to_rlds", 3.0),
-        ("furniture_bench_dataset_converted_externally_to_rlds", 0.1),
-        ("ucsd_kitchen_dataset_converted_externally_to_rlds", 2.0),
-        ("austin_sailor_dataset_converted_externally_to_rlds", 1.0),
-        ("austin_sirius_dataset_converted_externally_to_rlds", 1.0),
-        ("dlr_edan_shared_control_converted_externally_to_rlds", 1.0),
-        ("iamlab_cmu_pickup_insert_converted_externally_to_rlds", 1.0),
-        ("utaustin_mutex", 1.0),
-        ("berkeley_fanuc_manipulation", 2.0),
-        ("cmu_stretch", 1.0),
-    ),
-}
+from data_pipelines import remote, rlds
+from data_pipelines.datasets import Dataset
+from data_pipelines.datasets.mixtures import Mixture
+from data_pipelines.index import Index
+from vla_jax.actions import ActionSpec
 
 
-def members(name: str) -> tuple[tuple[str, float], ...]:
-    """(dataset, weight) pairs of a named mixture. Raises ValueError for an unknown name."""
-    if name not in MIXTURES:
-        raise ValueError(f"data.mixture: expected one of {', '.join(sorted(MIXTURES))}, got {name!r}")
-    return MIXTURES[name]
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One dataset of a mixture."""
+
+    index: Index
+    split: str
+    weight: float  # multiplies its number of windows
+    action_spec: ActionSpec
+    state_spec: ActionSpec
 
 
-def problems(root: str | Path, name: str) -> list[str]:
-    """Everything that keeps a mixture from being read: one line per dataset, empty when all is there."""
-    root = Path(root).expanduser()
-    found = []
-    for member, _ in members(name):
-        if member not in DATASETS:
-            # The folder is checked too, so that one run names all that is missing on this machine.
-            where = "files are there" if (root / member).is_dir() else f"no folder {root / member}"
-            found.append(
-                f"{member}: no reader in data_pipelines/datasets yet, {where}; "
-                f"gsutil -m cp -r gs://gresearch/robotics/{member} {root}"
+def members(wanted: str | Sequence[Sequence[Any]], known: dict[str, Dataset], mixtures: dict[str, Mixture]) -> Mixture:
+    """(dataset, weight) pairs of a named mixture, of one dataset by its name, or as given.
+
+    Raises ValueError for unknown names and for a dataset that comes twice.
+    """
+    if isinstance(wanted, str):
+        if wanted in known and wanted not in mixtures:
+            return ((wanted, 1.0),)
+        if wanted not in mixtures:
+            near = difflib.get_close_matches(wanted, [*mixtures, *known], n=3, cutoff=0.5)
+            raise ValueError(
+                f"data.mixture: expected a mixture ({', '.join(sorted(mixtures))}) or a dataset (see "
+                f"data_pipelines/datasets/README.md), got {wanted!r}"
+                + (f"; did you mean {', '.join(near)}?" if near else "")
             )
-            continue
-        folder = _folder(root, DATASETS[member])
-        if not (folder / "dataset_info.json").is_file():
-            found.append(f"{member}: no {folder / 'dataset_info.json'}; {DATASETS[member].download.format(root=root)}")
+    listed: Sequence[Sequence[Any]] = mixtures[wanted] if isinstance(wanted, str) else wanted
+    pairs = tuple((str(name), float(weight)) for name, weight in listed)
+    names = [name for name, _ in pairs]
+    unknown = [name for name in names if name not in known]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if unknown or twice or not pairs:
+        raise ValueError(
+            "data.mixture: expected known datasets, each once, got "
+            + (f"unknown {', '.join(unknown)}" if unknown else f"{', '.join(twice)} twice" if twice else "none")
+            + "; see data_pipelines/datasets/README.md, or describe your own with data.datasets"
+        )
+    return pairs
+
+
+def problems(root: str, datasets: list[Dataset]) -> list[str]:
+    """One line for each dataset whose files are not under `root`, with what brings them; empty when all are there."""
+    found = []
+    for dataset in datasets:
+        info = remote.join(root, dataset.tfds_name, dataset.version, rlds.INFO)
+        if not remote.exists(info):
+            found.append(f"{dataset.name}: no {info}; {dataset.download.format(root=root)}")
     return found
 
 
-def _folder(root: Path, dataset: Dataset) -> Path:
-    return root / dataset.tfds_name / dataset.version
+def misfits(datasets: list[Dataset], cameras: tuple[str, ...], action_names: tuple[str, ...]) -> list[str]:
+    """One line for each dataset that a policy with these cameras and actions cannot learn from, and why."""
+    found = []
+    for dataset in datasets:
+        if not set(cameras) & set(dataset.cameras):
+            has = ", ".join(dataset.cameras) or "no camera"
+            found.append(f"{dataset.name}: has {has}, none of model.cameras {cameras}")
+        if dataset.action_names != action_names:
+            found.append(
+                f"{dataset.name}: its actions are {', '.join(dataset.action_names)}, not {', '.join(action_names)}"
+            )
+    return found
+
+
+def check(parts: list[Part], cameras: tuple[str, ...], window: int) -> None:
+    """Raises ValueError when parts cannot be read together; everything that is wrong is listed."""
+    wrong = []
+    for part in parts:
+        name, splits = part.index.dataset.name, part.index.splits
+        if part.split not in splits:
+            wrong.append(f"{name}: expected a split of {', '.join(sorted(splits))}, got {part.split!r}")
+            continue
+        split = splits[part.split]
+        longest = int(split.length.max())
+        if window > longest:
+            wrong.append(
+                f"model.window: expected at most {longest}, the longest episode of {name}/{part.split}, got {window}"
+            )
+        if not any(slot in split.frames for slot in cameras):
+            has = ", ".join(sorted(split.frames)) or "no camera"
+            wrong.append(
+                f"model.cameras: expected at least one of {has}, which {name} has, got {cameras}; change it, or leave "
+                f"{name} out of data.mixture"
+            )
+        if not 0 < part.weight < float("inf"):
+            wrong.append(f"data.mixture: expected a weight above 0 for {name}, got {part.weight}")
+        if part.action_spec.names != parts[0].action_spec.names:
+            wrong.append(
+                f"data.mixture: expected the action dims {', '.join(parts[0].action_spec.names)} in every dataset, "
+                f"{name} has {', '.join(part.action_spec.names)}"
+            )
+    if wrong:
+        raise ValueError("\n".join(wrong))

@@ -1,160 +1,304 @@
 """RLDS datasets as TFDS writes them: features.json, dataset_info.json, and episodes in TFRecord shards."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import tfrecord
-from data_pipelines.datasets.dataset import Dataset
+from data_pipelines import remote, tfrecord
+from data_pipelines.datasets.dataset import Dataset, Standardised
 
 FEATURES, INFO = "features.json", "dataset_info.json"
+FLAGS = ("is_first", "is_last")
+REQUESTS = 16  # files asked for at the same time where that takes a round trip
+
+AGAIN = "download the file again"
+REPAIR = "repair the episode or list it in data.quarantine"
+
+
+class Kind(NamedTuple):
+    """How the values of one feature lie in a record."""
+
+    shape: tuple[int, ...]  # of one step
+    strings: bool  # byte strings instead of numbers
 
 
 class Shard(NamedTuple):
-    """One file of a split, the number of episodes it must hold, and the shape of one step of each column."""
+    """One file of a split, the number of episodes it must hold, its bytes, and the features that are read from it."""
 
-    path: Path
+    path: str
     episodes: int
-    shapes: dict[str, tuple[int, ...]]
+    size: int
+    features: dict[str, Kind]  # by feature key
+    keep: range  # records that belong to the split
 
 
 class Episode(NamedTuple):
     """One standardised episode of T steps."""
 
     shard: int
+    record: int  # its number in the file
     instruction: str
     actions: np.ndarray  # T d, float32
     state: np.ndarray  # T p, float32
     offset: dict[str, np.ndarray]  # slot -> T, int64: bytes from the beginning of the file
     size: dict[str, np.ndarray]  # slot -> T, int64
+    frames: np.ndarray  # T, int: the raw step of each row
+    end: int  # bytes of the file up to the end of the record
 
 
-def check(folder: Path, dataset: Dataset) -> dict[str, list[Shard]]:
+class EpisodeError(ValueError):
+    """What is wrong with one episode. `record` is None when it is the file, `step` when it is no single step."""
+
+    def __init__(self, path: str, record: int | None, step: int | None, field: str, problem: str, fix: str) -> None:
+        where = [path]
+        where += [f"record {record}"] if record is not None else []
+        where += [f"step {step}"] if step is not None else []
+        where += [field] if field else []
+        super().__init__(f"{': '.join(where)}: {problem}; {fix}")
+        self.path, self.record, self.step, self.field = path, record, step, field
+        self.problem, self.fix = problem, fix
+
+
+def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     """The shards of each split. Raises ValueError when a file or a promised feature is missing, or a split is empty."""
-    info, features = _json(folder / INFO), _json(folder / FEATURES)
-    shapes = _shapes(folder / FEATURES, dict(_leaves(features, "")), dataset)
+    info_path, features_path = remote.join(folder, INFO), remote.join(folder, FEATURES)
+    info, features = _json(info_path), _json(features_path)
+    kinds = _kinds(features_path, dict(_leaves(features, "")), dataset)
     if info.get("fileFormat", "tfrecord") != "tfrecord":
-        raise ValueError(
-            f"{folder / INFO}: expected fileFormat tfrecord, got {info['fileFormat']!r}; convert the dataset"
-        )
+        raise ValueError(f"{info_path}: expected fileFormat tfrecord, got {info['fileFormat']!r}; convert the dataset")
     splits = {}
     for split in info.get("splits", []):
         counts = [int(n) for n in split.get("shardLengths", [])]
         if not sum(counts):
             raise ValueError(
-                f"{folder / INFO}: split {split['name']!r} is empty: expected at least one episode, got shardLengths "
+                f"{info_path}: split {split['name']!r} is empty: expected at least one episode, got shardLengths "
                 f"{counts}; remove the split or download the dataset again"
             )
-        paths = _paths(folder, info["name"], split, len(counts))
-        splits[split["name"]] = [Shard(path, n, shapes) for path, n in zip(paths, counts, strict=True)]
+        files = _files(folder, info["name"], split, len(counts))
+        splits[split["name"]] = [
+            Shard(path, n, size, kinds, range(n)) for (path, size), n in zip(files, counts, strict=True)
+        ]
     if not splits:
-        raise ValueError(f"{folder / INFO}: expected at least one split, got none; download the dataset again")
+        raise ValueError(f"{info_path}: expected at least one split, got none; download the dataset again")
     return splits
 
 
-def episodes(shard: Shard, number: int, dataset: Dataset) -> Iterator[Episode]:
-    """The standardised episodes of a shard, the `number`-th of its split.
+def episodes(
+    shard: Shard,
+    number: int,
+    dataset: Dataset,
+    on_error: Callable[[EpisodeError], None] | None = None,
+    skip: Set[int] = frozenset(),
+) -> Iterator[Episode]:
+    """The standardised episodes of a shard, in one pass.
 
-    Raises ValueError naming the file and the record when one is damaged, incomplete or not finite.
+    Args:
+        shard: from `check`.
+        number: the shard's in its split.
+        dataset: what the records hold.
+        on_error: called for each bad episode, which is then left out; by default it is raised.
+        skip: numbers of records (from 0) that are passed over, damaged or not.
+
+    Raises EpisodeError (a ValueError) naming file, record, step and field when something is damaged, incomplete, not
+    finite or in a wrong order.
     """
-    names = {key: f"steps/{key}" for key in (*dataset.cameras.values(), *dataset.columns.values(), dataset.language)}
-    wanted = frozenset(names.values())
+
     count = 0
-    for count, record in enumerate(tfrecord.read(shard.path), 1):
-        where = f"{shard.path}: record {count - 1}"
-        try:
-            found = tfrecord.parse(record.data, wanted)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}; download the file again") from error
-        columns = {name: _column(where, key, found, shard.shapes[name]) for name, key in dataset.columns.items()}
-        spans = {key: _spans(where, key, found) for key in (*dataset.cameras.values(), dataset.language)}
-        lengths = {key: len(columns[name]) for name, key in dataset.columns.items()}
-        lengths |= {key: len(span.offset) for key, span in spans.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(
-                f"{where}: expected as many steps in every feature, got {lengths}; download the file again"
-            )
-        out = dataset.standardise(columns)
-        _check_standardised(where, out.actions, out.state, dataset)
-        words = spans[dataset.language]
-        at = int(out.frames[0]) if len(out.frames) else 0
-        start = int(words.offset[at]) if len(words.offset) else 0
-        end = start + int(words.length[at]) if len(words.offset) else 0
-        yield Episode(
-            number,
-            record.data[start:end].decode(),
-            out.actions,
-            out.state,
-            {slot: record.offset + spans[key].offset[out.frames] for slot, key in dataset.cameras.items()},
-            {slot: spans[key].length[out.frames] for slot, key in dataset.cameras.items()},
-        )
+    wanted = frozenset(f"steps/{key}" for key in shard.features)
+
+    def report(error: EpisodeError) -> None:
+        if on_error is None:
+            raise error
+        on_error(error)
+
+    def damaged(error: tfrecord.Damaged) -> None:
+        nonlocal count
+        count = error.record + 1
+        if error.record not in skip and error.record in shard.keep:
+            report(EpisodeError(shard.path, error.record, None, "", f"damaged: {error.problem}", AGAIN))
+
+    try:
+        for record in tfrecord.read(shard.path, damaged):
+            count = record.number + 1
+            if record.number in skip or record.number not in shard.keep:
+                continue
+            try:
+                yield _Reader(shard, record, wanted).episode(number, dataset)
+            except EpisodeError as error:
+                report(error)
+    except tfrecord.Damaged as error:  # the records after it cannot be found: no list of records makes up for that
+        report(EpisodeError(shard.path, error.record, None, "", f"damaged: {error.problem}", AGAIN))
+        return
     if count != shard.episodes:
-        raise ValueError(
-            f"{shard.path}: expected {shard.episodes} records ({INFO}), got {count}; download the file again"
+        got = f"{count}, and the file is empty" if not shard.size else str(count)
+        report(
+            EpisodeError(shard.path, None, None, "", f"expected {shard.episodes} records ({INFO}), got {got}", AGAIN)
         )
 
 
-def _column(where: str, key: str, found: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-    """[T, *shape] numbers of a feature, all finite."""
-    values = found.get(f"steps/{key}")
-    width = int(np.prod(shape))
-    if not isinstance(values, np.ndarray) or len(values) % width:
-        got = "none" if values is None else "bytes" if isinstance(values, tfrecord.Spans) else f"{len(values)} numbers"
-        raise ValueError(f"{where}: {key}: expected {width} numbers a step, got {got}; download the file again")
-    column = values.reshape(-1, *shape)
-    bad = np.argwhere(~np.isfinite(column))
-    if len(bad):
-        step, *dim = (int(i) for i in bad[0])
-        raise ValueError(
-            f"{where}: step {step}: {key}{dim or ''}: expected a finite number, got {column[tuple(bad[0])]}; "
-            "repair or remove the episode"
-        )
-    return column
+class _Reader:
+    """One record, and what it says about the features of its steps."""
+
+    def __init__(self, shard: Shard, record: tfrecord.Record, wanted: frozenset[str]) -> None:
+        self._shard, self._record = shard, record
+        try:
+            self._found = tfrecord.parse(record.data, wanted)
+        except ValueError as error:
+            raise self._error(None, "", str(error), AGAIN) from error
+        self._steps = self._count()
+
+    def episode(self, number: int, dataset: Dataset) -> Episode:
+        self._check_order()
+        columns = {name: self._column(key) for name, key in dataset.columns.items()}
+        spans = {slot: self._spans(key) for slot, key in dataset.cameras.items()}
+        try:
+            out = dataset.standardise(columns)
+        except ValueError as error:
+            raise self._error(None, "actions", f"standardising failed: {error}", REPAIR) from error
+        self._check_standardised(out, dataset)
+        words = self._words(dataset.language, int(out.frames[0]) if len(out.frames) else 0)
+        offset = {slot: self._record.offset + span.offset[out.frames] for slot, span in spans.items()}
+        size = {slot: span.length[out.frames] for slot, span in spans.items()}
+        end = self._record.offset + len(self._record.data) + 4
+        return Episode(number, self._record.number, words, out.actions, out.state, offset, size, out.frames, end)
+
+    def _error(self, step: int | None, field: str, problem: str, fix: str) -> EpisodeError:
+        return EpisodeError(self._shard.path, self._record.number, step, field, problem, fix)
+
+    def _count(self) -> int:
+        """The number of steps, on which all features must agree."""
+        counts = {}
+        for key, kind in self._shard.features.items():
+            values = self._values(key)
+            if isinstance(values, tfrecord.Spans):
+                counts[key] = float(len(values.offset))
+            else:
+                counts[key] = len(values) / max(1, int(np.prod(kind.shape)))
+        if len(set(counts.values())) != 1:
+            # The number that most features have is the number of steps.
+            steps = max(counts.values(), key=list(counts.values()).count)
+            key = next(key for key, count in counts.items() if count != steps)
+            width = int(np.prod(self._shard.features[key].shape))
+            if steps and width > 1 and counts[key] * width % steps == 0:
+                got = f"{counts[key] * width / steps:g} in each of {steps:g} steps"
+                raise self._error(None, key, f"expected {width} numbers a step ({FEATURES}), got {got}", REPAIR)
+            listed = ", ".join(f"{key} {count:g}" for key, count in counts.items())
+            raise self._error(None, key, f"expected as many steps in every feature, got {listed}", REPAIR)
+        steps = int(next(iter(counts.values())))
+        if not steps:
+            raise self._error(None, "", "expected at least one step, got an episode of none", REPAIR)
+        return steps
+
+    def _values(self, key: str) -> tfrecord.Spans | np.ndarray:
+        kind, values = self._shard.features[key], self._found.get(f"steps/{key}")
+        if isinstance(values, np.ndarray) and not len(values) and kind.strings:  # an empty list has no type on the wire
+            values = tfrecord.Spans(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        if values is None or isinstance(values, tfrecord.Spans) != kind.strings:
+            expected = "byte strings" if kind.strings else f"{int(np.prod(kind.shape))} numbers a step"
+            got = "nothing" if values is None else "byte strings" if not kind.strings else "numbers"
+            raise self._error(None, key, f"expected {expected}, got {got}", AGAIN)
+        return values
+
+    def _spans(self, key: str) -> tfrecord.Spans:
+        values = self._values(key)
+        assert isinstance(values, tfrecord.Spans)  # `check` took the feature as strings
+        return values
+
+    def _bytes(self, key: str) -> list[bytes]:
+        spans = self._spans(key)
+        return [self._record.data[a : a + n] for a, n in zip(spans.offset.tolist(), spans.length.tolist(), strict=True)]
+
+    def _column(self, key: str) -> np.ndarray:
+        """[T, *shape] finite numbers, or [T] byte strings as objects."""
+        kind = self._shard.features[key]
+        if kind.strings:
+            column = np.empty(self._steps, object)
+            column[:] = self._bytes(key)
+            return column
+        values = self._values(key)
+        assert isinstance(values, np.ndarray)
+        column = values.reshape(self._steps, *kind.shape)
+        bad = np.argwhere(~np.isfinite(column))
+        if len(bad):
+            step, *dim = (int(i) for i in bad[0])
+            value = column[tuple(bad[0])]
+            raise self._error(step, f"{key}{dim or ''}", f"expected a finite number, got {value}", REPAIR)
+        return column
+
+    def _words(self, key: str, step: int) -> str:
+        """The instruction at a step: UTF-8 text, or code points that end at the first 0."""
+        try:
+            if self._shard.features[key].strings:
+                return self._bytes(key)[step].decode()
+            points = self._column(key).reshape(self._steps, -1)[step].astype(np.int64).tolist()
+            text = "".join(map(chr, points[: points.index(0)] if 0 in points else points))
+            return text.encode().decode()  # refuses halves of surrogate pairs
+        except (UnicodeError, ValueError, OverflowError) as error:
+            problem = f"expected an instruction in UTF-8, got {error}"
+            raise self._error(step, key, problem, "write it again in UTF-8 or list it in data.quarantine") from error
+
+    def _check_order(self) -> None:
+        """No step but the first says that it is the first, none but the last that it is the last.
+
+        A flag that no step has is fine: that is an episode cut out of a longer one.
+        """
+        for flag, at in zip(FLAGS, (0, self._steps - 1), strict=True):
+            if flag in self._shard.features:
+                wrong = np.flatnonzero(self._column(flag).astype(bool) & (np.arange(self._steps) != at))
+                if len(wrong):
+                    problem = f"RLDS step order: expected True at step {at} alone (of {self._steps}), got True here"
+                    raise self._error(int(wrong[0]), flag, problem, REPAIR)
+
+    def _check_standardised(self, out: Standardised, dataset: Dataset) -> None:
+        for kind, values, names in (
+            ("actions", out.actions, dataset.action_names),
+            ("state", out.state, dataset.state_names),
+        ):
+            if values.shape != (len(out.frames), len(names)) or not np.isfinite(values).all():
+                got = f"shape {values.shape}" if values.shape != (len(out.frames), len(names)) else "NaN or infinity"
+                problem = f"standardised: expected finite [{len(out.frames)}, {len(names)}], got {got}"
+                raise self._error(None, kind, problem, f"mend {dataset.name}'s standardise")
+        if len(out.frames) and not 0 <= out.frames.min() <= out.frames.max() < self._steps:
+            problem = f"standardised: expected steps below {self._steps}, got {out.frames.min()} to {out.frames.max()}"
+            raise self._error(None, "frames", problem, f"mend {dataset.name}'s standardise")
 
 
-def _spans(where: str, key: str, found: dict[str, Any]) -> tfrecord.Spans:
-    spans = found.get(f"steps/{key}")
-    if isinstance(spans, np.ndarray) and not len(spans):  # an empty list has no type on the wire
-        spans = tfrecord.Spans(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    if not isinstance(spans, tfrecord.Spans):
-        got = "nothing" if spans is None else "numbers"
-        raise ValueError(f"{where}: {key}: expected byte strings, got {got}; download the file again")
-    return spans
-
-
-def _check_standardised(where: str, actions: np.ndarray, state: np.ndarray, dataset: Dataset) -> None:
-    for kind, values, names in (("actions", actions, dataset.action_names), ("state", state, dataset.state_names)):
-        if values.ndim != 2 or values.shape[1] != len(names) or not np.isfinite(values).all():
-            raise ValueError(
-                f"{where}: standardised {kind}: expected finite [T, {len(names)}], got shape {values.shape}; "
-                f"mend {dataset.name}'s standardise"
-            )
-
-
-def _shapes(path: Path, leaves: dict[str, Any], dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    """The shape of one step of each column, after checking that all promised features are there."""
-    promised = {f"camera {slot!r}": (key, "image") for slot, key in dataset.cameras.items()}
-    promised |= {f"column {name!r}": (key, "tensor") for name, key in dataset.columns.items()}
-    promised["language"] = (dataset.language, "text")
-    shapes = {}
-    for what, (key, kind) in promised.items():
-        node = leaves.get(f"steps/{key}")
-        strings = kind == "text" and node is not None and node.get("tensor", {}).get("dtype") in ("string", "object")
-        if node is None or not (kind in node or strings):
-            got = "no such feature" if node is None else f"a {node.get('pythonClassName', '?').split('.')[-1]}"
+def _kinds(path: str, leaves: dict[str, Any], dataset: Dataset) -> dict[str, Kind]:
+    """How each feature that is read is stored, after checking that all promised ones are there."""
+    promised = [(f"camera {slot!r}", key, "image") for slot, key in dataset.cameras.items()]
+    promised += [(f"column {name!r}", key, "tensor") for name, key in dataset.columns.items()]
+    promised += [("language", dataset.language, "text")]
+    promised += [("the flag", flag, "tensor") for flag in FLAGS if f"steps/{flag}" in leaves]
+    kinds = {}
+    for what, key, kind in promised:
+        node = leaves.get(f"steps/{key}", {})
+        tensor = node.get("tensor", {})
+        whole = tensor.get("dtype", "").startswith(("int", "uint"))
+        strings = "text" in node or "image" in node or tensor.get("dtype") in ("string", "object")
+        # Words may be a plain string tensor or code points; numbers may be packed into strings.
+        fits = {
+            "image": "image" in node,
+            "tensor": "tensor" in node or "text" in node,
+            "text": "image" not in node and (strings or whole),
+        }
+        if not fits[kind]:
+            got = f"a {node.get('pythonClassName', '?').split('.')[-1]}" if node else "no such feature"
             raise ValueError(
                 f"{path}: {dataset.name} promises {what} as the {kind} feature 'steps/{key}', got {got}; the steps "
                 f"have {', '.join(sorted(k.removeprefix('steps/') for k in leaves if k.startswith('steps/')))}"
             )
-        if kind == "tensor":
-            encoding = node["tensor"].get("encoding", "none")
-            if encoding != "none":
-                raise ValueError(f"{path}: 'steps/{key}': expected plain numbers, got encoding {encoding!r}")
-            shapes[what[8:-1]] = tuple(int(n) for n in node["tensor"].get("shape", {}).get("dimensions", []))
-    return shapes
+        encoding = tensor.get("encoding", "none").lower()
+        shape = tuple(int(n) for n in tensor.get("shape", {}).get("dimensions", []))
+        if encoding != "none" or min(shape, default=1) < 1 or (strings and int(np.prod(shape)) != 1):
+            raise ValueError(
+                f"{path}: 'steps/{key}': expected plain numbers of a fixed shape, or one string a step, got encoding "
+                f"{encoding!r} of {tensor.get('dtype')} of shape {shape}; write the dataset again that way"
+            )
+        kinds[key] = Kind(shape, strings)
+    return kinds
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -168,28 +312,40 @@ def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, 
         yield prefix, node
 
 
-def _paths(folder: Path, name: str, split: dict[str, Any], count: int) -> list[Path]:
-    """The files of a split. Raises ValueError when the folder holds other ones."""
+def _files(folder: str, name: str, split: dict[str, Any], count: int) -> list[tuple[str, int]]:
+    """(path, bytes) of the files of a split. Raises ValueError when the folder holds other ones."""
     template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    paths = []
+    names = []
     for i in range(count):
         values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "tfrecord", "NUM_SHARDS": f"{count:05d}"}
         values |= {"SHARD_INDEX": f"{i:05d}", "SHARD_X_OF_Y": f"{i:05d}-of-{count:05d}"}
-        paths.append(folder / template.format(**values))
-    missing = [path.name for path in paths if not path.is_file()]
+        names.append(template.format(**values))
+    paths = [remote.join(folder, name) for name in names]
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        sizes = list(threads.map(_size, paths))
+    missing = [name for name, size in zip(names, sizes, strict=True) if size is None]
     if missing:
-        found = sorted(path.name for path in folder.glob(f"{name}-{split['name']}.tfrecord*"))
+        prefix = f"{name}-{split['name']}.tfrecord"
+        found = [name for name in remote.list_folder(folder) if name.startswith(prefix)]
         raise ValueError(
             f"{folder}: split {split['name']!r}: expected {count} shards ({INFO}), got {len(found)} files {found[:3]}; "
             f"missing {missing[:3]}; download them again"
         )
-    return paths
+    return [(path, size) for path, size in zip(paths, sizes, strict=True) if size is not None]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: expected the file TFDS writes, found none; check data.root or download the dataset")
+def _size(path: str) -> int | None:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return remote.size(path)
+    except FileNotFoundError:
+        return None
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        return json.loads(remote.read(path))
+    except FileNotFoundError:
+        message = f"{path}: expected the file TFDS writes, found none; check data.root or download the dataset"
+        raise ValueError(message) from None
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{path}: expected JSON, got {error}; download the file again") from error

@@ -1,12 +1,14 @@
-"""Which window comes when, and which steps a window holds: arithmetic only.
-
-A window is named by the flat index of its newest step in the split's concatenated steps.
-"""
+"""Which steps and actions a window holds: arithmetic only."""
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
+
+from vla_jax.actions import ActionSpec
+
+# Dims that are motion during a step: at rest they are 0. All others (gripper, joint positions) stay where they are.
+MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw"))
 
 
 class Steps(NamedTuple):
@@ -18,19 +20,6 @@ class Steps(NamedTuple):
     action_mask: Bool[np.ndarray, "b t k"]  # False outside the episode and wherever step_mask is
 
 
-def order(lengths: Int64[np.ndarray, " e"], seed: int, epoch: int, pool: int) -> Int64[np.ndarray, " n"]:
-    """All windows of the episodes, each once, in the order of one epoch: a pure function of its arguments.
-
-    Episodes are shuffled; then each window is delayed by up to `pool` episodes. So windows of about `pool` episodes are
-    mixed at any time, and no more than those need to be decoded; with `pool` of several times the number of episodes it
-    comes close to a full shuffle.
-    """
-    draw = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)))
-    rank = draw.permutation(len(lengths))
-    key = np.repeat(rank, lengths) + draw.random(int(lengths.sum())) * pool
-    return np.argsort(key, kind="stable").astype(np.int64)
-
-
 def steps(t: Int64[np.ndarray, " b"], length: Int64[np.ndarray, " b"], window: int, chunk: int) -> Steps:
     """The steps of windows that end at step `t` of episodes of `length` steps."""
     at = t[:, None] + np.arange(1 - window, 1)  # b t
@@ -38,3 +27,17 @@ def steps(t: Int64[np.ndarray, " b"], length: Int64[np.ndarray, " b"], window: i
     target = at[:, :, None] + np.arange(chunk)  # b t k
     last = length[:, None, None] - 1
     return Steps(np.maximum(at, 0), step_mask, np.clip(target, 0, last), step_mask[:, :, None] & (target <= last))
+
+
+def actions(
+    column: Float[np.ndarray, "n d"], first: Int64[np.ndarray, " b"], at: Steps, spec: ActionSpec
+) -> Float[np.ndarray, "b t k d"]:
+    """The actions of windows in the robot's units, from a dataset's column and the rows where their episodes begin.
+
+    Outside the episode, where they are masked, stands the neutral action: no motion, everything else as it was last.
+    It is neutral in the robot's units, before normalisation: there 0 is not rest unless the limits are symmetric.
+    """
+    out = np.array(column[first[:, None, None] + at.actions])
+    motion = [i for i, name in enumerate(spec.names) if name in MOTION]
+    out[..., motion] *= at.action_mask[..., None]
+    return out

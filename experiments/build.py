@@ -11,10 +11,12 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipelines import mixture
-from data_pipelines.datasets import DATASETS, Dataset
-from data_pipelines.index import Index, open_index
+from data_pipelines import mixture, quarantine, remote
+from data_pipelines.datasets import DATASETS, Dataset, user
+from data_pipelines.datasets.mixtures import MIXTURES
+from data_pipelines.index import HELD_OUT, Index, open_index
 from data_pipelines.loader import Loader, LoaderConfig
+from data_pipelines.mixture import Part
 from vla_jax.actions import ActionSpec
 from vla_jax.backbones import paligemma
 from vla_jax.heads.lstm import LSTMHead
@@ -24,6 +26,7 @@ from vla_jax.losses import ActionLoss
 from vla_jax.model import VLA, VLAConfig
 from vla_jax.optim import FreezeConfig, OptimConfig
 from vla_jax.params import Build, Params
+from vla_jax.train import Units
 
 BACKBONES = {"paligemma": paligemma}
 HEADS = {"lstm": LSTMHead, "mlp": MLPHead}
@@ -34,12 +37,10 @@ BINARY = (6,)
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a run reads: the index, how its numbers are normalised, and how words become ids."""
+    """What a run reads: the datasets with how their numbers are normalised, and how words become ids."""
 
-    dataset: Dataset
-    index: Index
-    spec: ActionSpec
-    state_spec: ActionSpec
+    train: list[Part]
+    held_out: list[Part]  # the same datasets in the same order
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
 
@@ -55,69 +56,84 @@ def missing(config: ConfigDict) -> list[str]:
             f"{config.model.variant} --local-dir {weights}\n"
             "    or --config.model.weights=DIR (a Hugging Face folder), FILE.npz (big_vision) or none (random weights)"
         )
-    absent = mixture.problems(config.data.root, config.data.mixture)
-    if absent:
-        root = Path(config.data.root).expanduser().absolute()
+    root, wanted = _root(config), members(config)
+    datasets = [dataset for dataset, _ in wanted]
+    names = datasets[0].action_names
+    unfit = mixture.misfits(datasets, tuple(config.model.cameras), names)
+    if unfit:
         lines.append(
-            f"data: {len(absent)} of {len(mixture.members(config.data.mixture))} datasets of the mixture "
-            f"{config.data.mixture!r} cannot be read under {root}\n"
+            f"data: {len(unfit)} reasons why the mixture {config.data.mixture!r} cannot be learnt together\n"
+            + "".join(f"    {line}\n" for line in unfit)
+            + "    leave them out (a list of (name, weight) as data.mixture in a config file), or change model.cameras"
+        )
+    absent = mixture.problems(root, datasets)
+    if absent:
+        lines.append(
+            f"data: {len(absent)} of {len(wanted)} datasets of the mixture {config.data.mixture!r} are not under "
+            f"{root}\n"
             + "".join(f"    {line}\n" for line in absent)
             + "    or --config.data.root=DIR where they are, or --config.data.mixture=bridge"
         )
     return lines
 
 
-def data(config: ConfigDict, workdir: Path) -> Data:
-    """Opens (or builds) the index of the config's dataset, fits its specs and loads or trains the tokenizer."""
+def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
+    """The datasets of the config's mixture and their weights. Those of data.datasets are known beside ours."""
+    known, mixtures = dict(DATASETS), dict(MIXTURES)
     if config.data.datasets:
+        own, own_mixtures = user.load(config.data.datasets)
+        known, mixtures = known | own, mixtures | own_mixtures
+    return [(known[name], weight) for name, weight in mixture.members(config.data.mixture, known, mixtures)]
+
+
+def data(config: ConfigDict, workdir: Path) -> Data:
+    """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer."""
+    skipped = quarantine.read(config.data.quarantine) if config.data.quarantine else frozenset()
+    wanted = members(config)
+    train, held_out = [], []
+    for dataset, weight in wanted:
+        index = open_index(_root(config), dataset, quarantine=skipped)
+        stats = index.splits["train"].stats
+        spec = ActionSpec.fit(dataset.action_names, dataset.binary, stats["action"], _rules(config))
+        if len(spec.names) != config.model.action_dim or spec.binary != BINARY:
+            raise ValueError(
+                f"model.action_dim: expected {len(spec.names)} (with the binary dims {spec.binary}) as {dataset.name} "
+                f"has, got {config.model.action_dim} with {BINARY}"
+            )
+        state_spec = ActionSpec.fit(dataset.state_names, (), stats["state"], ("q99",))
+        train.append(Part(index, "train", weight, spec, state_spec))
+        held_out.append(Part(index, validation_split(index), weight, spec, state_spec))
+    files = {shard.rsplit("/", 1)[-1] for part in train for s in part.index.splits.values() for shard in s.shards}
+    foreign = sorted({file for file, _ in skipped} - files)
+    if foreign:
         raise ValueError(
-            f"data.datasets: files of your own datasets are not read yet, got {config.data.datasets!r}; leave it empty "
-            "and add the dataset to data_pipelines/datasets"
+            f"data.quarantine: {config.data.quarantine} names {foreign[0]} and {len(foreign) - 1} other files that no "
+            f"dataset of the mixture has; is it the list of {config.data.mixture!r}?"
         )
-    names = [name for name, _ in mixture.members(config.data.mixture)]
-    if len(names) != 1:
-        raise ValueError(
-            f"data.mixture: one dataset at a time is supported so far, {config.data.mixture!r} has {len(names)}"
-        )
-    dataset = DATASETS[names[0]]
-    index = open_index(config.data.root, dataset)
-    train = index.splits["train"]
-    spec = ActionSpec.fit(dataset.action_names, dataset.binary, train.stats["action"], _rules(config))
-    if len(spec.names) != config.model.action_dim or spec.binary != BINARY:
-        raise ValueError(
-            f"model.action_dim: expected {len(spec.names)} (with the binary dims {spec.binary}) as {dataset.name} has, "
-            f"got {config.model.action_dim} with {BINARY}"
-        )
-    state_spec = ActionSpec.fit(dataset.state_names, (), train.stats["state"], ("q99",))
-    folder = tokenizer(config, index, workdir)
+    sentences = {text for part in train for text in part.index.splits["train"].sentences}
+    folder = tokenizer(config, sorted(sentences), workdir)
     encoder = BACKBONES[_backbone(config)].load_tokenizer(folder)
     blank = config.data.blank_instruction
-    return Data(
-        dataset,
-        index,
-        spec,
-        state_spec,
-        lambda text: np.asarray(encoder.encode("" if blank else text), np.int32),
-        folder,
-    )
+    return Data(train, held_out, lambda text: np.asarray(encoder.encode("" if blank else text), np.int32), folder)
 
 
-def loader(config: ConfigDict, source: Data, split: str, shuffle: bool, rows: np.ndarray | None = None) -> Loader:
-    """A loader over one split. `rows` are the rows of the global batch that this host builds (None: all)."""
+def loader(
+    config: ConfigDict, source: Data, parts: list[Part], shuffle: bool, rows: np.ndarray | None = None
+) -> Loader:
+    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are this host's."""
     model = config.model
     return Loader(
-        source.index,
-        split,
-        (source.spec, source.state_spec),
+        parts,
         LoaderConfig(
             window=model.window,
             chunk=model.chunk,
             cameras=tuple(model.cameras),
-            image_size=model.image_size,
+            image_size=(model.image_size,) * len(model.cameras),
             prompt_length=model.prompt_length,
             batch_size=config.batch_size,
             seed=config.seed,
             ram_budget=config.data.ram_budget,
+            windows_per_visit=config.data.windows_per_visit,
             shuffle=shuffle,
         ),
         source.encode,
@@ -125,21 +141,29 @@ def loader(config: ConfigDict, source: Data, split: str, shuffle: bool, rows: np
     )
 
 
+def units(source: Data) -> Units:
+    """What turns errors into each dataset's robot units."""
+    return Units(source.train[0].action_spec.names, np.stack([part.action_spec.units() for part in source.train]))
+
+
 def validation_split(index: Index) -> str:
     """The held-out split's name. Raises ValueError when there is none."""
-    for name in ("val", "validation", "test"):
+    for name in HELD_OUT:
         if name in index.splits:
             return name
-    raise ValueError(f"data: expected a split named val, validation or test, got {sorted(index.splits)}; write one")
+    raise ValueError(
+        f"{index.dataset.name}: expected a split of {', '.join(HELD_OUT)}, or two episodes in train to hold one out, "
+        f"got {', '.join(sorted(index.splits))}"
+    )
 
 
-def tokenizer(config: ConfigDict, index: Index, workdir: Path) -> Path:
+def tokenizer(config: ConfigDict, sentences: list[str], workdir: Path) -> Path:
     """The folder of the tokenizer: the config's, the weights' own, or one trained on the instructions into workdir."""
     model = config.model
     if model.tokenizer == "train":
         folder = workdir / "tokenizer"
         if not folder.is_dir():
-            BACKBONES[_backbone(config)].train_tiny_tokenizer(sorted(set(index.splits["train"].instructions)), folder)
+            BACKBONES[_backbone(config)].train_tiny_tokenizer(sentences, folder)
         return folder
     folder = Path(model.tokenizer or model.weights).expanduser()
     if not folder.is_dir():
@@ -216,25 +240,32 @@ def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
 
 def meta(config: ConfigDict, source: Data) -> dict[str, Any]:
     """What a checkpoint must carry to be used without this repository's config files."""
-    train = source.index.splits["train"]
     return {
         "config": config.to_dict(),
         "cameras": list(config.model.cameras),
         "tokenizer": {"folder": str(source.tokenizer), "sha256": digest(source.tokenizer)},
         "datasets": {
-            source.dataset.name: {
-                "digest": source.index.digest,
-                "action": source.spec.to_json(),
-                "state": source.state_spec.to_json(),
+            part.index.dataset.name: {
+                "digest": part.index.digest,
+                "action": part.action_spec.to_json(),
+                "state": part.state_spec.to_json(),
             }
+            for part in source.train
         },
         "statistics": {
-            source.dataset.name: {
+            part.index.dataset.name: {
                 kind: {key: np.asarray(value).tolist() for key, value in stats.items()}
-                for kind, stats in train.stats.items()
+                for kind, stats in part.index.splits["train"].stats.items()
             }
+            for part in source.train
         },
     }
+
+
+def _root(config: ConfigDict) -> str:
+    """data.root as a URL or an absolute path."""
+    root = config.data.root
+    return root if remote.is_remote(root) else str(Path(root).expanduser().absolute())
 
 
 def _rules(config: ConfigDict) -> tuple[Any, ...]:

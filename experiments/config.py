@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 
 CONFIGS = Path(__file__).parent / "configs"
 
-# Fields that may change when a run is continued: they decide when it reports and ends, not what it learns.
+# Fields that may change when a run is continued: they decide when it reports and ends, not what it learns. Data that
+# has moved must still be the same: the checkpoint knows its digest.
 MAY_CHANGE = (
     "log_every", "eval_every", "save_every", "eval_batches", "keep_checkpoints", "nan_patience",
-    "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "data.root",
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from data_pipelines.loader import Loader
 from experiments import build, plots
 from vla_jax import params as flat
+from vla_jax.actions import ActionSpec
 from vla_jax.checkpoint import complete_steps, load_meta, load_params
 from vla_jax.model import VLA
 from vla_jax.params import merge
@@ -41,35 +42,43 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     result = evaluate(args.workdir)
     if args.without is not None:
-        result["arm_loss_trained_without_instruction"] = evaluate(args.without)["arm_loss"]
-    policy, constant = result["arm_loss"], result["arm_loss_best_constant"]
-    print(f"held-out arm loss, {result['windows']} windows of {result['dataset']}, step {result['step']}:")
+        for name, other in evaluate(args.without)["datasets"].items():
+            result["datasets"][name]["arm_loss_trained_without_instruction"] = other["arm_loss"]
+    for name, found in result["datasets"].items():
+        report(name, result["step"], found)
+    part = args.workdir / "evaluation.json.part"
+    part.write_text(json.dumps(result, indent=2))
+    os.replace(part, args.workdir / "evaluation.json")
+
+
+def report(name: str, step: int, found: dict[str, Any]) -> None:
+    """Prints the figures of one dataset."""
+    policy, constant = found["arm_loss"], found["arm_loss_best_constant"]
+    print(f"held-out arm loss, {found['windows']} windows of {name}, step {step}:")
     print(f"  policy                        {policy:.5f}")
     print(f"  best constant action          {constant:.5f}   policy / constant = {policy / constant:.3f}")
     for key, label in (
         ("arm_loss_instruction_blanked", "policy, instruction blanked "),
         ("arm_loss_trained_without_instruction", "trained without instruction "),
     ):
-        if key in result:
-            print(f"  {label}  {result[key]:.5f}   blanked / policy = {result[key] / policy:.2f}")
-    print(f"gripper accuracy {result['gripper_accuracy']:.4f}; mean absolute error in robot units:")
-    print("  " + "  ".join(f"{name} {value:.4g}" for name, value in result["l1"].items()))
-    part = args.workdir / "evaluation.json.part"
-    part.write_text(json.dumps(result, indent=2))
-    os.replace(part, args.workdir / "evaluation.json")
+        if key in found:
+            print(f"  {label}  {found[key]:.5f}   blanked / policy = {found[key] / policy:.2f}")
+    print(f"gripper accuracy {found['gripper_accuracy']:.4f}; mean absolute error in robot units:")
+    print("  " + "  ".join(f"{dim} {value:.4g}" for dim, value in found["l1"].items()))
 
 
 def evaluate(workdir: Path) -> dict[str, Any]:
-    """All figures of one run as a JSON-able dict; draws actions.png."""
+    """All figures of one run as a JSON-able dict, by dataset; draws actions.png of the first."""
     meta = load_meta(workdir / "checkpoints")
     config = ConfigDict(meta["config"])
     source = build.data(config, workdir)
-    saved = meta["datasets"][source.dataset.name]
-    if saved["action"] != source.spec.to_json():
-        raise ValueError(
-            f"{workdir}: the checkpoint normalises actions of {source.dataset.name} otherwise than the data under "
-            f"{config.data.root} says; evaluate with the data it was trained on"
-        )
+    for part in source.train:
+        name = part.index.dataset.name
+        if meta["datasets"][name]["action"] != part.action_spec.to_json():
+            raise ValueError(
+                f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data under "
+                f"{config.data.root} says; evaluate with the data it was trained on"
+            )
     if meta["tokenizer"]["sha256"] != build.digest(source.tokenizer):
         raise ValueError(
             f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was trained with"
@@ -80,35 +89,46 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     def model(weights: flat.Params) -> VLA:
         return cast(VLA, merge(graphdef, weights))
 
-    split = build.validation_split(source.index)
-    loader = build.loader(config, source, split, shuffle=False)
-
     loss = jax.jit(lambda weights, batch: model(weights).loss(batch, jax.random.key(0)).metrics)
     blank = blanked(source.encode(""), config.model.prompt_length)
+    found = {}
+    for part in source.held_out:
+        loader = build.loader(config, source, [part], shuffle=False)
+        found[part.index.dataset.name] = figures(
+            loader, part.action_spec, robust(config), lambda batch: loss(weights, batch), blank
+        )
+        if part is source.held_out[0]:
+            draw(model, weights, loader, part.action_spec, workdir / "actions.png")
+    return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": found}
+
+
+def figures(
+    loader: Loader,
+    spec: ActionSpec,
+    cost: Callable[[np.ndarray], np.ndarray],
+    loss: Callable[[Batch], Metrics],
+    blank: Callable[[Batch], Batch],
+) -> dict[str, Any]:
+    """The figures of one dataset: one pass over its held-out windows."""
     plain: Metrics = {}
     without: Metrics = {}
     wanted, valid = [], []
     for batch in loader.batches(0):
-        plain = add(plain, jax.device_get(loss(weights, batch)))
-        without = add(without, jax.device_get(loss(weights, blank(batch))))
+        plain = add(plain, jax.device_get(loss(batch)))
+        without = add(without, jax.device_get(loss(blank(batch))))
         wanted.append(np.asarray(batch.actions))
         valid.append(np.asarray(batch.action_mask & batch.obs.step_mask[:, :, None, None]))
-    arm = [i for i in range(len(source.spec.names)) if i not in source.spec.binary]
+    arm = [i for i in range(len(spec.names)) if i not in spec.binary]
     targets, masks = np.concatenate(wanted)[..., arm], np.concatenate(valid)[..., arm]
     total, weight = plain["l1"]
-    draw(model, weights, loader, source, workdir / "actions.png")
+    error = total / np.maximum(weight, 1) * spec.units()
     return {
-        "dataset": source.dataset.name,
-        "step": complete_steps(workdir / "checkpoints")[-1],
         "windows": loader.windows,
         "arm_loss": mean(plain["arm"]),
-        "arm_loss_best_constant": best_constant(targets, masks, robust(config)),
+        "arm_loss_best_constant": best_constant(targets, masks, cost),
         "arm_loss_instruction_blanked": mean(without["arm"]),
         "gripper_accuracy": mean(plain["gripper_accuracy"]),
-        "l1": {
-            name: float(value)
-            for name, value in zip(source.spec.names, total / np.maximum(weight, 1) * source.spec.units(), strict=True)
-        },
+        "l1": {name: float(value) for name, value in zip(spec.names, error, strict=True)},
     }
 
 
@@ -157,14 +177,13 @@ def blanked(ids: np.ndarray, length: int) -> Callable[[Batch], Batch]:
     return replace
 
 
-def draw(model: Model, weights: flat.Params, loader: Loader, source: build.Data, out: Path) -> None:
+def draw(model: Model, weights: flat.Params, loader: Loader, spec: ActionSpec, out: Path) -> None:
     """Predicted against true first action of every frame of the first held-out episode, in robot units."""
     batch = loader.episode(0)
     act = jax.jit(lambda weights, obs: model(weights).act(obs, jax.random.key(0)))
-    predicted = source.spec.unnormalise(np.asarray(act(weights, batch.obs))[:, 0])
-    true = source.spec.unnormalise(np.asarray(batch.actions)[:, -1, 0])
-    instruction = loader.instruction(0)
-    plots.actions(predicted, true, source.spec.names, f"held-out episode 0: {instruction!r}", out)
+    predicted = spec.unnormalise(np.asarray(act(weights, batch.obs))[:, 0])
+    true = spec.unnormalise(np.asarray(batch.actions)[:, -1, 0])
+    plots.actions(predicted, true, spec.names, f"held-out episode 0: {loader.instruction(0)!r}", out)
 
 
 def add(total: Metrics, found: Metrics) -> Metrics:

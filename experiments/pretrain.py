@@ -48,12 +48,13 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     source = _open(config, workdir)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     rows = sharding.rows(mesh, config.batch_size)
-    loader = build.loader(config, source, "train", shuffle=True, rows=rows)
-    held_out = build.loader(config, source, build.validation_split(source.index), shuffle=True, rows=rows)
-    _say(f"{source.dataset.name}: {loader.windows} windows, {held_out.windows} held out; mesh {dict(mesh.shape)}")
-    if source.spec.constant:
-        names = ", ".join(source.spec.names[i] for i in source.spec.constant)
-        _say(f"near-constant action dims pass through unnormalised: {names}")
+    loader = build.loader(config, source, source.train, shuffle=True, rows=rows)
+    held_out = build.loader(config, source, source.held_out, shuffle=True, rows=rows)
+    _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
+    for part in source.train:
+        constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
+        if constant:
+            _say(f"{part.index.dataset.name}: near-constant action dims pass through unnormalised: {constant}")
 
     make = build.model(config)
     graphdef, shapes, logical = flat.abstract(make)
@@ -74,7 +75,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     else:
         _say(f"continuing from the checkpoint of step {int(state.step)} in {checkpointer.directory}")
 
-    units = train.Units(source.spec.names, source.spec.units()[None])
+    units = build.units(source)
     eval_step = train.make_eval_step(graphdef, run, abstract, units)
 
     def evaluate(state: train.TrainState) -> dict[str, float]:

@@ -9,16 +9,16 @@ picture nor the words alone give the action. Positions are fractions of the tabl
 
 import argparse
 import io
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines import index, rlds, tfrecord
+from data_pipelines import index, tfrecord
+from data_pipelines.builders import rlds_files
 from data_pipelines.datasets.blocks import BLOCKS
 
 SIZE, CROP = 32, 14  # pixels of both cameras; pixels of the table that the wrist camera sees
@@ -49,24 +49,10 @@ def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 
     shutil.rmtree(folder / index.FOLDER, ignore_errors=True)  # it describes what is overwritten here
     splits = []
     for number, (split, episodes) in enumerate((("train", train), ("val", val))):
-        shards = min(SHARDS[split], episodes)
-        parts = np.array_split(np.arange(episodes), shards)
-        sizes = []
-        for i, part in enumerate(parts):
-            path = folder / f"{BLOCKS.tfds_name}-{split}.tfrecord-{i:05d}-of-{shards:05d}"
-            sizes.append(tfrecord.write(path, (_example(play(seed, number, int(episode))) for episode in part)))
-        splits.append(
-            {
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "name": split,
-                "numBytes": str(sum(sizes)),
-                "shardLengths": [str(len(part)) for part in parts],
-            }
-        )
-    (folder / rlds.FEATURES).write_text(json.dumps(_features(), indent=2))
-    info = {"description": __doc__, "fileFormat": "tfrecord", "name": BLOCKS.tfds_name, "splits": splits}
-    # Last: with it the folder counts as a dataset.
-    (folder / rlds.INFO).write_text(json.dumps({**info, "version": BLOCKS.version}, indent=2))
+        parts = np.array_split(np.arange(episodes), min(SHARDS[split], episodes))
+        shards = [(_example(play(seed, number, int(episode))) for episode in part) for part in parts]
+        splits.append(rlds_files.write_split(folder, BLOCKS.tfds_name, split, shards))
+    rlds_files.finish(folder, BLOCKS.tfds_name, __doc__ or "", _features(), splits)
     return folder
 
 
@@ -125,20 +111,14 @@ def _crop(picture: np.ndarray, hand: np.ndarray) -> np.ndarray:
 def _example(table: Table) -> bytes:
     """A tf.train.Example laid out as TFDS does for an RLDS episode."""
     steps = len(table.actions)
-    at = np.arange(steps)
-    last = at == steps - 1
     return tfrecord.encode(
         {
+            **rlds_files.flags(steps),
             "steps/action": table.actions,
-            "steps/discount": np.ones(steps, np.float32),
-            "steps/is_first": at == 0,
-            "steps/is_last": last,
-            "steps/is_terminal": last,
             "steps/language_instruction": [table.instruction.encode()] * steps,
             "steps/observation/image": [_compress(picture, "JPEG") for picture in table.primary],
             "steps/observation/state": table.states,
             "steps/observation/wrist_image": [_compress(picture, "PNG") for picture in table.wrist],
-            "steps/reward": last.astype(np.float32),
         }
     )
 
@@ -150,35 +130,16 @@ def _compress(picture: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _features() -> dict[str, Any]:
+def _features() -> rlds_files.Feature:
     """The content of features.json."""
-    core = "tensorflow_datasets.core.features."
-
-    def folder(features: dict[str, Any]) -> dict[str, Any]:
-        return {"pythonClassName": f"{core}features_dict.FeaturesDict", "featuresDict": {"features": features}}
-
-    def tensor(dtype: str, *shape: str) -> dict[str, Any]:
-        name = "tensor_feature.Tensor" if shape else "scalar.Scalar"
-        size = {"dimensions": list(shape)} if shape else {}
-        return {"pythonClassName": core + name, "tensor": {"shape": size, "dtype": dtype, "encoding": "none"}}
-
-    def image(kind: str) -> dict[str, Any]:
-        size = {"dimensions": [str(SIZE), str(SIZE), "3"]}
-        body = {"shape": size, "dtype": "uint8", "encodingFormat": kind}
-        return {"pythonClassName": f"{core}image_feature.Image", "image": body}
-
-    step = {
-        "action": tensor("float32", "7"),
-        "discount": tensor("float32"),
-        "is_first": tensor("bool"),
-        "is_last": tensor("bool"),
-        "is_terminal": tensor("bool"),
-        "language_instruction": {"pythonClassName": f"{core}text_feature.Text", "text": {}},
-        "observation": folder({"image": image("jpeg"), "state": tensor("float32", "7"), "wrist_image": image("png")}),
-        "reward": tensor("float32"),
-    }
-    steps = {"pythonClassName": f"{core}dataset_feature.Dataset", "sequence": {"feature": folder(step), "length": "-1"}}
-    return folder({"steps": steps})
+    cameras = {"image": rlds_files.image("jpeg", SIZE, SIZE), "wrist_image": rlds_files.image("png", SIZE, SIZE)}
+    return rlds_files.episode(
+        {
+            "action": rlds_files.tensor("float32", 7),
+            "language_instruction": rlds_files.text(),
+            "observation": rlds_files.folder({**cameras, "state": rlds_files.tensor("float32", 7)}),
+        }
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,8 +1,21 @@
 """The datasets this repository can read. A new one is a file here and a line in DATASETS."""
 
-from data_pipelines.datasets import blocks, bridge
+from data_pipelines.datasets import arms, blocks, bridge, droid, franka, joint, libero, navigation, rtx
 from data_pipelines.datasets.dataset import Dataset, Standardised
 
-DATASETS: dict[str, Dataset] = {"bridge": bridge.BRIDGE, "blocks": blocks.BLOCKS}
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        blocks.BLOCKS,
+        *bridge.FAMILY,
+        *rtx.FAMILY,
+        *franka.FAMILY,
+        *arms.FAMILY,
+        *joint.FAMILY,
+        *navigation.FAMILY,
+        *droid.FAMILY,
+        *libero.FAMILY,
+    )
+}
 
 __all__ = ["DATASETS", "Dataset", "Standardised"]

@@ -15,6 +15,7 @@ BLOCKS = Dataset(
     name="blocks",
     tfds_name="blocks",
     version="1.0.0",
+    robot="play table (simulated)",
     cameras={"primary": "observation/image", "wrist": "observation/wrist_image"},
     columns={"action": "action", "state": "observation/state"},
     language="language_instruction",

@@ -2,17 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.datasets.names import EEF
+from data_pipelines.standardise import Recipe, Standardised
 
-class Standardised(NamedTuple):
-    """One episode in the house convention. Rows of all three belong together."""
-
-    actions: np.ndarray  # T d, float32; a binary dim is 1 = open
-    state: np.ndarray  # T p, float32
-    frames: np.ndarray  # T, int: the raw step of each row; its images are that step's
+__all__ = ["Dataset", "Standardised"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,30 +17,45 @@ class Dataset:
 
     Attributes:
         name: our word for it, used in mixtures and messages.
-        tfds_name: folder and TFDS name. The files are in root/tfds_name/version.
         version: TFDS version.
         cameras: slot ("primary", "secondary", "wrist") -> feature key of an encoded image.
-        columns: name -> feature key of the numbers that `standardise` wants.
         language: feature key of the instruction.
-        control_hz: steps per second.
-        action_names: one word per action dim after standardisation.
-        binary: action dims that are 0 or 1.
-        state_names: one word per state dim after standardisation.
-        download: command that brings it under a data root, with {root} where that goes.
+        control_hz: steps per second after `standardise`; None where nobody says.
+        download: command (or sentence) that brings it under a data root, with {root} where that goes.
         standardise: raw columns (name -> [T_raw, ...]) to the house convention. May keep fewer steps than it gets.
+        state_names: one word per state dim after standardisation; () without a recorded state.
+        action_names: one word per action dim after standardisation.
+        binary: action dims in [0, 1] that mean open or closed.
+        tfds_name: folder and TFDS name; `name` when left out. The files are in root/tfds_name/version.
+        columns: name -> feature key of the numbers that `standardise` wants. Leave it out for a Recipe, which knows.
         revision: raise it when `standardise` changes its result: indexes made by an older one are then rebuilt.
+        robot: as it is commonly called; "" where we do not know.
+        bgr: slots whose pictures are stored blue first.
+        blanked: Octo trains on it without its instructions, as uninformative. We keep them, as OpenVLA does.
+        episodes: in all splits, where known.
+        notes: what one has to know before training on it.
     """
 
     name: str
-    tfds_name: str
     version: str
     cameras: dict[str, str]
-    columns: dict[str, str]
     language: str
-    control_hz: float
-    action_names: tuple[str, ...]
-    binary: tuple[int, ...]
-    state_names: tuple[str, ...]
+    control_hz: float | None
     download: str
     standardise: Callable[[dict[str, np.ndarray]], Standardised]
-    revision: int
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = EEF
+    binary: tuple[int, ...] = (6,)
+    tfds_name: str = ""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    revision: int = 1
+    robot: str = ""
+    bgr: tuple[str, ...] = ()
+    blanked: bool = False
+    episodes: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tfds_name", self.tfds_name or self.name)
+        if isinstance(self.standardise, Recipe):
+            object.__setattr__(self, "columns", self.standardise.columns)

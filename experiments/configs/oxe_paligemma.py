@@ -28,11 +28,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.nan_patience = 10  # consecutive skipped steps before the run stops
 
     config.data = ConfigDict()
-    config.data.root = "~/tensorflow_datasets"  # where TFDS keeps <name>/<version>
-    config.data.mixture = "oxe_magic_soup"
-    config.data.datasets = ""
+    config.data.root = "~/tensorflow_datasets"  # where TFDS keeps <name>/<version>; a path or a URL (gs://...)
+    config.data.mixture = "oxe_magic_soup"  # a mixture, a dataset, or in a config file (("bridge", 1.0), ...)
+    config.data.datasets = ""  # your own Python file that describes more datasets
+    config.data.quarantine = ""  # a reviewed list of episodes to leave out (index_data --validate writes one)
     config.data.normalise = ("q99",)  # ("q99", ("bounds", -0.65, 0.65)) is RoboVLMs' double normalisation
-    config.data.ram_budget = 4 * 2**30  # bytes of decoded frames per host
+    config.data.ram_budget = 16 * 2**30  # bytes of decoded frames over all hosts; more mixes more episodes
+    config.data.windows_per_visit = 64  # windows decoded together; fewer mix better and decode more
     config.data.blank_instruction = False  # ablation: every instruction becomes ""
 
     config.model = ConfigDict()

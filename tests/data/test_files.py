@@ -1,9 +1,8 @@
-"""TFRecord, Example, features and index: what is read, and what is refused."""
+"""TFRecord, Example and RLDS episodes: what is read, and what is refused."""
 
-import json
+import dataclasses
 import os
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -12,58 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import images, rlds, tfrecord
-from data_pipelines.builders.blocks import play, write_blocks
+from data_pipelines import rlds, tfrecord
 from data_pipelines.datasets import DATASETS
-from data_pipelines.datasets.bridge import binarise, standardise
 from data_pipelines.index import FOLDER, open_index
+from data_pipelines.standardise import binarise
+from tests.data.blocks_files import edit, files, flip, rewrite, shard
 
 BLOCKS = DATASETS["blocks"]
+standardise = DATASETS["bridge"].standardise
 RLDS = Path(__file__).parents[3] / "shared" / "data" / "rlds"
 needs_bridge = pytest.mark.skipif(
     not (RLDS / "bridge_dataset").is_dir(), reason="no Bridge sample beside the repository"
 )
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory):
-    root = tmp_path_factory.mktemp("blocks")
-    write_blocks(root, train=6, val=2)
-    return root
-
-
-@pytest.fixture
-def root(written, tmp_path):
-    shutil.copytree(written, tmp_path / "data")
-    return tmp_path / "data"
-
-
-def files(root):
-    return root / "blocks" / "1.0.0"
-
-
-def rewrite(path, change):
-    """Applies `change(features)` to the first record of a file and writes all of it again with right checksums."""
-    records = [record.data for record in tfrecord.read(path)]
-    parsed = tfrecord.parse(records[0])
-    features = {
-        key: [records[0][a : a + n] for a, n in zip(*value, strict=True)]
-        if isinstance(value, tfrecord.Spans)
-        else value.copy()
-        for key, value in parsed.items()
-    }
-    change(features)
-    tfrecord.write(path, [tfrecord.encode(features), *records[1:]])
-
-
-def edit(path, change):
-    body = json.loads(path.read_text())
-    change(body)
-    path.write_text(json.dumps(body))
-
-
-def shard(root, split="train"):
-    return sorted(files(root).glob(f"*-{split}.*"))[0]
 
 
 def test_masked_crc_is_that_of_the_format():
@@ -109,29 +68,6 @@ def test_malformed_example_is_refused():
             tfrecord.parse(damaged)
 
 
-def test_frames_are_found_at_their_bytes(root):
-    split = open_index(root, BLOCKS).splits["val"]
-    table = play(0, 1, 0)
-    frames = split.frames["wrist"]
-    for step in (0, len(table.wrist) - 1):
-        body = split.shards[frames.shard[step]].read_bytes()
-        picture = images.decode(body[frames.offset[step] : frames.offset[step] + frames.length[step]], 32)
-        np.testing.assert_array_equal(picture, table.wrist[step])  # PNG: exact
-    np.testing.assert_array_equal(split.actions[: split.length[0]], table.actions)
-    assert split.instructions[0] == table.instruction
-
-
-def test_statistics_are_exact(root):
-    split = open_index(root, BLOCKS).splits["train"]
-    x = np.concatenate([play(0, 0, i).actions for i in range(6)]).astype(np.float64)
-    stats = split.stats["action"]
-    expected = {"mean": x.mean(0), "std": x.std(0), "min": x.min(0), "max": x.max(0)}
-    expected |= {"q01": np.quantile(x, 0.01, 0), "q99": np.quantile(x, 0.99, 0)}
-    assert set(stats) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(stats[name], value)
-
-
 @pytest.mark.parametrize("where", ["header", "data", "end"])
 def test_flipped_bit_names_file_and_record(root, where):
     path = shard(root)
@@ -141,7 +77,7 @@ def test_flipped_bit_names_file_and_record(root, where):
         {"header": second.offset - 12, "data": second.offset + 100, "end": second.offset + len(second.data)}[where]
     ] ^= 4
     path.write_bytes(body)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: record 1 is damaged"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: record 1: damaged"):
         open_index(root, BLOCKS)
     assert not (files(root) / FOLDER).exists()
 
@@ -151,7 +87,7 @@ def test_truncated_record_names_file_and_record(root, cut):
     path = shard(root)
     last = list(tfrecord.read(path))[-1]
     os.truncate(path, last.offset - 5 if cut == "header" else path.stat().st_size - cut)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: record 2 is damaged.*cut short"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: record 2: damaged.*cut short"):
         open_index(root, BLOCKS)
 
 
@@ -191,7 +127,9 @@ def test_feature_missing_from_a_record_is_named(root):
 
 def test_uneven_features_are_refused(root):
     rewrite(shard(root), lambda features: features["steps/observation/image"].pop())
-    with pytest.raises(ValueError, match="record 0: expected as many steps in every feature"):
+    with pytest.raises(
+        ValueError, match=r"record 0: observation/image: expected as many steps in every feature, got .*image 10,"
+    ):
         open_index(root, BLOCKS)
 
 
@@ -205,6 +143,136 @@ def test_not_finite_names_file_episode_step_and_field(root, key, value):
     rewrite(path, spoil)
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: record 0: step 3: {key}\[2\]: expected a finite"):
         open_index(root, BLOCKS)
+
+
+def test_wrong_width_is_named(root):
+    rewrite(shard(root), lambda f: f.update({"steps/action": np.zeros(len(f["steps/is_first"]) * 8, np.float32)}))
+    with pytest.raises(ValueError, match=r"record 0: action: expected 7 numbers a step .*got 8 in each of 11 steps"):
+        open_index(root, BLOCKS)
+
+
+def test_episode_without_steps_is_refused(root):
+    rewrite(shard(root), lambda f: f.update({key: value[:0] for key, value in f.items()}))
+    with pytest.raises(ValueError, match=r"record 0: expected at least one step, got an episode of none; .*quarantine"):
+        open_index(root, BLOCKS)
+
+
+def test_episode_that_standardisation_empties_is_kept(root, capsys):
+    def last_only(columns):
+        found = BLOCKS.standardise(columns)
+        return type(found)(*(value[:0] if len(value) == 11 else value for value in found))
+
+    index = open_index(root, dataclasses.replace(BLOCKS, standardise=last_only))
+    split = index.splits["train"]
+    assert "episodes too short for a step" in capsys.readouterr().out
+    assert len(split.length) == 6
+    assert 0 < (split.length == 0).sum() < 6
+    assert split.length.sum() == len(split.actions) == len(split.frames["wrist"].offset)
+    np.testing.assert_array_equal(split.first, np.cumsum(split.length) - split.length)
+
+
+@pytest.mark.parametrize(("flag", "step", "only"), [("is_first", 4, 0), ("is_last", 0, 10)])
+def test_order_of_steps_that_contradicts_the_flags_is_refused(root, flag, step, only):
+    rewrite(shard(root), lambda f: f[f"steps/{flag}"].__setitem__(step, 1))
+    expected = rf"record 0: step {step}: {flag}: RLDS step order: expected True at step {only} alone"
+    with pytest.raises(ValueError, match=expected):
+        open_index(root, BLOCKS)
+
+
+def test_reversed_steps_are_refused(root):
+    rewrite(shard(root), lambda f: f.update({f"steps/{k}": f[f"steps/{k}"][::-1].copy() for k in rlds.FLAGS}))
+    with pytest.raises(
+        ValueError, match=r"record 0: step 10: is_first: RLDS step order: expected True at step 0 alone"
+    ):
+        open_index(root, BLOCKS)
+
+
+def test_an_episode_cut_out_of_a_longer_one_is_read(root):
+    rewrite(shard(root), lambda f: f.update({f"steps/{k}": np.zeros(11, np.int64) for k in rlds.FLAGS}))
+    assert len(open_index(root, BLOCKS).splits["train"].length) == 6
+
+
+def test_empty_file_is_refused(root):
+    shard(root).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(shard(root)))}: expected 3 records .*the file is empty"):
+        open_index(root, BLOCKS)
+
+
+def test_words_that_are_not_utf8_are_refused(root):
+    rewrite(shard(root), lambda f: f.update({"steps/language_instruction": [b"push \xff"] * 11}))
+    with pytest.raises(ValueError, match=r"record 0: step 0: language_instruction: expected an instruction in UTF-8"):
+        open_index(root, BLOCKS)
+
+
+def language_as_code_points(root, points):
+    """The dataset with eight code points a step for an instruction."""
+
+    def change(body):
+        step = body["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+        shape = {"dimensions": ["8"]}
+        step["words"] = {"pythonClassName": "Tensor", "tensor": {"shape": shape, "dtype": "int32", "encoding": "none"}}
+
+    edit(files(root) / rlds.FEATURES, change)
+    for path in files(root).glob("*.tfrecord*"):
+        rewrite(path, lambda f: f.update({"steps/words": np.tile(points, len(f["steps/is_first"]))}), records=3)
+    return dataclasses.replace(BLOCKS, language="words")
+
+
+def test_words_as_code_points(root):
+    dataset = language_as_code_points(root, [*map(ord, "légo☃"), 0, ord("x"), 0])
+    assert open_index(root, dataset).splits["val"].sentences == ("légo☃",)
+
+
+@pytest.mark.parametrize("bad", [0xD800, -1, 0x110000, 2**40])
+def test_code_points_that_are_none_are_refused(root, bad):
+    dataset = language_as_code_points(root, [104, bad, 0, 0, 0, 0, 0, 0])
+    with pytest.raises(ValueError, match="record 0: step 0: words: expected an instruction in UTF-8"):
+        open_index(root, dataset)
+
+
+def test_strings_reach_standardise_as_bytes(root):
+    seen = []
+
+    def look(columns):
+        seen.append(columns["words"])
+        return BLOCKS.standardise(columns)
+
+    columns = {**BLOCKS.columns, "words": "language_instruction"}
+    open_index(root, dataclasses.replace(BLOCKS, columns=columns, standardise=look))
+    assert seen[0].dtype == object
+    assert seen[0].shape == (11,)
+    assert all(isinstance(text, bytes) for text in seen[0])
+
+
+def test_what_standardise_refuses_names_the_episode(root):
+    def fail(columns):
+        raise ValueError("no gripper")
+
+    with pytest.raises(rlds.EpisodeError, match="record 0: actions: standardising failed: no gripper") as caught:
+        open_index(root, dataclasses.replace(BLOCKS, standardise=fail))
+    assert (caught.value.record, caught.value.step, caught.value.field) == (0, None, "actions")
+
+
+def test_bad_episodes_are_collected(root):
+    path = shard(root)
+    rewrite(path, lambda f: f["steps/action"].__setitem__(9, np.nan))
+    flip(path, 1)
+    errors = []
+    found = list(rlds.episodes(rlds.check(str(files(root)), BLOCKS)["train"][0], 0, BLOCKS, errors.append))
+    assert [episode.record for episode in found] == [2]
+    assert [(e.record, e.step, e.field) for e in errors] == [(0, 1, "action[2]"), (1, None, "")]
+    assert all(e.path == str(path) and e.fix and e.problem in str(e) for e in errors)
+
+
+def test_damage_that_hides_the_rest_is_reported_once(root):
+    path = shard(root)
+    body = bytearray(path.read_bytes())
+    body[list(tfrecord.read(path))[1].offset - 12] ^= 1  # the length of record 1
+    path.write_bytes(body)
+    errors = []
+    found = list(rlds.episodes(rlds.check(str(files(root)), BLOCKS)["train"][0], 0, BLOCKS, errors.append, {1, 2}))
+    assert [episode.record for episode in found] == [0]
+    assert [e.record for e in errors] == [1]
 
 
 def test_empty_split_is_refused(root):
@@ -224,50 +292,6 @@ def test_absent_dataset_is_refused(tmp_path):
         open_index(tmp_path, BLOCKS)
 
 
-def test_index_is_kept_then_rebuilt_when_stale(root, capsys):
-    first = open_index(root, BLOCKS)
-    assert "indexed split train: 6 episodes" in capsys.readouterr().out
-    again = open_index(root, BLOCKS)
-    assert capsys.readouterr().out == ""
-    assert again.digest == first.digest
-    rewrite(shard(root), lambda features: features.update({"steps/extra": np.zeros(5, np.float32)}))
-    changed = open_index(root, BLOCKS)
-    out = capsys.readouterr().out
-    assert "stale (files changed)" in out
-    assert "indexed split train" in out
-    assert changed.digest != first.digest  # the offsets moved
-    np.testing.assert_array_equal(changed.splits["train"].actions, first.splits["train"].actions)
-
-
-def test_index_of_another_standardiser_is_rebuilt(root, capsys):
-    import dataclasses
-
-    open_index(root, BLOCKS)
-    open_index(root, dataclasses.replace(BLOCKS, revision=BLOCKS.revision + 1))
-    assert "stale (revision changed)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("keep", [0, 10, 5000, -1])
-def test_damaged_index_is_rebuilt(root, capsys, keep):
-    first = open_index(root, BLOCKS)
-    path = files(root) / FOLDER / "blocks.index"
-    path.write_bytes(path.read_bytes()[:keep])
-    assert open_index(root, BLOCKS).digest == first.digest
-    assert "damaged" in capsys.readouterr().out
-    assert [p.name for p in path.parent.iterdir()] == ["blocks.index"]
-
-
-def test_read_only_data_is_indexed_in_the_cache(root, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLA_JAX_CACHE", str(tmp_path / "cache"))
-    files(root).chmod(0o555)
-    try:
-        open_index(root, BLOCKS)
-        assert not (files(root) / FOLDER).exists()
-        assert len(list((tmp_path / "cache").rglob("blocks.index"))) == 1
-    finally:
-        files(root).chmod(0o755)
-
-
 def test_gripper_becomes_what_it_settles_at():
     assert binarise(np.array([0.5, 0.99, 0.6, 0.4, 0.01, 0.3, 0.7])).tolist() == [1, 1, 0, 0, 0, 1, 1]
     assert binarise(np.array([0.2, 0.3])).tolist() == [0, 0]
@@ -279,14 +303,14 @@ def test_bridge_actions_are_reached_motion():
     state[2, 5], state[3, 5] = 3.1, -3.1
     action = rng.normal(size=(6, 7))
     action[:, 6] = [1, 1, 0.5, 0.5, 0.5, 0]
-    out = standardise({"action": action, "state": state})
+    out = standardise({"action": action, "observation/state": state})
     assert out.frames.tolist() == [1, 2, 3, 4]
     assert out.actions.dtype == np.float32
     np.testing.assert_allclose(out.actions[:, :3], state[2:, :3] - state[1:-1, :3], rtol=1e-5)
     np.testing.assert_allclose(out.actions[1, 5], 2 * np.pi - 6.2, rtol=1e-5)
     assert out.actions[:, 6].tolist() == [1, 0, 0, 0]  # the dropped last step decides
     for short in (0, 1, 2):
-        assert standardise({"action": action[:short], "state": state[:short]}).actions.shape == (0, 7)
+        assert standardise({"action": action[:short], "observation/state": state[:short]}).actions.shape == (0, 7)
 
 
 @needs_bridge
@@ -295,7 +319,7 @@ def test_bridge_sample(tmp_path):
     for split in index.splits.values():
         assert len(split.length) == 25
         assert (split.length == 8).all()
-        assert all(split.instructions)
+        assert all(split.sentences)
         assert set(np.unique(split.actions[:, 6])) == {0, 1}
         moved = split.state[1:8, :3] - split.state[:7, :3]
         np.testing.assert_allclose(split.actions[:7, :3], moved, atol=1e-6)

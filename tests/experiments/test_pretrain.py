@@ -69,7 +69,7 @@ def test_a_run_leaves_everything_and_evaluates(uninterrupted: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((uninterrupted / "evaluation.json").read_text())
     assert result["step"] == 12
-    assert f"{result['arm_loss']:.5f}" in done.stdout
+    assert f"{result['datasets']['blocks']['arm_loss']:.5f}" in done.stdout
     assert (uninterrupted / "actions.png").stat().st_size > 1000
 
 

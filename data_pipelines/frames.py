@@ -1,0 +1,138 @@
+"""Decoded frames: each visit's once, in threads, kept as long as a window of it is still to come."""
+
+import dataclasses
+import os
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data_pipelines import images, remote
+from data_pipelines.index import Split
+
+ROUND = 8  # first dims of arrays are rounded up to multiples of it, so that they fit more often
+KEEP = 4096  # arrays of decoded visits to remember
+REMOTE_READS = 16  # extra threads when the data is remote: they wait, they do not compute
+
+
+class Span(NamedTuple):
+    """Consecutive steps of one episode of one dataset, as rows [start, stop) of its columns."""
+
+    part: int
+    start: int
+    stop: int
+
+
+class Buffers:
+    """Pixel arrays that are used again when nobody holds them: touching fresh memory costs a fault every 4 kB.
+
+    At most `keep` are remembered. Safe to use from several threads.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep, self._lock = keep, threading.Lock()
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+        """An array of any content; a part of a longer one when that is free."""
+        with self._lock:
+            unfit = None
+            for array in self._arrays:
+                # Held by the list, the loop and the call alone: every view and every device array holds it too.
+                if array.shape[1:] == shape[1:] and sys.getrefcount(array) == 3:
+                    if len(array) >= shape[0]:
+                        return array[: shape[0]]
+                    unfit = id(array)
+            self._arrays = [array for array in self._arrays if id(array) != unfit][-self._keep + 1 :]
+            self._arrays.append(np.empty((-(-shape[0] // ROUND) * ROUND, *shape[1:]), np.uint8))
+            return self._arrays[-1][: shape[0]]
+
+
+class Decoder:
+    """Reads and decodes the frames of spans, for every camera in the config's order."""
+
+    def __init__(
+        self, splits: list[Split], swapped: list[tuple[str, ...]], cameras: tuple[str, ...], sizes: tuple[int, ...]
+    ) -> None:
+        """`swapped` names each split's cameras that were stored BGR; `sizes` are pixels, one per camera."""
+        self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
+        self._buffers = Buffers(KEEP)
+        self.remote = any(remote.is_remote(path) for split in splits for path in split.shards)
+
+    def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
+        """Frames of a camera, with one read: they lie together in a record. None when the dataset lacks it."""
+        split, slot, size = self._splits[span.part], self._cameras[camera], self._sizes[camera]
+        if slot not in split.frames:
+            return None
+        shard, offset, length = (column[span.start : span.stop].astype(np.int64) for column in split.frames[slot])
+        path = split.shards[int(shard[0])]
+        start, stop = int(offset.min()), int((offset + length).max())
+        data = memoryview(remote.read_range(path, start, stop))
+        bgr = slot in self._swapped[span.part]
+        out = self._buffers.take((len(shard), size, size, 3))
+        for i, (at, n) in enumerate(zip((offset - start).tolist(), length.tolist(), strict=True)):
+            try:
+                out[i] = images.decode(bytes(data[at : at + n]), size, bgr)
+            except ValueError as error:
+                episode = int(np.searchsorted(split.first, span.start + i, side="right")) - 1
+                frame = span.start + i - int(split.first[episode])
+                raise ValueError(
+                    f"{path}: record {split.record[episode]}: {slot} frame {frame} (byte {start + at}): {error}; "
+                    "download the file again, or leave the episode out: experiments.index_data --validate "
+                    "--quarantine=FILE writes the list for data.quarantine"
+                ) from error
+        return out
+
+    def bytes_per_frame(self, part: int) -> int:
+        """Of all cameras the dataset has."""
+        split = self._splits[part]
+        return sum(s * s * 3 for slot, s in zip(self._cameras, self._sizes, strict=True) if slot in split.frames)
+
+
+@dataclasses.dataclass
+class _Visit:
+    """An open visit: its frames per camera, the windows that were planned and not yet made, and whether more follow."""
+
+    span: Span
+    frames: list[Future[np.ndarray | None]]
+    planned: int
+    more: bool
+
+
+class Pool:
+    """The open visits of one stream of batches, decoded ahead in threads."""
+
+    def __init__(self, decoder: Decoder, cameras: int) -> None:
+        self._decoder, self._cameras = decoder, cameras
+        # Pillow decodes and resizes outside the GIL.
+        self.workers = (os.cpu_count() or 1) + (REMOTE_READS if decoder.remote else 0)
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        self._open: dict[int, _Visit] = {}
+
+    def plan(self, visit: int, span: Span, windows: int, more: bool) -> None:
+        """Says that so many windows of a visit come next, and whether more of them follow; begins to decode it."""
+        if visit in self._open:
+            self._open[visit].planned += windows
+            self._open[visit].more = more
+            return
+        frames = [self._threads.submit(self._decoder.decode, span, camera) for camera in range(self._cameras)]
+        self._open[visit] = _Visit(span, frames, windows, more)
+
+    def frames(self, visit: int, camera: int) -> tuple[np.ndarray | None, int]:
+        """The frames of an open visit and the row of the first, when they are there. Raises what decoding raised."""
+        found = self._open[visit]
+        return found.frames[camera].result(), found.span.start
+
+    def done(self, visit: int, windows: int) -> None:
+        """Lets go of a visit when none of its windows is left."""
+        found = self._open[visit]
+        found.planned -= windows
+        if not found.planned and not found.more:
+            del self._open[visit]
+
+    def close(self) -> None:
+        """Stops the threads."""
+        self._threads.shutdown(cancel_futures=True)

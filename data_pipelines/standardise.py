@@ -1,0 +1,288 @@
+"""Standardisation as data: which columns an action is made of, run by one interpreter.
+
+A vector is a tuple of parts, put side by side:
+
+    "action[0:6]"                          six columns of the feature `action`
+    "action[-1:] clip01 invert"            its last column, through two operators of OPERATORS
+    Constant(0.0, 3)                       three columns of zeros
+    Moved("observation/state[0:6]", ...)   how far these columns get until the next step
+
+A feature of one number a step is one column. Numbers are taken as float64 and returned as float32.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+OPEN, CLOSED = 0.95, 0.05  # a gripper beyond these is open or closed; in between it is on its way
+EVENT = 0.1  # a relative gripper command beyond this opens or closes
+UNIT = 0.01  # how far a quaternion's length may be from 1: float32 is off by 1e-6, padding by 1
+
+Columns = dict[str, np.ndarray]
+
+
+class Standardised(NamedTuple):
+    """One episode in the house convention. Rows of all three belong together."""
+
+    actions: np.ndarray  # T d, float32; a binary dim is 1 = open
+    state: np.ndarray  # T p, float32
+    frames: np.ndarray  # T, int: the raw step of each row; its images are that step's
+
+
+class Constant(NamedTuple):
+    """`width` columns of one number."""
+
+    value: float
+    width: int
+
+
+class Moved(NamedTuple):
+    """Difference of a part between a kept step and the next one kept: the motion reached, not the one commanded.
+
+    `angles` are columns in radians, whose differences are wrapped to [-pi, pi). The last step has no next one: a
+    recipe with a Moved part drops it.
+    """
+
+    part: str
+    angles: tuple[int, ...] = ()
+
+
+class Waypoint(NamedTuple):
+    """Motion in the plane as the robot sees it: forward, left, in the units of the recorded action. Drops a step.
+
+    `pose` has the columns x, y, yaw. Positions may be in other units than actions, so the recorded action of the first
+    step that moves gives the scale.
+    """
+
+    pose: str
+    action: str
+
+
+Part = str | Constant | Moved | Waypoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How raw columns (feature key -> [T_raw, ...]) become one standardised episode. Call it as Dataset.standardise.
+
+    Attributes:
+        actions: the parts of an action.
+        state: the parts of the state; () when the robot's state was not recorded.
+        drop_first: steps to leave out at the beginning.
+        stride: keep every stride-th step.
+        idle: leave out steps at which nothing is commanded: no number of the action but the last beyond +-idle, and the
+            last (the gripper) where it was. None keeps all steps.
+
+    Operators see the whole episode before any step is left out: the step that settles a gripper may be one of those.
+    """
+
+    actions: tuple[Part, ...]
+    state: tuple[Part, ...] = ()
+    drop_first: int = 0
+    stride: int = 1
+    idle: float | None = None
+
+    def __post_init__(self) -> None:
+        for part in self._parts():
+            _parse(part)  # a typing error is found when the entry is read, not when its files are
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The features this recipe needs, as Dataset.columns wants them: feature key -> feature key."""
+        keys = dict.fromkeys(_parse(part).source for part in self._parts())
+        return {key: key for key in keys}
+
+    def __call__(self, columns: Columns) -> Standardised:
+        """One episode. `columns` is left as it is. May keep no step at all.
+
+        Raises ValueError when a column is missing, when columns differ in length, and when an operator gets numbers
+        that it has no meaning for.
+        """
+        missing = [key for key in self.columns if key not in columns]
+        if missing:
+            raise ValueError(f"standardise: expected the columns {sorted(self.columns)}, got none of {missing}")
+        lengths = {key: len(columns[key]) for key in self.columns}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"standardise: expected columns of one length, got {lengths}; download the file again")
+        raw = next(iter(lengths.values()), 0)
+        steps = np.arange(self.drop_first, raw, self.stride)
+        frames = steps[:-1] if any(isinstance(part, Moved | Waypoint) for part in self.actions) else steps
+        actions = _vector(self.actions, columns, steps)[: len(frames)]
+        state = _vector(self.state, columns, steps)[: len(frames)]
+        if self.idle is not None:
+            turned = np.abs(np.diff(actions[:, -1], prepend=actions[:1, -1])) > self.idle
+            busy = (np.abs(actions[:, :-1]) > self.idle).any(axis=1) | turned
+            actions, state, frames = actions[busy], state[busy], frames[busy]
+        return Standardised(actions.astype(np.float32), state.astype(np.float32), frames)
+
+    def _parts(self) -> list[str]:
+        """The text of every part that reads a column."""
+        texts: list[str] = []
+        for part in (*self.actions, *self.state):
+            if isinstance(part, str):
+                texts.append(part)
+            elif isinstance(part, Moved):
+                texts.append(part.part)
+            elif isinstance(part, Waypoint):
+                texts += [part.pose, part.action]
+        return texts
+
+
+def wrap(angles: np.ndarray) -> np.ndarray:
+    """Angles in radians to [-pi, pi)."""
+    return (angles + np.pi) % (2 * np.pi) - np.pi
+
+
+def binarise(gripper: np.ndarray) -> np.ndarray:
+    """Opening in [0, 1] to 1 (open) or 0 (closed), along the first axis.
+
+    A value in between is on its way: it becomes what the gripper next settles at. A run in between that never settles
+    takes its last value, thresholded at 0.5.
+    """
+    decided = (gripper > OPEN) | (gripper < CLOSED)
+    decided[-1:] = True
+    filled = _fill((gripper > 0.5)[::-1], decided[::-1])  # the first decided step at or after each step
+    return filled[::-1].astype(np.float32)
+
+
+def rel2abs(gripper: np.ndarray) -> np.ndarray:
+    """Relative commands (+ closes, - opens, 0 leaves it) to 1 (open) or 0 (closed), along the first axis.
+
+    Before its first event the gripper is the opposite of what that event makes it: a command is taken to do something.
+    An episode without an event is open.
+    """
+    event = np.abs(gripper) > EVENT
+    opens = gripper < 0
+    first = np.take_along_axis(opens, event.argmax(axis=0)[None], axis=0) if len(gripper) else opens
+    before = np.where(event.any(axis=0), ~first, True)
+    return np.where(np.maximum.accumulate(event, axis=0), _fill(opens, event), before).astype(np.float32)
+
+
+def euler_from_quat_xyzw(quaternion: np.ndarray) -> np.ndarray:
+    """Roll, pitch, yaw of Rz(yaw) Ry(pitch) Rx(roll): [T, 4] (x, y, z, w) -> [T, 3].
+
+    Rounding in the length is divided out. Raises ValueError when it is off by more than 1%: such a quaternion is
+    padding or another quantity, and any angle made of it would be invented.
+    """
+    if quaternion.ndim != 2 or quaternion.shape[1] != 4:
+        raise ValueError(f"euler_from_quat_xyzw: expected [T, 4], got shape {quaternion.shape}; mend the entry's slice")
+    length = np.linalg.norm(quaternion, axis=1)
+    bad = np.flatnonzero(np.abs(length - 1) > UNIT)
+    if len(bad):
+        raise ValueError(
+            f"step {bad[0]}: expected a quaternion of length 1, got {quaternion[bad[0]].tolist()} of length "
+            f"{length[bad[0]]:.4g}; repair or remove the episode"
+        )
+    x, y, z, w = (quaternion / length[:, None]).T
+    roll = np.arctan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
+    pitch = np.arcsin(np.clip(2 * (w * y - z * x), -1, 1))
+    yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+    return np.stack([roll, pitch, yaw], axis=1)
+
+
+def zlib_f32(column: np.ndarray, width: int) -> np.ndarray:
+    """[T] (or [T, 1]) byte strings, each `width` zlib-compressed little-endian float32, to [T, width]."""
+    out = np.empty((len(column), width))
+    for step, cell in enumerate(column.reshape(-1)):
+        try:
+            # reshape: one number would spread over the row
+            out[step] = np.frombuffer(zlib.decompress(cell), "<f4").reshape(width)
+        except (zlib.error, ValueError, TypeError) as error:
+            raise ValueError(
+                f"step {step}: zlib_f32: expected {width} compressed float32, got {error}; download the file again"
+            ) from error
+    return out
+
+
+OPERATORS: dict[str, Callable[..., np.ndarray]] = {  # an argument stands behind a colon
+    "binarise": binarise,
+    "rel2abs": rel2abs,
+    "euler_from_quat_xyzw": euler_from_quat_xyzw,
+    "zlib_f32": zlib_f32,
+    "clip01": lambda x: np.clip(x, 0.0, 1.0),
+    "invert": lambda x: 1.0 - x,
+    "div": lambda x, by: x / by,
+    "zeros": np.zeros_like,  # as wide as the column
+}
+
+
+class _Parsed(NamedTuple):
+    source: str
+    columns: slice
+    operators: tuple[tuple[str, tuple[int, ...]], ...]  # names and arguments
+
+
+@functools.cache
+def _parse(text: str) -> _Parsed:
+    """A part that reads a column. Raises ValueError when it is none."""
+    match = re.fullmatch(
+        r"(?P<source>[^\s\[\]]+)(\[(?P<begin>-?\d*):(?P<end>-?\d*)\])?(?P<operators>( \w+(:\d+)?)*)", text
+    )
+    if match is None:
+        raise ValueError(f"standardise: expected a part like 'action[-1:] clip01 invert', got {text!r}")
+    words = [word.split(":") for word in match["operators"].split()]
+    for name, *_ in words:
+        if name not in OPERATORS:
+            raise ValueError(f"standardise: {text!r}: expected operators among {', '.join(OPERATORS)}, got {name!r}")
+    operators = tuple((name, tuple(int(number) for number in arguments)) for name, *arguments in words)
+    begin, end = (int(match[name]) if match[name] else None for name in ("begin", "end"))
+    return _Parsed(match["source"], slice(begin, end), operators)
+
+
+def _vector(parts: tuple[Part, ...], columns: Columns, steps: np.ndarray) -> np.ndarray:
+    """The parts side by side at the kept steps: [len(steps), d] float64."""
+    found = [np.zeros((len(steps), 0))]
+    for part in parts:
+        if isinstance(part, Constant):
+            found.append(np.full((len(steps), part.width), part.value))
+        elif isinstance(part, Moved):
+            change = _moved(_values(part.part, columns)[steps])
+            angles = list(part.angles)
+            change[:, angles] = wrap(change[:, angles])
+            found.append(change)
+        elif isinstance(part, Waypoint):
+            found.append(_waypoints(part, columns, steps))
+        else:
+            found.append(_values(part, columns)[steps])
+    return np.concatenate(found, axis=1)
+
+
+def _values(text: str, columns: Columns) -> np.ndarray:
+    """A part that reads a column, at all raw steps: [T_raw, n]."""
+    parsed = _parse(text)
+    column = columns[parsed.source]
+    values = column if column.dtype == object else column.astype(np.float64)
+    values = values.reshape(len(values), math.prod(values.shape[1:]))[:, parsed.columns]
+    for name, arguments in parsed.operators:
+        values = OPERATORS[name](values, *arguments)
+    return values
+
+
+def _moved(values: np.ndarray) -> np.ndarray:
+    """Difference to the next row: [T, n] -> [T, n], whose last row is 0."""
+    return np.diff(values, axis=0, append=values[-1:])
+
+
+def _waypoints(part: Waypoint, columns: Columns, steps: np.ndarray) -> np.ndarray:
+    """[len(steps), 2], the last row of no meaning."""
+    pose, action = _values(part.pose, columns), _values(part.action, columns)
+    reached = np.linalg.norm(_moved(pose[:, :2]), axis=1)
+    moving = np.flatnonzero(reached)
+    scale = np.linalg.norm(action[moving[0]]) / reached[moving[0]] if len(moving) else 0.0
+    change, yaw = _moved(pose[steps, :2]) * scale, pose[steps, 2]
+    forward = np.cos(yaw) * change[:, 0] + np.sin(yaw) * change[:, 1]
+    left = np.cos(yaw) * change[:, 1] - np.sin(yaw) * change[:, 0]
+    return np.stack([forward, left], axis=1)
+
+
+def _fill(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The latest known value at or before each step; the first step's where none is known yet."""
+    index = np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1))
+    latest = np.maximum.accumulate(np.where(known, index, 0), axis=0)
+    return np.take_along_axis(values, latest, axis=0)
