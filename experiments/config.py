@@ -143,6 +143,8 @@ def _typed(text: str, default: Any) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
+        if isinstance(default, tuple) and default and isinstance(default[0], tuple):
+            return text  # data.mixture: the name of one in place of a list of pairs
         # Words need no quotes: primary,wrist is ("primary", "wrist"), and nothing is ().
         words = tuple(word.strip() for word in text.split(",") if word.strip())
         value = words if isinstance(default, tuple) else text

@@ -8,7 +8,7 @@ The 3B job needs HF weights (model.weights) and the datasets of data.mixture und
 seconds and says what is missing. `--config.model.weights=none --dry_run` builds it abstractly on any machine.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -29,7 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.root = "~/tensorflow_datasets"  # where TFDS keeps <name>/<version>; a path or a URL (gs://...)
-    config.data.mixture = "oxe_magic_soup"  # a mixture, a dataset, or in a config file (("bridge", 1.0), ...)
+    # A mixture, a dataset, or in a config file (("bridge", 1.0), ...): `object` admits both kinds.
+    config.data.mixture = FieldReference("oxe_magic_soup", field_type=object)
     config.data.datasets = ""  # your own Python file that describes more datasets
     config.data.quarantine = ""  # a reviewed list of episodes to leave out (index_data --validate writes one)
     config.data.normalise = ("q99",)  # ("q99", ("bounds", -0.65, 0.65)) is RoboVLMs' double normalisation

@@ -52,6 +52,21 @@ def test_values_need_no_quotes(override: str, value: object) -> None:
     assert type(found) is type(value)
 
 
+def test_a_mixture_is_a_name_or_a_list_of_pairs(tmp_path: Path) -> None:
+    body = """
+from experiments.configs.oxe_paligemma import get_config as base
+def get_config(arg):
+    config = base("tiny")
+    config.data.mixture = (("blocks", 1.0), ("bridge", 0.5))
+    return config
+"""
+    (tmp_path / "mixed.py").write_text(body)
+    file = str(tmp_path / "mixed.py")
+    assert load_config(file).data.mixture == (("blocks", 1.0), ("bridge", 0.5))
+    assert load_config(file, ["--config.data.mixture=bridge"]).data.mixture == "bridge"
+    assert load_config("oxe_paligemma.py", ["--config.data.mixture=bridge"]).data.mixture == "bridge"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
