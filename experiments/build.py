@@ -18,6 +18,7 @@ from data_pipelines.index import HELD_OUT, Index, open_index
 from data_pipelines.loader import Loader, LoaderConfig
 from data_pipelines.mixture import Part
 from vla_jax.actions import ActionSpec
+from vla_jax.augment import AugmentConfig
 from vla_jax.backbones import paligemma
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
@@ -236,6 +237,14 @@ def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
         },
     )
     return OptimConfig(**values), freeze
+
+
+def augmentation(config: ConfigDict) -> AugmentConfig:
+    """What is done to images in training."""
+    shift = config.augment.shift
+    if shift and len(shift) != len(config.model.cameras):
+        raise ValueError(f"augment.shift: expected one number per camera {tuple(config.model.cameras)}, got {shift}")
+    return AugmentConfig(**config.augment.to_dict())
 
 
 def meta(config: ConfigDict, source: Data) -> dict[str, Any]:

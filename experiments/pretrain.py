@@ -170,6 +170,7 @@ def _train_config(config: ConfigDict) -> train.TrainConfig:
         log_every=config.log_every,
         eval_every=config.eval_every,
         save_every=config.save_every,
+        augment=build.augmentation(config),
     )
 
 

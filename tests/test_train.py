@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_run
-from vla_jax import metrics, optim, sharding, train
+from vla_jax import augment, metrics, optim, sharding, train
 
 
 @functools.cache
@@ -79,6 +79,29 @@ def test_accumulation_equals_the_whole_batch():
         setup_of(accum=3)
 
 
+AUGMENTED = augment.AugmentConfig(crop_scale=(0.5, 0.9), brightness=0.2, hue=0.1, shift=(1,))
+
+
+def test_augmentation_does_not_depend_on_mesh_or_accumulation():
+    plain = run(setup_of(noise=0.0), 3)[1]
+    whole = run(setup_of(noise=0.0, augment=AUGMENTED), 3)[1]
+    parts = run(setup_of((2, 1, 4), noise=0.0, accum=4, augment=AUGMENTED), 3)[1]
+    for a, b, c in zip(whole, parts, plain, strict=True):
+        assert a["loss"] == pytest.approx(float(b["loss"]), rel=1e-5)
+        assert a["loss"] != c["loss"]
+
+
+def test_augmentation_is_new_each_step_and_again_the_same_and_never_in_evaluation():
+    setup = setup_of(noise=0.0, augment=AUGMENTED)
+    batch, state = setup.batch(0), setup.start()
+    losses = []
+    for step in (0, 1, 0):
+        at = state._replace(step=jnp.full_like(state.step, step))
+        losses.append(float(setup.step(jax.tree.map(jnp.copy, at), batch)[1]["loss"]))
+    assert losses[0] == losses[2] != losses[1]
+    assert setup.evaluate(setup.start()) == setup_of(noise=0.0).evaluate(setup_of(noise=0.0).start())
+
+
 def test_not_finite_steps_are_skipped_and_counted():
     setup = setup_of()
     state, _ = run(setup, 3)
@@ -135,11 +158,12 @@ def test_state_is_donated_and_a_masked_batch_gives_zero():
 
 
 def test_train_2n_equals_n_and_n(tmp_path):
-    whole = setup_of().fit(tmp_path / "whole", steps=6)
-    setup_of().fit(tmp_path / "half", steps=3)
+    setup = setup_of(augment=AUGMENTED)
+    whole = setup.fit(tmp_path / "whole", steps=6)
+    setup.fit(tmp_path / "half", steps=3)
     with (tmp_path / "half" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 99}\n{"step": 5, "lo')  # as a kill leaves it
-    halves = setup_of().fit(tmp_path / "half", steps=6)
+    halves = setup.fit(tmp_path / "half", steps=6)
     assert_equal(whole, halves)
     first, second = rows(tmp_path / "whole"), rows(tmp_path / "half")
     assert [row["step"] for row in second] == [1, 2, 3, 4, 5, 6]

@@ -20,10 +20,12 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from vla_jax import metrics, optim, sharding
+from vla_jax.augment import AugmentConfig, augment
 from vla_jax.checkpoint import Checkpointer, TrainState
 from vla_jax.params import Params, Shapes, merge
 from vla_jax.types import Batch
 
+AUGMENT = 2**31 - 1  # folded into the step's key; the parts of a batch count up from 0
 SIGTERM_EXIT = 143  # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to
 
 Metrics = dict[str, Any]  # name -> number [], on the device
@@ -37,6 +39,7 @@ class TrainConfig:
 
     Attributes:
         batch_size: windows per step over all devices; computed in `accum` equal parts.
+        augment: of the images in training, see augment.py; evaluation sees them as they are.
         dtype: of the computation and of frozen parameters. Trained parameters and the optimizer are float32.
         ema: decay of the running average of the parameters; 0 keeps none.
         nan_patience: stop after this many steps in a row with a loss or gradient that is not finite; each is skipped.
@@ -52,6 +55,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 1000
     save_every: int = 1000
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
 
 class Units(NamedTuple):
@@ -142,6 +146,9 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        # Before accumulation: what an example looks like does not depend on how the batch is cut.
+        drawn = augment(batch.obs.images, jax.random.fold_in(key, AUGMENT), config.augment)
+        batch = batch._replace(obs=batch.obs._replace(images=drawn))
         # Once, before accumulation, keeping the sharding: fsdp then gathers the compute type and not float32.
         cast = {
             name: jax.lax.with_sharding_constraint(value.astype(config.dtype), where.params[name])

@@ -60,6 +60,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.remat = "full"
     config.model.layers = "scan"
 
+    # RoboVLMs' and OpenVLA's on OXE. CALVIN: all of this off, and shift = (10, 4) for the static and the wrist camera.
+    config.augment = ConfigDict()
+    config.augment.crop_scale = (0.9, 0.9)  # share of the area
+    config.augment.crop_ratio = (1.0, 1.0)
+    config.augment.brightness = 0.2
+    config.augment.contrast = (0.8, 1.2)
+    config.augment.saturation = (0.8, 1.2)
+    config.augment.hue = 0.05
+    config.augment.shift = ()  # pixels, one number per camera
+    config.augment.flip = False  # True is refused: it would need mirrored actions
+
     config.loss = ConfigDict()
     config.loss.kind = "huber"
     config.loss.delta = 1.0
@@ -102,6 +113,9 @@ def _tiny(config: ConfigDict) -> ConfigDict:
     config.data.root = "runs/demo/data"
     config.data.mixture = "blocks"
     config.data.ram_budget = 256 * 2**20
+    config.augment.crop_scale = (1.0, 1.0)  # the demo's pictures are 32 pixels wide, and its words name colours
+    config.augment.brightness = config.augment.hue = 0.0
+    config.augment.contrast = config.augment.saturation = (1.0, 1.0)
     config.model.variant = "tiny"
     config.model.weights = "none"
     config.model.tokenizer = "train"
