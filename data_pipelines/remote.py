@@ -8,7 +8,7 @@ import io
 import os
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
@@ -84,6 +84,15 @@ def open_stream(path: str) -> io.BufferedReader:
     if not is_remote(path):
         return open(path, "rb")  # the caller closes it
     return io.BufferedReader(_Stream(path), BLOCK)
+
+
+def open_write(path: str) -> BinaryIO:
+    """A new file. Locally its folder is made; a remote one appears when it is closed."""
+    if not is_remote(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        return open(path, "wb")  # the caller closes it
+    filesystem, inside = _filesystem(path)
+    return filesystem.open(inside, "wb")
 
 
 def list_folder(path: str) -> list[str]:

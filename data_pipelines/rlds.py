@@ -12,6 +12,8 @@ from data_pipelines.datasets.dataset import Dataset, Standardised
 
 FEATURES, INFO = "features.json", "dataset_info.json"
 FLAGS = ("is_first", "is_last")
+# What is said about stretches of a record of play data, one entry each (data_pipelines/builders/calvin.py writes them).
+SEGMENTS = tuple(f"episode_metadata/segment_{name}" for name in ("first", "stop", "text"))
 REQUESTS = 16  # files asked for at the same time where that takes a round trip
 
 AGAIN = "download the file again"
@@ -93,7 +95,7 @@ def episodes(
     on_error: Callable[[EpisodeError], None] | None = None,
     skip: Set[int] = frozenset(),
 ) -> Iterator[Episode]:
-    """The standardised episodes of a shard, in one pass.
+    """The standardised episodes of a shard, in one pass. A record of play data holds one for each of its segments.
 
     Args:
         shard: from `check`.
@@ -107,7 +109,7 @@ def episodes(
     """
 
     count = 0
-    wanted = frozenset(f"steps/{key}" for key in shard.features)
+    wanted = frozenset(f"steps/{key}" for key in shard.features) | frozenset(SEGMENTS if dataset.segments else ())
 
     def report(error: EpisodeError) -> None:
         if on_error is None:
@@ -126,7 +128,7 @@ def episodes(
             if record.number in skip or record.number not in shard.keep:
                 continue
             try:
-                yield _Reader(shard, record, wanted).episode(number, dataset)
+                yield from _Reader(shard, record, wanted).episodes(number, dataset)
             except EpisodeError as error:
                 report(error)
     except tfrecord.Damaged as error:  # the records after it cannot be found: no list of records makes up for that
@@ -150,7 +152,7 @@ class _Reader:
             raise self._error(None, "", str(error), AGAIN) from error
         self._steps = self._count()
 
-    def episode(self, number: int, dataset: Dataset) -> Episode:
+    def episodes(self, number: int, dataset: Dataset) -> list[Episode]:
         self._check_order()
         columns = {name: self._column(key) for name, key in dataset.columns.items()}
         spans = {slot: self._spans(key) for slot, key in dataset.cameras.items()}
@@ -159,11 +161,40 @@ class _Reader:
         except ValueError as error:
             raise self._error(None, "actions", f"standardising failed: {error}", REPAIR) from error
         self._check_standardised(out, dataset)
-        words = self._words(dataset.language, int(out.frames[0]) if len(out.frames) else 0)
-        offset = {slot: self._record.offset + span.offset[out.frames] for slot, span in spans.items()}
-        size = {slot: span.length[out.frames] for slot, span in spans.items()}
         end = self._record.offset + len(self._record.data) + 4
-        return Episode(number, self._record.number, words, out.actions, out.state, offset, size, out.frames, end)
+        if dataset.segments:
+            parts = [(text, (out.frames >= a) & (out.frames < b)) for a, b, text in self._segments()]
+        else:
+            first = int(out.frames[0]) if len(out.frames) else 0
+            parts = [(self._words(dataset.language, first), np.ones(len(out.frames), bool))]
+        found = []
+        for words, inside in parts:
+            frames = out.frames[inside]
+            offset = {slot: self._record.offset + span.offset[frames] for slot, span in spans.items()}
+            size = {slot: span.length[frames] for slot, span in spans.items()}
+            actions, state = out.actions[inside], out.state[inside]
+            found.append(Episode(number, self._record.number, words, actions, state, offset, size, frames, end))
+        return found
+
+    def _segments(self) -> list[tuple[int, int, str]]:
+        """(first step, step after the last, instruction) of the record's described parts, which may overlap."""
+        first, stop, text = (self._found.get(key) for key in SEGMENTS)
+        if not any(len(x.offset if isinstance(x, tfrecord.Spans) else x) for x in (first, stop, text) if x is not None):
+            return []  # nothing in this stretch of play is described
+        if not (isinstance(first, np.ndarray) and isinstance(stop, np.ndarray) and isinstance(text, tfrecord.Spans)):
+            raise self._error(None, "segments", "expected two lists of steps and one of sentences", AGAIN)
+        if not len(first) == len(stop) == len(text.offset):
+            got = f"{len(first)}, {len(stop)} and {len(text.offset)}"
+            raise self._error(None, "segments", f"expected {', '.join(SEGMENTS)} of one length, got {got}", AGAIN)
+        found = []
+        for a, b, at, n in zip(first.tolist(), stop.tolist(), text.offset, text.length, strict=True):
+            if not 0 <= a < b <= self._steps:
+                raise self._error(None, "segments", f"expected steps within {self._steps}, got {a} to {b}", AGAIN)
+            try:
+                found.append((a, b, self._record.data[at : at + n].decode()))
+            except UnicodeError as error:
+                raise self._error(a, "segments", f"expected an instruction in UTF-8, got {error}", REPAIR) from error
+        return found
 
     def _error(self, step: int | None, field: str, problem: str, fix: str) -> EpisodeError:
         return EpisodeError(self._shard.path, self._record.number, step, field, problem, fix)
@@ -270,7 +301,7 @@ def _kinds(path: str, leaves: dict[str, Any], dataset: Dataset) -> dict[str, Kin
     """How each feature that is read is stored, after checking that all promised ones are there."""
     promised = [(f"camera {slot!r}", key, "image") for slot, key in dataset.cameras.items()]
     promised += [(f"column {name!r}", key, "tensor") for name, key in dataset.columns.items()]
-    promised += [("language", dataset.language, "text")]
+    promised += [("language", dataset.language, "text")] if not dataset.segments else []
     promised += [("the flag", flag, "tensor") for flag in FLAGS if f"steps/{flag}" in leaves]
     kinds = {}
     for what, key, kind in promised:

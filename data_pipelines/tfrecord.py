@@ -84,8 +84,8 @@ def read(path: str | Path, on_damage: Callable[[Damaged], None] | None = None) -
 
 
 def write(path: str | Path, records: Iterable[bytes]) -> int:
-    """Writes the records to a file; returns its size in bytes."""
-    with open(path, "wb") as file:
+    """Writes the records to a file (a path or a URL); returns its size in bytes."""
+    with remote.open_write(str(path)) as file:
         for data in records:
             length = struct.pack("<Q", len(data))
             file.write(length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data)))

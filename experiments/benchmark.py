@@ -230,9 +230,12 @@ def write_files(root: Path) -> dict[str, float]:
         folder.mkdir(parents=True, exist_ok=True)
         print(f"writing {EPISODES} episodes to {folder}", flush=True)
         parts = np.array_split(np.arange(EPISODES), SHARDS)
-        split = rlds_files.write_split(
-            folder, BRIDGE.tfds_name, "train", [(_episode(int(number)) for number in part) for part in parts]
-        )
+        splits = [
+            rlds_files.write_split(
+                str(folder), BRIDGE.tfds_name, split, [(_episode(int(number)) for number in part) for part in shards]
+            )
+            for split, shards in (("train", parts), ("val", [np.array([EPISODES])]))
+        ]
         camera = rlds_files.image("jpeg", PIXELS, PIXELS)
         numbers = {key: rlds_files.tensor("float32", 7) for key in ("action", "state")}
         step = {
@@ -240,7 +243,7 @@ def write_files(root: Path) -> dict[str, float]:
             "language_instruction": rlds_files.text(),
             "observation": rlds_files.folder({"image_0": camera, "image_1": camera, "state": numbers["state"]}),
         }
-        rlds_files.finish(folder, BRIDGE.tfds_name, "benchmark", rlds_files.episode(step), [split])
+        rlds_files.finish(str(folder), "benchmark", rlds_files.episode(step), splits)
     size = sum(path.stat().st_size for path in folder.glob("*tfrecord*"))
     for file in folder.glob("*/*.index"):
         file.unlink()

@@ -51,8 +51,8 @@ def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 
     for number, (split, episodes) in enumerate((("train", train), ("val", val))):
         parts = np.array_split(np.arange(episodes), min(SHARDS[split], episodes))
         shards = [(_example(play(seed, number, int(episode))) for episode in part) for part in parts]
-        splits.append(rlds_files.write_split(folder, BLOCKS.tfds_name, split, shards))
-    rlds_files.finish(folder, BLOCKS.tfds_name, __doc__ or "", _features(), splits)
+        splits.append(rlds_files.write_split(str(folder), BLOCKS.tfds_name, split, shards))
+    rlds_files.finish(str(folder), __doc__ or "", _features(), splits)
     return folder
 
 

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines import rlds, tfrecord
+from data_pipelines import remote, rlds, tfrecord
 
 CORE = "tensorflow_datasets.core.features."
 
@@ -38,6 +37,12 @@ def text() -> Feature:
     return {"pythonClassName": f"{CORE}text_feature.Text", "text": {}}
 
 
+def sequence(feature: Feature) -> Feature:
+    """Any number of values."""
+    body = {"feature": feature, "length": "-1"}
+    return {"pythonClassName": f"{CORE}sequence_feature.Sequence", "sequence": body}
+
+
 def episode(step: dict[str, Feature], metadata: dict[str, Feature] | None = None) -> Feature:
     """An RLDS episode: steps with the standard flags, reward and discount, and what describes the whole."""
     standard = {
@@ -47,8 +52,8 @@ def episode(step: dict[str, Feature], metadata: dict[str, Feature] | None = None
         "is_terminal": tensor("bool"),
         "reward": tensor("float32"),
     }
-    sequence = {"feature": folder({**standard, **step}), "length": "-1"}
-    steps = {"pythonClassName": f"{CORE}dataset_feature.Dataset", "sequence": sequence}
+    body = {"feature": folder({**standard, **step}), "length": "-1"}
+    steps = {"pythonClassName": f"{CORE}dataset_feature.Dataset", "sequence": body}
     return folder({"steps": steps} | ({"episode_metadata": folder(metadata)} if metadata else {}))
 
 
@@ -65,26 +70,38 @@ def flags(steps: int) -> dict[str, np.ndarray]:
     }
 
 
-def write_split(out: Path, name: str, split: str, shards: Sequence[Iterable[bytes]]) -> dict[str, Any]:
+def shard_name(name: str, split: str, number: int, count: int) -> str:
+    """The file name TFDS gives a shard."""
+    return f"{name}-{split}.tfrecord-{number:05d}-of-{count:05d}"
+
+
+def write_split(out: str, name: str, split: str, shards: Sequence[Iterable[bytes]]) -> dict[str, Any]:
     """Writes the examples of a split's shards; returns the split's entry in dataset_info.json."""
     lengths, size = [], 0
     for number, examples in enumerate(shards):
         count = _Counted(examples)
-        size += tfrecord.write(out / f"{name}-{split}.tfrecord-{number:05d}-of-{len(shards):05d}", count)
-        lengths.append(str(count.count))
+        size += tfrecord.write(remote.join(out, shard_name(name, split, number, len(shards))), count)
+        lengths.append(count.count)
+    return split_info(split, lengths, size)
+
+
+def split_info(split: str, lengths: list[int], size: int) -> dict[str, Any]:
+    """The entry of a split in dataset_info.json, from the records of its shards and their bytes."""
     return {
         "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
         "name": split,
         "numBytes": str(size),
-        "shardLengths": lengths,
+        "shardLengths": [str(n) for n in lengths],
     }
 
 
-def finish(out: Path, name: str, description: str, features: Feature, splits: list[dict[str, Any]]) -> None:
-    """Writes features.json and, last, dataset_info.json: with it the folder (named by its version) is a dataset."""
-    (out / rlds.FEATURES).write_text(json.dumps(features, indent=2))
-    info = {"description": description, "fileFormat": "tfrecord", "name": name, "splits": splits, "version": out.name}
-    (out / rlds.INFO).write_text(json.dumps(info, indent=2))
+def finish(out: str, description: str, features: Feature, splits: list[dict[str, Any]]) -> None:
+    """Writes features.json and, last, dataset_info.json: with it the folder <name>/<version> is a dataset."""
+    name, version = out.rstrip("/").split("/")[-2:]
+    info = {"description": description, "fileFormat": "tfrecord", "name": name, "splits": splits, "version": version}
+    for file, body in ((rlds.FEATURES, features), (rlds.INFO, info)):
+        with remote.open_write(remote.join(out, file)) as opened:
+            opened.write(json.dumps(body, indent=2).encode())
 
 
 class _Counted:

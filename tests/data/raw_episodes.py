@@ -18,6 +18,8 @@ DROID = {"action_dict/cartesian_velocity": 6, "action_dict/gripper_position": 1}
 }
 WIDTHS = {
     "blocks": {"action": 7, "state": 7},
+    "calvin": FLAT | {"observation/state": 15},
+    "calvin_play": FLAT | {"observation/state": 15},
     "bridge": FLAT,
     "bridge_oxe": {"action/open_gripper": 0, "observation/state": 7},
     "fractal20220817_data": ARM
