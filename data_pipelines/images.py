@@ -19,14 +19,24 @@ def decode(data: bytes, size: int, bgr: bool = False) -> UInt8[np.ndarray, "size
 
     Raises ValueError when the bytes are not a whole image.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as encoded:
-            image = encoded.convert("RGB")
-    except OSError as error:
-        raise ValueError(
-            f"image: expected a whole JPEG or PNG, got {len(data)} bytes beginning {data[:8]!r}"
-        ) from error
+    image = _open(data)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Height and width of an image that decodes. Raises ValueError when it does not."""
+    width, height = _open(data).size
+    return height, width
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as encoded:
+            return encoded.convert("RGB")
+    except (OSError, SyntaxError) as error:  # a broken PNG raises the latter
+        raise ValueError(
+            f"image: expected a whole JPEG or PNG, got {len(data)} bytes beginning {data[:8]!r}"
+        ) from error

@@ -1,13 +1,20 @@
-"""Pictures beside the numbers: training curves, predicted against true actions."""
+"""Pictures beside the numbers: training curves, predicted against true actions, what a dataset holds."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
+from data_pipelines import images, remote
+from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.index import Split
+
 matplotlib.use("Agg")  # no screen on a pod
 from matplotlib import pyplot as plt  # after the backend is chosen
+
+STRIPS, FRAMES, PIXELS = 3, 10, 128  # of a dataset's film strips
 
 
 def curves(metrics_file: Path, out: Path) -> None:
@@ -51,8 +58,63 @@ def actions(predicted: np.ndarray, true: np.ndarray, names: tuple[str, ...], tit
     _save(figure, out)
 
 
-def _save(figure: plt.Figure, out: Path) -> None:
-    figure.tight_layout()
+def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path) -> None:
+    """One page about a split: a histogram of every action dim, and film strips of a few episodes with their words."""
+    episodes = [int(e) for e in np.unique(np.linspace(0, len(split.length) - 1, STRIPS).astype(int)) if split.length[e]]
+    slots = [slot for slot in described.cameras if slot in split.frames]
+    names, columns = described.action_names, 4
+    height = -(-len(names) // columns)
+    strips = len(episodes) * len(slots)
+    figure = plt.figure(figsize=(16, 1 + 2.2 * height + 1.75 * strips))
+    parts = figure.subfigures(2 if strips else 1, 1, height_ratios=[2.2 * height, 1.75 * strips] if strips else None)
+    upper, *lower = parts if isinstance(parts, np.ndarray) else [parts]
+    idle, empty = numbers["idle_frames"] / numbers["frames"], numbers["empty_instructions"]
+    figure.suptitle(
+        f"{described.name}/{split.name}: {numbers['episodes']} episodes, {numbers['frames']} frames, "
+        f"{described.control_hz or '?'} Hz, {numbers['instructions']} instructions ({empty} episodes without), "
+        f"{idle:.1%} idle",
+        y=0.995,
+    )
+    axes = list(upper.subplots(height, columns, squeeze=False).flat)
+    for axis, name in zip(axes, names, strict=False):
+        row = numbers["actions"][name]
+        axis.hist(split.actions[:, names.index(name)], bins=80, color="tab:blue")
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.5)
+        for key in ("q01", "q99"):
+            axis.axvline(row[key], color="tab:red", linewidth=1)
+        lags = numbers["consistency"].get(name)
+        follows = "" if lags is None or lags[0] is None else f", state follows {lags[0]:.2f}"
+        axis.set_title(
+            f"{name}: {row['clipped']:.1%} clipped{follows}" + (" (constant)" if row["constant"] else ""), size=9
+        )
+    for axis in axes[len(names) :]:
+        axis.axis("off")
+    upper.subplots_adjust(hspace=0.55, left=0.04, right=0.98, top=0.88)
+    if lower:
+        rows = lower[0].subplots(strips, 1, squeeze=False)[:, 0]
+        lower[0].subplots_adjust(hspace=0.25, left=0.04, right=0.98, top=0.97, bottom=0.01)
+        for axis, (episode, slot) in zip(rows, ((e, s) for e in episodes for s in slots), strict=True):
+            axis.imshow(_strip(split, episode, slot, slot in described.bgr))
+            words = split.sentences[int(split.instruction[episode])] or "(no instruction)"
+            axis.set_title(f"episode {episode}, {slot}: {words!r}", size=9, loc="left")
+            axis.axis("off")
+    _save(figure, out, tight=False)
+
+
+def _strip(split: Split, episode: int, slot: str, bgr: bool) -> np.ndarray:
+    """FRAMES frames of an episode, evenly spaced, side by side: [PIXELS, FRAMES * PIXELS, 3]."""
+    steps = np.linspace(0, split.length[episode] - 1, FRAMES).astype(int) + int(split.first[episode])
+    pictures = []
+    for row in steps:
+        shard, offset, length = (int(column[row]) for column in split.frames[slot])
+        pictures.append(images.decode(remote.read_range(split.shards[shard], offset, offset + length), PIXELS, bgr))
+    return np.concatenate(pictures, axis=1)
+
+
+def _save(figure: plt.Figure, out: Path, tight: bool = True) -> None:
+    if tight:
+        figure.tight_layout()
     part = out.with_name(out.name + ".part")
     figure.savefig(part, dpi=100, format="png")
     part.replace(out)  # a picture is there whole or not at all

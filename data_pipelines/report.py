@@ -1,0 +1,206 @@
+"""What can be measured of a dataset before training on it, and the search for all that is wrong with its files."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import images, remote, rlds
+from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.index import Split
+from data_pipelines.progress import Progress
+from data_pipelines.windows import MOTION
+from vla_jax.actions import ActionSpec
+
+ANGLES = frozenset(("roll", "pitch", "yaw"))
+IDLE = 0.01  # of a dim's q01 to q99 range: less motion than that is none
+LEAVE_OUT = "download the file again or list the episode in data.quarantine"
+
+Report = dict[str, Any]
+
+
+def measure(dataset: Dataset, split: Split) -> Report:
+    """The numbers of a split, JSON-able."""
+    spec = ActionSpec.fit(dataset.action_names, dataset.binary, split.stats["action"], ("q99",))
+    lengths = split.length[split.length > 0]
+    used = np.bincount(split.instruction, minlength=len(split.sentences))
+    blank = np.array([not text.strip() for text in split.sentences], bool)
+    idle, below = idle_frames(split, spec)
+    return {
+        "episodes": len(split.length),
+        "frames": len(split.actions),
+        "episode_length": [int(lengths.min()), float(np.median(lengths)), int(lengths.max())],
+        "instructions": int((used > 0).sum()),
+        "empty_instructions": int(used[blank].sum()),
+        "idle_frames": idle,
+        "idle_below": {name: float(value) for name, value in below.items()},
+        "actions": _dims(split.actions, spec, split.stats["action"]),
+        "state": _dims(
+            split.state, ActionSpec.fit(dataset.state_names, (), split.stats["state"], ("q99",)), split.stats["state"]
+        ),
+        "gripper": {spec.names[i]: _values(split.actions[:, i]) for i in spec.binary},
+        "consistency": consistency(dataset, split),
+    }
+
+
+def idle_frames(split: Split, spec: ActionSpec) -> tuple[int, dict[str, float]]:
+    """How many steps hardly move and do not change a binary dim, and what "hardly" is in each dim's own units."""
+    stats = split.stats["action"]
+    moving = [i for i, name in enumerate(spec.names) if name in MOTION]
+    below = {spec.names[i]: IDLE * float(stats["q99"][i] - stats["q01"][i]) for i in moving}
+    if not moving:
+        return 0, {}
+    still = (np.abs(split.actions[:, moving]) <= np.array([below[spec.names[i]] for i in moving])).all(1)
+    binary = split.actions[:, list(spec.binary)]
+    changed = np.zeros(len(still), bool)
+    changed[1:] = (binary[1:] != binary[:-1]).any(1)
+    changed[split.first[split.length > 0]] = False  # the step before belongs to another episode
+    return int((still & ~changed).sum()), below
+
+
+def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]:
+    """How well each motion dim of the action explains the state's motion during this step, and during the next.
+
+    Correlations with state[t+1] - state[t] (lag 0) and state[t+2] - state[t+1] (lag 1). Relabelled actions have 1 at
+    lag 0; a larger number at lag 1 means that actions and states are shifted by a step. None: one of them is constant.
+    """
+    found = {}
+    for name in (name for name in dataset.action_names if name in MOTION and name in dataset.state_names):
+        action = split.actions[:, dataset.action_names.index(name)].astype(np.float64)
+        state = split.state[:, dataset.state_names.index(name)].astype(np.float64)
+        moved = np.diff(state)
+        if name in ANGLES:
+            moved = (moved + np.pi) % (2 * np.pi) - np.pi
+        inside = np.ones(len(state), bool)
+        inside[(split.first + split.length - 1)[split.length > 0]] = False  # no next step in its episode
+        lags: list[float | None] = []
+        for lag in (0, 1):
+            rows = np.flatnonzero(inside[: len(state) - lag] & inside[lag:])
+            rows = rows[rows + lag < len(moved)]
+            a, b = action[rows], moved[rows + lag]
+            varies = len(rows) > 1 and a.std() > 1e-12 and b.std() > 1e-12
+            lags.append(float(np.corrcoef(a, b)[0, 1]) if varies else None)
+        found[name] = lags
+    return found
+
+
+def lines(dataset: Dataset, name: str, found: Report) -> Iterator[str]:
+    """The report of a split as text."""
+    shortest, median, longest = found["episode_length"]
+    share = found["idle_frames"] / found["frames"]
+    yield (
+        f"{dataset.name}/{name}: {found['episodes']} episodes, {found['frames']} frames; {shortest} to {longest} steps "
+        f"an episode, median {median:g}; {dataset.control_hz or '?'} Hz; cameras {', '.join(dataset.cameras) or 'none'}"
+    )
+    yield (
+        f"  {found['instructions']} instructions; {found['empty_instructions']} episodes have an empty one; "
+        f"{share:.1%} of the frames are idle (every motion below {IDLE:.0%} of its range)"
+    )
+    head = " ".join(f"{word:>9s}" for word in ("min", "q01", "mean", "std", "q99", "max"))
+    for kind in ("actions", "state"):
+        yield f"  {kind:14s} {head}  clipped"
+        for dim, row in found[kind].items():
+            numbers = " ".join(f"{row[word]:9.4g}" for word in ("min", "q01", "mean", "std", "q99", "max"))
+            note = "  constant" if row["constant"] else ""
+            yield f"  {dim:14s} {numbers} {row['clipped']:8.2%}{note}"
+    for dim, values in found["gripper"].items():
+        yield f"  {dim}: " + ", ".join(f"{value} {share:.1%}" for value, share in values.items())
+    for dim, lags in found["consistency"].items():
+        words = ["constant" if lag is None else f"{lag:.3f}" for lag in lags]
+        late = None not in lags and lags[1] > lags[0] + 0.1
+        yield f"  action {dim} and the motion of its state: {words[0]} at lag 0, {words[1]} at lag 1" + (
+            "  <- shifted by a step?" if late else ""
+        )
+
+
+def validate(folder: str, dataset: Dataset, report: Callable[[rlds.EpisodeError], None]) -> tuple[int, int]:
+    """Reads every record and decodes every image of a dataset, and reports all that is wrong.
+
+    Returns the numbers of good episodes and of images. Raises ValueError when the folder as a whole is not what
+    `dataset` describes.
+    """
+    files = rlds.check(folder, dataset)
+    shards = [(number, shard) for split in files.values() for number, shard in enumerate(split)]
+    sizes: dict[str, tuple[int, int]] = {}
+    episodes = pictures = 0
+    with (
+        Progress(f"{dataset.name}: validating", sum(shard.size for _, shard in shards)) as progress,
+        ThreadPoolExecutor() as threads,
+    ):
+        for number, shard in shards:
+            at = 0
+            for episode in rlds.episodes(shard, number, dataset, on_error=report):
+                before = episode.end, len(episode.frames)
+                for slot in dataset.cameras:
+                    _check_images(shard, episode, slot, threads, sizes, report)
+                    pictures += before[1]
+                _check_binary(shard, episode, dataset, report)
+                episodes += 1
+                progress.add(max(0, episode.end - at))
+                at = max(at, episode.end)
+            progress.add(shard.size - at)
+    return episodes, pictures
+
+
+def _check_images(
+    shard: rlds.Shard,
+    episode: rlds.Episode,
+    slot: str,
+    threads: ThreadPoolExecutor,
+    sizes: dict[str, tuple[int, int]],
+    report: Callable[[rlds.EpisodeError], None],
+) -> None:
+    """Every picture of a camera decodes and has the size of the first one in the dataset."""
+    offset, length = episode.offset[slot], episode.size[slot]
+    if not len(offset):
+        return
+    start = int(offset.min())
+    data = remote.read_range(shard.path, start, int((offset + length).max()))
+
+    def size(at: int, n: int) -> tuple[int, int] | str:
+        try:
+            return images.size(data[at - start : at - start + n])
+        except ValueError as error:
+            return str(error)
+
+    found = threads.map(size, offset.tolist(), length.tolist())
+    for step, got in zip(episode.frames.tolist(), found, strict=True):
+        wanted = sizes.setdefault(slot, got) if not isinstance(got, str) else None
+        if got != wanted:
+            problem = got if isinstance(got, str) else f"expected {wanted} pixels as before, got {got}"
+            report(rlds.EpisodeError(shard.path, episode.record, step, slot, problem, LEAVE_OUT))
+
+
+def _check_binary(
+    shard: rlds.Shard, episode: rlds.Episode, dataset: Dataset, report: Callable[[rlds.EpisodeError], None]
+) -> None:
+    for dim in dataset.binary:
+        column = episode.actions[:, dim]
+        bad = np.flatnonzero((column < 0) | (column > 1))
+        if len(bad):
+            problem = f"expected 0 (closed) to 1 (open) after standardising, got {column[bad[0]]:g}"
+            step, name = int(episode.frames[bad[0]]), dataset.action_names[dim]
+            fix = f"mend {dataset.name}'s standardise"
+            report(rlds.EpisodeError(shard.path, episode.record, step, name, problem, fix))
+
+
+def _dims(column: np.ndarray, spec: ActionSpec, stats: dict[str, np.ndarray]) -> Report:
+    found = {}
+    for i, name in enumerate(spec.names):
+        x, normalised = column[:, i], i not in (*spec.binary, *spec.constant)
+        outside = (x < np.float32(stats["q01"][i])) | (x > np.float32(stats["q99"][i]))
+        found[name] = {key: float(stats[key][i]) for key in ("min", "q01", "mean", "std", "q99", "max")} | {
+            "clipped": float(outside.mean()) if normalised else 0.0,
+            "constant": i in spec.constant,
+        }
+    return found
+
+
+def _values(column: np.ndarray) -> dict[str, float]:
+    """The shares of the commonest values."""
+    values, counts = np.unique(column, return_counts=True)
+    common = np.argsort(-counts, kind="stable")[:6]
+    shares = {f"{values[i]:g}": float(counts[i] / len(column)) for i in common}
+    rest = 1.0 - sum(shares.values())
+    return shares | ({f"{len(values) - len(common)} other values": rest} if rest > 1e-9 else {})
