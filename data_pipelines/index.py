@@ -268,6 +268,7 @@ def _key(
         "schema": SCHEMA,
         "revision": dataset.revision,
         "description": {"cameras": dataset.cameras, "columns": dataset.columns, "language": dataset.language},
+        "episodes": [dataset.require, dataset.segments],
         "recipe": repr(dataset.standardise) if isinstance(dataset.standardise, Recipe) else "",
         "files": sizes,
         "quarantine": {name: sorted(records) for name, records in sorted(skipped.items())},

@@ -110,6 +110,7 @@ def episodes(
 
     count = 0
     wanted = frozenset(f"steps/{key}" for key in shard.features) | frozenset(SEGMENTS if dataset.segments else ())
+    wanted |= {dataset.require} - {""}
 
     def report(error: EpisodeError) -> None:
         if on_error is None:
@@ -154,6 +155,8 @@ class _Reader:
 
     def episodes(self, number: int, dataset: Dataset) -> list[Episode]:
         self._check_order()
+        if dataset.require and not self._holds(dataset.require):
+            return []
         columns = {name: self._column(key) for name, key in dataset.columns.items()}
         spans = {slot: self._spans(key) for slot, key in dataset.cameras.items()}
         try:
@@ -175,6 +178,13 @@ class _Reader:
             actions, state = out.actions[inside], out.state[inside]
             found.append(Episode(number, self._record.number, words, actions, state, offset, size, frames, end))
         return found
+
+    def _holds(self, key: str) -> bool:
+        """Whether a feature of the whole episode is true."""
+        value = self._found.get(key)
+        if not isinstance(value, np.ndarray) or len(value) != 1:
+            raise self._error(None, key, "expected one number that says whether the episode is to be used", AGAIN)
+        return bool(value[0])
 
     def _segments(self) -> list[tuple[int, int, str]]:
         """(first step, step after the last, instruction) of the record's described parts, which may overlap."""
@@ -303,6 +313,11 @@ def _kinds(path: str, leaves: dict[str, Any], dataset: Dataset) -> dict[str, Kin
     promised += [(f"column {name!r}", key, "tensor") for name, key in dataset.columns.items()]
     promised += [("language", dataset.language, "text")] if not dataset.segments else []
     promised += [("the flag", flag, "tensor") for flag in FLAGS if f"steps/{flag}" in leaves]
+    if dataset.require and dataset.require not in leaves:
+        raise ValueError(
+            f"{path}: {dataset.name} promises the episode feature {dataset.require!r}, got no such feature; the "
+            f"episodes have {', '.join(sorted(k for k in leaves if not k.startswith('steps/'))) or 'none'}"
+        )
     kinds = {}
     for what, key, kind in promised:
         node = leaves.get(f"steps/{key}", {})

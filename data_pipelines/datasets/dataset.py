@@ -32,6 +32,7 @@ class Dataset:
         robot: as it is commonly called; "" where we do not know.
         bgr: slots whose pictures are stored blue first.
         blanked: Octo trains on it without its instructions, as uninformative. We keep them, as OpenVLA does.
+        require: feature of the whole episode that must be true; other episodes are not read. "" = all are.
         segments: the records are play, and the episodes are the described stretches in them, which may overlap.
         episodes: in all splits, where known.
         notes: what one has to know before training on it.
@@ -53,6 +54,7 @@ class Dataset:
     robot: str = ""
     bgr: tuple[str, ...] = ()
     blanked: bool = False
+    require: str = ""
     segments: bool = False
     episodes: int | None = None
     notes: tuple[str, ...] = ()

@@ -52,11 +52,11 @@ KUKA = Dataset(
     ),
     state_names=(*QUAT, "gripper_closed"),
     blanked=True,
+    require="success",
     notes=(
         EVENTS,
         "The state is stored as zlib strings of float32.",
-        "Octo and OpenVLA train on successful episodes only, filtered when they prepared their copy. The bucket holds "
-        "the failed ones too, and all are read here.",
+        "Successful episodes only, as Octo and OpenVLA (there a step of preparing the copy).",
     ),
 )
 

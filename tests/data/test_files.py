@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import rlds, tfrecord
+from data_pipelines.builders import rlds_files
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import FOLDER, open_index
 from data_pipelines.standardise import binarise
@@ -216,6 +217,28 @@ def language_as_code_points(root, points):
     for path in files(root).glob("*.tfrecord*"):
         rewrite(path, lambda f: f.update({"steps/words": np.tile(points, len(f["steps/is_first"]))}), records=3)
     return dataclasses.replace(BLOCKS, language="words")
+
+
+def test_episodes_that_are_not_to_be_used_are_left_out(root):
+    """Kuka's failures, for one."""
+    wanted = dataclasses.replace(BLOCKS, require="success")
+    with pytest.raises(ValueError, match=r"promises the episode feature 'success', got no such feature"):
+        open_index(root, wanted)
+
+    def declare(body):
+        body["featuresDict"]["features"]["success"] = rlds_files.tensor("bool")
+
+    edit(files(root) / rlds.FEATURES, declare)
+    for split in ("train", "val"):
+        for path in files(root).glob(f"*-{split}.*"):
+            used = iter([True, False, True])
+            rewrite(path, lambda features, used=used: features.update(success=np.array([next(used)])), records=9)
+    assert len(open_index(root, BLOCKS).splits["train"].length) == 6
+    found = open_index(root, wanted).splits["train"]
+    assert found.record.tolist() == [0, 2, 0, 2]
+    rewrite(shard(root), lambda features: features.pop("success"))
+    with pytest.raises(ValueError, match=r"record 0: success: expected one number"):
+        open_index(root, wanted)
 
 
 def test_words_as_code_points(root):
