@@ -20,6 +20,9 @@ from data_pipelines.mixture import Part
 from vla_jax.actions import ActionSpec
 from vla_jax.augment import AugmentConfig
 from vla_jax.backbones import paligemma
+from vla_jax.heads.attention import AttentionHead
+from vla_jax.heads.flow import FlowHead
+from vla_jax.heads.gpt import GPTHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
@@ -30,7 +33,7 @@ from vla_jax.params import Build, Params
 from vla_jax.train import Units
 
 BACKBONES = {"paligemma": paligemma}
-HEADS = {"lstm": LSTMHead, "mlp": MLPHead}
+HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "gpt": GPTHead, "attention": AttentionHead, "flow": FlowHead}
 
 # Every dataset is standardised to the field's 7-D action; only the last number is binary.
 BINARY = (6,)
@@ -207,6 +210,8 @@ def model(config: ConfigDict) -> Build:
         hidden=config.model.head_hidden,
         layers=config.model.head_layers,
         mlp=tuple(config.model.head_mlp),
+        attention_heads=config.model.head_attention,
+        window=config.model.window,
     )
     policy = VLAConfig(
         window=config.model.window,

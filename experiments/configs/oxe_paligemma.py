@@ -1,8 +1,9 @@
 """PaliGemma on Open X-Embodiment: the RoboVLMs recipe.
 
-    python -m experiments.pretrain --config=oxe_paligemma.py          # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM
-    head python -m experiments.pretrain --config=oxe_paligemma.py:tiny     # the same path end to end in minutes on 2
-    CPU cores
+    python -m experiments.pretrain --config=oxe_paligemma.py           # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM
+    python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt, attention, flow
+    python -m experiments.pretrain --config=oxe_paligemma.py:tiny      # the same path in minutes on 2 CPU cores
+    python -m experiments.pretrain --config=oxe_paligemma.py:tiny,flow
 
 The 3B job needs HF weights (model.weights) and the datasets of data.mixture under data.root; without them it stops in
 seconds and says what is missing. `--config.model.weights=none --dry_run` builds it abstractly on any machine.
@@ -10,11 +11,15 @@ seconds and says what is missing. `--config.model.weights=none --dry_run` builds
 
 from ml_collections import ConfigDict, FieldReference
 
+HEADS = {"gpt": 8, "attention": 1, "flow": 4}  # blocks
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The full config. `arg` is "" (3B) or "tiny"."""
-    if arg not in ("", "tiny"):
-        raise ValueError(f"oxe_paligemma.py: expected the argument '' or 'tiny', got {arg!r}")
+    """The full config. `arg` is "" (3B, LSTM) or words joined by commas: "tiny", and a head."""
+    words = [word for word in arg.split(",") if word]
+    heads = [word for word in words if word in HEADS]
+    if set(words) - {"tiny", *HEADS} or len(heads) > 1:
+        raise ValueError(f"oxe_paligemma.py: expected 'tiny' and one of {', '.join(HEADS)} at most, got {arg!r}")
     config = ConfigDict()
     config.steps = 50_000
     config.batch_size = 512  # windows, over all hosts
@@ -56,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.head_hidden = 1024
     config.model.head_layers = 4
     config.model.head_mlp = (1024, 512, 256)
+    config.model.head_attention = 8  # heads of attention in the heads gpt, attention and flow
     config.model.dtype = "bfloat16"  # compute; master parameters are float32
     config.model.remat = "full"
     config.model.layers = "scan"
@@ -99,7 +105,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1  # all devices
     config.mesh.tensor = 1
-    return _tiny(config) if arg == "tiny" else config
+    if "tiny" in words:
+        config = _tiny(config)
+    for head in heads:
+        config.model.head = head
+        # GPT as in RoboVLMs; the attention head is one block, the flow's expert four.
+        config.model.head_layers = 2 if "tiny" in words else HEADS[head]
+    return config
 
 
 def _tiny(config: ConfigDict) -> ConfigDict:

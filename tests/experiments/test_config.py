@@ -14,6 +14,15 @@ def test_the_users_two_configs_load_and_differ() -> None:
     assert tiny.model.variant == "tiny"
 
 
+@pytest.mark.parametrize("head", ["gpt", "attention", "flow"])
+def test_heads_are_arguments(head: str) -> None:
+    full, tiny = load_config(f"oxe_paligemma.py:{head}"), load_config(f"oxe_paligemma.py:tiny,{head}")
+    assert full.model.head == tiny.model.head == head
+    assert (full.model.variant, tiny.model.variant) == ("3b-pt-224", "tiny")
+    with pytest.raises(ValueError, match="one of gpt, attention, flow at most"):
+        load_config(f"oxe_paligemma.py:{head},flow,gpt")
+
+
 def test_overrides_take_the_type_of_the_field() -> None:
     config = load_config(
         "oxe_paligemma.py:tiny",
@@ -98,7 +107,7 @@ def test_the_config_is_locked() -> None:
 def test_unknown_files_and_arguments_name_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no file 'nope.py'.*oxe_paligemma.py"):
         load_config("nope.py")
-    with pytest.raises(ValueError, match="expected the argument '' or 'tiny'"):
+    with pytest.raises(ValueError, match="expected 'tiny' and one of gpt, attention, flow"):
         load_config("oxe_paligemma.py:huge")
 
 

@@ -113,6 +113,19 @@ def test_the_3b_job_names_all_that_is_missing_in_seconds(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["gpt", "attention", "flow"])
+def test_other_heads_train_from_the_command_line(head: str, data: Path, tmp_path: Path) -> None:
+    args = [each for each in SHORT if not each.startswith("--config=")]
+    args += [f"--config=oxe_paligemma.py:tiny,{head}", "--config.steps=4", "--config.optim.warmup_steps=1"]
+    done = run(*args, f"--config.data.root={data}", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert [step for step, _ in losses(tmp_path)][-1] == 4
+    done = run(f"--workdir={tmp_path}", module="experiments.evaluate")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "actions.png").is_file()
+
+
+@pytest.mark.slow
 def test_the_3b_dry_run_counts_and_shards() -> None:
     done = run("--config=oxe_paligemma.py", "--config.model.weights=none", "--config.mesh.fsdp=8", "--dry_run")
     assert done.returncode == 0, done.stderr

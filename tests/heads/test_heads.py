@@ -5,18 +5,32 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
+import transformers
 
 from tests.fakes import initialise
 from vla_jax import params
+from vla_jax.heads import flow
+from vla_jax.heads.attention import AttentionHead
+from vla_jax.heads.flow import FlowHead
+from vla_jax.heads.gpt import GPTHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
 
-HEADS = {"lstm": LSTMHead, "mlp": MLPHead}  # a new head is one line here
+HEADS = {  # a new head is one line here
+    "lstm": LSTMHead,
+    "mlp": MLPHead,
+    "gpt": GPTHead,
+    "attention": AttentionHead,
+    "flow": FlowHead,
+}
 B, T, N, C, K, D = 3, 4, 2, 12, 3, 7
-CONFIG = HeadConfig(chunk=K, action_dim=D, binary=(2, 6), tokens=N, hidden=8, layers=2, mlp=(16, 8))
+CONFIG = HeadConfig(
+    chunk=K, action_dim=D, binary=(2, 6), tokens=N, hidden=8, layers=2, mlp=(16, 8), attention_heads=2, window=T
+)
 KEY = jax.random.key(0)
 
 
@@ -103,7 +117,16 @@ def test_rollout_equals_window(head):
         np.testing.assert_allclose(act(*head, readouts[:, : step + 1])[:, -1], whole[:, step], atol=1e-6)
 
 
-def test_batch_of_two_is_two_batches_of_one(head):
+def test_batch_of_two_is_two_batches_of_one(head, monkeypatch):
+    # Noise is drawn for the batch as a whole; here every example gets the same.
+    normal, draw = jax.random.normal, flow.draw
+    monkeypatch.setattr(flow.jax.random, "normal", lambda key, shape: jnp.broadcast_to(normal(key, shape[1:]), shape))
+    monkeypatch.setattr(
+        flow,
+        "draw",
+        lambda key, shape: tuple(jnp.broadcast_to(x, (shape[0], *x.shape[1:])) for x in draw(key, (1, *shape[1:]))),
+    )
+    loss = jax.jit(lambda graphdef, *args: params.merge(graphdef, args[0]).loss(*args[1:], KEY), static_argnums=0)
     data = example(2)
     both, first, second = loss(*head, *data), *(loss(*head, *(x[i : i + 1] for x in data)) for i in range(2))
     np.testing.assert_allclose(both.sum, first.sum + second.sum, rtol=1e-6)
@@ -141,9 +164,34 @@ def test_computes_in_float32_from_cast_parameters(head):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
+def test_overfits_eight_windows(head):
+    """Every head can learn what it is shown."""
+    graphdef, flat = head
+    readouts, actions, _ = example(8)
+    mask = np.ones_like(actions, bool)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def train(flat, state, key):
+        def step(carry, key):
+            flat, state = carry
+            grad = jax.grad(lambda p: params.merge(graphdef, p).loss(readouts, actions, mask, key).sum / 1e2)(flat)
+            updates, state = optimizer.update(grad, state)
+            return (optax.apply_updates(flat, updates), state), None
+
+        return jax.lax.scan(step, (flat, state), jax.random.split(key, 1000))[0]
+
+    flat = {name: jnp.asarray(value) for name, value in flat.items()}
+    before = np.abs(act(graphdef, flat, readouts) - actions)[..., CONFIG.arm].mean()
+    flat, _ = train(flat, optimizer.init(flat), KEY)
+    after = np.abs(act(graphdef, flat, readouts) - actions)[..., CONFIG.arm].mean()
+    assert after < 0.5 * before
+
+
 @pytest.mark.parametrize("binary", [(), (0, 1)])
 def test_action_spaces_without_arm_or_gripper(binary):
-    config = HeadConfig(chunk=2, action_dim=2, binary=binary, hidden=4, mlp=(4,))
+    config = HeadConfig(chunk=2, action_dim=2, binary=binary, hidden=4, mlp=(4,), attention_heads=2)
     data = (
         np.random.default_rng(0).normal(size=(1, 2, 1, 6)).astype(np.float32),
         np.ones((1, 2, 2, 2), np.float32),
@@ -164,12 +212,13 @@ def test_bad_binary_dims_are_refused(binary):
 
 # RoboVLMs' counts at width 2048, chunk 10: the LSTM's 41,210,950 include torch's second bias of each layer, which we
 # fold into the first: 4 layers * 4 gates * 1024 = 16,384 fewer.
-@pytest.mark.parametrize(("name", "count"), [("mlp", 6_577_222), ("lstm", 41_210_950 - 16_384)])
+# GPT: 106,315,846 at window 16.
+@pytest.mark.parametrize(("name", "count"), [("mlp", 6_577_222), ("lstm", 41_210_950 - 16_384), ("gpt", 106_315_846)])
 def test_full_size_parameter_count(name, count):
-    config = HeadConfig(chunk=10, action_dim=7, binary=(6,))
+    config = HeadConfig(chunk=10, action_dim=7, binary=(6,), layers=8 if name == "gpt" else 4, window=16)
     _, shapes, logical = params.abstract(lambda rngs: HEADS[name](2048, config, rngs))
     assert sum(int(np.prod(x.shape)) for x in shapes.values()) == count
-    assert all(len(logical[path]) == len(x.shape) and None not in logical[path] for path, x in shapes.items())
+    assert all(len(logical[path]) == len(x.shape) for path, x in shapes.items())
 
 
 class TorchHead(torch.nn.Module):
@@ -212,7 +261,7 @@ def from_torch(module, name):
     return {path: jnp.asarray(value) for path, value in flat.items()}
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ["lstm", "mlp"])
 def test_parity_with_torch(name):
     config = HeadConfig(chunk=3, action_dim=7, binary=(6,), tokens=2, hidden=24, layers=4, mlp=(32, 16, 8))
     torch.manual_seed(0)
@@ -227,6 +276,87 @@ def test_parity_with_torch(name):
     ours, theirs = act(graphdef, flat, readouts), module(torch.tensor(readouts)).detach().numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert np.std(theirs[..., :6]) > 0.05  # the agreement is about something
+
+
+def test_gpt_equals_transformers_gpt2():
+    """RoboVLMs' decoder is a GPT-2 fed with projected readouts; window 5 of a table of 6."""
+    config = HeadConfig(3, 7, (6,), tokens=2, hidden=24, layers=3, mlp=(32, 8), attention_heads=4, window=6)
+    torch.manual_seed(0)
+    module = TorchHead("mlp", config, C)  # for its output MLPs
+    sizes = transformers.GPT2Config(
+        n_embd=24, n_layer=3, n_head=4, n_positions=6, n_inner=96, vocab_size=2, activation_function="gelu_new"
+    )
+    gpt = transformers.GPT2Model(sizes).eval()  # without dropout
+    project = torch.nn.Linear(C * 2, 24)
+    module.arm, module.gripper = module.mlp(24, 32, 8, 18), module.mlp(24, 32, 8, 3)
+    with torch.no_grad():
+        for parameter in (*module.parameters(), *gpt.parameters(), *project.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    flat = {path: x for path, x in from_torch(module, "mlp").items() if path.startswith("outputs/")}
+    flat |= {"input/kernel": project.weight.T, "input/bias": project.bias, "positions": gpt.wpe.weight}
+    flat |= {"blocks/norm/scale": gpt.ln_f.weight, "blocks/norm/bias": gpt.ln_f.bias}
+    names = {
+        "norm_attn": "ln_1",
+        "norm_mlp": "ln_2",
+        "attn/o": "attn.c_proj",
+        "mlp/up": "mlp.c_fc",
+        "mlp/down": "mlp.c_proj",
+    }
+    for part, ours in (("weight", "kernel"), ("bias", "bias")):
+        stacks = {
+            f"{name}/{'scale' if 'norm' in name and part == 'weight' else ours}": [
+                block.get_parameter(f"{theirs}.{part}") for block in gpt.h
+            ]
+            for name, theirs in names.items()
+        }
+        for i, name in enumerate("qkv"):
+            split = [block.get_parameter(f"attn.c_attn.{part}").split(24, dim=-1)[i] for block in gpt.h]
+            stacks[f"attn/{name}/{ours}"] = split
+        flat |= {f"blocks/stack/blocks/{name}": torch.stack(list(each)) for name, each in stacks.items()}
+    flat = {path: jnp.asarray(x.detach().numpy() if isinstance(x, torch.Tensor) else x) for path, x in flat.items()}
+    graphdef, shapes, _ = params.abstract(lambda rngs: GPTHead(C, config, rngs))
+    assert {path: x.shape for path, x in flat.items()} == {path: x.shape for path, x in shapes.items()}
+    readouts = np.random.default_rng(0).normal(size=(2, 5, 2, C)).astype(np.float32)
+    hidden = gpt(inputs_embeds=project(torch.tensor(readouts).flatten(2))).last_hidden_state
+    arm = torch.tanh(module.arm(hidden)).unflatten(-1, (-1, 6))
+    theirs = torch.cat([arm, torch.sigmoid(module.gripper(hidden)).unflatten(-1, (-1, 1))], -1).detach().numpy()
+    np.testing.assert_allclose(act(graphdef, flat, readouts), theirs, atol=1e-5)
+    assert np.std(theirs[..., :6]) > 0.05
+    with pytest.raises(ValueError, match="at most 6 window steps, got 7"):
+        params.merge(graphdef, flat).features(jnp.zeros((1, 7, 2, C)))
+
+
+def test_flow_follows_the_field_it_was_given(monkeypatch):
+    """With the velocity noise - a, which is what it is trained to say, ten Euler steps land on a exactly."""
+    config = HeadConfig(2, 3, (1,), hidden=8, mlp=(8,), attention_heads=2)
+    graphdef, flat = initialise(lambda rngs: FlowHead(C, config, rngs))
+    head = params.merge(graphdef, flat)
+    wanted = np.linspace(-0.9, 0.9, 4, dtype=np.float32).reshape(1, 1, 2, 2)
+    # At time s the chunk is s * noise + (1 - s) * a, so noise - a = (x - a) / s.
+    monkeypatch.setattr(FlowHead, "_velocity", lambda self, features, x, time, valid: (x - wanted) / time)
+    found = head.act(jnp.zeros((2, 3, 1, C)), KEY)
+    np.testing.assert_allclose(found[..., [0, 2]], np.broadcast_to(wanted, (2, 3, 2, 2)), atol=1e-5)
+
+
+def test_flow_times_are_those_of_beta():
+    noise, time = flow.draw(KEY, (400, 50, 1, 2))
+    assert 0.001 <= time.min() < time.max() <= 1
+    np.testing.assert_allclose(time.mean(), 1.5 / 2.5, atol=0.005)  # of Beta(1.5, 1)
+    np.testing.assert_allclose((time < 0.5).mean(), 0.5**1.5, atol=0.01)
+    assert abs(float(noise.mean())) < 0.01
+    assert noise.std() == pytest.approx(1, abs=0.01)
+
+
+def test_flow_acts_otherwise_with_another_key():
+    graphdef, flat = initialise(lambda rngs: FlowHead(C, CONFIG, rngs))
+    head = params.merge(graphdef, {name: jnp.asarray(value) for name, value in jitter(flat).items()})
+    readouts = example()[0]
+    assert np.abs(head.act(readouts, KEY) - head.act(readouts, jax.random.key(1)))[..., CONFIG.arm].max() > 0.01
+
+
+def test_flow_of_binary_dims_alone_is_refused():
+    with pytest.raises(ValueError, match="expected an arm dim"):
+        initialise(lambda rngs: FlowHead(C, HeadConfig(1, 1, (0,)), rngs))
 
 
 @pytest.mark.parametrize("window", [3])

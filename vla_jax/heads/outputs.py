@@ -6,6 +6,7 @@ the dtype of their parameters, and at full precision on every device: actions le
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from vla_jax.losses import ActionLoss, action_loss
+from vla_jax.transformer import BlockConfig, Norm, Stack, StackConfig
 from vla_jax.types import Array, Loss
 
 
@@ -26,9 +28,11 @@ class HeadConfig:
     binary: tuple[int, ...]
     tokens: int = 1  # readouts per frame, flattened into one vector
     loss: ActionLoss = field(default_factory=ActionLoss)
-    hidden: int = 1024  # per readout token
-    layers: int = 4  # of the LSTM
+    hidden: int = 1024  # of LSTM and MLP per readout token, of transformers in all
+    layers: int = 4  # of the LSTM or the transformer
     mlp: tuple[int, ...] = (1024, 512, 256)  # hidden sizes of the two output MLPs
+    attention_heads: int = 8  # of transformers; divides `hidden`
+    window: int = 1  # frames the head is given at most: the length of GPT's table of positions
 
     def __post_init__(self) -> None:
         if len(set(self.binary)) != len(self.binary) or not all(0 <= i < self.action_dim for i in self.binary):
@@ -36,6 +40,27 @@ class HeadConfig:
                 f"HeadConfig.binary: expected distinct dims in [0, {self.action_dim}), got {self.binary}; "
                 "take them from the dataset's ActionSpec"
             )
+        if self.hidden % self.attention_heads:
+            raise ValueError(
+                f"HeadConfig.attention_heads: expected a divisor of hidden {self.hidden}, got {self.attention_heads}; "
+                "set model.head_attention or model.head_hidden"
+            )
+
+    @property
+    def block(self) -> BlockConfig:
+        """The block of heads that are transformers: GPT-2's (pre-norm, biases, tanh GELU, 4 times as wide inside)."""
+        return BlockConfig(
+            width=self.hidden,
+            mlp=4 * self.hidden,
+            heads=self.attention_heads,
+            kv_heads=self.attention_heads,
+            head_dim=self.hidden // self.attention_heads,
+            norm="ln",
+            eps=1e-5,
+            gated=False,
+            bias=True,
+            q_scale=(self.hidden // self.attention_heads) ** -0.5,
+        )
 
     @property
     def arm(self) -> tuple[int, ...]:
@@ -105,6 +130,29 @@ class ActionOutputs(nnx.Module):
         raw = self(features)
         is_binary = jnp.asarray(np.isin(np.arange(self.config.action_dim), self.config.binary))[None, None, None]
         return jnp.where(is_binary, jax.nn.sigmoid(raw), raw)
+
+
+class CausalStack(nnx.Module):
+    """Blocks over the window in which every frame sees itself and the earlier ones, then a norm. In float32."""
+
+    def __init__(self, block: BlockConfig, depth: int, rngs: nnx.Rngs) -> None:
+        # Heads are short and narrow: a loop in the program would save nothing.
+        self.stack = Stack(block, depth, StackConfig(layers="unroll"), rngs)
+        self.norm = Norm(block.width, "ln", block.eps, block.axis)
+
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        """The window's features."""
+        b, t = x.shape[:2]
+        mask = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (b, t, t))
+        positions = jnp.broadcast_to(jnp.arange(t), (b, t))
+        stack, norm = in_float32(self.stack), in_float32(self.norm)
+        with jax.default_matmul_precision("highest"):
+            return norm(stack(x, mask, positions))
+
+
+def in_float32(module: Any) -> Any:
+    """The module with its parameters in float32, whatever type the train step cast them to."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), module)
 
 
 def flatten(readouts: Float[Array, "b t n c"]) -> Float[Array, "b t m"]:
