@@ -30,6 +30,7 @@ from vla_jax.losses import ActionLoss
 from vla_jax.model import VLA, VLAConfig
 from vla_jax.optim import FreezeConfig, OptimConfig
 from vla_jax.params import Build, Params
+from vla_jax.resampler import ResamplerConfig
 from vla_jax.train import Units
 
 BACKBONES = {"paligemma": paligemma}
@@ -220,6 +221,7 @@ def model(config: ConfigDict) -> Build:
         cameras=tuple(config.model.cameras),
         layout=config.model.layout,
         history=config.model.history,
+        resampler=ResamplerConfig(**config.model.resampler.to_dict()) if config.model.resampler.depth else None,
     )
     module, head = BACKBONES[_backbone(config)], HEADS[config.model.head]
 

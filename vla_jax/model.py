@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from vla_jax.resampler import Resampler, ResamplerConfig
 from vla_jax.types import Array, Backbone, Batch, Loss, Observation, PolicyHead
 
 LAYOUTS = ("prefix",)
@@ -46,6 +47,7 @@ class VLAConfig:
     layout: str = "prefix"
     history: str = "head"
     readouts: int = 1  # action query tokens per frame
+    resampler: ResamplerConfig | None = None  # fewer visual tokens per image; None keeps the backbone's
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -75,6 +77,7 @@ class VLA(nnx.Module):
         init = nnx.initializers.zeros_init()
         shape = (config.readouts, self.backbone.width)
         self.readout_embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=(None, "embed"))
+        self.resampler = Resampler(self.backbone.width, config.resampler, rngs) if config.resampler else None
 
     def loss(self, batch: Batch, key: jax.Array) -> Loss:
         """The head's loss over the window, in float32; steps before the episode began are left out."""
@@ -118,8 +121,11 @@ class VLA(nnx.Module):
         # Cameras are stacked inside the frame, not along the batch, so that a sharded batch stays where it is.
         images = jnp.stack(obs.images, axis=2)  # b t cameras h w 3
         visual = self.backbone.embed_image(images.reshape(-1, *images.shape[3:]))  # b*t*cameras v c
+        if self.resampler is not None:
+            visual = self.resampler(visual)
+        per_image = visual.shape[1]
         visual = visual.reshape(frames, -1, c)  # f cameras*v c
-        seen = jnp.repeat(obs.image_mask.reshape(frames, -1), self.backbone.tokens_per_image, axis=1)  # f cameras*v
+        seen = jnp.repeat(obs.image_mask.reshape(frames, -1), per_image, axis=1)  # f cameras*v
         # Text is embedded once per example and repeated for its frames.
         text = jnp.repeat(self.backbone.embed_text(obs.prompt), t, axis=0)  # f l c
         queries = jnp.broadcast_to(self.readout_embedding[...][None], (frames, self.config.readouts, c))

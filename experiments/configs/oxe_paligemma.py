@@ -62,6 +62,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.head_layers = 4
     config.model.head_mlp = (1024, 512, 256)
     config.model.head_attention = 8  # heads of attention in the heads gpt, attention and flow
+    config.model.resampler = ConfigDict()  # fewer visual tokens per image; depth 0 = off, RoboVLMs has 6
+    config.model.resampler.depth = 0
+    config.model.resampler.heads = 8
+    config.model.resampler.dim_head = 64
+    config.model.resampler.latents = 64
     config.model.dtype = "bfloat16"  # compute; master parameters are float32
     config.model.remat = "full"
     config.model.layers = "scan"
