@@ -34,7 +34,13 @@ from vla_jax.resampler import ResamplerConfig
 from vla_jax.train import Units
 
 BACKBONES = {"paligemma": paligemma}
-HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "gpt": GPTHead, "attention": AttentionHead, "flow": FlowHead}
+HEADS: dict[str, Callable[..., nnx.Module]] = {
+    "lstm": LSTMHead,
+    "mlp": MLPHead,
+    "gpt": GPTHead,
+    "attention": AttentionHead,
+    "flow": FlowHead,
+}
 
 # Every dataset is standardised to the field's 7-D action; only the last number is binary.
 BINARY = (6,)

@@ -76,9 +76,12 @@ class AugmentConfig:
 
 
 def augment(
-    images: tuple[UInt8[Array, "b t h w 3"], ...], key: jax.Array, config: AugmentConfig
-) -> tuple[UInt8[Array, "b t h w 3"], ...]:
-    """Every camera's frames changed by its windows' draws. Raises ValueError when `shift` is not one per camera."""
+    images: tuple[UInt8[Array, "b t _ _ 3"], ...], key: jax.Array, config: AugmentConfig
+) -> tuple[UInt8[Array, "b t _ _ 3"], ...]:
+    """Every camera's frames [b t h w 3], whose sizes may differ, changed by its windows' draws.
+
+    Raises ValueError when `shift` is not one number per camera.
+    """
     if config.shift and len(config.shift) != len(images):
         raise ValueError(
             f"augment.shift: expected one number per camera ({len(images)}), got {config.shift}; () means none"

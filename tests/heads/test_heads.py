@@ -191,7 +191,7 @@ def test_overfits_eight_windows(head):
 
 @pytest.mark.parametrize("binary", [(), (0, 1)])
 def test_action_spaces_without_arm_or_gripper(binary):
-    config = HeadConfig(chunk=2, action_dim=2, binary=binary, hidden=4, mlp=(4,), attention_heads=2)
+    config = HeadConfig(chunk=2, action_dim=2, binary=binary, hidden=4, mlp=(4,))
     data = (
         np.random.default_rng(0).normal(size=(1, 2, 1, 6)).astype(np.float32),
         np.ones((1, 2, 2, 2), np.float32),
@@ -208,6 +208,14 @@ def test_action_spaces_without_arm_or_gripper(binary):
 def test_bad_binary_dims_are_refused(binary):
     with pytest.raises(ValueError, match=r"HeadConfig\.binary"):
         HeadConfig(chunk=1, action_dim=7, binary=binary)
+
+
+def test_attention_heads_divide_the_width_where_there_are_any():
+    config = HeadConfig(chunk=1, action_dim=7, binary=(6,), hidden=12, mlp=(4,))
+    initialise(lambda rngs: MLPHead(C, config, rngs))
+    for cls in (GPTHead, AttentionHead, FlowHead):
+        with pytest.raises(ValueError, match=r"attention_heads: expected a divisor of hidden 12, got 8"):
+            initialise(lambda rngs, cls=cls: cls(C, config, rngs))
 
 
 # RoboVLMs' counts at width 2048, chunk 10: the LSTM's 41,210,950 include torch's second bias of each layer, which we

@@ -5,17 +5,16 @@ Positions are rotary, so that only the distance between frames counts and a wind
 
 import dataclasses
 
-import jax
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from vla_jax.heads.outputs import ActionOutputs, CausalStack, HeadConfig, Linear, flatten
-from vla_jax.types import Array, Loss
+from vla_jax.heads.outputs import ActionOutputs, CausalStack, ContinuousHead, HeadConfig, Linear, flatten
+from vla_jax.types import Array
 
 ROPE_THETA = 100.0  # windows are tens of frames long
 
 
-class AttentionHead(nnx.Module):
+class AttentionHead(ContinuousHead):
     """Readouts [b t n c] -> Linear(n*c, hidden) -> `layers` causal blocks -> norm -> arm and gripper MLPs."""
 
     def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs) -> None:
@@ -26,19 +25,3 @@ class AttentionHead(nnx.Module):
     def features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t h"]:
         """The last block's output at every window step."""
         return self.blocks(self.input(flatten(readouts)))
-
-    def loss(
-        self,
-        readouts: Float[Array, "b t n c"],
-        actions: Float[Array, "b t k d"],
-        mask: Bool[Array, "b t k d"],
-        key: jax.Array,
-    ) -> Loss:
-        """The masked action loss; deterministic, so `key` is unused."""
-        del key
-        return self.outputs.loss(self.features(readouts), actions, mask)
-
-    def act(self, readouts: Float[Array, "b t n c"], key: jax.Array) -> Float[Array, "b t k d"]:
-        """Normalised actions at every window step; deterministic, so `key` is unused."""
-        del key
-        return self.outputs.act(self.features(readouts))

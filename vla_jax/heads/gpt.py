@@ -8,13 +8,13 @@ out at once; nothing is fed back.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from vla_jax.heads.outputs import ActionOutputs, CausalStack, HeadConfig, Linear, flatten
-from vla_jax.types import Array, Loss
+from vla_jax.heads.outputs import ActionOutputs, CausalStack, ContinuousHead, HeadConfig, Linear, flatten
+from vla_jax.types import Array
 
 
-class GPTHead(nnx.Module):
+class GPTHead(ContinuousHead):
     """Readouts [b t n c] -> Linear(n*c, hidden) + positions -> `layers` blocks -> norm -> arm and gripper MLPs."""
 
     def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs) -> None:
@@ -31,19 +31,3 @@ class GPTHead(nnx.Module):
             raise ValueError(f"GPTHead: expected at most {window} window steps, got {t}; set HeadConfig.window")
         x = self.input(flatten(readouts))
         return self.blocks(x + self.positions[...][None, :t].astype(jnp.float32))
-
-    def loss(
-        self,
-        readouts: Float[Array, "b t n c"],
-        actions: Float[Array, "b t k d"],
-        mask: Bool[Array, "b t k d"],
-        key: jax.Array,
-    ) -> Loss:
-        """The masked action loss; deterministic, so `key` is unused."""
-        del key
-        return self.outputs.loss(self.features(readouts), actions, mask)
-
-    def act(self, readouts: Float[Array, "b t n c"], key: jax.Array) -> Float[Array, "b t k d"]:
-        """Normalised actions at every window step; deterministic, so `key` is unused."""
-        del key
-        return self.outputs.act(self.features(readouts))

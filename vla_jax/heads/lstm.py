@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from vla_jax.heads.outputs import ActionOutputs, HeadConfig, expand, flatten, matmul
-from vla_jax.types import Array, Loss
+from vla_jax.heads.outputs import ActionOutputs, ContinuousHead, HeadConfig, expand, flatten, matmul
+from vla_jax.types import Array
 
 
 class LSTMLayer(nnx.Module):
@@ -46,7 +46,7 @@ class LSTMLayer(nnx.Module):
         return out.swapaxes(0, 1)
 
 
-class LSTMHead(nnx.Module):
+class LSTMHead(ContinuousHead):
     """Readouts [b t n c] -> `layers` LSTM layers of size hidden*n over t -> arm and gripper MLPs."""
 
     def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs) -> None:
@@ -61,19 +61,3 @@ class LSTMHead(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         return x
-
-    def loss(
-        self,
-        readouts: Float[Array, "b t n c"],
-        actions: Float[Array, "b t k d"],
-        mask: Bool[Array, "b t k d"],
-        key: jax.Array,
-    ) -> Loss:
-        """The masked action loss; deterministic, so `key` is unused."""
-        del key
-        return self.outputs.loss(self.features(readouts), actions, mask)
-
-    def act(self, readouts: Float[Array, "b t n c"], key: jax.Array) -> Float[Array, "b t k d"]:
-        """Normalised actions at every window step; deterministic, so `key` is unused."""
-        del key
-        return self.outputs.act(self.features(readouts))

@@ -40,15 +40,15 @@ class HeadConfig:
                 f"HeadConfig.binary: expected distinct dims in [0, {self.action_dim}), got {self.binary}; "
                 "take them from the dataset's ActionSpec"
             )
+
+    @property
+    def block(self) -> BlockConfig:
+        """The block of heads that are transformers: GPT-2's (pre-norm, biases, tanh GELU, 4 times as wide inside)."""
         if self.hidden % self.attention_heads:
             raise ValueError(
                 f"HeadConfig.attention_heads: expected a divisor of hidden {self.hidden}, got {self.attention_heads}; "
                 "set model.head_attention or model.head_hidden"
             )
-
-    @property
-    def block(self) -> BlockConfig:
-        """The block of heads that are transformers: GPT-2's (pre-norm, biases, tanh GELU, 4 times as wide inside)."""
         return BlockConfig(
             width=self.hidden,
             mlp=4 * self.hidden,
@@ -130,6 +130,32 @@ class ActionOutputs(nnx.Module):
         raw = self(features)
         is_binary = jnp.asarray(np.isin(np.arange(self.config.action_dim), self.config.binary))[None, None, None]
         return jnp.where(is_binary, jax.nn.sigmoid(raw), raw)
+
+
+class ContinuousHead(nnx.Module):
+    """A head whose features of each window step go to ActionOutputs: deterministic, so keys are unused."""
+
+    outputs: ActionOutputs
+
+    def features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t f"]:
+        """What the head makes of the window, at every step."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        readouts: Float[Array, "b t n c"],
+        actions: Float[Array, "b t k d"],
+        mask: Bool[Array, "b t k d"],
+        key: jax.Array,
+    ) -> Loss:
+        """The masked action loss."""
+        del key
+        return self.outputs.loss(self.features(readouts), actions, mask)
+
+    def act(self, readouts: Float[Array, "b t n c"], key: jax.Array) -> Float[Array, "b t k d"]:
+        """Normalised actions at every window step."""
+        del key
+        return self.outputs.act(self.features(readouts))
 
 
 class CausalStack(nnx.Module):
