@@ -79,9 +79,11 @@ def test_it_acts_in_the_policy():
     assert plain.shape[1] - tokens.shape[1] == 2 * (model.backbone.tokens_per_image - CONFIG.latents)
     assert valid.shape == tokens.shape[:2]
     other = batch.obs._replace(images=tuple(255 - image for image in batch.obs.images))
-    assert np.abs(model.readouts(batch.obs) - model.readouts(other)).max() > 1e-5
+    readouts = jax.jit(lambda p, obs: params.merge(graphdef, p).readouts(obs))
+    assert np.abs(readouts(flat, batch.obs) - readouts(flat, other)).max() > 1e-5
     seen = batch.obs._replace(image_mask=np.ones_like(batch.obs.image_mask))
-    grads = jax.grad(lambda p: params.merge(graphdef, p).loss(batch._replace(obs=seen), jax.random.key(0)).sum)(flat)
+    loss = lambda p: params.merge(graphdef, p).loss(batch._replace(obs=seen), jax.random.key(0)).sum  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(flat)
     assert [name for name, grad in grads.items() if name.startswith("resampler") and not np.any(grad)] == []
 
 

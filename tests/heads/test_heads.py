@@ -338,11 +338,10 @@ def test_flow_follows_the_field_it_was_given(monkeypatch):
     """With the velocity noise - a, which is what it is trained to say, ten Euler steps land on a exactly."""
     config = HeadConfig(2, 3, (1,), hidden=8, mlp=(8,), attention_heads=2)
     graphdef, flat = initialise(lambda rngs: FlowHead(C, config, rngs))
-    head = params.merge(graphdef, flat)
     wanted = np.linspace(-0.9, 0.9, 4, dtype=np.float32).reshape(1, 1, 2, 2)
     # At time s the chunk is s * noise + (1 - s) * a, so noise - a = (x - a) / s.
     monkeypatch.setattr(FlowHead, "_velocity", lambda self, features, x, time, valid: (x - wanted) / time)
-    found = head.act(jnp.zeros((2, 3, 1, C)), KEY)
+    found = jax.jit(lambda p: params.merge(graphdef, p).act(jnp.zeros((2, 3, 1, C)), KEY))(flat)
     np.testing.assert_allclose(found[..., [0, 2]], np.broadcast_to(wanted, (2, 3, 2, 2)), atol=1e-5)
 
 
@@ -357,9 +356,9 @@ def test_flow_times_are_those_of_beta():
 
 def test_flow_acts_otherwise_with_another_key():
     graphdef, flat = initialise(lambda rngs: FlowHead(C, CONFIG, rngs))
-    head = params.merge(graphdef, {name: jnp.asarray(value) for name, value in jitter(flat).items()})
-    readouts = example()[0]
-    assert np.abs(head.act(readouts, KEY) - head.act(readouts, jax.random.key(1)))[..., CONFIG.arm].max() > 0.01
+    flat, readouts = jitter(flat), example()[0]
+    other = jax.jit(lambda p, key: params.merge(graphdef, p).act(readouts, key))
+    assert np.abs(other(flat, KEY) - other(flat, jax.random.key(1)))[..., CONFIG.arm].max() > 0.01
 
 
 def test_flow_of_binary_dims_alone_is_refused():
