@@ -1,7 +1,7 @@
 """What flows between the rooms: observations, batches, and the three protocols.
 
 Axes: b batch, t window step, k chunk step, d action dim, p proprio, n readout tokens, c width, s sequence, l text,
-v visual tokens of one image, h w pixels. Masks are True where valid. This module imports nothing of ours.
+v visual tokens of one image, h w pixels, m future frames, e width of CLIP's text embedding. Masks are True where valid. This module imports nothing of ours.
 """
 
 from typing import NamedTuple, Protocol
@@ -23,6 +23,24 @@ class Observation(NamedTuple):
     prompt: Int[Array, "b l"]
     prompt_mask: Bool[Array, "b l"]
     step_mask: Bool[Array, "b t"]  # False: before the episode began
+    past_action: Float[Array, "b t d"] | None = None  # normalised; the action before each frame; None: not asked for
+    past_action_mask: Bool[Array, "b t"] | None = None  # False: the episode's first frame has none
+
+
+class Future(NamedTuple):
+    """Frames to be predicted: for every window step those `m` offsets later."""
+
+    images: tuple[UInt8[Array, "b t m h w 3"], ...]  # in config.cameras order
+    mask: Bool[Array, "b t m cameras"]  # False: past the end, before the beginning, or a camera the dataset lacks
+
+
+class ImageText(NamedTuple):
+    """One image with a text about it, for co-training. Row i has nothing to do with row i of the actions."""
+
+    images: UInt8[Array, "b h w 3"]
+    tokens: Int[Array, "b l"]  # question and answer, padded on the right
+    mask: Bool[Array, "b l"]
+    target: Bool[Array, "b l"]  # True: a token of the answer, to be predicted
 
 
 class Batch(NamedTuple):
@@ -32,6 +50,9 @@ class Batch(NamedTuple):
     actions: Float[Array, "b t k d"]  # normalised; (t, k) is the action at time t + k, the current one included
     action_mask: Bool[Array, "b t k d"]  # False: past the end, before the beginning, or a dim the robot lacks
     dataset_id: Int[Array, " b"]
+    future: Future | None = None  # None: forward prediction is off
+    text_target: Float[Array, "b e"] | None = None  # CLIP's embedding of the instruction; None: alignment is off
+    image_text: ImageText | None = None  # None: co-training is off
 
 
 class Loss(NamedTuple):

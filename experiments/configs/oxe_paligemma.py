@@ -62,6 +62,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.head_layers = 4
     config.model.head_mlp = (1024, 512, 256)
     config.model.head_attention = 8  # heads of attention in the heads gpt, attention and flow
+    config.model.proprio = False  # the robot's state as a token before the readouts
+    config.model.past_action = False  # the action before each frame as a token before the readouts
+    config.model.past_action_hidden = 0.5  # share of frames that do not see it in training, against copying
     config.model.resampler = ConfigDict()  # fewer visual tokens per image; depth 0 = off, RoboVLMs has 6
     config.model.resampler.depth = 0
     config.model.resampler.heads = 8
@@ -87,6 +90,31 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.delta = 1.0
     config.loss.arm = 1.0
     config.loss.gripper = 0.01
+
+    # Auxiliary tasks; a weight of 0 leaves a task out of the program, its data included.
+    config.objectives = ConfigDict()
+    config.objectives.forward = ConfigDict()  # prediction of future frames
+    config.objectives.forward.weight = 0.0
+    config.objectives.forward.offsets = (10,)  # how many steps ahead
+    config.objectives.forward.tokens = 8  # query tokens per future frame and camera
+    config.objectives.forward.width = 512  # of the decoder
+    config.objectives.forward.depth = 2
+    config.objectives.forward.patch = 16  # pixels
+    config.objectives.caption = ConfigDict()  # the instruction from the images
+    config.objectives.caption.weight = 0.0
+    config.objectives.image_text = ConfigDict()  # co-training on images with texts; RoboVLMs: 0.05, discrete head 0.5
+    config.objectives.image_text.weight = 0.0
+    config.objectives.image_text.dataset = ""  # a TFDS dataset under data.root
+    config.objectives.image_text.length = 128  # tokens of question and answer
+    config.objectives.text_align = ConfigDict()  # readouts near CLIP's embedding of the instruction; RoboVLMs: 0.05
+    config.objectives.text_align.weight = 0.0
+    config.objectives.text_align.clip = "weights/clip-vit-large-patch14"  # Hugging Face folder with its tokenizer
+
+    config.lora = ConfigDict()  # low-rank adapters in the backbone, which is then frozen; rank 0 = off
+    config.lora.rank = 0
+    config.lora.alpha = 16.0
+    config.lora.dropout = 0.05
+    config.lora.targets = ("backbone/*/attn/*", "backbone/*/mlp/*")
 
     config.optim = ConfigDict()
     config.optim.lr = 2e-5
