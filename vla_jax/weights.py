@@ -115,6 +115,19 @@ def einsum_part(i: int) -> Transform:
     return lambda x: einsum_heads(x[:, i])
 
 
+def fused(i: int, parts: int) -> Transform:
+    """torch Linear of `parts` layers side by side, [parts*out, in]: layer i as a kernel [in, out].
+
+    Rows that do not divide are rounded up, so that the shape of some part is wrong and the file is refused.
+    """
+
+    def take(x: np.ndarray) -> np.ndarray:
+        size = -(-x.shape[0] // parts)
+        return x[i * size : (i + 1) * size].T
+
+    return take
+
+
 def pad_rows(rows: int) -> Transform:
     """Zero rows at the end, up to `rows`."""
     return lambda x: np.concatenate([x, np.zeros((max(rows - x.shape[0], 0), x.shape[1]), x.dtype)])
