@@ -29,8 +29,8 @@ def open_tokenizer(folder: Path | str, needs: Sequence[str]) -> Any:
     return tokenizer
 
 
-def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
-    """Trains a small tokenizer laid out like PaliGemma's: pieces, then <loc>, <seg> and <image> at the end.
+def train_tiny_tokenizer(texts: Sequence[str], out: Path | str, added: Sequence[str] = ("<image>",)) -> None:
+    """Trains a small tokenizer laid out like PaliGemma's: pieces, then <loc>, <seg> and the `added` tokens at the end.
 
     Deterministic in `texts`. Writes a Hugging Face folder, whole or not at all.
     """
@@ -59,6 +59,6 @@ def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
     part.mkdir(parents=True)
     (part / "tokenizer.model").write_bytes(proto.SerializeToString())
     tokenizer = GemmaTokenizer.from_pretrained(str(part))
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(added)})
     tokenizer.save_pretrained(str(part))
     os.replace(part, out)

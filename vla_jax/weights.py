@@ -129,8 +129,8 @@ def fused(i: int, parts: int) -> Transform:
 
 
 def pad_rows(rows: int) -> Transform:
-    """Zero rows at the end, up to `rows`."""
-    return lambda x: np.concatenate([x, np.zeros((max(rows - x.shape[0], 0), x.shape[1]), x.dtype)])
+    """Zero rows at the end, up to `rows`; an array that has them is not copied."""
+    return lambda x: np.concatenate([x, np.zeros((rows - x.shape[0], x.shape[1]), x.dtype)]) if x.shape[0] < rows else x
 
 
 # -------------------------------------------------------------------------------------------------------------- reading

@@ -1,0 +1,432 @@
+"""OpenFlamingo against its formulas in torch, written apart from ours; every parameter, gates too, is random."""
+
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.numpy import save_file
+from torch.nn.functional import gelu, layer_norm
+
+from vla_jax import params as flat
+from vla_jax.backbones import flamingo
+from vla_jax.types import Media
+
+TOLERANCE = 1e-5
+V, C, HEADS, DEPTH, LATENTS, CROSS = 24, 36, 6, 4, 5, (3, 8)  # 6 heads: not a power of two, ALiBi's other slopes
+N, S, EVERY = 3, 7, 2
+VISION = {
+    "model_type": "clip_vision_model", "hidden_size": V, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 3, "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+MOSAIC = {
+    "model_type": "mosaic_gpt", "d_model": C, "n_heads": HEADS, "n_layers": DEPTH, "mlp_ratio": 4, "vocab_size": 50,
+    "attn_qk_ln": True, "attn_clip_qkv": None, "alibi": True, "no_bias": True, "logit_scale": None,
+}  # fmt: skip
+BODY = {
+    "model_type": "flamingo", "vision_config": VISION, "text_config": MOSAIC, "cross_attn_every_n_layers": EVERY,
+    "perceiver_config": {"depth": 2, "heads": CROSS[0], "dim_head": CROSS[1], "latents": LATENTS},
+}  # fmt: skip
+Arrays = dict[str, torch.Tensor]
+
+
+class Case(NamedTuple):
+    """A folder, the inputs and what the reference makes of them."""
+
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    pixels: np.ndarray  # of two cameras, N each
+    ids: np.ndarray
+    seen: np.ndarray  # N S M
+    features: np.ndarray
+    hidden: np.ndarray
+    logits: np.ndarray
+
+
+# ------------------------------------------------------------------------------------------------------------ reference
+
+
+def norm(p: Arrays, name: str, x: torch.Tensor) -> torch.Tensor:
+    return layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p.get(f"{name}.bias"), 1e-5)
+
+
+def attention(q: Any, k: Any, v: Any, heads: int, bias: Any) -> torch.Tensor:
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + bias
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def feed_forward(p: Arrays, name: str, x: torch.Tensor) -> torch.Tensor:
+    return gelu(norm(p, f"{name}.0", x) @ p[f"{name}.1.weight"].T) @ p[f"{name}.3.weight"].T
+
+
+def perceiver(p: Arrays, tokens: torch.Tensor) -> torch.Tensor:
+    x = p["perceiver.latents"].expand(len(tokens), -1, -1)
+    for i in range(2):
+        name = f"perceiver.layers.{i}"
+        own = norm(p, f"{name}.0.norm_latents", x)
+        both = torch.cat([norm(p, f"{name}.0.norm_media", tokens), own], 1)
+        k, v = (both @ p[f"{name}.0.to_kv.weight"].T).chunk(2, -1)
+        x = x + attention(own @ p[f"{name}.0.to_q.weight"].T, k, v, CROSS[0], 0) @ p[f"{name}.0.to_out.weight"].T
+        x = x + feed_forward(p, f"{name}.1", x)
+    return norm(p, "perceiver.norm", x)
+
+
+def gated(p: Arrays, name: str, x: torch.Tensor, media: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    k, v = (media @ p[f"{name}.attn.to_kv.weight"].T).chunk(2, -1)
+    bias = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
+    out = attention(norm(p, f"{name}.attn.norm", x) @ p[f"{name}.attn.to_q.weight"].T, k, v, CROSS[0], bias)
+    out = torch.where(seen.any(-1, keepdim=True), out, 0.0)
+    x = x + p[f"{name}.attn_gate"].tanh() * (out @ p[f"{name}.attn.to_out.weight"].T)
+    return x + p[f"{name}.ff_gate"].tanh() * feed_forward(p, f"{name}.ff", x)
+
+
+def decoder(p: Arrays, ids: torch.Tensor, media: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    x = p["lang_encoder.transformer.wte.weight"][ids]
+    slopes = torch.tensor([2.0 ** -(8 * i / 8) for i in (2, 4, 6, 8, 1, 3)])  # 6 of 8: the even ones, then the odd
+    bias = slopes[:, None, None] * torch.arange(1 - S, 1.0)
+    bias = bias.masked_fill(~torch.ones(S, S).tril().bool(), torch.finfo(torch.float32).min)
+    for i in range(DEPTH):
+        name = f"lang_encoder.transformer.blocks.{i}"
+        if (i + 1) % EVERY == 0:
+            x = gated(p, f"{name}.gated_cross_attn_layer", x, media, seen)
+        q, k, v = (norm(p, f"{name}.ln_1", x) @ p[f"{name}.attn.Wqkv.weight"].T).chunk(3, -1)
+        q, k = norm(p, f"{name}.attn.q_ln", q), norm(p, f"{name}.attn.k_ln", k)
+        x = x + attention(q, k, v, HEADS, bias) @ p[f"{name}.attn.out_proj.weight"].T
+        inside = gelu(norm(p, f"{name}.ln_2", x) @ p[f"{name}.mlp.mlp_up.weight"].T)
+        x = x + inside @ p[f"{name}.mlp.mlp_down.weight"].T
+    return norm(p, "lang_encoder.transformer.ln_f", x)
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """The arrays of OpenFlamingo and MosaicGPT, without CLIP's."""
+    inner = CROSS[0] * CROSS[1]
+    out: dict[str, tuple[int, ...]] = {"perceiver.latents": (LATENTS, V)}
+
+    def norms(name: str, width: int, bias: bool = True) -> None:
+        out.update({f"{name}.{leaf}": (width,) for leaf in ("weight", "bias")[: 1 + bias]})
+
+    def cross(name: str, width: int, ff: str) -> None:
+        out[f"{name}.to_q.weight"], out[f"{name}.to_out.weight"] = (inner, width), (width, inner)
+        out[f"{name}.to_kv.weight"] = (2 * inner, V)
+        norms(f"{ff}.0", width)
+        out[f"{ff}.1.weight"], out[f"{ff}.3.weight"] = (4 * width, width), (width, 4 * width)
+
+    for i in range(2):
+        cross(f"perceiver.layers.{i}.0", V, f"perceiver.layers.{i}.1")
+        norms(f"perceiver.layers.{i}.0.norm_media", V)
+        norms(f"perceiver.layers.{i}.0.norm_latents", V)
+    norms("perceiver.norm", V)
+    out["lang_encoder.transformer.wte.weight"] = (50, C)
+    norms("lang_encoder.transformer.ln_f", C, False)
+    for i in range(DEPTH):
+        name = f"lang_encoder.transformer.blocks.{i}"
+        for leaf in ("ln_1", "ln_2", "attn.q_ln", "attn.k_ln"):
+            norms(f"{name}.{leaf}", C, False)
+        out[f"{name}.attn.Wqkv.weight"], out[f"{name}.attn.out_proj.weight"] = (3 * C, C), (C, C)
+        out[f"{name}.mlp.mlp_up.weight"], out[f"{name}.mlp.mlp_down.weight"] = (4 * C, C), (C, 4 * C)
+        if (i + 1) % EVERY == 0:
+            name = f"{name}.gated_cross_attn_layer"
+            cross(f"{name}.attn", C, f"{name}.ff")
+            norms(f"{name}.attn.norm", C)
+            out[f"{name}.attn_gate"] = out[f"{name}.ff_gate"] = (1,)
+    return out
+
+
+def write(folder: Path, arrays: dict[str, np.ndarray], **changes: Any) -> Path:
+    folder.mkdir()
+    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(BODY | changes))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    clip = CLIPVisionModel(CLIPVisionConfig(**VISION)).eval()
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.08)
+    rng = np.random.default_rng(0)
+    arrays = {f"vision_encoder.{k.removeprefix('vision_model.')}": v.numpy() for k, v in clip.state_dict().items()}
+    for name, shape in shapes().items():
+        scale = 0.2 if len(shape) > 1 and "latents" not in name else 0.5
+        gain = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
+        arrays[name] = (gain + scale * rng.normal(size=shape)).astype(np.float32)
+    pixels = rng.integers(0, 256, (2 * N, 16, 16, 3)).astype(np.uint8)
+    ids = rng.integers(0, 50, (N, S))
+    seen = np.ones((N, S, 2 * LATENTS), bool)
+    seen[1, :, LATENTS:] = False  # a camera that the dataset lacks
+    seen[2, :3] = False  # tokens before the image
+    p = {name: torch.tensor(x) for name, x in arrays.items()}
+    mean, deviation = (
+        torch.tensor(x) for x in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    with torch.no_grad():
+        pixel_values = ((torch.tensor(pixels) / 255 - mean) / deviation).permute(0, 3, 1, 2)
+        features = perceiver(p, clip(pixel_values=pixel_values).last_hidden_state[:, 1:])
+        media = features.unflatten(0, (2, N)).transpose(0, 1).flatten(1, 2)
+        hidden = decoder(p, torch.tensor(ids), media, torch.tensor(seen))
+        logits = hidden @ p["lang_encoder.transformer.wte.weight"].T
+    assert 0.3 < hidden.std() < 3
+    folder = write(tmp_path_factory.mktemp("flamingo") / "whole", arrays)
+    return Case(folder, arrays, pixels, ids, seen, features.numpy(), hidden.numpy(), logits.numpy())
+
+
+# ---------------------------------------------------------------------------------------------------------------- tests
+
+
+@pytest.fixture(scope="module")
+def loaded(case: Case) -> tuple[nnx.GraphDef, flat.Params]:
+    return flamingo.from_pretrained(case.folder)
+
+
+def inputs(case: Case, model: flamingo.Flamingo, seen: np.ndarray | None = None) -> tuple[Any, Any, Any, Media]:
+    """Embedded text, causal mask, positions, media of both cameras."""
+    features = model.embed_image(jnp.asarray(case.pixels))
+    media = jnp.concatenate([features[:N], features[N:]], axis=1)
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((S, S), bool))[None], (N, S, S))
+    positions = jnp.broadcast_to(jnp.arange(S)[None], (N, S))
+    return (
+        model.embed_text(jnp.asarray(case.ids)),
+        mask,
+        positions,
+        Media(media, jnp.asarray(case.seen if seen is None else seen)),
+    )
+
+
+def errors(
+    case: Case, model: flamingo.Flamingo, seen: np.ndarray | None = None, scale: float = 0.0
+) -> dict[str, float]:
+    """Largest differences from the reference; `scale` norms the media first, as the reference does not."""
+    x, mask, positions, media = inputs(case, model, seen)
+    features = model.embed_image(jnp.asarray(case.pixels))
+    if scale:
+        tokens = media.tokens - media.tokens.mean(-1, keepdims=True)
+        media = media._replace(tokens=tokens / jnp.sqrt((tokens**2).mean(-1, keepdims=True) + 1e-5) * scale)
+    hidden = model(x, mask, positions, media=media)
+    pairs = {
+        "features": (features, case.features),
+        "hidden": (hidden, case.hidden),
+        "logits": (model.logits(hidden), case.logits),
+    }
+    return {name: float(np.abs(np.asarray(a) - b).max()) for name, (a, b) in pairs.items()}
+
+
+def rebuilt(graphdef: nnx.GraphDef, params: flat.Params, **changes: Any) -> flamingo.Flamingo:
+    """The same parameters, as far as they are asked for, in a model of a changed config."""
+    config = dataclasses.replace(flat.merge(graphdef, params).config, **changes)
+    changed, shapes, _ = flat.abstract(lambda rngs: flamingo.Flamingo(config, rngs))
+    return flat.merge(changed, {name: params[name] for name in shapes})
+
+
+def test_parity_with_the_formulas(case: Case, loaded: Any) -> None:
+    found = errors(case, flat.merge(*loaded))
+    assert max(found.values()) < TOLERANCE, found
+
+
+def test_parity_sees_wrong_numbers(case: Case, loaded: Any) -> None:
+    graphdef, params = loaded
+    block = flat.merge(graphdef, params).config.block
+    for name, changes in {
+        "cross-attention elsewhere": {"every": 3},
+        "no norm of queries and keys": {"block": dataclasses.replace(block, qk_norm=False)},
+        "no ALiBi": {"block": dataclasses.replace(block, alibi=False)},
+        "tanh GELU": {"block": dataclasses.replace(block, act="gelu_tanh")},
+    }.items():
+        assert errors(case, rebuilt(graphdef, params, **changes))["hidden"] > 10 * TOLERANCE, name
+    for gate in ("attn_gate", "mlp_gate"):
+        changed = {**params, f"gated/0/{gate}": jnp.zeros(1)}
+        assert errors(case, flat.merge(graphdef, changed))["hidden"] > 100 * TOLERANCE, gate
+    assert errors(case, flat.merge(graphdef, params), scale=1.0)["hidden"] > 100 * TOLERANCE, "normed media"
+    only_last = case.seen & (np.arange(2 * LATENTS) >= LATENTS)[None, None]
+    assert errors(case, flat.merge(graphdef, params), only_last)["hidden"] > 100 * TOLERANCE, "only the last camera"
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_ways_to_run_it_agree(case: Case, loaded: Any, remat: str) -> None:
+    """Readouts are the end of the whole; a token at a time with a cache is the whole; gradients reach everything."""
+    graphdef, params = loaded
+    model = rebuilt(graphdef, params, remat=remat)
+    x, mask, positions, media = inputs(case, model)
+    full = model(x, mask, positions, media=media)
+    np.testing.assert_allclose(model(x, mask, positions, readout=2, media=media), full[:, -2:], atol=1e-6, rtol=0)
+
+    cache, parts = model.cache(N, S), []
+    for start, stop in ((0, 4), (4, 5), (5, S)):
+        given = media._replace(mask=media.mask[:, start:stop])
+        out, cache = model.decode(x[:, start:stop], mask[:, start:stop], positions[:, start:stop], cache, given)
+        parts.append(out)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full, atol=1e-5, rtol=0)
+
+
+def test_every_parameter_is_trained(case: Case, loaded: Any) -> None:
+    graphdef, params = loaded
+    changed = flat.split(rebuilt(graphdef, params, remat="full"))[0]
+
+    def value(graphdef: nnx.GraphDef, params: flat.Params) -> jax.Array:
+        model = flat.merge(graphdef, params)
+        x, mask, positions, media = inputs(case, model)
+        return (model(x, mask, positions, readout=2, media=media) ** 2).sum()
+
+    plain, again = (jax.jit(jax.grad(functools.partial(value, which)))(params) for which in (graphdef, changed))
+    assert [name for name, gradient in plain.items() if not np.any(gradient)] == []
+    for name in params:
+        np.testing.assert_allclose(again[name], plain[name], rtol=1e-4, atol=1e-3, err_msg=name)
+
+
+def test_a_masked_camera_and_blind_tokens(case: Case, loaded: Any) -> None:
+    model = flat.merge(*loaded)
+    x, mask, positions, media = inputs(case, model)
+    whole = model(x, mask, positions, media=media)
+    other = media._replace(tokens=media.tokens.at[1, LATENTS:].add(7.0))
+    np.testing.assert_array_equal(model(x, mask, positions, media=other), whole)  # row 1 lacks that camera
+    other = media._replace(tokens=media.tokens.at[2].add(7.0))
+    changed = model(x, mask, positions, media=other)
+    np.testing.assert_array_equal(changed[2, :3], whole[2, :3])  # before the image: exactly nothing of it
+    assert np.abs(changed[2, 3:] - whole[2, 3:]).min(axis=1).max() > 1e-4
+    block, blind = model.gated[0], media._replace(mask=jnp.zeros_like(media.mask))
+    inside = jax.nn.gelu(block.up(block.norm_mlp(x)), approximate=False)
+    np.testing.assert_array_equal(block(x, blind), x + jnp.tanh(block.mlp_gate[...])[None, None] * block.down(inside))
+
+
+def test_images_must_be_given(loaded: Any) -> None:
+    model = flat.merge(*loaded)
+    with pytest.raises(ValueError, match="flamingo: expected media"):
+        model(jnp.zeros((1, 2, C)), jnp.ones((1, 2, 2), bool), jnp.zeros((1, 2), jnp.int32))
+
+
+def test_gates_are_shut_at_birth() -> None:
+    config = flamingo.CONFIGS["tiny"]
+    params = flat.split(flamingo.GatedCrossAttention(config, nnx.Rngs(0)))[1]
+    assert not params["attn_gate"].any()
+    assert not params["mlp_gate"].any()
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+WHERE = "lang_encoder.transformer.blocks."
+
+
+def apart(name: str) -> str:
+    """The names of repositories as they are, and gated layers in the alternative place."""
+    parts = name.split(".")
+    if "gated_cross_attn_layer" in parts:
+        return ".".join(["lang_encoder.gated_cross_attn_layers", parts[3], *parts[5:]])
+    return name.removeprefix("lang_encoder.").replace("vision_encoder.", "vision_model.")
+
+
+def wrapped(name: str) -> str:
+    """The names of a whole OpenFlamingo: its decoder layers stand inside of its own."""
+    parts = name.split(".")
+    if name.startswith(WHERE) and "gated_cross_attn_layer" not in parts:
+        return ".".join([*parts[:4], "decoder_layer", *parts[4:]])
+    return name.replace("vision_encoder.", "vision_encoder.vision_model.")
+
+
+def old(name: str) -> str:
+    parts = name.split(".")
+    is_layer = name.startswith(WHERE) and "gated_cross_attn_layer" not in parts
+    return ".".join(["lang_encoder.old_decoder_blocks", *parts[3:]]) if is_layer else name
+
+
+@pytest.mark.parametrize("spelling", [apart, wrapped, old])
+def test_other_spellings(case: Case, loaded: Any, tmp_path: Path, spelling: Any) -> None:
+    renamed = {spelling(name): x for name, x in case.arrays.items()}
+    assert renamed.keys() != case.arrays.keys()
+    _, params = flamingo.from_pretrained(write(tmp_path / "other", renamed))
+    for name, x in loaded[1].items():
+        np.testing.assert_array_equal(params[name], x, err_msg=name)
+
+
+def test_weights_are_strict(case: Case, tmp_path: Path) -> None:
+    gate = f"{WHERE}1.gated_cross_attn_layer.attn_gate"
+    for i, (changes, message) in enumerate(
+        (
+            ({gate: None}, rf"missing: {gate} \(for gated/0/attn_gate\)"),
+            ({"perceiver.more": np.zeros(1, np.float32)}, r"unexpected: perceiver\.more"),
+            ({"perceiver.latents": np.zeros((LATENTS + 1, V), np.float32)}, r"shape: perceiver\.latents"),
+            ({"lang_encoder.gated_cross_attn_layers.1.attn_gate": np.zeros(1, np.float32)}, "got a second one"),
+        )
+    ):
+        arrays = {name: x for name, x in (case.arrays | changes).items() if x is not None}
+        with pytest.raises(ValueError, match=message):
+            flamingo.from_pretrained(write(tmp_path / str(i), arrays))
+
+
+def test_a_table_cut_to_the_tokenizer_is_filled_up(case: Case, loaded: Any, tmp_path: Path) -> None:
+    name = "lang_encoder.transformer.wte.weight"
+    _, params = flamingo.from_pretrained(write(tmp_path / "cut", case.arrays | {name: case.arrays[name][:41]}))
+    np.testing.assert_array_equal(params["embed/embedding"][:41], loaded[1]["embed/embedding"][:41])
+    assert not params["embed/embedding"][41:].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llava"}, "model_type: expected flamingo, got 'llava'"),
+        ({"text_config": MOSAIC | {"model_type": "gpt_neox"}}, "expected mpt or mosaic_gpt, got 'gpt_neox'"),
+        ({"text_config": MOSAIC | {"alibi": False}}, r"text_config\.attn_config\.alibi: expected True, got False"),
+        ({"text_config": {k: v for k, v in MOSAIC.items() if k != "no_bias"}}, r"text_config\.no_bias"),
+        ({"vision_config": VISION | {"hidden_act": "gelu"}}, "hidden_act: expected quick_gelu, got 'gelu'"),
+    ],
+)
+def test_another_model_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        flamingo.hf_config(BODY | changes)
+
+
+def test_released_sizes() -> None:
+    """backbones.md 1.9; the decoders' tables have the rows of their own repositories."""
+    for name, decoder, gated in (("3b", 1_311_442_944, 881_000_496), ("9b", 6_649_286_656, 1_115_815_952)):
+        config = flamingo.CONFIGS[name]
+        _, found, _ = flat.abstract(functools.partial(_build, config))
+        counts = dict.fromkeys(("vision", "perceiver", "embed", "gated", "decoder"), 0)
+        for path, shape in found.items():
+            counts[path.split("/")[0]] += math.prod(shape.shape)
+        assert counts["vision"] == 303_177_728
+        assert counts["perceiver"] == 63_019_008
+        assert counts["gated"] == gated
+        assert counts["embed"] + counts["decoder"] == decoder
+        assert set(flamingo.hf_names(config)) == set(found)
+
+
+def _build(config: flamingo.FlamingoConfig, rngs: nnx.Rngs) -> flamingo.Flamingo:
+    return flamingo.Flamingo(config, rngs)
+
+
+# ----------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def test_the_tiny_tokenizer(tmp_path: Path) -> None:
+    flamingo.train_tiny_tokenizer(["push the red block left", "move the blue block up"], tmp_path / "a")
+    tokenizer = flamingo.load_tokenizer(tmp_path / "a")
+    ids = tokenizer.encode("push the  red\nblock left")
+    assert ids == tokenizer.encode("push the red block left")
+    assert tokenizer.vocab <= flamingo.CONFIGS["tiny"].vocab
+
+    from transformers import AutoTokenizer
+
+    hf = AutoTokenizer.from_pretrained(str(tmp_path / "a"))
+    image, end = hf.convert_tokens_to_ids(["<image>", "<|endofchunk|>"])
+    assert (end, image) == (tokenizer.vocab - 2, tokenizer.vocab - 1)  # OpenFlamingo's order
+    assert (ids[0], ids[-2], ids[-1]) == (image, end, hf.eos_token_id)
+    assert {image, end, hf.eos_token_id}.isdisjoint(ids[1:-2])
+
+
+def test_a_tokenizer_without_the_added_tokens_is_refused(tmp_path: Path) -> None:
+    from vla_jax.tokenizer import train_tiny_tokenizer
+
+    train_tiny_tokenizer(["push"], tmp_path / "a")
+    with pytest.raises(ValueError, match=r"got none for <\|endofchunk\|>"):
+        flamingo.load_tokenizer(tmp_path / "a")
