@@ -1,10 +1,11 @@
-"""LLaVA: patches of a CLIP tower's inner layer, an MLP projector, a LLaMA or MPT decoder (arXiv 2304.08485, 2310.03744).
+"""LLaVA: a CLIP tower's inner layer, an MLP projector, a LLaMA or MPT decoder (arXiv 2304.08485, 2310.03744).
 
 Nothing is scaled. The tower ends at the layer the features come from (the last but one in the releases): the layers
 after it and its last norm are not built. RoboVLMs' LLaVA is LLaVA-Lightning-MPT-7B with the bare instruction as prompt.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def llama(width: int, mlp: int, heads: int, kv_heads: int, head_dim: int, eps: f
 
 CLIP_L14 = clip(image_size=224, patch=14, width=1024, depth=23, heads=16)
 CLIP_L14_336 = dataclasses.replace(CLIP_L14, image_size=336)
+TOWERS = {"clip-vit-large-patch14": CLIP_L14, "clip-vit-large-patch14-336": CLIP_L14_336}  # openai's names
 TINY = clip(image_size=32, patch=8, width=64, depth=2, heads=4)
 
 CONFIGS = {
@@ -172,7 +174,8 @@ class Llava(nnx.Module):
         """float32 logits of the output layer: LLaMA's own, MPT's token table."""
         if self.lm_head is None:
             return self.embed.logits(hidden, rows)
-        kernel = self.lm_head.kernel[...] if rows is None else self.lm_head.kernel[...][:, rows[0] : rows[1]]
+        start, stop = rows or (0, self.config.vocab)
+        kernel = self.lm_head.kernel[...][:, start:stop]
         return jnp.einsum("nsc,cv->nsv", hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
 
 
@@ -200,10 +203,7 @@ def from_pretrained(
     Without a mesh everything is on the first device.
     """
     config = hf_config(weights.open_source(path).config())
-
-    def build(rngs: nnx.Rngs) -> Llava:
-        return Llava(config, rngs)
-
+    build = functools.partial(Llava, config)
     return weights.born(build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype)
 
 
@@ -251,8 +251,7 @@ RENAMED = {
     "language_model.transformer.": "language_model.",
     "transformer.": "language_model.",
 }
-# The other half of a CLIP folder.
-CLIP_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+CLIP_REST = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # in a whole CLIP's folder
 
 
 def _open(path: Path | str) -> weights.Source:
@@ -264,26 +263,20 @@ def _open(path: Path | str) -> weights.Source:
             ours = "vision_tower." + name.removeprefix("vision_model.")
             if ours in arrays:
                 raise ValueError(f"{source.path}: expected one image tower, got {ours} in vision_tower/ and beside it")
-            if not name.startswith(CLIP_TEXT):
+            if not name.startswith(CLIP_REST):
                 arrays[ours] = array
     return source._replace(arrays=arrays)
 
 
 def _renamed(name: str) -> str:
-    for old, new in RENAMED.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
+    return next((new + name.removeprefix(old) for old, new in RENAMED.items() if name.startswith(old)), name)
 
 
 # --------------------------------------------------------------------------------------------------------------- config
 
-# The towers the original LLaVA names instead of describing them.
-TOWERS = {"clip-vit-large-patch14": CLIP_L14, "clip-vit-large-patch14-336": CLIP_L14_336}
-
 
 def hf_config(body: dict[str, Any]) -> LlavaConfig:
-    """The sizes in a config.json, of transformers' "llava" or of the original "llava_mpt"; what is left out is as there.
+    """The sizes in a config.json, of transformers' "llava" or the original "llava_mpt"; what is left out is as there.
 
     The image token's id and the dtype, under whichever name, are not needed: no placeholder stands in our sequence.
     Raises ValueError naming an activation, rope type, model type or switch that is not ours.
@@ -292,30 +285,28 @@ def hf_config(body: dict[str, Any]) -> LlavaConfig:
     kind = expect("model_type", body.get("model_type", "llava"), ("llava", "llava_mpt"))
     if kind == "llava_mpt":
         return _original_config(body)
-    lacking = {"text_config", "vision_config"} - body.keys()
-    if lacking:  # liuhaotian's own files say "llava" too
+    if not {"text_config", "vision_config"} <= body.keys():  # liuhaotian's own files say "llava" too
         raise ValueError(
-            f"config.json: expected text_config and vision_config, got none of {sorted(lacking)}; download the "
-            "llava-hf conversion (huggingface-cli download llava-hf/llava-1.5-7b-hf)"
+            f"config.json: expected text_config and vision_config, got {sorted(body)}; download the conversion: "
+            "huggingface-cli download llava-hf/llava-1.5-7b-hf"
         )
     text, vision = body["text_config"], body["vision_config"]
     expect("projector_hidden_act", body.get("projector_hidden_act", "gelu"), ("gelu",))
     expect("multimodal_projector_bias", body.get("multimodal_projector_bias", True), (True,))
-    strategy = expect(
-        "vision_feature_select_strategy", body.get("vision_feature_select_strategy", "default"), STRATEGIES
-    )
-    tower = dataclasses.replace(_clip_config(vision), class_token=strategy == "full")
+    key = "vision_feature_select_strategy"
+    full = expect(key, body.get(key, "default"), STRATEGIES) == "full"
+    tower = dataclasses.replace(_clip_config(vision), class_token=full)
     decoder = expect("text_config.model_type", text.get("model_type", "llama"), DECODERS)
-    tied = decoder == "mpt"
-    expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", tied), (tied,))
+    is_mpt = decoder == "mpt"
+    expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", is_mpt), (is_mpt,))
     return LlavaConfig(
         vision=_cut(tower, body.get("vision_feature_layer", -2)),
         released_depth=tower.depth,
         projector="mlp2",
         decoder=decoder,
-        block=mpt.hf_block(text, "text_config.") if tied else _llama_block(text),
-        depth=text.get("n_layers", 24) if tied else text.get("num_hidden_layers", 32),
-        vocab=text.get("vocab_size", 50368 if tied else 32000),
+        block=mpt.hf_block(text, "text_config.") if is_mpt else _llama_block(text),
+        depth=text.get("n_layers", 24) if is_mpt else text.get("num_hidden_layers", 32),
+        vocab=text.get("vocab_size", 50368 if is_mpt else 32000),
     )
 
 
@@ -341,18 +332,11 @@ def _clip_config(body: dict[str, Any]) -> VisionConfig:
     """The whole tower."""
     weights.expect("vision_config.model_type", body.get("model_type", "clip_vision_model"), ("clip_vision_model",))
     act = weights.expect("vision_config.hidden_act", body.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu"))
-    return VisionConfig(
-        image_size=body.get("image_size", 224),
-        patch=body.get("patch_size", 32),
-        width=body.get("hidden_size", 768),
-        mlp=body.get("intermediate_size", 3072),
-        depth=body.get("num_hidden_layers", 12),
-        heads=body.get("num_attention_heads", 12),
-        eps=body.get("layer_norm_eps", 1e-5),
-        act=act,
-        clip=True,
-        final_norm=False,
-    )
+    size, patch = body.get("image_size", 224), body.get("patch_size", 32)
+    width, depth = body.get("hidden_size", 768), body.get("num_hidden_layers", 12)
+    tower = clip(size, patch, width, depth, body.get("num_attention_heads", 12))
+    mlp, eps = body.get("intermediate_size", 3072), body.get("layer_norm_eps", 1e-5)
+    return dataclasses.replace(tower, mlp=mlp, eps=eps, act=act)
 
 
 def _cut(tower: VisionConfig, layer: Any) -> VisionConfig:
@@ -374,14 +358,9 @@ def _llama_block(body: dict[str, Any]) -> BlockConfig:
     rope = (body.get("rope_scaling") or {}) | (body.get("rope_parameters") or {})
     expect(f"{where}rope_type", rope.get("rope_type") or rope.get("type") or "default", ("default",))
     width, heads = body.get("hidden_size", 4096), body.get("num_attention_heads", 32)
-    found = llama(
-        width,
-        body.get("intermediate_size", 11008),
-        heads,
-        body.get("num_key_value_heads") or heads,
-        body.get("head_dim") or width // heads,
-        body.get("rms_norm_eps", 1e-6),
-    )
+    kv_heads, head_dim = body.get("num_key_value_heads") or heads, body.get("head_dim") or width // heads
+    mlp, eps = body.get("intermediate_size", 11008), body.get("rms_norm_eps", 1e-6)
+    found = llama(width, mlp, heads, kv_heads, head_dim, eps)
     return dataclasses.replace(found, rope_theta=rope.get("rope_theta") or body.get("rope_theta") or 1e4)
 
 
