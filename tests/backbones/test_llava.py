@@ -25,6 +25,7 @@ PATCHES, TEXT, BATCH = 4, 9, 3
 IMAGE_ID, WIDTH, VOCAB = 119, 48, 120
 TOLERANCE = 1e-5
 KINDS = ("llama", "llama full", "mpt", "mpt 6 heads")
+Reference = Callable[[str], tuple[Any, Path]]
 Change = Callable[[llava.LlavaConfig], llava.LlavaConfig]
 
 
@@ -38,6 +39,9 @@ class Case(NamedTuple):
     features: np.ndarray
     hidden: np.ndarray
     logits: np.ndarray
+
+
+CaseOf = Callable[[str, str], Case]
 
 
 def hf_model(kind: str) -> Any:
@@ -80,7 +84,7 @@ def normalised(pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Kind -> the reference model and the folder it was saved to."""
 
     @functools.cache
@@ -97,7 +101,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
 
 
 @pytest.fixture(scope="module")
-def case_of(reference: Callable[[str], tuple[Any, Path]]) -> Callable[[str, str], Case]:
+def case_of(reference: Reference) -> CaseOf:
     """(kind, side of the padding) -> what transformers computes."""
 
     @functools.cache
@@ -171,7 +175,7 @@ def errors(case: Case, model: llava.Llava) -> dict[str, float]:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_parity_with_transformers(kind: str, side: str, case_of: Callable[[str, str], Case]) -> None:
+def test_parity_with_transformers(kind: str, side: str, case_of: CaseOf) -> None:
     case = case_of(kind, side)
     found = errors(case, opened(case.folder))
     print(f"parity llava {kind}, {side}: {found}, scale {np.abs(case.logits).max():.2f}")
@@ -196,30 +200,26 @@ MUTATIONS: dict[str, tuple[str, Change, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_parity_sees_every_wrong_number(name: str, case_of: Callable[[str, str], Case]) -> None:
+def test_parity_sees_every_wrong_number(name: str, case_of: CaseOf) -> None:
     kind, change, body = MUTATIONS[name]
     case = case_of(kind, "left")
     found = errors(case, opened(case.folder, change, **body))
     assert found["logits"] > TOLERANCE, found
 
 
-def test_parity_sees_the_projectors_other_gelu(
-    case_of: Callable[[str, str], Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parity_sees_the_projectors_other_gelu(case_of: CaseOf, monkeypatch: pytest.MonkeyPatch) -> None:
     case, tanh = case_of("llama", "left"), functools.partial(jax.nn.gelu, approximate=True)
     monkeypatch.setattr("vla_jax.backbones.llava.jax.nn.gelu", lambda x, approximate: tanh(x))
     assert errors(case, opened(case.folder))["features"] > TOLERANCE
 
 
-def test_parity_sees_slopes_in_another_order(
-    case_of: Callable[[str, str], Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parity_sees_slopes_in_another_order(case_of: CaseOf, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("mpt 6 heads", "left")
     monkeypatch.setattr("vla_jax.transformer.alibi", lambda keys, heads: alibi(keys, 8)[:, :heads])
     assert errors(case, opened(case.folder))["logits"] > TOLERANCE
 
 
-def test_parity_sees_parts_of_the_fused_projection_swapped(case_of: Callable[[str, str], Case]) -> None:
+def test_parity_sees_parts_of_the_fused_projection_swapped(case_of: CaseOf) -> None:
     case = case_of("mpt", "left")
     model = opened(case.folder)
     attention = model.decoder.layers.blocks.attn
@@ -228,9 +228,7 @@ def test_parity_sees_parts_of_the_fused_projection_swapped(case_of: Callable[[st
 
 
 @pytest.mark.parametrize(("layer", "depth"), [(-1, 3), (-3, 1), (2, 2)])
-def test_features_of_other_layers(
-    layer: int, depth: int, reference: Callable[[str], tuple[Any, Path]], case_of: Callable[[str, str], Case]
-) -> None:
+def test_features_of_other_layers(layer: int, depth: int, reference: Reference, case_of: CaseOf) -> None:
     (hf, folder), case = reference("llama"), case_of("llama", "left")
     with torch.no_grad():
         wanted = hf.get_image_features(pixel_values=normalised(case.pixels), vision_feature_layer=layer).pooler_output
@@ -239,17 +237,19 @@ def test_features_of_other_layers(
     np.testing.assert_allclose(model.embed_image(case.pixels), torch.stack(wanted), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "mpt 6 heads"])
-def test_ways_to_compute_the_same(kind: str, case_of: Callable[[str, str], Case]) -> None:
+def test_ways_to_compute_the_same(kind: str, case_of: CaseOf) -> None:
     case = case_of(kind, "left")
     model = opened(case.folder)
     x, mask, positions, _ = inputs(case, model)
     full = model(x, mask, positions)
     close = functools.partial(np.testing.assert_allclose, atol=2e-6, rtol=0)
     close(model(x, mask, positions, readout=2), full[:, -2:])
-    close(flat.merge(*llava.from_pretrained(case.folder))(x, mask, positions), full)  # scan
+    scanned = flat.merge(*llava.from_pretrained(case.folder))
+    close(scanned(x, mask, positions), full)
     close(model.logits(full, (5, 9)), model.logits(full)[:, :, 5:9])
-    step = jax.jit(lambda x, mask, positions, cache: model.decode(x, mask, positions, cache))
+    step = jax.jit(lambda x, mask, positions, cache: scanned.decode(x, mask, positions, cache))
     cache, slots = model.cache(BATCH, x.shape[1]), x.shape[1]
     for i in range(slots):
         hidden, cache = step(x[:, i : i + 1], mask[:, i : i + 1], positions[:, i : i + 1], cache)
@@ -294,9 +294,7 @@ def assert_same(loaded: flat.Params, wanted: flat.Params) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_four_key_layouts_load_alike(
-    layout: str, reference: Callable[[str], tuple[Any, Path]], tmp_path: Path
-) -> None:
+def test_the_four_key_layouts_load_alike(layout: str, reference: Reference, tmp_path: Path) -> None:
     model, folder = reference("llama")
     config = llava.hf_config(json.loads((folder / "config.json").read_text()))
     _, specs = specs_of(config)
@@ -306,7 +304,7 @@ def test_the_four_key_layouts_load_alike(
     np.testing.assert_array_equal(loaded["lm_head/kernel"], model.lm_head.weight.detach().numpy().T)
 
 
-def test_shards_with_an_index(reference: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+def test_shards_with_an_index(reference: Reference, tmp_path: Path) -> None:
     model, folder = reference("llama")
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
@@ -317,9 +315,7 @@ def test_shards_with_an_index(reference: Callable[[str], tuple[Any, Path]], tmp_
         llava.from_pretrained(tmp_path)
 
 
-def test_of_the_tower_exactly_the_dead_arrays_are_passed_over(
-    reference: Callable[[str], tuple[Any, Path]], tmp_path: Path
-) -> None:
+def test_of_the_tower_exactly_the_dead_arrays_are_passed_over(reference: Reference, tmp_path: Path) -> None:
     _, folder = reference("llama")
     config = llava.hf_config(json.loads((folder / "config.json").read_text()))
     layer, leaves = "vision_tower.encoder.layers.2.", ("weight", "bias")
@@ -345,9 +341,7 @@ def test_of_the_tower_exactly_the_dead_arrays_are_passed_over(
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp2"])
-def test_the_original_mpt_names(
-    projector: str, reference: Callable[[str], tuple[Any, Path]], case_of: Callable[[str, str], Case], tmp_path: Path
-) -> None:
+def test_the_original_mpt_names(projector: str, reference: Reference, case_of: CaseOf, tmp_path: Path) -> None:
     (hf, folder), case = reference("mpt"), case_of("mpt", "left")
     body = json.loads((folder / "config.json").read_text())
     config = dataclasses.replace(llava.hf_config(body), projector=projector)
@@ -385,9 +379,7 @@ def test_the_original_mpt_names(
         llava.load(tmp_path / "whole", config, specs)
 
 
-def test_a_fused_projection_that_does_not_divide_is_refused(
-    reference: Callable[[str], tuple[Any, Path]], tmp_path: Path
-) -> None:
+def test_a_fused_projection_that_does_not_divide_is_refused(reference: Reference, tmp_path: Path) -> None:
     hf, folder = reference("mpt")
     config = llava.hf_config(json.loads((folder / "config.json").read_text()))
     arrays = renamed(hf, ("language_model.", "", "vision_tower.", "multi_modal_projector."))
@@ -396,7 +388,7 @@ def test_a_fused_projection_that_does_not_divide_is_refused(
         llava.load(write(tmp_path, arrays), config, specs_of(config)[1])
 
 
-def test_weights_are_born_sharded(reference: Callable[[str], tuple[Any, Path]]) -> None:
+def test_weights_are_born_sharded(reference: Reference) -> None:
     for kind in ("llama", "mpt"):
         _, folder = reference(kind)
         _, whole = llava.from_pretrained(folder)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vla_jax import mpt, weights
 from vla_jax import params as flat
@@ -157,7 +157,7 @@ class Llava(nnx.Module):
     def decode(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s u"],
+        mask: Mask,
         positions: Int[Array, "n s"],
         cache: Cache,
         media: Media | None = None,
@@ -364,13 +364,16 @@ def _llama_block(body: dict[str, Any]) -> BlockConfig:
     return dataclasses.replace(found, rope_theta=rope.get("rope_theta") or body.get("rope_theta") or 1e4)
 
 
+def hub(variant: str) -> str:
+    """Where a variant's weights are on the Hugging Face hub."""
+    return "liuhaotian/LLaVA-Lightning-MPT-7B-preview" if variant == "mpt-7b" else f"llava-hf/llava-{variant}-hf"
+
+
 # ------------------------------------------------------------------------------------------------- prompt and tokenizer
 
 
 def prompt(instruction: str) -> str:
-    """What stands between the first token and the readouts: the instruction as one clean line, without LLaVA's chat
-    template, as in RoboVLMs.
-    """
+    """The instruction as one clean line, without LLaVA's chat template, as in RoboVLMs."""
     return " ".join(instruction.split())
 
 
