@@ -93,9 +93,7 @@ def hf_block(body: dict[str, Any], where: str = "") -> BlockConfig:
     attention = body.get("attn_config") or {}
     for key, wanted in SWITCHES.items():
         name = key.removeprefix("attn_config.")
-        got = (body if name == key else attention).get(name, wanted[0])
-        if got not in wanted:
-            raise ValueError(f"config.json: {where}{key}: expected {' or '.join(map(repr, wanted))}, got {got!r}")
+        weights.expect(f"{where}{key}", (body if name == key else attention).get(name, wanted[0]), wanted)
     width = body.get("d_model", 2048)
     found = block(
         width, body.get("n_heads", 16), body.get("expansion_ratio", 4) * width, body.get("layer_norm_epsilon", 1e-5)

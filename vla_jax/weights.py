@@ -177,13 +177,27 @@ def normalise(name: str) -> str:
     return name
 
 
-def load(source: Source, table: dict[str, Entry], specs: Specs, allow_missing: Sequence[str] = ()) -> Params:
+def expect(name: str, got: Any, wanted: tuple[Any, ...]) -> Any:
+    """The value of a key of config.json. Raises ValueError if it is none of those we can build."""
+    if got not in wanted:
+        raise ValueError(f"config.json: {name}: expected {' or '.join(map(repr, wanted))}, got {got!r}")
+    return got
+
+
+def load(
+    source: Source,
+    table: dict[str, Entry],
+    specs: Specs,
+    allow_missing: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> Params:
     """Arrays for `specs` ({our name: shape, dtype, sharding}) as `table` says; see the module's docstring.
 
-    A parameter whose source is missing is left out where a pattern of `allow_missing` matches its name.
+    A parameter whose source is missing is left out where a pattern of `allow_missing` matches its name. Arrays of the
+    names `ignored` may be in the source or not.
     """
     views: dict[str, list[np.ndarray]] = {}
-    problems, used = [], set()
+    problems, used = [], set(ignored)
     for name, spec in specs.items():
         if name not in table:
             problems.append(f"missing: {name} has no entry in the name table")
