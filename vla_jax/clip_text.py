@@ -5,7 +5,7 @@ Only `embedder` is used in training, at data-build time, once per distinct instr
 Axes: n texts, l tokens, c width, e width of the embedding.
 """
 
-import fnmatch
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,8 @@ from vla_jax.tokenizer import open_tokenizer
 from vla_jax.transformer import BlockConfig, Linear, StackConfig
 from vla_jax.types import Array
 
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's -> ours
-
 # The other half of a whole CLIP's folder.
-IMAGE_SIDE = ("vision_model.*", "visual_projection.*", "logit_scale")
+IMAGE_SIDE = ("vision_model.", "visual_projection.", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ def load(
     transformers' CLIPTextModelWithProjection or CLIPModel. Raises ValueError naming every array that does not fit.
     """
     source = weights.open_source(path)
-    ours = {k: v for k, v in source.arrays.items() if not any(fnmatch.fnmatchcase(k, side) for side in IMAGE_SIDE)}
-    return weights.load(source._replace(arrays=ours), hf_names(config), specs, allow_missing)
+    ignored = [name for name in source.arrays if name.startswith(IMAGE_SIDE)]
+    return weights.load(source, hf_names(config), specs, allow_missing, ignored)
 
 
 def from_pretrained(
@@ -159,10 +157,7 @@ def from_pretrained(
 ) -> tuple[nnx.GraphDef, flat.Params]:
     """The encoder that a Hugging Face folder describes: (graphdef, params), born sharded over the mesh."""
     config = hf_config(weights.open_source(path).config())
-
-    def build(rngs: nnx.Rngs) -> ClipText:
-        return ClipText(config, rngs)
-
+    build = functools.partial(ClipText, config)
     return weights.born(build, lambda specs: load(path, config, specs), mesh, dtype)
 
 
@@ -191,13 +186,9 @@ def hf_config(body: dict[str, Any]) -> ClipTextConfig:
     """The sizes in a Hugging Face config.json of a whole CLIP or of its text half. What it leaves out has
     transformers' default.
     """
-    kind = body.get("model_type")
-    if kind not in ("clip", "clip_text_model"):
-        raise ValueError(f"config.json: model_type: expected clip or clip_text_model, got {kind!r}")
+    kind = weights.expect("model_type", body.get("model_type"), ("clip", "clip_text_model"))
     text = body["text_config"] if kind == "clip" else body
-    act = text.get("hidden_act", "quick_gelu")
-    if act not in ACTIVATIONS:
-        raise ValueError(f"config.json: hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {act!r}")
+    act = weights.expect("hidden_act", text.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu"))
     eos = text.get("eos_token_id", 49407)
     return ClipTextConfig(
         width=text.get("hidden_size", 512),
@@ -209,5 +200,5 @@ def hf_config(body: dict[str, Any]) -> ClipTextConfig:
         context=text.get("max_position_embeddings", 77),
         eos=None if eos == 2 else eos,
         eps=text.get("layer_norm_eps", 1e-5),
-        act=ACTIVATIONS[act],
+        act=act,
     )

@@ -9,6 +9,7 @@ Axes: n sequences, s tokens, m media tokens of all images, v latents of one imag
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vla_jax import mpt, tokenizer, weights
 from vla_jax import params as flat
@@ -160,7 +161,7 @@ class Flamingo(nnx.Module):
     def decode(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s u"],
+        mask: Mask,
         positions: Int[Array, "n s"],
         cache: Cache,
         media: Media | None = None,
@@ -230,7 +231,7 @@ def open_source(path: Path | str) -> weights.Source:
                 f"weights {path}: expected one array for {respell(name)}, got a second one, {name}; drop it"
             )
         arrays[respell(name)] = array
-    return source._replace(arrays={name: array for name, array in arrays.items() if name not in UNUSED})
+    return source._replace(arrays=arrays)
 
 
 def load(
@@ -241,7 +242,7 @@ def load(
     Raises ValueError naming every missing, unexpected or mis-shaped array; a missing one is left out of the result
     where a pattern of `allow_missing` matches its name.
     """
-    return weights.load(open_source(path), hf_names(config), specs, allow_missing)
+    return weights.load(open_source(path), hf_names(config), specs, allow_missing, UNUSED)
 
 
 def from_pretrained(
@@ -249,10 +250,7 @@ def from_pretrained(
 ) -> tuple[nnx.GraphDef, flat.Params]:
     """The model that a folder describes: (graphdef, params), born sharded over the mesh (the first device without)."""
     config = hf_config(weights.open_source(path).config())
-
-    def build(rngs: nnx.Rngs) -> Flamingo:
-        return Flamingo(config, rngs)
-
+    build = functools.partial(Flamingo, config)
     return weights.born(build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype)
 
 
@@ -310,17 +308,13 @@ def hf_config(body: dict[str, Any]) -> FlamingoConfig:
     "cross_attn_every_n_layers": n, "perceiver_config": {"depth", "heads", "dim_head", "latents"}}; the last may be left
     out, for it is the same in all releases. Raises ValueError naming what is not known.
     """
-    vision, text = body.get("vision_config") or {}, body.get("text_config") or {}
-    kind = text.get("model_type")
-    for where, got, wanted in (
-        ("model_type", body.get("model_type"), ("flamingo",)),
-        ("text_config.model_type", kind, ("mpt", "mosaic_gpt")),
-        ("vision_config.model_type", vision.get("model_type"), ("clip_vision_model",)),
-        ("vision_config.hidden_act", vision.get("hidden_act", "quick_gelu"), ("quick_gelu",)),
-    ):
-        if got not in wanted:
-            raise ValueError(f"config.json: {where}: expected {' or '.join(wanted)}, got {got!r}")
-    mosaic = kind == "mosaic_gpt"
+    expect = weights.expect
+    expect("model_type", body.get("model_type"), ("flamingo",))
+    vision, text = body["vision_config"], body["text_config"]
+    expect("vision_config.model_type", vision.get("model_type"), ("clip_vision_model",))
+    act = expect("vision_config.hidden_act", vision.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu"))
+    mosaic = expect("text_config.model_type", text.get("model_type"), ("mpt", "mosaic_gpt")) == "mosaic_gpt"
+    expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", True), (True,))
     return FlamingoConfig(
         vision=VisionConfig(
             image_size=vision.get("image_size", 224),
@@ -330,7 +324,7 @@ def hf_config(body: dict[str, Any]) -> FlamingoConfig:
             depth=vision.get("num_hidden_layers", 12),
             heads=vision.get("num_attention_heads", 12),
             eps=vision.get("layer_norm_eps", 1e-5),
-            act="quick_gelu",
+            act=act,
             clip=True,
             final_norm=False,
         ),
@@ -352,6 +346,11 @@ def _mosaic_block(text: dict[str, Any]) -> BlockConfig:
     body = {"no_bias": text.get("no_bias", False), "logit_scale": text.get("logit_scale"), "attn_config": attention}
     body |= {"d_model": text["d_model"], "n_heads": text["n_heads"], "expansion_ratio": text["mlp_ratio"]}
     return dataclasses.replace(mpt.hf_block(body, "text_config."), qk_norm=text["attn_qk_ln"])
+
+
+def hub(variant: str) -> str:
+    """Where OpenFlamingo's own part of a variant is on the Hugging Face hub; see `open_source` for the others."""
+    return "openflamingo/OpenFlamingo-" + {"3b": "3B-vitl-mpt1b-langinstruct", "9b": "9B-vitl-mpt7b"}[variant]
 
 
 # ------------------------------------------------------------------------------------------------- prompt and tokenizer
