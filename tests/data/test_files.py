@@ -349,7 +349,8 @@ def test_bridge_sample(tmp_path):
 
 
 def test_no_tensorflow():
-    code = "import sys, data_pipelines.loader, data_pipelines.builders.blocks; assert 'tensorflow' not in sys.modules"
+    rooms = "data_pipelines.loader, data_pipelines.image_text, data_pipelines.builders.blocks"
+    code = f"import sys, {rooms}; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 

@@ -120,7 +120,10 @@ def test_they_are_the_same_in_a_stream_and_on_any_hosts(index, budget, per_visit
     for position in (11, 3):
         same(loader.batch(position), whole[position])
     same(take(loader, 7, 2), whole[7:9])
-    shares = [take(make(index, rows=r, ram_budget=budget, windows_per_visit=per_visit)[0], 4, 3) for r in np.arange(8).reshape(2, 4)]  # fmt: skip
+    hosts = [
+        make(index, rows=rows, ram_budget=budget, windows_per_visit=per_visit)[0] for rows in np.arange(8).reshape(2, 4)
+    ]
+    shares = [take(host, 4, 3) for host in hosts]
     same([jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*shares, strict=True)], whole[4:7])
 
 
