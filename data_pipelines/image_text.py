@@ -217,7 +217,9 @@ class Reader:
         out.target[row, n:end] = True
 
 
-def attach(batches: Generator[Batch, None, None], texts: Generator[ImageText, None, None]) -> Iterator[Batch]:
+def attach(
+    batches: Generator[Batch, None, None], texts: Generator[ImageText, None, None]
+) -> Generator[Batch, None, None]:
     """Batches with `image_text` filled in: two streams that begin at the same position. Closing it closes both."""
     try:
         for batch, found in zip(batches, texts, strict=False):  # one pass of batches ends, texts do not

@@ -2,17 +2,18 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipelines import mixture, quarantine, remote
+from data_pipelines import image_text, mixture, quarantine, remote
 from data_pipelines.datasets import DATASETS, Dataset, user
+from data_pipelines.datasets.image_text import IMAGE_TEXT, ImageTextDataset
 from data_pipelines.datasets.mixtures import MIXTURES
 from data_pipelines.index import HELD_OUT, Index, open_index
 from data_pipelines.loader import Loader, LoaderConfig
@@ -32,6 +33,7 @@ from vla_jax.optim import FreezeConfig, OptimConfig
 from vla_jax.params import Build, Params
 from vla_jax.resampler import ResamplerConfig
 from vla_jax.train import Units
+from vla_jax.types import Batch
 
 BACKBONES = {"paligemma": paligemma}
 HEADS: dict[str, Callable[..., nnx.Module]] = {
@@ -54,6 +56,7 @@ class Data:
     held_out: list[Part]  # the same datasets in the same order
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
+    texts: tuple[image_text.Table, image_text.Codec] | None = None  # what is co-trained on
 
 
 def missing(config: ConfigDict) -> list[str]:
@@ -85,6 +88,9 @@ def missing(config: ConfigDict) -> list[str]:
             + "".join(f"    {line}\n" for line in absent)
             + "    or --config.data.root=DIR where they are, or --config.data.mixture=bridge"
         )
+    texts = image_text_dataset(config)
+    if texts is not None and (line := image_text.problem(root, texts)):
+        lines.append(f"co-training: {line}\n    or --config.objectives.image_text.weight=0")
     return lines
 
 
@@ -97,8 +103,25 @@ def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
     return [(known[name], weight) for name, weight in mixture.members(config.data.mixture, known, mixtures)]
 
 
-def data(config: ConfigDict, workdir: Path) -> Data:
-    """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer."""
+def image_text_dataset(config: ConfigDict) -> ImageTextDataset | None:
+    """The images with texts that the config co-trains on; None when it does not."""
+    if not config.objectives.image_text.weight:
+        return None
+    known = IMAGE_TEXT | (user.image_text(config.data.datasets) if config.data.datasets else {})
+    name = config.objectives.image_text.dataset
+    if name not in known:
+        raise ValueError(
+            f"objectives.image_text.dataset: expected one of {', '.join(known)}, got {name!r}; describe your own as "
+            "IMAGE_TEXT in the file of data.datasets"
+        )
+    return known[name]
+
+
+def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
+    """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer.
+
+    With `training` also what is read beside the mixture: images with texts.
+    """
     skipped = quarantine.read(config.data.quarantine) if config.data.quarantine else frozenset()
     wanted = members(config)
     train, held_out = [], []
@@ -125,14 +148,28 @@ def data(config: ConfigDict, workdir: Path) -> Data:
     folder = tokenizer(config, sorted(sentences), workdir)
     encoder = BACKBONES[_backbone(config)].load_tokenizer(folder)
     blank = config.data.blank_instruction
-    return Data(train, held_out, lambda text: np.asarray(encoder.encode("" if blank else text), np.int32), folder)
+    beside = image_text_dataset(config) if training else None
+    texts = None
+    if beside is not None:
+        texts = image_text.open_table(_root(config), beside), image_text.Codec(encoder.encode, encoder.answer)
+    return Data(
+        train, held_out, lambda text: np.asarray(encoder.encode("" if blank else text), np.int32), folder, texts
+    )
 
 
 def loader(
-    config: ConfigDict, source: Data, parts: list[Part], shuffle: bool, rows: np.ndarray | None = None
+    config: ConfigDict,
+    source: Data,
+    parts: list[Part],
+    shuffle: bool,
+    rows: np.ndarray | None = None,
+    target: Callable[[str], np.ndarray] | None = None,
 ) -> Loader:
-    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are this host's."""
-    model = config.model
+    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are this host's.
+
+    `target` embeds an instruction for `Batch.text_target`.
+    """
+    model, forward = config.model, config.objectives.forward
     return Loader(
         parts,
         LoaderConfig(
@@ -146,10 +183,42 @@ def loader(
             ram_budget=config.data.ram_budget,
             windows_per_visit=config.data.windows_per_visit,
             shuffle=shuffle,
+            past_action=model.past_action,
+            future=tuple(forward.offsets) if forward.weight else (),
         ),
         source.encode,
         rows,
+        target,
     )
+
+
+def text_reader(
+    config: ConfigDict, source: Data, split: Literal["train", "held_out"], rows: np.ndarray | None = None
+) -> image_text.Reader | None:
+    """The images with texts that go with the batches of a loader; None when nothing is co-trained on."""
+    if source.texts is None:
+        return None
+    table, codec = source.texts
+    sizes = image_text.ReaderConfig(
+        length=config.objectives.image_text.length,
+        image_size=config.model.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return image_text.Reader(
+        table, table.dataset.split if split == "train" else table.dataset.held_out, sizes, codec, rows
+    )
+
+
+def batches(loader: Loader, texts: image_text.Reader | None, start: int = 0) -> Generator[Batch, None, None]:
+    """What a run reads from a position on: windows, and images with texts where there are any. To be closed."""
+    found = loader.batches(start)
+    return found if texts is None else image_text.attach(found, texts.batches(start))
+
+
+def identity(loader: Loader, texts: image_text.Reader | None) -> dict[str, Any]:
+    """What must be the same for a position to mean the same batch of `batches`."""
+    return loader.identity() | ({} if texts is None else {"image_text": texts.identity()})
 
 
 def units(source: Data) -> Units:

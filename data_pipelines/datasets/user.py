@@ -11,7 +11,7 @@ from data_pipelines.datasets.mixtures import MIXTURES, Mixture
 
 
 def load(path: str) -> tuple[dict[str, Dataset], dict[str, Mixture]]:
-    """DATASETS and, if it has them, MIXTURES of a file; DATASETS may be missing beside IMAGE_TEXT. The file is executed.
+    """DATASETS and, if it has them, MIXTURES of a file; beside IMAGE_TEXT both may be missing. The file is executed.
 
     Raises ValueError when there is no such file, or it does not define what it must, or takes one of our names.
     """
