@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.builders.blocks_captions import write_captions
-from experiments import build
+from experiments import build, cotraining
 from experiments.config import load_config
 
 
@@ -39,11 +39,11 @@ def test_everything_asked_for_is_in_the_batches(root: Path, tmp_path: Path) -> N
     on = config(root, *ON)
     source = build.data(on, tmp_path)
     loader = build.loader(on, source, source.train, shuffle=True, target=lambda text: np.ones(5, np.float32))
-    reader = build.text_reader(on, source, "train")
+    reader = cotraining.reader(on, source.texts, "train")
     assert reader is not None
 
     def take(start: int, count: int) -> list:
-        stream = build.batches(loader, reader, start)
+        stream = cotraining.batches(loader, reader, start)
         try:
             return [jax.tree.map(np.array, batch) for batch in islice(stream, count)]
         finally:
@@ -59,8 +59,8 @@ def test_everything_asked_for_is_in_the_batches(root: Path, tmp_path: Path) -> N
     assert batch.text_target.shape == (4, 5)
     for one, other in zip(take(2, 2), batches[2:], strict=True):  # as a run that is continued reads them
         jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert "image_text" in build.identity(loader, reader)
-    held_out = build.text_reader(on, source, "held_out")
+    assert "image_text" in cotraining.identity(loader, reader)
+    held_out = cotraining.reader(on, source.texts, "held_out")
     assert held_out is not None
     assert (reader.images, held_out.images) == (6, 3)
 
@@ -69,12 +69,15 @@ def test_nothing_is_there_when_it_is_off(root: Path, tmp_path: Path) -> None:
     off = config(root)
     source = build.data(off, tmp_path)
     assert source.texts is None
-    loader, reader = build.loader(off, source, source.train, shuffle=True), build.text_reader(off, source, "train")
-    stream = build.batches(loader, reader)
+    loader, reader = (
+        build.loader(off, source, source.train, shuffle=True),
+        cotraining.reader(off, source.texts, "train"),
+    )
+    stream = cotraining.batches(loader, reader)
     batch = next(stream)
     stream.close()
     assert reader is batch.image_text is batch.future is batch.text_target is batch.obs.past_action is None
-    assert build.identity(loader, reader) == loader.identity()
+    assert cotraining.identity(loader, reader) == loader.identity()
 
 
 def test_evaluation_needs_no_images_with_texts(root: Path, tmp_path: Path) -> None:
@@ -103,6 +106,6 @@ def test_a_users_file_may_describe_what_is_co_trained_on(root: Path, tmp_path: P
     )
     on = config(root, *ON, f"--config.data.datasets={own}", "--config.objectives.image_text.dataset=mine")
     assert build.missing(on) == []
-    found = build.image_text_dataset(on)
+    found = cotraining.dataset(on)
     assert found is not None
     assert found.prompt == "tell me"
