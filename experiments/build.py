@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipelines import image_text, mixture, quarantine, remote
+from data_pipelines import mixture, quarantine, remote
 from data_pipelines.datasets import DATASETS, Dataset, user
 from data_pipelines.datasets.mixtures import MIXTURES
 from data_pipelines.index import HELD_OUT, Index, open_index
@@ -94,10 +94,7 @@ def missing(config: ConfigDict) -> list[str]:
             + "".join(f"    {line}\n" for line in absent)
             + "    or --config.data.root=DIR where they are, or --config.data.mixture=bridge"
         )
-    texts = cotraining.dataset(config)
-    if texts is not None and (line := image_text.problem(root, texts)):
-        lines.append(f"co-training: {line}\n    or --config.objectives.image_text.weight=0")
-    return lines
+    return lines + cotraining.missing(config, root)
 
 
 def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
@@ -112,7 +109,7 @@ def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
 def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
     """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer.
 
-    With `training` also what is read beside the mixture: images with texts.
+    With `training` also the images with texts that are co-trained on.
     """
     skipped = quarantine.read(config.data.quarantine) if config.data.quarantine else frozenset()
     wanted = members(config)
@@ -154,10 +151,7 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
         plain = open_tokenizer(folder, ())
         end = action_end(plain.vocab_size, special_tokens(plain))
         _check_free(config, end, sentences, encode)
-    texts, beside = None, cotraining.dataset(config) if training else None
-    if beside is not None:
-        codec = image_text.Codec(encoder.encode, encoder.answer)
-        texts = cotraining.Texts(image_text.open_table(_root(config), beside), codec)
+    texts = cotraining.open_texts(config, _root(config), encoder) if training else None
     return Data(train, held_out, encode, folder, end, texts)
 
 

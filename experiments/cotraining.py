@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import user
 from data_pipelines.datasets.image_text import IMAGE_TEXT, ImageTextDataset
-from data_pipelines.image_text import Codec, Reader, ReaderConfig, Table, attach
+from data_pipelines.image_text import Codec, Reader, ReaderConfig, Table, attach, open_table, problem
 from data_pipelines.loader import Loader
 from vla_jax.types import Batch
 
@@ -32,6 +32,22 @@ def dataset(config: ConfigDict) -> ImageTextDataset | None:
             "IMAGE_TEXT in the file of data.datasets"
         )
     return known[name]
+
+
+def missing(config: ConfigDict, root: str) -> list[str]:
+    """A line when the dataset is not under `root`, with the command that brings it."""
+    wanted = dataset(config)
+    line = problem(root, wanted) if wanted is not None else ""
+    return [f"co-training: {line}\n    or --config.objectives.image_text.weight=0"] if line else []
+
+
+def open_texts(config: ConfigDict, root: str, tokenizer: Any) -> Texts | None:
+    """Opens (or builds) the table of records; None when nothing is co-trained on.
+
+    `tokenizer` has `encode`, which makes a question's prompt, and `answer`, whose ids end with the end token.
+    """
+    wanted = dataset(config)
+    return None if wanted is None else Texts(open_table(root, wanted), Codec(tokenizer.encode, tokenizer.answer))
 
 
 def reader(
