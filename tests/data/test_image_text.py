@@ -341,3 +341,9 @@ def test_features_that_changed_place_are_found(root):
     edit(folder(root) / tfds_folder.FEATURES, lambda body: body["featuresDict"]["features"].pop("captions"))
     with pytest.raises(ValueError, match="got no such feature; the records have image, questions/answer"):
         make(root)
+
+
+def test_which_text_comes_is_drawn_anew_at_every_position(root):
+    one = make(root, batch_size=1)
+    starts = {words(one.batch(position), 0)[1].split()[0] for position in range(12)}
+    assert starts == {"from", "the"}  # the first words of both captions

@@ -1,5 +1,6 @@
 """What a config asks of the data beside windows: images with texts, future frames, past actions."""
 
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_everything_asked_for_is_in_the_batches(root: Path, tmp_path: Path) -> N
             stream.close()
 
     batches = take(0, 4)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("loader", "decode"))]
     batch = batches[0]
     assert batch.image_text.images.shape == (4, 32, 32, 3)
     assert batch.image_text.tokens.shape == (4, 128)
