@@ -17,6 +17,7 @@ from data_pipelines.datasets.mixtures import MIXTURES
 from data_pipelines.index import HELD_OUT, Index, open_index
 from data_pipelines.loader import Loader, LoaderConfig
 from data_pipelines.mixture import Part
+from experiments import cotraining
 from vla_jax.actions import ActionSpec
 from vla_jax.augment import AugmentConfig
 from vla_jax.backbones import paligemma
@@ -62,6 +63,7 @@ class Data:
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
     action_end: int  # one more than the largest id of an action token, for the head discrete
+    texts: cotraining.Texts | None  # what is co-trained on
 
 
 def missing(config: ConfigDict) -> list[str]:
@@ -92,7 +94,7 @@ def missing(config: ConfigDict) -> list[str]:
             + "".join(f"    {line}\n" for line in absent)
             + "    or --config.data.root=DIR where they are, or --config.data.mixture=bridge"
         )
-    return lines
+    return lines + cotraining.missing(config, root)
 
 
 def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
@@ -104,8 +106,11 @@ def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
     return [(known[name], weight) for name, weight in mixture.members(config.data.mixture, known, mixtures)]
 
 
-def data(config: ConfigDict, workdir: Path) -> Data:
-    """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer."""
+def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
+    """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer.
+
+    With `training` also the images with texts that are co-trained on.
+    """
     skipped = quarantine.read(config.data.quarantine) if config.data.quarantine else frozenset()
     wanted = members(config)
     train, held_out = [], []
@@ -146,14 +151,23 @@ def data(config: ConfigDict, workdir: Path) -> Data:
         plain = open_tokenizer(folder, ())
         end = action_end(plain.vocab_size, special_tokens(plain))
         _check_free(config, end, sentences, encode)
-    return Data(train, held_out, encode, folder, end)
+    texts = cotraining.open_texts(config, _root(config), encoder) if training else None
+    return Data(train, held_out, encode, folder, end, texts)
 
 
 def loader(
-    config: ConfigDict, source: Data, parts: list[Part], shuffle: bool, rows: np.ndarray | None = None
+    config: ConfigDict,
+    source: Data,
+    parts: list[Part],
+    shuffle: bool,
+    rows: np.ndarray | None = None,
+    target: Callable[[str], np.ndarray] | None = None,
 ) -> Loader:
-    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are this host's."""
-    model = config.model
+    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are this host's.
+
+    `target` embeds an instruction for `Batch.text_target`.
+    """
+    model, forward = config.model, config.objectives.forward
     return Loader(
         parts,
         LoaderConfig(
@@ -167,9 +181,12 @@ def loader(
             ram_budget=config.data.ram_budget,
             windows_per_visit=config.data.windows_per_visit,
             shuffle=shuffle,
+            past_action=model.past_action,
+            future=tuple(forward.offsets) if forward.weight else (),
         ),
         source.encode,
         rows,
+        target,
     )
 
 

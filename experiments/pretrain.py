@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments import build, plots
+from experiments import build, cotraining, plots
 from experiments.config import check_same_run, parse_argv, save
 from vla_jax import params as flat
 from vla_jax import sharding, train
@@ -50,6 +50,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     rows = sharding.rows(mesh, config.batch_size)
     loader = build.loader(config, source, source.train, shuffle=True, rows=rows)
     held_out = build.loader(config, source, source.held_out, shuffle=True, rows=rows)
+    texts, held_out_texts = (cotraining.reader(config, source.texts, split, rows) for split in ("train", "held_out"))
     _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
     for part in source.train:
         constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
@@ -67,7 +68,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     abstract = train.abstract_state(shapes, shardings, trainable, optimizer, run)
 
     checkpointer = Checkpointer(
-        workdir / "checkpoints", build.meta(config, source), loader.identity(), keep=config.keep_checkpoints
+        workdir / "checkpoints", build.meta(config, source), cotraining.identity(loader, texts), config.keep_checkpoints
     )
     state = checkpointer.restore(abstract)
     if state is None:
@@ -80,7 +81,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
 
     def evaluate(state: train.TrainState) -> dict[str, float]:
         count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
-        batches = islice(_closing(held_out.batches(0)), count)
+        batches = islice(_closing(cotraining.batches(held_out, held_out_texts)), count)
         return train.evaluate(
             eval_step, state, (sharding.global_batch(b, mesh, config.batch_size) for b in batches), units
         )
@@ -89,7 +90,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     recorder = Recorder(workdir, start, config.steps)
     step = train.make_train_step(graphdef, optimizer, run, abstract, units)
     try:
-        train.fit(state, step, loader.batches(start), run, train.Hooks(checkpointer, recorder, evaluate))
+        train.fit(
+            state, step, cotraining.batches(loader, texts, start), run, train.Hooks(checkpointer, recorder, evaluate)
+        )
     finally:
         recorder.close()
         checkpointer.close()
