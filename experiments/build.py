@@ -26,6 +26,7 @@ from vla_jax.heads.gpt import GPTHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
+from vla_jax.lora import LoRAConfig, attach
 from vla_jax.losses import ActionLoss
 from vla_jax.model import VLA, VLAConfig
 from vla_jax.optim import FreezeConfig, OptimConfig
@@ -204,8 +205,27 @@ def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) ->
     return BACKBONES[_backbone(config)].load(path, backbone_config(config), specs, allowed)
 
 
+def lora(config: ConfigDict) -> LoRAConfig:
+    """The adapters' config."""
+    wanted = LoRAConfig(**config.lora.to_dict())
+    outside = [pattern for pattern in wanted.targets if not pattern.startswith("backbone/")]
+    if wanted.rank and outside:
+        raise ValueError(
+            f'lora.targets: expected patterns that begin with "backbone/", got {outside}; the rest is trained whole'
+        )
+    return wanted
+
+
+def training_model(config: ConfigDict) -> Build:
+    """What is trained: the policy, with adapters when lora.rank > 0."""
+    return attach(model(config), lora(config))
+
+
 def model(config: ConfigDict) -> Build:
-    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called."""
+    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called.
+
+    It has no adapters, as `checkpoint.load_params` gives none.
+    """
     if config.model.head not in HEADS:
         raise ValueError(f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}")
     sizes = backbone_config(config)

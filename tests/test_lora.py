@@ -1,0 +1,335 @@
+"""Adapters: where they go, that they change nothing at first, merging, dropout, and training with them."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import build
+from experiments.config import load_config
+from tests import fakes, tiny_run
+from vla_jax import lora, optim, params, sharding
+from vla_jax.checkpoint import Checkpointer, load_adapters, load_params
+from vla_jax.lora import LoRAConfig
+from vla_jax.transformer import BlockConfig, Linear, Stack, StackConfig
+
+DEPTH, WIDTH = 3, 8
+BLOCK = BlockConfig(
+    width=WIDTH, mlp=12, heads=2, kv_heads=1, head_dim=4, norm="rms1", eps=1e-6, gated=True, bias=True, q_scale=0.5
+)
+CONFIG = LoRAConfig(rank=2, alpha=6.0, dropout=0.0, targets=("layers/*/attn/*", "layers/*/mlp/*", "projector/*"))
+
+
+class Model(nnx.Module):
+    """A stack of layers and a linear layer of its own."""
+
+    def __init__(self, layers, rngs):
+        self.projector = Linear((5, WIDTH), ("vision", "embed"), bias=True, rngs=rngs)
+        self.layers = Stack(BLOCK, DEPTH, StackConfig(layers=layers), rngs)
+
+    def __call__(self, x):
+        n, s, _ = x.shape
+        return self.layers(self.projector(x), jnp.ones((n, s, s), bool), jnp.zeros((n, s), jnp.int32))
+
+
+def build_of(layers="scan"):
+    return lambda rngs: Model(layers, rngs)
+
+
+X = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+
+
+@functools.cache
+def made(layers="scan"):
+    """(graphdef, parameters) with adapters and without."""
+    plain = build_of(layers)
+    return fakes.initialise(lora.attach(plain, CONFIG)), fakes.initialise(plain)
+
+
+def apply(graphdef, flat):
+    return jax.jit(lambda flat: params.merge(graphdef, flat)(X))(flat)
+
+
+def jittered(flat):
+    rng = np.random.default_rng(1)
+    return {k: np.asarray(v) + 0.1 * rng.normal(size=v.shape).astype(np.float32) for k, v in flat.items()}
+
+
+# ------------------------------------------------------------------------------------------------------- attach, merge
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_step_0_is_the_base_model_and_merged_equals_unmerged(layers):
+    (graphdef, adapted), (plain_graphdef, plain) = made(layers)
+    base, adapters = lora.split_adapters(adapted)
+    assert len(adapters) == 2 * (7 + 1)
+    assert base.keys() == plain.keys()
+    for name, value in plain.items():
+        np.testing.assert_array_equal(base[name], value)
+    before = apply(plain_graphdef, plain)
+    np.testing.assert_array_equal(apply(graphdef, adapted), before)
+    moved = jittered(adapted)
+    merged = lora.merge(moved, CONFIG)
+    assert merged.keys() == plain.keys()
+    after = apply(graphdef, moved)
+    np.testing.assert_allclose(apply(plain_graphdef, merged), after, rtol=1e-5, atol=1e-5)
+    unmerged = apply(plain_graphdef, lora.split_adapters(moved)[0])
+    assert np.abs(unmerged - after).max() > 0.1  # the adapters do something
+
+
+def test_shapes_names_and_initial_values():
+    (graphdef, flat), _ = made()
+    q, down = "layers/blocks/attn/q", "layers/blocks/mlp/down"
+    assert {name: flat[f"{name}/lora_a"].shape for name in (q, down, "projector")} == {
+        q: (DEPTH, WIDTH, 2),
+        down: (DEPTH, 12, 2),
+        "projector": (5, 2),
+    }
+    assert flat[f"{down}/lora_b"].shape == (DEPTH, 2, WIDTH)
+    assert not any(value.any() for name, value in flat.items() if name.endswith("lora_b"))
+    wide = lora.attach(lambda rngs: Stack(BLOCK, 200, StackConfig(), rngs), CONFIG_OF("blocks/attn/q/*"))
+    a = np.asarray(fakes.initialise(wide)[1]["blocks/attn/q/lora_a"])
+    assert a.std() == pytest.approx(WIDTH**-0.5, rel=0.1)  # fan-in of one layer, not of the stack
+    assert (a[0] != a[1]).all()
+    assert params.merge(graphdef, flat).projector.lora_scale == 3.0
+
+
+def CONFIG_OF(*targets, rank=2):
+    return LoRAConfig(rank=rank, alpha=6.0, dropout=0.0, targets=targets)
+
+
+def test_the_scale_is_alpha_over_rank():
+    a, b = np.arange(6.0, dtype=np.float32).reshape(3, 2), np.ones((2, 4), np.float32)
+    flat = {"x/kernel": np.ones((3, 4), np.float32), "x/lora_a": a, "x/lora_b": b, "x/bias": np.ones(4)}
+    merged = lora.merge(flat, CONFIG_OF("x"))
+    np.testing.assert_array_equal(merged["x/kernel"], 1 + 3.0 * a @ b)
+    assert merged["x/bias"] is flat["x/bias"]
+    halves = {**flat, "x/kernel": flat["x/kernel"].astype(ml_dtypes.bfloat16)}
+    rounded = lora.merge(halves, CONFIG_OF("x"))["x/kernel"]
+    np.testing.assert_array_equal(rounded, (1 + 3.0 * a @ b).astype(ml_dtypes.bfloat16))
+    assert lora.merge({"x/kernel": a}, CONFIG_OF("x")) == {"x/kernel": a}
+
+
+def test_what_cannot_be_merged_is_refused():
+    flat = {"x/kernel": np.ones((3, 4)), "x/lora_a": np.ones((3, 2)), "x/lora_b": np.ones((2, 4))}
+    with pytest.raises(ValueError, match=r"x/lora_a: expected rank 4, got 2"):
+        lora.merge(flat, CONFIG_OF("x", rank=4))
+    for lost in flat:
+        rest = {name: value for name, value in flat.items() if name != lost}
+        if lost != "x/kernel":
+            with pytest.raises(ValueError, match=f"not found: {lost}"):
+                lora.merge(rest, CONFIG_OF("x"))
+
+
+@pytest.mark.parametrize("pattern", ["layers/*/attention/*", "layers/blocks/attn/q/bias", "layers/blocks/norm_attn/*"])
+def test_a_target_that_matches_no_kernel_is_named_with_what_is_near(pattern):
+    with pytest.raises(ValueError, match=re.escape(repr(pattern))) as caught:
+        params.abstract(lora.attach(build_of(), CONFIG_OF("projector/*", pattern)))
+    assert "nearest are layers/blocks/" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rank": -1}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": ()}]
+)
+def test_bad_numbers_are_refused(changes):
+    with pytest.raises(ValueError, match="expected rank >= 0"):
+        LoRAConfig(**{"rank": 1, "alpha": 1.0, "dropout": 0.0, "targets": ("a",), **changes})
+
+
+def test_rank_0_is_off():
+    plain = build_of()
+    assert lora.attach(plain, LoRAConfig(rank=0, alpha=1.0, dropout=0.0, targets=())) is plain
+
+
+def test_gradient_reaches_both_halves_in_every_layer():
+    (graphdef, flat), _ = made()
+    base, adapters = lora.split_adapters(jittered(flat))
+    grads = jax.jit(jax.grad(lambda adapters: (params.merge(graphdef, {**base, **adapters})(X) ** 2).sum()))(adapters)
+    for name, grad in grads.items():
+        each = np.abs(grad).reshape(DEPTH if name.startswith("layers/") else 1, -1)
+        assert (each.max(1) > 0).all(), name
+
+
+def test_quantities():
+    _, shapes, _ = params.abstract(lora.attach(build_of(), CONFIG_OF("layers/*/attn/q/*", "projector/*")))
+    found = lora.quantities(shapes)
+    assert found.kernels == ["layers/blocks/attn/q/kernel", "projector/kernel"]
+    assert found.adapters == DEPTH * 2 * (WIDTH + WIDTH) + 2 * (5 + WIDTH)
+    assert found.total - found.adapters == sum(leaf.size for leaf in params.abstract(build_of())[1].values())
+    assert f"lora: {found.adapters:,} of {found.total:,} parameters" in str(found)
+
+
+def test_adapters_are_sharded_like_their_kernels():
+    _, shapes, logical = params.abstract(lora.attach(build_of(), CONFIG))
+    resolved = sharding.resolve(shapes, logical, sharding.make_mesh(2, 2, 2))
+    name = "layers/blocks/mlp/down"  # mlp -> tensor, embed -> fsdp
+    assert tuple(resolved[f"{name}/kernel"].spec) == (None, "tensor", "fsdp")
+    assert tuple(resolved[f"{name}/lora_a"].spec) == (None, "tensor")
+    assert tuple(resolved[f"{name}/lora_b"].spec) == (None, None, "fsdp")
+
+
+# -------------------------------------------------------------------------------------------------------------- dropout
+
+
+def test_dropout_leaves_out_rows_of_a_and_keeps_the_mean():
+    flat = {"x/kernel": jnp.ones((50, 3)), "x/lora_a": jnp.ones((4, 50, 3)), "x/lora_b": jnp.ones((4, 3, 3))}
+    flat["y/lora_a"] = flat["x/lora_a"]
+    dropped = [lora.drop(flat, jax.random.key(i), 0.25) for i in (0, 0, 1)]
+    for name in ("x/kernel", "x/lora_b"):
+        assert dropped[0][name] is flat[name]
+    a = np.asarray(dropped[0]["x/lora_a"])
+    assert set(np.unique(a)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (a == a[..., :1]).all()  # whole rows
+    assert (a[0] != a[1]).any()  # another mask per layer
+    assert (a != np.asarray(dropped[0]["y/lora_a"])).any()  # and per adapter
+    assert np.mean([lora.drop(flat, jax.random.key(i), 0.25)["x/lora_a"].mean() for i in range(20)]) == pytest.approx(
+        1, abs=0.03
+    )
+    np.testing.assert_array_equal(a, dropped[1]["x/lora_a"])
+    assert (a != np.asarray(dropped[2]["x/lora_a"])).any()
+    assert lora.drop(flat, jax.random.key(0), 0.0) is flat
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+ADAPTERS = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("backbone/decoder/*", "backbone/vision/*"))
+
+
+@functools.cache
+def setup_of(shape=(1, 1, 1), noise=0.0, **changes):
+    mesh = sharding.make_mesh(*shape, jax.devices()[: math.prod(shape)])
+    return tiny_run.Setup(mesh, tiny_run.config(**changes), None, noise, adapters=ADAPTERS)
+
+
+def assert_equal(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def losses(setup, state, steps=3, start=0):
+    found = []
+    for position in range(start, start + steps):
+        state, report = setup.step(state, setup.batch(position))
+        found.append(float(report["loss"]))
+    return found, state
+
+
+def test_only_adapters_and_what_is_not_backbone_train():
+    setup = setup_of(dtype="bfloat16")
+    start = setup.start()
+    base, adapters = lora.split_adapters(setup.shapes)
+    assert start.frozen.keys() == {name for name in base if name.startswith("backbone/")}
+    assert start.params.keys() == adapters.keys() | {"head/kernel", "head/bias"}
+    assert start.opt_state[1].mu.keys() == start.params.keys()
+    before = jax.device_get(start)
+    _, state = losses(setup, start, 4)
+    assert_equal(state.frozen, before.frozen)
+    for name, value in state.params.items():
+        assert (np.asarray(value) != before.params[name]).any(), name
+
+
+def test_adapters_learn_and_the_mesh_changes_nothing():
+    one, _ = losses(setup_of(), setup_of().start(), 6)
+    many, _ = losses(setup_of((2, 2, 2)), setup_of((2, 2, 2)).start(), 6)
+    assert one[-1] < one[0]
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+
+
+def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
+    setup, without = setup_of(adapter_dropout=0.5), setup_of()
+    state = jax.device_get(without.start())
+    for name, value in state.params.items():
+        if name.endswith("/lora_b"):
+            value[...] = np.random.default_rng(0).normal(size=value.shape)
+
+    def at(setup, step):
+        placed = jax.tree.map(lambda x, like: jax.device_put(x.copy(), like.sharding), state, setup.abstract)
+        return placed._replace(step=jnp.full_like(placed.step, step))
+
+    def loss(setup, step):
+        return float(setup.step(at(setup, step), setup.batch(0))[1]["loss"])
+
+    assert loss(setup, 0) == loss(setup, 0) != loss(setup, 1)
+    assert loss(without, 0) == loss(without, 1) != loss(setup, 0)
+    assert setup.evaluate(at(setup, 0)) == without.evaluate(at(without, 0))
+    parts = setup_of(adapter_dropout=0.5, accum=4)  # one mask, however the batch is cut
+    assert loss(parts, 1) == pytest.approx(loss(setup, 1), rel=1e-5)
+
+
+def test_train_2n_equals_n_and_n_and_checkpoints_merge(tmp_path):
+    setup = setup_of(noise=0.1, adapter_dropout=0.3, ema=0.0)
+    whole = setup.fit(tmp_path / "whole", steps=4, save_every=2, eval_every=4)
+    setup.fit(tmp_path / "half", steps=2, save_every=2, eval_every=4)
+    assert_equal(whole, setup.fit(tmp_path / "half", steps=4, save_every=2, eval_every=4))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The state of a checkpoint whose adapters are not zero, and its directory."""
+    setup = setup_of(dtype="bfloat16", ema=0.0)
+    state = losses(setup, setup.start(), 2)[1]
+    body = {"rank": ADAPTERS.rank, "alpha": ADAPTERS.alpha, "dropout": 0.0, "targets": ADAPTERS.targets}
+    for name, meta in (("run", {"config": {"lora": body}}), ("bare", {})):
+        keeper = Checkpointer(tmp_path / name, meta, {})
+        keeper.save(2, state)
+        keeper.close()
+    return state, tmp_path
+
+
+def test_a_checkpoint_gives_merged_parameters_or_adapters_alone(saved):
+    state, directory = saved
+    flat = {**state.params, **state.frozen}
+    found = load_params(directory / "run")
+    assert found.keys() == params.abstract(tiny_run.Tiny)[1].keys()
+    assert all(isinstance(value, np.ndarray) for value in found.values())
+    name = "backbone/decoder/layers/up"
+    kernel, a, b = (np.asarray(flat[f"{name}/{part}"], np.float32) for part in ("kernel", "lora_a", "lora_b"))
+    assert np.abs(b).max() > 0
+    np.testing.assert_array_equal(found[f"{name}/kernel"], (kernel + 2.0 * a @ b).astype(ml_dtypes.bfloat16))
+    adapters = load_adapters(directory / "run")
+    assert_equal(adapters, lora.split_adapters(flat)[1])
+    with pytest.raises(ValueError, match=r"no config\.lora to merge them by"):
+        load_params(directory / "bare")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"freeze_backbone": True}, {"train_vision": False}, {"patterns": ("*/decoder/*",)}]
+)
+def test_freezing_an_adapter_is_refused(changes):
+    with pytest.raises(ValueError, match=r"freeze \d+ of the 6 adapter arrays"):
+        optim.partition(setup_of().shapes, optim.FreezeConfig(**changes))
+
+
+def test_decay_touches_adapters_and_the_last_layers_may_train_alone():
+    freeze = optim.FreezeConfig(train_text_embedding=False, train_decoder_layers=1)
+    optimizer = optim.make_optimizer(optim.OptimConfig(), freeze, setup_of().shapes, 10, 1)
+    assert sorted(optimizer.layers) == [f"backbone/decoder/layers/{x}/lora_{y}" for x in ("down", "up") for y in "ab"]
+    assert optim.decay_mask({"x/lora_a": 0, "x/lora_b": 0, "x/bias": 0}) == {
+        "x/lora_a": True,
+        "x/lora_b": True,
+        "x/bias": False,
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- configs
+
+
+def test_the_config_word_turns_adapters_on_beside_a_head():
+    for words, head in (("lora", "lstm"), ("tiny,lora", "lstm"), ("gpt,lora", "gpt")):
+        config = load_config(f"oxe_paligemma.py:{words}")
+        assert build.lora(config) == LoRAConfig(16, 16.0, 0.05, ("backbone/*/attn/*", "backbone/*/mlp/*"))
+        assert config.model.head == head
+    assert not load_config("oxe_paligemma.py").lora.rank
+    tiny = load_config("oxe_paligemma.py:tiny,lora")
+    _, shapes, _ = params.abstract(build.training_model(tiny))
+    base, adapters = lora.split_adapters(shapes)
+    assert len(adapters) == 2 * 13
+    assert base.keys() == params.abstract(build.model(tiny))[1].keys()
+    outside = load_config("oxe_paligemma.py:tiny,lora", ["--config.lora.targets=*/attn/*,"])
+    with pytest.raises(ValueError, match='patterns that begin with "backbone/"'):
+        build.training_model(outside)
