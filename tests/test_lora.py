@@ -14,12 +14,12 @@ from flax import nnx
 from experiments import build
 from experiments.config import load_config
 from tests import fakes, tiny_run
-from vla_jax import lora, optim, params, sharding
+from vla_jax import lora, optim, params, sharding, train
 from vla_jax.checkpoint import Checkpointer, load_adapters, load_params
 from vla_jax.lora import LoRAConfig
 from vla_jax.transformer import BlockConfig, Linear, Stack, StackConfig
 
-DEPTH, WIDTH = 3, 8
+DEPTH, WIDTH = 2, 8
 BLOCK = BlockConfig(
     width=WIDTH, mlp=12, heads=2, kv_heads=1, head_dim=4, norm="rms1", eps=1e-6, gated=True, bias=True, q_scale=0.5
 )
@@ -46,13 +46,15 @@ X = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
 
 
 @functools.cache
-def made(layers="scan"):
-    """(graphdef, parameters) with adapters and without."""
+def made():
+    """Parameters with adapters."""
+    return fakes.initialise(lora.attach(build_of(), CONFIG))[1]
+
+
+def apply(flat, layers="scan", config=CONFIG):
+    """The model's output on X; without adapters for config None."""
     plain = build_of(layers)
-    return fakes.initialise(lora.attach(plain, CONFIG)), fakes.initialise(plain)
-
-
-def apply(graphdef, flat):
+    graphdef, _, _ = params.abstract(plain if config is None else lora.attach(plain, config))
     return jax.jit(lambda flat: params.merge(graphdef, flat)(X))(flat)
 
 
@@ -64,27 +66,30 @@ def jittered(flat):
 # ------------------------------------------------------------------------------------------------------- attach, merge
 
 
+def test_the_base_keeps_its_random_numbers():
+    base, adapters = lora.split_adapters(made())
+    assert len(adapters) == 2 * (7 + 1)
+    assert base.keys() == params.abstract(build_of())[1].keys()
+    whole = sharding.replicated(sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    some = dict.fromkeys(["projector/kernel", "layers/blocks/attn/q/kernel", "layers/blocks/mlp/down/kernel"], whole)
+    for name, value in params.initialise(build_of(), 0, some).items():
+        np.testing.assert_array_equal(base[name], value)
+
+
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_step_0_is_the_base_model_and_merged_equals_unmerged(layers):
-    (graphdef, adapted), (plain_graphdef, plain) = made(layers)
-    base, adapters = lora.split_adapters(adapted)
-    assert len(adapters) == 2 * (7 + 1)
-    assert base.keys() == plain.keys()
-    for name, value in plain.items():
-        np.testing.assert_array_equal(base[name], value)
-    before = apply(plain_graphdef, plain)
-    np.testing.assert_array_equal(apply(graphdef, adapted), before)
-    moved = jittered(adapted)
+    plain, _ = lora.split_adapters(made())
+    np.testing.assert_array_equal(apply(made(), layers), apply(plain, layers, None))
+    moved = jittered(made())
+    after = apply(moved, layers)
     merged = lora.merge(moved, CONFIG)
     assert merged.keys() == plain.keys()
-    after = apply(graphdef, moved)
-    np.testing.assert_allclose(apply(plain_graphdef, merged), after, rtol=1e-5, atol=1e-5)
-    unmerged = apply(plain_graphdef, lora.split_adapters(moved)[0])
-    assert np.abs(unmerged - after).max() > 0.1  # the adapters do something
+    np.testing.assert_allclose(apply(merged, layers, None), after, rtol=1e-5, atol=1e-5)
+    assert np.abs(apply(lora.split_adapters(moved)[0], layers, None) - after).max() > 0.1  # the adapters do something
 
 
 def test_shapes_names_and_initial_values():
-    (graphdef, flat), _ = made()
+    flat = made()
     q, down = "layers/blocks/attn/q", "layers/blocks/mlp/down"
     assert {name: flat[f"{name}/lora_a"].shape for name in (q, down, "projector")} == {
         q: (DEPTH, WIDTH, 2),
@@ -93,11 +98,10 @@ def test_shapes_names_and_initial_values():
     }
     assert flat[f"{down}/lora_b"].shape == (DEPTH, 2, WIDTH)
     assert not any(value.any() for name, value in flat.items() if name.endswith("lora_b"))
-    wide = lora.attach(lambda rngs: Stack(BLOCK, 200, StackConfig(), rngs), CONFIG_OF("blocks/attn/q/*"))
-    a = np.asarray(fakes.initialise(wide)[1]["blocks/attn/q/lora_a"])
-    assert a.std() == pytest.approx(WIDTH**-0.5, rel=0.1)  # fan-in of one layer, not of the stack
-    assert (a[0] != a[1]).all()
-    assert params.merge(graphdef, flat).projector.lora_scale == 3.0
+    each = [np.asarray(value) for name, value in flat.items() if name.endswith("lora_a")]
+    unit = np.concatenate([(a * a.shape[-2] ** 0.5).ravel() for a in each])
+    assert unit.std() == pytest.approx(1, rel=0.15)  # the fan-in of one layer, not of the stack
+    assert (flat[f"{q}/lora_a"][0] != flat[f"{q}/lora_a"][1]).all()
 
 
 def CONFIG_OF(*targets, rank=2):
@@ -148,9 +152,8 @@ def test_rank_0_is_off():
 
 
 def test_gradient_reaches_both_halves_in_every_layer():
-    (graphdef, flat), _ = made()
-    base, adapters = lora.split_adapters(jittered(flat))
-    grads = jax.jit(jax.grad(lambda adapters: (params.merge(graphdef, {**base, **adapters})(X) ** 2).sum()))(adapters)
+    base, adapters = lora.split_adapters({name: jnp.asarray(value) for name, value in jittered(made()).items()})
+    grads = jax.grad(lambda adapters: (apply({**base, **adapters}) ** 2).sum())(adapters)
     for name, grad in grads.items():
         each = np.abs(grad).reshape(DEPTH if name.startswith("layers/") else 1, -1)
         assert (each.max(1) > 0).all(), name
@@ -202,99 +205,112 @@ ADAPTERS = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("backbone/decoder
 
 
 @functools.cache
-def setup_of(shape=(1, 1, 1), noise=0.0, **changes):
+def setup_of(shape=(1, 1, 1), noise=0.1, **changes):
+    """Made once per kind: compiling takes most of the time of these tests."""
     mesh = sharding.make_mesh(*shape, jax.devices()[: math.prod(shape)])
-    return tiny_run.Setup(mesh, tiny_run.config(**changes), None, noise, adapters=ADAPTERS)
+    config = tiny_run.config(**{"dtype": "bfloat16", "ema": 0.0, "adapter_dropout": 0.3, **changes})
+    return tiny_run.Setup(mesh, config, None, noise, adapters=ADAPTERS)
 
 
 def assert_equal(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-def losses(setup, state, steps=3, start=0):
-    found = []
-    for position in range(start, start + steps):
+@functools.cache
+def trained():
+    """The state before and after 4 steps, on the host, and the losses."""
+    setup, found = setup_of(), []
+    state = setup.start()
+    before = jax.device_get(state)
+    for position in range(4):
         state, report = setup.step(state, setup.batch(position))
         found.append(float(report["loss"]))
-    return found, state
+    return before, jax.device_get(state), found
 
 
 def test_only_adapters_and_what_is_not_backbone_train():
-    setup = setup_of(dtype="bfloat16")
-    start = setup.start()
-    base, adapters = lora.split_adapters(setup.shapes)
-    assert start.frozen.keys() == {name for name in base if name.startswith("backbone/")}
-    assert start.params.keys() == adapters.keys() | {"head/kernel", "head/bias"}
-    assert start.opt_state[1].mu.keys() == start.params.keys()
-    before = jax.device_get(start)
-    _, state = losses(setup, start, 4)
-    assert_equal(state.frozen, before.frozen)
-    for name, value in state.params.items():
-        assert (np.asarray(value) != before.params[name]).any(), name
-
-
-def test_adapters_learn_and_the_mesh_changes_nothing():
-    one, _ = losses(setup_of(), setup_of().start(), 6)
-    many, _ = losses(setup_of((2, 2, 2)), setup_of((2, 2, 2)).start(), 6)
-    assert one[-1] < one[0]
-    np.testing.assert_allclose(one, many, rtol=1e-5)
+    before, after, losses = trained()
+    base, adapters = lora.split_adapters(setup_of().shapes)
+    assert before.frozen.keys() == {name for name in base if name.startswith("backbone/")}
+    assert {value.dtype for value in before.frozen.values()} == {jnp.bfloat16.dtype}
+    assert before.params.keys() == adapters.keys() | {"head/kernel", "head/bias"}
+    assert before.opt_state[1].mu.keys() == before.params.keys()
+    assert_equal(after.frozen, before.frozen)
+    for name, value in after.params.items():
+        assert (value != before.params[name]).any(), name
+    assert losses[-1] < losses[0]
 
 
 def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
-    setup, without = setup_of(adapter_dropout=0.5), setup_of()
-    state = jax.device_get(without.start())
-    for name, value in state.params.items():
-        if name.endswith("/lora_b"):
-            value[...] = np.random.default_rng(0).normal(size=value.shape)
+    setup = setup_of(noise=0.0, adapter_dropout=0.5, dtype="float32")
+    placed = setup.start()
+    rng = np.random.default_rng(0)
+    moved = {
+        name: jnp.asarray(rng.normal(size=value.shape) if name.endswith("/lora_b") else value, jnp.float32)
+        for name, value in {**placed.params, **placed.frozen}.items()
+    }
+    batch = tiny_run.make_batch(0)
 
-    def at(setup, step):
-        placed = jax.tree.map(lambda x, like: jax.device_put(x.copy(), like.sharding), state, setup.abstract)
-        return placed._replace(step=jnp.full_like(placed.step, step))
+    def state(step):
+        fresh = setup.start()
+        # Copies: the step donates its state.
+        now = {name: jax.device_put(jnp.copy(moved[name]), value.sharding) for name, value in fresh.params.items()}
+        return fresh._replace(step=jnp.full_like(fresh.step, step), params=now)
 
-    def loss(setup, step):
-        return float(setup.step(at(setup, step), setup.batch(0))[1]["loss"])
+    @jax.jit
+    def mean(flat):
+        loss = params.merge(setup.graphdef, flat).loss(batch, jax.random.key(0))
+        return loss.sum / loss.weight
 
-    assert loss(setup, 0) == loss(setup, 0) != loss(setup, 1)
-    assert loss(without, 0) == loss(without, 1) != loss(setup, 0)
-    assert setup.evaluate(at(setup, 0)) == without.evaluate(at(without, 0))
-    parts = setup_of(adapter_dropout=0.5, accum=4)  # one mask, however the batch is cut
-    assert loss(parts, 1) == pytest.approx(loss(setup, 1), rel=1e-5)
+    plain = float(mean(moved))
+    found = [float(setup.step(state(step), setup.batch(0))[1]["loss"]) for step in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    for step, loss in ((0, found[0]), (1, found[2])):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(setup.config.seed), step), train.DROP)
+        assert loss == pytest.approx(float(mean(lora.drop(moved, key, 0.5))), rel=1e-5)
+        assert abs(loss - plain) > 1e-3
+    total, weight = setup.eval_step(state(0), setup.batch(0))["loss"]
+    assert float(total / weight) == pytest.approx(plain, rel=1e-5)
 
 
-def test_train_2n_equals_n_and_n_and_checkpoints_merge(tmp_path):
-    setup = setup_of(noise=0.1, adapter_dropout=0.3, ema=0.0)
-    whole = setup.fit(tmp_path / "whole", steps=4, save_every=2, eval_every=4)
-    setup.fit(tmp_path / "half", steps=2, save_every=2, eval_every=4)
-    assert_equal(whole, setup.fit(tmp_path / "half", steps=4, save_every=2, eval_every=4))
+@pytest.mark.slow
+def test_mesh_and_accumulation_change_nothing():
+    found = []
+    for shape, accum in (((1, 1, 1), 1), ((1, 2, 2), 2)):
+        setup = setup_of(shape, noise=0.0, adapter_dropout=0.5, dtype="float32", accum=accum)
+        state, losses = setup.start(), []
+        for position in range(4):
+            state, report = setup.step(state, setup.batch(position))
+            losses.append(float(report["loss"]))
+        found.append(losses)
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """The state of a checkpoint whose adapters are not zero, and its directory."""
-    setup = setup_of(dtype="bfloat16", ema=0.0)
-    state = losses(setup, setup.start(), 2)[1]
+def test_train_2n_equals_n_and_n(tmp_path):
+    setup = setup_of()
+    whole = setup.fit(tmp_path / "whole", steps=4, save_every=9, eval_every=9)
+    setup.fit(tmp_path / "half", steps=2, save_every=9, eval_every=9)
+    assert_equal(whole, setup.fit(tmp_path / "half", steps=4, save_every=9, eval_every=9))
+    assert_equal(whole, trained()[1])
+
+
+def test_a_checkpoint_gives_merged_parameters_or_adapters_alone(tmp_path):
+    state = trained()[1]
     body = {"rank": ADAPTERS.rank, "alpha": ADAPTERS.alpha, "dropout": 0.0, "targets": ADAPTERS.targets}
     for name, meta in (("run", {"config": {"lora": body}}), ("bare", {})):
         keeper = Checkpointer(tmp_path / name, meta, {})
-        keeper.save(2, state)
+        keeper.save(4, jax.tree.map(jnp.asarray, state))
         keeper.close()
-    return state, tmp_path
-
-
-def test_a_checkpoint_gives_merged_parameters_or_adapters_alone(saved):
-    state, directory = saved
-    flat = {**state.params, **state.frozen}
-    found = load_params(directory / "run")
+    found = load_params(tmp_path / "run")
     assert found.keys() == params.abstract(tiny_run.Tiny)[1].keys()
     assert all(isinstance(value, np.ndarray) for value in found.values())
-    name = "backbone/decoder/layers/up"
+    name, flat = "backbone/decoder/layers/up", {**state.params, **state.frozen}
     kernel, a, b = (np.asarray(flat[f"{name}/{part}"], np.float32) for part in ("kernel", "lora_a", "lora_b"))
     assert np.abs(b).max() > 0
     np.testing.assert_array_equal(found[f"{name}/kernel"], (kernel + 2.0 * a @ b).astype(ml_dtypes.bfloat16))
-    adapters = load_adapters(directory / "run")
-    assert_equal(adapters, lora.split_adapters(flat)[1])
+    assert_equal(load_adapters(tmp_path / "run"), lora.split_adapters(flat)[1])
     with pytest.raises(ValueError, match=r"no config\.lora to merge them by"):
-        load_params(directory / "bare")
+        load_params(tmp_path / "bare")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def merge(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
                 f"lora: {parts[1]}: expected rank {config.rank}, got {a.shape[-1]} (shape {a.shape}); give the config "
                 "that the adapters were trained with"
             )
-        delta = a.astype(jnp.float32) @ b.astype(jnp.float32)
+        with jax.default_matmul_precision("highest"):  # accelerators would multiply float32 in fewer bits
+            delta = a.astype(jnp.float32) @ b.astype(jnp.float32)
         base[parts[0]] = (kernel.astype(jnp.float32) + config.scale * delta).astype(kernel.dtype)
     return base
 
