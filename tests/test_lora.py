@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import build
+from experiments import build, pretrain
 from experiments.config import load_config
 from tests import fakes, tiny_run
+from tests.test_weights import to_hf, write_hf
 from vla_jax import lora, optim, params, sharding, train
+from vla_jax.backbones import paligemma
 from vla_jax.checkpoint import Checkpointer, load_adapters, load_params
 from vla_jax.lora import LoRAConfig
 from vla_jax.transformer import BlockConfig, Linear, Stack, StackConfig
@@ -349,3 +351,26 @@ def test_the_config_word_turns_adapters_on_beside_a_head():
     outside = load_config("oxe_paligemma.py:tiny,lora", ["--config.lora.targets=*/attn/*,"])
     with pytest.raises(ValueError, match='patterns that begin with "backbone/"'):
         build.training_model(outside)
+
+
+@pytest.mark.slow
+def test_pretrained_weights_load_around_fresh_adapters(tmp_path):
+    rng = np.random.default_rng(0)
+    _, sizes, _ = params.abstract(lambda rngs: paligemma.PaliGemma(paligemma.CONFIGS["tiny"], rngs))
+    values = {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in sizes.items()}
+    folder = write_hf(tmp_path / "hf", to_hf(values))
+    config = load_config("oxe_paligemma.py:tiny,lora", [f"--config.model.weights={folder}"])
+    make = build.training_model(config)
+    _, shapes, logical = params.abstract(make)
+    shardings = sharding.resolve(shapes, logical, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    settings, freeze = build.optim(config)
+    optimizer = optim.make_optimizer(settings, freeze, shapes, 100, 1)
+    run = train.TrainConfig(steps=100, batch_size=1, dtype="float32")
+    abstract = train.abstract_state(shapes, shardings, optim.partition(shapes, freeze)[0], optimizer, run)
+    found = pretrain._parameters(config, make, abstract)
+    assert found.keys() == shapes.keys()
+    for name, value in values.items():
+        np.testing.assert_array_equal(found[f"backbone/{name}"], value, err_msg=name)
+    adapters = lora.split_adapters(found)[1]
+    assert len(adapters) == 26
+    assert all(value.any() == name.endswith("/lora_a") for name, value in adapters.items())
