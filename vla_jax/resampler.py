@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from vla_jax.transformer import Linear, Norm, attend
+from vla_jax.attention import attend
+from vla_jax.transformer import Linear, Norm
 from vla_jax.types import Array
 
 EPS = 1e-5
@@ -54,7 +55,7 @@ class Layer(nnx.Module):
         split = (config.heads, config.dim_head)
         queries = self.q(normed).reshape(n, q, *split) * jnp.asarray(config.dim_head**-0.5, latents.dtype)
         keys, values = (f(seen).reshape(n, seen.shape[1], *split) for f in (self.k, self.v))
-        out = attend(queries, keys, values, jnp.ones((n, q, seen.shape[1]), bool), 0.0)
+        out = attend(queries, keys, values, jnp.ones((n, q, seen.shape[1]), bool))
         latents = latents + self.o(out.reshape(n, q, -1))
         return latents + self.down(jax.nn.gelu(self.up(self.norm_mlp(latents)), approximate=False))
 

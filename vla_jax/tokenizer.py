@@ -1,4 +1,4 @@
-"""A small tokenizer laid out like PaliGemma's, for models that are trained from nothing."""
+"""Tokenizers: those of pretrained folders, and a small one for models that are trained from nothing."""
 
 import io
 import os
@@ -6,6 +6,27 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+
+def open_tokenizer(folder: Path | str, needs: Sequence[str]) -> Any:
+    """The transformers tokenizer of a local Hugging Face folder.
+
+    `needs` are the kinds of special token it must have, such as "bos". Raises ValueError without the folder or one.
+    """
+    # Imported here: a training host with a tokenizer at hand is the only one that needs it.
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"tokenizer: expected a folder with tokenizer files, got {folder}")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    lacking = [kind for kind in needs if getattr(tokenizer, f"{kind}_token_id") is None]
+    if lacking:
+        raise ValueError(
+            f"tokenizer {folder}: expected a token for {', '.join(needs)}, got none for "
+            f"{', '.join(lacking)}; is it another model's?"
+        )
+    return tokenizer
 
 
 def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:

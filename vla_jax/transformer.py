@@ -1,26 +1,48 @@
-"""The one transformer block, and a stack of them. Vision towers and decoders are configurations of it.
+"""The one transformer block, and a stack of them. Vision towers, text encoders and decoders are configurations of it.
 
-Axes: n sequences, s tokens (queries), u tokens (keys), c width, g queries per key/value head. Matrix products run in
-the parameters' dtype; norms, softmax and rotary angles in float32. Tokens are flattened to 2-D before every projection
-and attention is a 3-D batched product with the grouped heads folded into the query axis: XLA's CPU backend runs both
-20-30% faster than the 3-D and 5-D forms, and other backends do not care.
+Axes: n sequences, s tokens (queries), u tokens (keys), r tokens read out, c width, x layers. Matrix products run in the
+parameters' dtype; norms, softmax and rotary angles in float32. Tokens are flattened to 2-D before every projection:
+XLA's CPU backend runs that 20-30% faster than the 3-D form, and other backends do not care.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
+from vla_jax.attention import (
+    EVERYWHERE,
+    Cache,
+    Context,
+    FrameMask,
+    Mask,
+    alibi,
+    attend,
+    attend_frames,
+    last,
+    local_mask,
+    rope,
+)
 from vla_jax.types import Array
 
 REMAT = ("none", "dots", "names", "full")
 LAYERS = ("scan", "unroll")
 NAMES = ("q", "kv", "attn")  # what remat "names" keeps
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+}
+NORMS = ("ln", "rms", "rms1")
+
+KeyValue = tuple[Any, Any]  # keys and values of one layer, [n u j e] each
 
 
 @dataclass(frozen=True)
@@ -28,13 +50,19 @@ class BlockConfig:
     """One block: norm -> attention -> (norm) -> residual -> norm -> mlp -> (norm) -> residual.
 
     Attributes:
-        norm: "ln" (LayerNorm with bias) or "rms1" (Gemma's RMSNorm, gain 1 + scale).
-        gated: act(gate(x)) * up(x) instead of act(up(x)). The activation is GELU in its tanh form.
+        norm: "ln" (LayerNorm), "rms" (RMSNorm, gain scale) or "rms1" (Gemma's RMSNorm, gain 1 + scale).
+        norm_bias: LayerNorms have biases.
+        gated: act(gate(x)) * up(x) instead of act(up(x)).
         bias: linear layers have biases.
         q_scale: queries are multiplied by it before the product with the keys.
+        act: the activation, see ACTIVATIONS.
         softcap: scores become cap * tanh(scores / cap) before the mask; 0 is off.
         post_norms: a norm also after attention and after the MLP (Gemma 2).
+        sub_norms: a norm also before each output projection, of attention and of the MLP (Kosmos-2).
+        qk_norm: LayerNorm over all heads of the queries and of the keys (MosaicGPT).
+        clip_qkv: queries, keys and values are clipped to +- this; 0 is off (MPT).
         rope_theta: base of the rotary embedding; 0 is none.
+        alibi: linear attention biases (MPT).
         window: layers flagged local look back less than this many tokens; 0 is off.
         axis: logical name of the width.
     """
@@ -49,11 +77,24 @@ class BlockConfig:
     gated: bool
     bias: bool
     q_scale: float
+    act: str = "gelu_tanh"
+    norm_bias: bool = True
     softcap: float = 0.0
     post_norms: bool = False
+    sub_norms: bool = False
+    qk_norm: bool = False
+    clip_qkv: float = 0.0
     rope_theta: float = 0.0
+    alibi: bool = False
     window: int = 0
     axis: str = "embed"
+
+    def __post_init__(self) -> None:
+        if self.act not in ACTIVATIONS or self.norm not in NORMS:
+            raise ValueError(
+                f"BlockConfig: expected act in {tuple(ACTIVATIONS)} and norm in {NORMS}, got {self.act!r}, "
+                f"{self.norm!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -100,23 +141,21 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm with gain 1 + scale, in float32, returned in the input's dtype."""
+    """LayerNorm or RMSNorm, in float32, returned in the input's dtype."""
 
-    def __init__(self, width: int, kind: str, eps: float, axis: str) -> None:
-        if kind not in ("ln", "rms1"):
-            raise ValueError(f"norm: expected 'ln' or 'rms1', got {kind!r}")
-        self.eps = eps
+    def __init__(self, width: int, kind: str, eps: float, axis: str, bias: bool = True) -> None:
+        self.kind, self.eps = kind, eps
         # rms1 keeps the gain's distance from 1, as Gemma's checkpoints do.
-        self.scale = nnx.Param(jnp.ones(width) if kind == "ln" else jnp.zeros(width), logical=(axis,))
-        self.bias = nnx.Param(jnp.zeros(width), logical=(axis,)) if kind == "ln" else None
+        self.scale = nnx.Param(jnp.zeros(width) if kind == "rms1" else jnp.ones(width), logical=(axis,))
+        self.bias = nnx.Param(jnp.zeros(width), logical=(axis,)) if kind == "ln" and bias else None
 
     def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         y, scale = x.astype(jnp.float32), _row(self.scale[...], x.ndim)
-        if self.bias is None:
-            y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.eps) * (1 + scale)
-        else:
+        if self.kind == "ln":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
-            y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.eps) * scale
+        y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.eps)
+        y = y * (1 + scale if self.kind == "rms1" else scale)
+        if self.bias is not None:
             y = y + _row(self.bias[...], x.ndim)
         return y.astype(x.dtype)
 
@@ -127,47 +166,49 @@ class Attention(nnx.Module):
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         c, axis, bias = config.width, config.axis, config.bias
-        self.q = Linear((c, config.heads * config.head_dim), (axis, "heads"), bias, rngs)
-        self.k = Linear((c, config.kv_heads * config.head_dim), (axis, "kv"), bias, rngs)
-        self.v = Linear((c, config.kv_heads * config.head_dim), (axis, "kv"), bias, rngs)
-        self.o = Linear((config.heads * config.head_dim, c), ("heads", axis), bias, rngs)
+        inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q = Linear((c, inner), (axis, "heads"), bias, rngs)
+        self.k = Linear((c, kv), (axis, "kv"), bias, rngs)
+        self.v = Linear((c, kv), (axis, "kv"), bias, rngs)
+        self.o = Linear((inner, c), ("heads", axis), bias, rngs)
+        self.q_norm = Norm(inner, "ln", config.eps, "heads", config.norm_bias) if config.qk_norm else None
+        self.k_norm = Norm(kv, "ln", config.eps, "kv", config.norm_bias) if config.qk_norm else None
+        self.sub_norm = Norm(inner, "ln", config.eps, "heads", config.norm_bias) if config.sub_norms else None
 
     def __call__(
-        self, x: Float[Array, "n u c"], mask: Bool[Array, "n r u"], positions: Int[Array, "n u"]
-    ) -> Float[Array, "n r c"]:
-        config, (n, u, _), r = self.config, x.shape, mask.shape[1]
-        q = self.q(x[:, u - r :]).reshape(n, r, config.heads, config.head_dim)
-        k = self.k(x).reshape(n, u, config.kv_heads, config.head_dim)
-        v = self.v(x).reshape(n, u, config.kv_heads, config.head_dim)
+        self, x: Float[Array, "n s c"], rows: int, context: Context, past: KeyValue | None = None
+    ) -> tuple[Float[Array, "n r c"], KeyValue]:
+        """The attention of the last `rows` tokens (of each frame under a FrameMask), and all keys and values.
+
+        `past` holds those of earlier tokens, with room for these at `context.length`.
+        """
+        config, (n, s, _), mask = self.config, x.shape, context.mask
+        read = last(x, rows, mask)
+        q, k, v = self.q(read), self.k(x), self.v(x)
+        if config.clip_qkv:
+            q, k, v = (jnp.clip(y, -config.clip_qkv, config.clip_qkv) for y in (q, k, v))
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        q = q.reshape(n, -1, config.heads, config.head_dim)
+        k, v = (y.reshape(n, s, config.kv_heads, config.head_dim) for y in (k, v))
         if config.rope_theta:
-            q = rope(q, positions[:, u - r :], config.rope_theta)
-            k = rope(k, positions, config.rope_theta)
+            q = rope(q, last(context.positions, rows, mask), config.rope_theta)
+            k = rope(k, context.positions, config.rope_theta)
         q = checkpoint_name(q * jnp.asarray(config.q_scale, q.dtype), "q")
         k, v = checkpoint_name(k, "kv"), checkpoint_name(v, "kv")
-        out = checkpoint_name(attend(q, k, v, mask, config.softcap), "attn")
-        return self.o(out.reshape(n, r, -1))
-
-
-def attend(
-    q: Float[Array, "n s h e"],
-    k: Float[Array, "n u j e"],
-    v: Float[Array, "n u j e"],
-    mask: Bool[Array, "n s u"],
-    softcap: float,
-) -> Float[Array, "n s h e"]:
-    """softmax(q k) v with j key/value heads, each shared by h / j query heads."""
-    (n, s, h, e), (u, j) = q.shape, k.shape[1:3]
-    g = h // j
-    q = q.reshape(n, s, j, g, e).transpose(0, 2, 3, 1, 4).reshape(n * j, g * s, e)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(n * j, u, e) for x in (k, v))
-    scores = jax.lax.dot_general(q, k, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32)
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    # The lowest finite number, not -inf: a row without any key stays finite, and nothing reads it.
-    scores = jnp.where(mask[:, None, None], scores.reshape(n, j, g, s, u), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(n * j, g * s, u)
-    out = jax.lax.dot_general(weights, v, (((2,), (1,)), ((0,), (0,))))
-    return out.reshape(n, j, g, s, e).transpose(0, 3, 1, 2, 4).reshape(n, s, h, e)
+        if past is not None:
+            at: Any = (0, context.length, 0, 0)
+            k, v = (
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
+                for old, new in zip(past, (k, v), strict=True)
+            )
+        bias = alibi(context.keys, config.heads) if config.alibi else None
+        if isinstance(mask, FrameMask):
+            out = attend_frames(q, k, v, mask, config.softcap, bias)
+        else:
+            out = attend(q, k, v, mask[:, mask.shape[1] - rows :], config.softcap, bias)
+        out = checkpoint_name(out, "attn").reshape(n, -1, config.heads * config.head_dim)
+        return self.o(out if self.sub_norm is None else self.sub_norm(out)), (k, v)
 
 
 class MLP(nnx.Module):
@@ -175,15 +216,16 @@ class MLP(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs) -> None:
         c, axis, bias = config.width, config.axis, config.bias
+        self.act = config.act
         self.gate = Linear((c, config.mlp), (axis, "mlp"), bias, rngs) if config.gated else None
         self.up = Linear((c, config.mlp), (axis, "mlp"), bias, rngs)
         self.down = Linear((config.mlp, c), ("mlp", axis), bias, rngs)
+        self.sub_norm = Norm(config.mlp, "ln", config.eps, "mlp", config.norm_bias) if config.sub_norms else None
 
     def __call__(self, x: Float[Array, "n s c"]) -> Float[Array, "n s c"]:
-        up = self.up(x)
-        if self.gate is None:
-            return self.down(jax.nn.gelu(up, approximate=True))
-        return self.down(jax.nn.gelu(self.gate(x), approximate=True) * up)
+        up, act = self.up(x), ACTIVATIONS[self.act]
+        inner = act(up) if self.gate is None else act(self.gate(x)) * up
+        return self.down(inner if self.sub_norm is None else self.sub_norm(inner))
 
 
 class Block(nnx.Module):
@@ -191,7 +233,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs) -> None:
         def norm() -> Norm:
-            return Norm(config.width, config.norm, config.eps, config.axis)
+            return Norm(config.width, config.norm, config.eps, config.axis, config.norm_bias)
 
         self.norm_attn, self.norm_mlp = norm(), norm()
         self.post_attn = norm() if config.post_norms else None
@@ -200,13 +242,16 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "n u c"], mask: Bool[Array, "n r u"], positions: Int[Array, "n u"]
-    ) -> Float[Array, "n r c"]:
-        """The block's output at the last `r` tokens, r being the mask's number of query rows."""
-        y = self.attn(self.norm_attn(x), mask, positions)
-        x = x[:, x.shape[1] - mask.shape[1] :] + (y if self.post_attn is None else self.post_attn(y))
+        self, x: Float[Array, "n s c"], rows: int, context: Context, past: KeyValue | None = None
+    ) -> tuple[Float[Array, "n r c"], KeyValue]:
+        """The block's output at the last `rows` tokens (of each frame under a FrameMask), and its keys and values."""
+        y, kept = self.attn(self.norm_attn(x), rows, context, past)
+        x = last(x, rows, context.mask) + (y if self.post_attn is None else self.post_attn(y))
         y = self.mlp(self.norm_mlp(x))
-        return x + (y if self.post_mlp is None else self.post_mlp(y))
+        return x + (y if self.post_mlp is None else self.post_mlp(y)), kept
+
+
+Before = Callable[[int, Array], Array]
 
 
 class Stack(nnx.Module):
@@ -224,36 +269,92 @@ class Stack(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s s"],
+        mask: Mask,
         positions: Int[Array, "n s"],
         readout: int | None = None,
+        before: Before | None = None,
     ) -> Float[Array, "n r c"]:
-        """The last block's output, only at the last `readout` tokens if given: it then skips the rest of its work."""
-        s = x.shape[1]
-        local = local_mask(mask, self.config.window) if 0 < self.config.window < s else mask
+        """The last block's output, only at the last `readout` tokens (of each frame under a FrameMask) if given: it
+        then skips the rest of its work. `before(layer, x)` comes before each layer, which are then unrolled.
+        """
+        s, end = x.shape[1], self.depth - 1
+        every = mask.frame if isinstance(mask, FrameMask) else s
+        contexts = self._contexts(mask, positions, positions, s)
         body = rematerialised(self.run.remat)
-
-        def one(x: Array, layer: int | jax.Array, block: Block, rows: int) -> Array:
-            allowed = mask[:, s - rows :]
-            if local is not mask:  # Gemma 2: layers 0, 2, ... are local
-                allowed = jnp.where(jnp.asarray(layer) % 2 == 0, local[:, s - rows :], allowed)
-            return body(block, x, allowed, positions)
-
-        last, rows = self.depth - 1, s if readout is None else readout
-        if self.run.layers == "unroll":
-            for layer in range(last):
-                x = one(x, layer, _layer(self.blocks, layer), s)
+        if self.run.layers == "unroll" or before is not None:
+            for layer in range(end):
+                x = x if before is None else before(layer, x)
+                x = body(_layer(self.blocks, layer), x, every, contexts(layer))
+            x = x if before is None else before(end, x)
         else:
-            first = jax.tree.map(lambda leaf: leaf[:last], self.blocks)
-            x, _ = jax.lax.scan(lambda x, each: (one(x, each[0], each[1], s), None), x, (jnp.arange(last), first))
-        return one(x, last, _layer(self.blocks, last), rows)
+            first = jax.tree.map(lambda leaf: leaf[:end], self.blocks)
+
+            def one(x: Array, each: tuple[Any, Any]) -> tuple[Array, None]:
+                return body(each[1], x, every, contexts(each[0])), None
+
+            x, _ = jax.lax.scan(one, x, (jnp.arange(end), first))
+        return body(_layer(self.blocks, end), x, every if readout is None else readout, contexts(end))
+
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        cache: Cache,
+        before: Before | None = None,
+    ) -> tuple[Float[Array, "n s c"], Cache]:
+        """The last block's output for tokens that follow those in the cache, and the cache with them.
+
+        mask[n, q, u] is over the cache's slots; the new tokens take those from `cache.length` on.
+        """
+        keys = jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.length))
+        contexts = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
+        s, kept = x.shape[1], []
+        if self.run.layers == "unroll" or before is not None:
+            for layer in range(self.depth):
+                x = x if before is None else before(layer, x)
+                past = (cache.k[layer], cache.v[layer])
+                x, kv = _layer(self.blocks, layer)(x, s, contexts(layer), past)
+                kept.append(kv)
+            k, v = (jnp.stack(part) for part in zip(*kept, strict=True))
+        else:
+
+            def one(x: Array, each: tuple[Any, Any, Any, Any]) -> tuple[Array, KeyValue]:
+                layer, block, k, v = each
+                return block(x, s, contexts(layer), (k, v))
+
+            x, (k, v) = jax.lax.scan(one, x, (jnp.arange(self.depth), self.blocks, cache.k, cache.v))
+        return x, Cache(k, v, keys, cache.length + s)
+
+    def cache(self, n: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
+        """An empty cache for `slots` tokens of n sequences."""
+        return Cache.empty(self.depth, n, slots, (self.config.kv_heads, self.config.head_dim), dtype)
+
+    def _contexts(
+        self, mask: Mask, positions: Array, keys: Array, tokens: int, length: Array | None = None
+    ) -> Callable[[Any], Context]:
+        """layer -> its context: with a window, layers 0, 2, ... are local (Gemma 2)."""
+        window = self.config.window
+        if not 0 < window < tokens:
+            return lambda layer: Context(mask, positions, keys, length)
+        if length is not None:
+            raise ValueError(f"decode: expected at most window = {window} tokens in the cache, got room for {tokens}")
+        local = local_mask(mask, window, tokens)
+        whole = local_mask(mask, EVERYWHERE, tokens) if isinstance(mask, FrameMask) else mask
+
+        def context(layer: Any) -> Context:
+            is_local = jnp.asarray(layer) % 2 == 0
+            chosen = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), local, whole)
+            return Context(chosen, positions, keys)
+
+        return context
 
 
-def rematerialised(remat: str) -> Callable[[Block, Array, Array, Array], Array]:
+def rematerialised(remat: str) -> Callable[[Block, Array, int, Context], Array]:
     """The block's call under a remat policy: what the backward pass keeps of a layer and what it computes again."""
 
-    def call(block: Block, x: Array, mask: Array, positions: Array) -> Array:
-        return block(x, mask, positions)
+    def call(block: Block, x: Array, rows: int, context: Context) -> Array:
+        return block(x, rows, context)[0]
 
     if remat == "none":
         return call
@@ -262,30 +363,7 @@ def rematerialised(remat: str) -> Callable[[Block, Array, Array, Array], Array]:
         "names": jax.checkpoint_policies.save_only_these_names(*NAMES),
         "full": jax.checkpoint_policies.nothing_saveable,
     }
-    return partial(jax.checkpoint, policy=policies[remat], prevent_cse=False)(call)
-
-
-def local_mask(mask: Bool[Array, "n s s"], window: int) -> Bool[Array, "n s s"]:
-    """The mask limited to the last `window` tokens, except between tokens that see each other (the prefix).
-
-    As in transformers' Gemma 2 under PaliGemma, where the bidirectional block is OR-ed in after the window.
-    """
-    s = mask.shape[1]
-    near = jnp.arange(s)[:, None] - jnp.arange(s)[None, :] < window  # s s
-    mutual = mask & mask.swapaxes(1, 2)
-    return mask & (near[None] | mutual)
-
-
-def rope(x: Float[Array, "n s h e"], positions: Int[Array, "n s"], theta: float) -> Float[Array, "n s h e"]:
-    """Rotary position embedding in the split-half layout (RoFormer, arXiv 2104.09864; the layout of Gemma and
-    LLaMA).
-    """
-    half = x.shape[-1] // 2
-    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None]  # n s half
-    cos, sin = (f(angle)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return partial(jax.checkpoint, policy=policies[remat], prevent_cse=False, static_argnums=(2,))(call)
 
 
 def _layer(blocks: Block, layer: int) -> Block:

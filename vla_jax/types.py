@@ -1,10 +1,11 @@
 """What flows between the rooms: observations, batches, and the three protocols.
 
 Axes: b batch, t window step, k chunk step, d action dim, p proprio, n readout tokens, c width, s sequence, l text,
-v visual tokens of one image, h w pixels, m future frames, e width of CLIP's text embedding. Masks are True where valid. This module imports nothing of ours.
+v visual tokens of one image, h w pixels, m future frames, e width of CLIP's text embedding. Masks are True where valid.
+This module imports nothing of ours.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jax import Array as JaxArray
@@ -67,30 +68,59 @@ class Loss(NamedTuple):
     metrics: dict[str, tuple[Array, Array]]
 
 
+class Media(NamedTuple):
+    """Visual tokens beside the sequence, for backbones that look at them by cross-attention."""
+
+    tokens: Float[Array, "n m c"]  # of all images
+    mask: Bool[Array, "n s m"]  # which of them each token of the sequence sees; one that sees none gets nothing
+
+
 class Backbone(Protocol):
     """A vision-language model seen as: embed, then one pass over a token sequence."""
 
-    width: int
+    width: int  # of the sequence
+    visual_width: int  # of embed_image; another one only where `cross_attends`
     tokens_per_image: int
+    cross_attends: bool  # visual tokens are given as Media; otherwise they stand in the sequence
+    text_scale: float  # what embed_text multiplies by; RoboVLMs' layout scales its learned tokens alike
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]: ...
+    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v w"]: ...
 
     def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]: ...
 
     def __call__(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s s"],
+        mask: Any,
         positions: Int[Array, "n s"],
         readout: int | None = None,
+        media: Media | None = None,
     ) -> Float[Array, "n r c"]:
         """Hidden states after the final norm; with `readout=r` only the last r positions (r = s otherwise).
 
-        `mask[n, q, k]` is True where query q may look at key k.
+        `mask[n, q, k]` is True where query q may look at key k; or it is an attention.FrameMask, and r counts in each
+        frame.
         """
         ...
 
-    def logits(self, hidden: Float[Array, "n s c"]) -> Float[Array, "n s vocab"]: ...
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Bool[Array, "n s u"],
+        positions: Int[Array, "n s"],
+        cache: Any,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "n s c"], Any]:
+        """Hidden states of tokens that follow those in an attention.Cache of u slots, and the cache with them."""
+        ...
+
+    def cache(self, n: int, slots: int) -> Any:
+        """An empty attention.Cache."""
+        ...
+
+    def logits(self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None) -> Float[Array, "n s vocab"]:
+        """float32 logits of all tokens, or of those from rows[0] to rows[1] - 1."""
+        ...
 
 
 class PolicyHead(Protocol):

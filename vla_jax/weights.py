@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
+from vla_jax import params, sharding
 from vla_jax.params import Params
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -71,6 +73,11 @@ def transposed(x: np.ndarray) -> np.ndarray:
 def conv_patches(x: np.ndarray) -> np.ndarray:
     """torch Conv2d [out, 3, p, p] -> kernel [p*p*3, out] of flattened (row, column, channel) patches."""
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+
+def row(x: np.ndarray) -> np.ndarray:
+    """[c] -> [1, c]."""
+    return x[None]
 
 
 def first(x: np.ndarray) -> np.ndarray:
@@ -196,6 +203,20 @@ def load(source: Source, table: dict[str, Entry], specs: Specs, allow_missing: S
             "missing one can be left random by naming it in model.allow_missing"
         )
     return {name: _place(parts, specs[name], stacked=bool(table[name].layers)) for name, parts in views.items()}
+
+
+def born(
+    build: params.Build, read: Callable[[Specs], Params], mesh: jax.sharding.Mesh | None, dtype: Any
+) -> tuple[nnx.GraphDef, Params]:
+    """(graphdef, parameters) of `build` with the arrays that `read(specs)` finds, the others random; all of them in
+    `dtype` and sharded over the mesh. Without a mesh everything is on the first device.
+    """
+    graphdef, shapes, logical = params.abstract(build)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+    where = sharding.resolve(shapes, logical, mesh)
+    loaded = read({k: jax.ShapeDtypeStruct(v.shape, dtype, sharding=where[k]) for k, v in shapes.items()})
+    fresh = params.initialise(build, 0, {name: place for name, place in where.items() if name not in loaded})
+    return graphdef, {name: loaded[name] if name in loaded else fresh[name].astype(dtype) for name in shapes}
 
 
 def _place(parts: list[np.ndarray], spec: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:

@@ -15,11 +15,14 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax import params as flat
-from vla_jax import sharding, weights
+from vla_jax import weights
+from vla_jax.attention import Cache, Mask
+from vla_jax.language import Decoder, Embed
+from vla_jax.tokenizer import open_tokenizer
 from vla_jax.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
-from vla_jax.transformer import BlockConfig, Linear, Norm, Stack, StackConfig
-from vla_jax.types import Array
-from vla_jax.vision import VisionConfig, ViT
+from vla_jax.transformer import BlockConfig, Linear, StackConfig
+from vla_jax.types import Array, Media
+from vla_jax.vision import VisionConfig, ViT, hf_vision_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,34 +99,20 @@ CONFIGS = {
 }
 
 
-class Embed(nnx.Module):
-    """The token table, also the output layer."""
-
-    def __init__(self, vocab: int, width: int, rngs: nnx.Rngs) -> None:
-        # Unit variance after the scaling by sqrt(width).
-        init = nnx.initializers.normal(width**-0.5)
-        self.embedding = nnx.Param(init(rngs.params(), (vocab, width), jnp.float32), logical=("vocab", "embed"))
-
-
-class Decoder(nnx.Module):
-    """The Gemma blocks and the final norm."""
-
-    def __init__(self, config: PaliGemmaConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
-        self.layers = Stack(config.block, config.depth, run, rngs)
-        self.norm = Norm(config.width, "rms1", config.eps, "embed")
-
-
 class PaliGemma(nnx.Module):
     """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
+
+    cross_attends = False
 
     def __init__(self, config: PaliGemmaConfig, rngs: nnx.Rngs) -> None:
         run = StackConfig(config.remat, config.layers)
         self.config = config
-        self.width, self.tokens_per_image = config.width, config.vision.tokens
+        self.width = self.visual_width = config.width
+        self.tokens_per_image, self.text_scale = config.vision.tokens, config.width**0.5
         self.vision = ViT(config.vision, run, rngs)
         self.projector = Linear((config.vision.width, config.width), ("vision", "embed"), bias=True, rngs=rngs)
         self.embed = Embed(config.vocab, config.width, rngs)
-        self.decoder = Decoder(config, run, rngs)
+        self.decoder = Decoder(config.block, config.depth, run, rngs)
 
     def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
         """Projected image features, on the scale of scaled text embeddings."""
@@ -131,23 +120,40 @@ class PaliGemma(nnx.Module):
 
     def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
         """Token embeddings times sqrt(width)."""
-        table = self.embed.embedding[...]
-        return table[tokens] * jnp.asarray(self.width**0.5, table.dtype)
+        x = self.embed(tokens)
+        return x * jnp.asarray(self.text_scale, x.dtype)
 
     def __call__(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s s"],
+        mask: Mask,
         positions: Int[Array, "n s"],
         readout: int | None = None,
+        media: Media | None = None,
     ) -> Float[Array, "n r c"]:
         """Hidden states after the final norm, at the last `readout` positions if given."""
-        return self.decoder.norm(self.decoder.layers(x, mask, positions, readout))
+        del media  # images stand in the sequence
+        return self.decoder(x, mask, positions, readout)
 
-    def logits(self, hidden: Float[Array, "n s c"]) -> Float[Array, "n s vocab"]:
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Bool[Array, "n s u"],
+        positions: Int[Array, "n s"],
+        cache: Cache,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "n s c"], Cache]:
+        """Hidden states of tokens that follow those in the cache, and the cache with them."""
+        del media
+        return self.decoder.decode(x, mask, positions, cache)
+
+    def cache(self, n: int, slots: int) -> Cache:
+        """An empty cache."""
+        return self.decoder.cache(n, slots)
+
+    def logits(self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None) -> Float[Array, "n s vocab"]:
         """float32 logits of the tied output layer."""
-        out = jnp.einsum("nsc,vc->nsv", hidden, self.embed.embedding[...], preferred_element_type=jnp.float32)
-        cap = self.config.final_softcap
+        out, cap = self.embed.logits(hidden, rows), self.config.final_softcap
         return cap * jnp.tanh(out / cap) if cap else out
 
 
@@ -181,39 +187,19 @@ def from_pretrained(
     def build(rngs: nnx.Rngs) -> PaliGemma:
         return PaliGemma(config, rngs)
 
-    graphdef, shapes, logical = flat.abstract(build)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
-    where = sharding.resolve(shapes, logical, mesh)
-    specs = {k: jax.ShapeDtypeStruct(v.shape, dtype, sharding=where[k]) for k, v in shapes.items()}
-    loaded = load(path, config, specs, allow_missing)
-    fresh = flat.initialise(build, 0, {name: place for name, place in where.items() if name not in loaded})
-    return graphdef, {name: loaded[name] if name in loaded else fresh[name].astype(dtype) for name in shapes}
+    return weights.born(build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype)
 
 
 def hf_names(config: PaliGemmaConfig) -> dict[str, weights.Entry]:
     """Our parameters -> names in a Hugging Face checkpoint (after weights.normalise) and what to do with the arrays."""
-    linear, plain, patch = weights.transposed, weights.as_is, weights.conv_patches
-    entry = weights.Entry
-    vision, text = "vision_tower.", "language_model."
-    table = {
-        "vision/patch/kernel": entry(f"{vision}embeddings.patch_embedding.weight", patch),
-        "vision/patch/bias": entry(f"{vision}embeddings.patch_embedding.bias", plain),
-        "vision/positions": entry(f"{vision}embeddings.position_embedding.weight", plain),
-        "vision/norm/scale": entry(f"{vision}post_layernorm.weight", plain),
-        "vision/norm/bias": entry(f"{vision}post_layernorm.bias", plain),
+    linear, plain = weights.transposed, weights.as_is
+    entry, text = weights.Entry, "language_model."
+    table = hf_vision_names(config.vision, "vision_tower.") | {
         "projector/kernel": entry("multi_modal_projector.linear.weight", linear),
         "projector/bias": entry("multi_modal_projector.linear.bias", plain),
         "embed/embedding": entry(f"{text}embed_tokens.weight", plain),
         "decoder/norm/scale": entry(f"{text}norm.weight", plain),
     }
-    layer = f"{vision}encoder.layers.{{}}."
-    for ours, theirs in (("norm_attn", "layer_norm1"), ("norm_mlp", "layer_norm2")):
-        table[f"vision/layers/blocks/{ours}/scale"] = entry(f"{layer}{theirs}.weight", plain, config.vision.depth)
-        table[f"vision/layers/blocks/{ours}/bias"] = entry(f"{layer}{theirs}.bias", plain, config.vision.depth)
-    pairs = [(f"attn/{x}", f"self_attn.{x}_proj") for x in "qkv"] + [("attn/o", "self_attn.out_proj")]
-    for ours, theirs in [*pairs, ("mlp/up", "mlp.fc1"), ("mlp/down", "mlp.fc2")]:
-        table[f"vision/layers/blocks/{ours}/kernel"] = entry(f"{layer}{theirs}.weight", linear, config.vision.depth)
-        table[f"vision/layers/blocks/{ours}/bias"] = entry(f"{layer}{theirs}.bias", plain, config.vision.depth)
     layer = f"{text}layers.{{}}."
     pairs = [(f"attn/{x}", f"self_attn.{x}_proj") for x in "qkvo"]
     for ours, theirs in [*pairs, *((f"mlp/{x}", f"mlp.{x}_proj") for x in ("gate", "up", "down"))]:
@@ -359,15 +345,7 @@ class Tokenizer:
     """instruction -> ids of <bos>, the instruction, newline."""
 
     def __init__(self, folder: Path | str) -> None:
-        # Imported here: a training host with a tokenizer at hand is the only one that needs it.
-        from transformers import AutoTokenizer
-
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise ValueError(f"tokenizer: expected a folder with tokenizer files, got {folder}")
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        if self._tokenizer.bos_token_id is None:
-            raise ValueError(f"tokenizer {folder}: expected a <bos> token, as PaliGemma has; is it another model's?")
+        self._tokenizer = open_tokenizer(folder, ("bos",))
 
     @property
     def vocab(self) -> int:
