@@ -268,8 +268,8 @@ def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
 
     @jax.jit
     def mean(flat):
-        loss = params.merge(setup.graphdef, flat).loss(batch, jax.random.key(0))
-        return loss.sum / loss.weight
+        model = params.merge(setup.graphdef, flat)
+        return model.loss(batch, jax.random.key(0)).sums["action"] / model.weights(batch)["action"]
 
     plain = float(mean(moved))
     found = [float(setup.step(state(step), setup.batch(0))[1]["loss"]) for step in (0, 0, 1)]
@@ -278,7 +278,7 @@ def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(setup.config.seed), step), train.DROP)
         assert loss == pytest.approx(float(mean(lora.drop(moved, key, 0.5))), rel=1e-5)
         assert abs(loss - plain) > 1e-3
-    total, weight = setup.eval_step(state(0), setup.batch(0))["loss"]
+    total, weight = setup.eval_step(state(0), setup.batch(0))["loss/action"]
     assert float(total / weight) == pytest.approx(plain, rel=1e-5)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from vla_jax import lora, metrics, optim, params, sharding, train
 from vla_jax.checkpoint import Checkpointer
 from vla_jax.transformer import Linear
-from vla_jax.types import Batch, Loss, Observation
+from vla_jax.types import Batch, Objective, Observation
 
 B, T, K, D, L, WIDTH, LAYERS = 8, 2, 3, 4, 5, 8, 3
 UNITS = train.Units(("x", "y", "z", "gripper"), np.array([[2.0] * D, [10.0] * D], np.float32))
@@ -42,8 +42,13 @@ class Group(nnx.Module):
             setattr(self, name, part)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    scales: tuple[tuple[str, float], ...] = (("action", 1.0),)
+
+
 class Tiny(nnx.Module):
-    """Obeys the contract of the train step: loss(batch, key) -> Loss."""
+    """Obeys the contract of the train step: loss(batch, key) -> Objective, and its weights."""
 
     def __init__(self, rngs, noise=0.1):
         @nnx.split_rngs(splits=LAYERS)
@@ -59,6 +64,7 @@ class Tiny(nnx.Module):
         )
         self.head = Linear((WIDTH, K * D), ("embed", None), True, rngs)
         self.noise = noise
+        self.config = Scales()
 
     def loss(self, batch, key):
         dtype = self.head.kernel.dtype
@@ -74,7 +80,10 @@ class Tiny(nnx.Module):
             "arm": (squared, mask.sum((1, 2, 3))),
             "l1": ((jnp.abs(error) * mask).sum((1, 2)), mask.sum((1, 2))),
         }
-        return Loss(squared.sum(), mask.sum(), jax.lax.stop_gradient(pairs))
+        return Objective({"action": squared.sum()}, jax.lax.stop_gradient(pairs))
+
+    def weights(self, batch):
+        return {"action": batch.action_mask.sum(dtype=jnp.float32)}
 
 
 def make_batch(position, rows=None):
