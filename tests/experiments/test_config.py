@@ -19,7 +19,7 @@ def test_heads_are_arguments(head: str) -> None:
     full, tiny = load_config(f"oxe_paligemma.py:{head}"), load_config(f"oxe_paligemma.py:tiny,{head}")
     assert full.model.head == tiny.model.head == head
     assert (full.model.variant, tiny.model.variant) == ("3b-pt-224", "tiny")
-    with pytest.raises(ValueError, match="one of gpt, attention, flow at most"):
+    with pytest.raises(ValueError, match="one of gpt, attention, flow, discrete at most"):
         load_config(f"oxe_paligemma.py:{head},flow,gpt")
 
 
