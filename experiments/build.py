@@ -28,6 +28,7 @@ from vla_jax.heads.gpt import GPTHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
+from vla_jax.lora import LoRAConfig, attach
 from vla_jax.losses import ActionLoss
 from vla_jax.model import VLA, PastConfig, StateConfig, VLAConfig
 from vla_jax.objectives import ForwardConfig
@@ -242,8 +243,25 @@ def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) ->
     return _module(config).load(path, backbone_config(config), specs, allowed)
 
 
+def lora(config: ConfigDict) -> LoRAConfig:
+    """The adapters' config."""
+    wanted = LoRAConfig(**config.lora.to_dict())
+    outside = [pattern for pattern in wanted.targets if not pattern.startswith("backbone/")]
+    if wanted.rank and outside:
+        raise ValueError(
+            f'lora.targets: expected patterns that begin with "backbone/", got {outside}; the rest is trained whole'
+        )
+    return wanted
+
+
+def training_model(config: ConfigDict, action_end: int | None = None) -> Build:
+    """What is trained: the policy of `model`, with adapters when lora.rank > 0."""
+    return attach(model(config, action_end), lora(config))
+
+
 def model(config: ConfigDict, action_end: int | None = None) -> Build:
-    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called.
+    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It has
+    no adapters, as `checkpoint.load_params` gives none.
 
     `action_end` (see Data) is for the head discrete: the tokenizer decides where its tokens are. None, where only
     shapes matter: the end of the vocabulary.
