@@ -64,9 +64,7 @@ class FlamingoConfig:
         return self.block.width
 
 
-L14 = VisionConfig(
-    224, 14, 1024, 4096, depth=24, heads=16, eps=1e-5, act="quick_gelu", clip=True, final_norm=False
-)  # fmt: skip
+L14 = VisionConfig(224, 14, 1024, 4096, 24, 16, eps=1e-5, act="quick_gelu", clip=True, final_norm=False)
 PERCEIVER = ResamplerConfig(depth=6, heads=8, dim_head=64, latents=64)
 
 # The decoders' own tables have 50432 rows, more than the tokenizer with the added tokens (50280) has.
@@ -105,8 +103,8 @@ class GatedCrossAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "n s c"], media: Media) -> Float[Array, "n s c"]:
         heads, size = self.config.heads, self.config.dim_head
-        q = self.q(self.norm_attn(x)) * jnp.asarray(size**-0.5, x.dtype)
-        q, k, v = (y.reshape(*y.shape[:2], heads, size) for y in (q, self.k(media.tokens), self.v(media.tokens)))
+        q, k, v = self.q(self.norm_attn(x)), self.k(media.tokens), self.v(media.tokens)
+        q, k, v = (y.reshape(*y.shape[:2], heads, size) for y in (q * jnp.asarray(size**-0.5, q.dtype), k, v))
         out = attend(q, k, v, media.mask)
         # The softmax of a token that sees nothing is a mean of everything: it gets nothing instead.
         out = jnp.where(jnp.any(media.mask, axis=2)[:, :, None, None], out, 0)
