@@ -35,7 +35,7 @@ class FakeBackbone(nnx.Module):
         self.out = normal(width, width)
         self.media = normal(self.visual_width, width) if cross else None
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v w"]:
+    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
         n, p = images.shape[0], self.patch
         side = images.shape[1] // p
         x = images.reshape(n, side, p, side, p, 3).swapaxes(2, 3).reshape(n, side * side, -1)

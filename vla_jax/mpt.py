@@ -98,5 +98,5 @@ def hf_block(body: dict[str, Any], where: str = "") -> BlockConfig:
     found = block(
         width, body.get("n_heads", 16), body.get("expansion_ratio", 4) * width, body.get("layer_norm_epsilon", 1e-5)
     )
-    scale, clip = attention.get("softmax_scale"), attention.get("clip_qkv") or 0.0
+    scale, clip = attention.get("softmax_scale"), float(attention.get("clip_qkv") or 0.0)
     return dataclasses.replace(found, q_scale=found.q_scale if scale is None else scale, clip_qkv=clip)

@@ -282,17 +282,18 @@ class Stack(nnx.Module):
         s, end = x.shape[1], self.depth - 1
         every = mask.frame if isinstance(mask, FrameMask) else s
         contexts = self._contexts(mask, positions, positions, s)
-        body = rematerialised(self.run.remat)
+        # Outside a loop XLA would find the second computation equal to the first and keep the activations after all.
+        body = rematerialised(self.run.remat, prevent_cse=True)
         if self.run.layers == "unroll" or before is not None:
             for layer in range(end):
                 x = x if before is None else before(layer, x)
                 x = body(_layer(self.blocks, layer), x, every, contexts(layer))
             x = x if before is None else before(end, x)
         else:
-            first = jax.tree.map(lambda leaf: leaf[:end], self.blocks)
+            first, looped = jax.tree.map(lambda leaf: leaf[:end], self.blocks), rematerialised(self.run.remat, False)
 
             def one(x: Array, each: tuple[Any, Any]) -> tuple[Array, None]:
-                return body(each[1], x, every, contexts(each[0])), None
+                return looped(each[1], x, every, contexts(each[0])), None
 
             x, _ = jax.lax.scan(one, x, (jnp.arange(end), first))
         return body(_layer(self.blocks, end), x, every if readout is None else readout, contexts(end))
@@ -353,7 +354,7 @@ class Stack(nnx.Module):
         return context
 
 
-def rematerialised(remat: str) -> Callable[[Block, Array, int, Context], Array]:
+def rematerialised(remat: str, prevent_cse: bool) -> Callable[[Block, Array, int, Context], Array]:
     """The block's call under a remat policy: what the backward pass keeps of a layer and what it computes again."""
 
     def call(block: Block, x: Array, rows: int, context: Context) -> Array:
@@ -366,7 +367,7 @@ def rematerialised(remat: str) -> Callable[[Block, Array, int, Context], Array]:
         "names": jax.checkpoint_policies.save_only_these_names(*NAMES),
         "full": jax.checkpoint_policies.nothing_saveable,
     }
-    return partial(jax.checkpoint, policy=policies[remat], prevent_cse=False, static_argnums=(2,))(call)
+    return partial(jax.checkpoint, policy=policies[remat], prevent_cse=prevent_cse, static_argnums=(2,))(call)
 
 
 def _layer(blocks: Block, layer: int) -> Block:

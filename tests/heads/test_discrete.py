@@ -46,6 +46,7 @@ def test_arithmetic_equals_numpy(bins, low, high):
     edges = np.linspace(low, high, bins).astype(np.float32)
     around = [np.nextafter(edges, np.float32(side)) for side in (-9, 9)]  # both sides of every edge
     values = np.concatenate([edges, *around, np.random.default_rng(0).uniform(-1.2, 1.2, 5_000).astype(np.float32)])
+    values = values[(np.abs(values) > 1e-30) | (values == 0)]  # XLA takes subnormal numbers for zero
     ids = np.asarray(encode(values, config))
     np.testing.assert_array_equal(ids, robovlms_encode(values, 900, bins, low, high))
     np.testing.assert_array_equal(decode(ids, config), robovlms_decode(ids, 900, bins, low, high).astype(np.float32))
@@ -141,7 +142,7 @@ def test_gripper_probability_is_that_of_its_open_half():
     logits[0, :, np.flatnonzero(~ones)[0]] = np.log(3.0)
     ids = np.full((1, K * D), CONFIG.rows[0])
     np.testing.assert_allclose(head.actions(ids, logits)[0, :, 2], 0.25, atol=1e-6)
-    np.testing.assert_allclose(head.actions(ids, logits)[0, :, 0], decode(ids[0, 0], CONFIG))
+    np.testing.assert_allclose(head.actions(ids, logits)[0, :, 0], decode(ids[0, :K], CONFIG))
 
 
 def test_temperature_draws(policy):
