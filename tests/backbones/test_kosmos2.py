@@ -277,7 +277,7 @@ def test_parity_sees_a_bidirectional_mask(case: Case, saved: Saved) -> None:
 
 # --------------------------------------------------------------------------------------- other ways to the same numbers
 
-FRAME, FRAMES = 4, 3
+FRAME, FRAMES = 4, 2
 LENGTH = FRAME * FRAMES
 
 
@@ -422,12 +422,13 @@ def test_weights_are_born_sharded(saved: Saved) -> None:
 
 def test_the_prompt_stands_between_bos_and_eos(tmp_path: Path) -> None:
     assert kosmos2.prompt("push the  red\nblock ") == "<grounding>An image of a robot push the red block"
-    kosmos2.train_tiny_tokenizer(["push the red block left", "move the blue block up"], tmp_path / "a")
+    texts = [f"push the {colour} block {way}" for colour in ("red", "green", "blue") for way in ("left", "right", "up")]
+    kosmos2.train_tiny_tokenizer(texts, tmp_path / "a")
     tokenizer = kosmos2.load_tokenizer(tmp_path / "a")
     ids = tokenizer.encode("push the red block left")
     inner = AutoTokenizer.from_pretrained(str(tmp_path / "a"))
     assert (ids[0], ids[-1]) == (inner.bos_token_id, inner.eos_token_id)
     assert inner.decode(ids[1:-1]) == kosmos2.prompt("push the red block left")
     assert max(ids) < tokenizer.vocab <= kosmos2.CONFIGS["tiny"].vocab
-    train_tiny_tokenizer(["push the red block left", "move the blue block up"], tmp_path / "b")
+    train_tiny_tokenizer(texts, tmp_path / "b")  # without the prompt's words
     assert len(ids) < len(kosmos2.load_tokenizer(tmp_path / "b").encode("push the red block left"))
