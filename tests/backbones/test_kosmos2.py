@@ -258,9 +258,7 @@ FRAME, FRAMES = 4, 2
 LENGTH = FRAME * FRAMES
 
 
-def run(
-    graphdef: nnx.GraphDef, params: flat.Params, x: Any, mask: Any, positions: Any, readout: int | None = None
-) -> Any:
+def run(graphdef: nnx.GraphDef, params: flat.Params, x: Any, mask: Any, positions: Any, readout: Any = None) -> Any:
     return flat.merge(graphdef, params)(x, mask, positions, readout)
 
 
@@ -305,10 +303,8 @@ def test_a_mask_by_frames_equals_the_dense_one(saved: Saved) -> None:
     full = compiled_run(saved.graphdef, saved.params, x, dense_by_hand(mask), positions)
     framed = compiled_run(saved.graphdef, saved.params, x, mask, positions)
     np.testing.assert_allclose(framed, full, atol=1e-5, rtol=0)
-    last = full[:, FRAME - 1 :: FRAME]  # of each frame
-    np.testing.assert_allclose(
-        compiled_run(saved.graphdef, saved.params, x, mask, positions, 1), last, atol=1e-5, rtol=0
-    )
+    ends = compiled_run(saved.graphdef, saved.params, x, mask, positions, 1)  # of each frame
+    np.testing.assert_allclose(ends, full[:, FRAME - 1 :: FRAME], atol=1e-5, rtol=0)
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
@@ -392,11 +388,11 @@ def test_the_prompt_stands_between_bos_and_eos(tmp_path: Path) -> None:
     assert kosmos2.prompt("push the  red\nblock ") == "<grounding>An image of a robot push the red block"
     texts = [f"push the {colour} block {way}" for colour in ("red", "green", "blue") for way in ("left", "right", "up")]
     kosmos2.train_tiny_tokenizer(texts, tmp_path / "a")
-    tokenizer = kosmos2.load_tokenizer(tmp_path / "a")
-    ids = tokenizer.encode("push the red block left")
+    tokenizer, instruction = kosmos2.load_tokenizer(tmp_path / "a"), "push the red block left"
+    ids = tokenizer.encode(instruction)
     inner = AutoTokenizer.from_pretrained(str(tmp_path / "a"))
     assert (ids[0], ids[-1]) == (inner.bos_token_id, inner.eos_token_id)
-    assert inner.decode(ids[1:-1]) == kosmos2.prompt("push the red block left")
+    assert inner.decode(ids[1:-1]) == kosmos2.prompt(instruction)
     assert max(ids) < tokenizer.vocab <= kosmos2.CONFIGS["tiny"].vocab
     train_tiny_tokenizer(texts, tmp_path / "b")  # without the prompt's words
-    assert len(ids) < len(kosmos2.load_tokenizer(tmp_path / "b").encode("push the red block left"))
+    assert len(ids) < len(kosmos2.load_tokenizer(tmp_path / "b").encode(instruction))
