@@ -236,8 +236,7 @@ def hf_config(body: dict[str, Any]) -> Kosmos2Config:
         ("text_config.", text, "tie_word_embeddings", True),
         ("vision_config.", vision, "hidden_act", "quick_gelu"),
     ):
-        if table.get(key, expected) != expected:
-            raise ValueError(f"config.json: {where}{key}: expected {expected!r}, got {table[key]!r}; not implemented")
+        weights.expect(f"{where}{key}", table.get(key, expected), (expected,))
     tower = {ours: vision[theirs] for ours, theirs in _VISION_SIZES.items() if theirs in vision}
     sizes = {ours: text[theirs] for ours, theirs in _TEXT_SIZES.items() if theirs in text}
     released = CONFIGS["2-patch14-224"]
