@@ -27,8 +27,15 @@ Specs = dict[str, jax.ShapeDtypeStruct]
 
 SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-# Present in some releases, without meaning for us: buffers, SigLIP's pooling head, and the output layer, which is tied.
-IGNORED = ("*.position_ids", "*.rotary_emb.inv_freq", "vision_tower.head.*", "lm_head.weight")
+# Present in some releases, without meaning for us: buffers, SigLIP's pooling head, and output layers that are tied.
+IGNORED = (
+    "*.position_ids",
+    "*.rotary_emb.inv_freq",
+    "*.embed_positions.weights",
+    "vision_tower.head.*",
+    "lm_head.weight",
+    "text_model.lm_head.weight",
+)
 
 
 class Entry(NamedTuple):
