@@ -50,7 +50,7 @@ class Translation(NamedTuple):
     tokenizer: str
 
 
-# --------------------------------------------------------------------------------------------------------- JSON -> config
+# ------------------------------------------------------------------------------------------------------- JSON -> config
 
 
 class _Fields:
@@ -89,6 +89,10 @@ class _Fields:
             self.refuse(key, value, f"one of {', '.join(choices)}")
         self.put(key, target, choices[str(value)])
 
+    def drop(self, key: str, value: Any, why: str) -> None:
+        """Reports a key that was taken and does not matter."""
+        self.lines.append(Line(key, value, why, used=False))
+
     def refuse(self, key: str, value: Any, expected: str) -> None:
         """Raises ValueError."""
         raise ValueError(f"{self.file}: {key}: expected {expected}, got {value!r}")
@@ -101,13 +105,13 @@ class _Fields:
                 allowed, why = ONLY[key]
                 if value not in allowed:
                     self.refuse(key, value, f"{' or '.join(map(repr, allowed))}, because {why}")
-                self.lines.append(Line(key, value, "off, as here", used=False))
+                self.drop(key, value, "as here")
                 continue
             reason = next((why for pattern, why in IGNORED.items() if fnmatch.fnmatchcase(key, pattern)), None)
             if reason is None:
                 unknown.append(key)
             else:
-                self.lines.append(Line(key, value, reason, used=False))
+                self.drop(key, value, reason)
         if unknown:
             raise ValueError(
                 f"{self.file}: {len(unknown)} keys that RoboVLMs does not read or that change its policy in a way not "
@@ -186,14 +190,16 @@ def _policy(fields: _Fields) -> None:
     fields.copy("act_head.action_dim", "model.action_dim", int, 7)
     fields.copy("act_head.latent", "model.readouts", int, 1)
     fields.put("(the code)", "model.head_mlp", (1024, 512, 256))
-    config, layers = fields.config.model, fields.take("act_head.num_layers", 4)
+    config = fields.config.model
+    if config.head == "lstm":
+        fields.copy("act_head.num_layers", "model.head_layers", int, 4)
+    elif "act_head.num_layers" in fields.body:
+        fields.drop("act_head.num_layers", fields.take("act_head.num_layers", 4), "no effect but on LSTMDecoder")
     if config.head == "gpt":
         if config.readouts > 1:
             fields.refuse("act_head.latent", config.readouts, "1 with GPTDecoder, as in RoboVLMs")
         fields.put("(the code)", "model.head_layers", GPT_DEPTH)
         fields.put("(the code)", "model.head_attention", GPT_HEADS)
-    elif config.head == "lstm":
-        fields.put("act_head.num_layers", "model.head_layers", layers)
 
 
 def _training(fields: _Fields) -> None:
@@ -210,9 +216,8 @@ def _training(fields: _Fields) -> None:
         fields.copy("min_lr_scale", "optim.min_lr_scale", float, 0.01)
     fields.among("trainer.precision", "model.dtype", DTYPES, "bf16")
     fields.copy("trainer.accumulate_grad_batches", "accum", int, 1)
-    steps = fields.take("trainer.max_steps", -1)
-    if steps > 0:
-        fields.put("trainer.max_steps", "steps", steps)
+    if (fields.body.get("trainer.max_steps") or -1) > 0:
+        fields.copy("trainer.max_steps", "steps", int, -1)
     for key, default in (("freeze_backbone", False), ("train_vision", False), ("train_text_embedding", False)):
         fields.copy(f"train_setup.{key}", f"optim.{key}", bool, default)
     fields.copy("train_setup.train_decoder_layers", "optim.train_decoder_layers", int, -1)
@@ -226,9 +231,9 @@ def _data(fields: _Fields, dataset: Any) -> None:
     if name in DATASETS or name in MIXTURES:
         fields.put("train_dataset", "data.mixture", name)
     rules: tuple[Any, ...] = () if calvin else ("q99",)
-    low, high = fields.take("norm_min", -1.0), fields.take("norm_max", 1.0)
+    low, high = float(fields.take("norm_min", -1.0)), float(fields.take("norm_max", 1.0))
     if fields.take("norm_action", False):
-        rules += (("bounds", float(low), float(high)),)
+        rules += (("bounds", low, high),)
     fields.put("norm_action, norm_min, norm_max", "data.normalise", rules or ("none",))
     augment = fields.config.augment
     if calvin or not first.get("image_aug"):

@@ -90,8 +90,8 @@ def _load(file: Path) -> Any:
         wants = re.search(r"GLOBAL (\S+)", str(error))
         found = f"the object {wants[1]}" if wants else f"something else ({str(error).strip().splitlines()[0]})"
         raise ValueError(
-            f"{file}: expected tensors in plain containers, got {found}; nothing of the file was executed. If you trust "
-            'it, open it where it was made and save its weights alone: torch.save({"state_dict": ...}, "weights.pt")'
+            f"{file}: expected tensors in plain containers, got {found}; nothing of the file was executed. If you "
+            'trust it, open it where it was made and save the weights alone: torch.save({"state_dict": ...}, FILE)'
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file}: damaged or half-written ({error}); copy it again") from error
@@ -186,9 +186,7 @@ def _partitions(folder: Path) -> list[list[np.ndarray]]:
     """Of each group of parameters the partitions of all ranks, in the order of ranks."""
     files = {}
     for file in folder.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"):
-        rank = re.search(r"zero_pp_rank_(\d+)_", file.name)
-        assert rank is not None  # as globbed
-        files[int(rank[1])] = file
+        files[int(re.sub(r".*zero_pp_rank_(\d+)_.*", r"\1", file.name))] = file
     if not files:
         raise ValueError(
             f"{folder}: expected files *_zero_pp_rank_R_mp_rank_00_optim_states.pt, which hold the weights"
@@ -219,7 +217,8 @@ def _partitions(folder: Path) -> list[list[np.ndarray]]:
 
 def _cut(parts: list[np.ndarray], start: int, stop: int) -> np.ndarray:
     """Numbers start to stop of the partitions laid end to end: a view where one of them has all."""
-    pieces, at = [], 0
+    pieces: list[np.ndarray] = []
+    at = 0
     for part in parts:
         low, high = max(start - at, 0), min(stop - at, len(part))
         if low < high or (start == stop and not pieces):

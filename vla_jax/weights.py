@@ -166,8 +166,8 @@ def open_source(path: Path | str) -> Source:
     lost = sorted(listed.keys() - arrays.keys())
     if lost:
         raise ValueError(
-            f"{index}: lists {len(lost)} arrays that no shard holds, such as {lost[0]} in {listed[lost[0]]}; the shards "
-            "are not of one release, download the folder again"
+            f"{index}: lists {len(lost)} arrays that no shard holds, such as {lost[0]} in {listed[lost[0]]}; "
+            "the shards are not of one release, download the folder again"
         )
     return Source(path, "hf", _normalised(arrays))
 
