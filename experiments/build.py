@@ -21,19 +21,25 @@ from vla_jax.actions import ActionSpec
 from vla_jax.augment import AugmentConfig
 from vla_jax.backbones import paligemma
 from vla_jax.heads.attention import AttentionHead
+from vla_jax.heads.discrete import DiscreteConfig, DiscreteHead, action_end
 from vla_jax.heads.flow import FlowHead
 from vla_jax.heads.gpt import GPTHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
 from vla_jax.losses import ActionLoss
-from vla_jax.model import VLA, VLAConfig
+from vla_jax.model import VLA, PastConfig, StateConfig, VLAConfig
+from vla_jax.objectives import ForwardConfig
 from vla_jax.optim import FreezeConfig, OptimConfig
 from vla_jax.params import Build, Params
 from vla_jax.resampler import ResamplerConfig
+from vla_jax.tokenizer import open_tokenizer, special_tokens
 from vla_jax.train import Units
 
-BACKBONES = {"paligemma": paligemma}
+# Name in the config -> the file and the module in it.
+BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
+    "paligemma": (paligemma, paligemma.PaliGemma),
+}
 HEADS: dict[str, Callable[..., nnx.Module]] = {
     "lstm": LSTMHead,
     "mlp": MLPHead,
@@ -41,6 +47,7 @@ HEADS: dict[str, Callable[..., nnx.Module]] = {
     "attention": AttentionHead,
     "flow": FlowHead,
 }
+DISCRETE = "discrete"  # the head without parameters
 
 # Every dataset is standardised to the field's 7-D action; only the last number is binary.
 BINARY = (6,)
@@ -54,6 +61,7 @@ class Data:
     held_out: list[Part]  # the same datasets in the same order
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
+    action_end: int  # one more than the largest id of an action token, for the head discrete
 
 
 def missing(config: ConfigDict) -> list[str]:
@@ -63,8 +71,7 @@ def missing(config: ConfigDict) -> list[str]:
     if weights != "none" and not Path(weights).expanduser().exists():
         lines.append(
             f"weights: nothing at {Path(weights).expanduser().absolute()}\n"
-            f"    huggingface-cli download google/{BACKBONES[_backbone(config)].__name__.rsplit('.', 1)[-1]}-"
-            f"{config.model.variant} --local-dir {weights}\n"
+            f"    huggingface-cli download {_module(config).hub(config.model.variant)} --local-dir {weights}\n"
             "    or --config.model.weights=DIR (a Hugging Face folder), FILE.npz (big_vision) or none (random weights)"
         )
     root, wanted = _root(config), members(config)
@@ -123,9 +130,23 @@ def data(config: ConfigDict, workdir: Path) -> Data:
         )
     sentences = {text for part in train for text in part.index.splits["train"].sentences}
     folder = tokenizer(config, sorted(sentences), workdir)
-    encoder = BACKBONES[_backbone(config)].load_tokenizer(folder)
+    encoder, vocab = _module(config).load_tokenizer(folder), backbone_config(config).vocab
+    if encoder.vocab > vocab:
+        raise ValueError(
+            f"model.tokenizer: {folder} has {encoder.vocab} tokens, {config.model.backbone} {config.model.variant} "
+            f"embeds {vocab}; give the tokenizer that belongs to the weights"
+        )
     blank = config.data.blank_instruction
-    return Data(train, held_out, lambda text: np.asarray(encoder.encode("" if blank else text), np.int32), folder)
+
+    def encode(text: str) -> np.ndarray:
+        return np.asarray(encoder.encode("" if blank else text), np.int32)
+
+    end = 0
+    if config.model.head == DISCRETE:
+        plain = open_tokenizer(folder, ())
+        end = action_end(plain.vocab_size, special_tokens(plain))
+        _check_free(config, end, sentences, encode)
+    return Data(train, held_out, encode, folder, end)
 
 
 def loader(
@@ -174,7 +195,7 @@ def tokenizer(config: ConfigDict, sentences: list[str], workdir: Path) -> Path:
     if model.tokenizer == "train":
         folder = workdir / "tokenizer"
         if not folder.is_dir():
-            BACKBONES[_backbone(config)].train_tiny_tokenizer(sentences, folder)
+            _module(config).train_tiny_tokenizer(sentences, folder)
         return folder
     folder = Path(model.tokenizer or model.weights).expanduser()
     if not folder.is_dir():
@@ -187,7 +208,7 @@ def tokenizer(config: ConfigDict, sentences: list[str], workdir: Path) -> Path:
 
 def backbone_config(config: ConfigDict) -> Any:
     """The backbone's own config: its released sizes with this run's remat, layer loop and image size checked."""
-    module = BACKBONES[_backbone(config)]
+    module = _module(config)
     if config.model.variant not in module.CONFIGS:
         raise ValueError(f"model.variant: expected one of {', '.join(module.CONFIGS)}, got {config.model.variant!r}")
     sizes = module.CONFIGS[config.model.variant]
@@ -201,41 +222,93 @@ def backbone_config(config: ConfigDict) -> Any:
 def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) -> Params:
     """The backbone's pretrained parameters, in the dtypes and shardings of `specs`."""
     path, allowed = config.model.weights, tuple(config.model.allow_missing)
-    return BACKBONES[_backbone(config)].load(path, backbone_config(config), specs, allowed)
+    return _module(config).load(path, backbone_config(config), specs, allowed)
 
 
-def model(config: ConfigDict) -> Build:
-    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called."""
-    if config.model.head not in HEADS:
-        raise ValueError(f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}")
-    sizes = backbone_config(config)
-    head_sizes = HeadConfig(
-        chunk=config.model.chunk,
-        action_dim=config.model.action_dim,
-        binary=BINARY,
-        loss=ActionLoss(**config.loss.to_dict()),
-        hidden=config.model.head_hidden,
-        layers=config.model.head_layers,
-        mlp=tuple(config.model.head_mlp),
-        attention_heads=config.model.head_attention,
-        window=config.model.window,
-    )
+def model(config: ConfigDict, action_end: int | None = None) -> Build:
+    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called.
+
+    `action_end` (see Data) is for the head discrete: the tokenizer decides where its tokens are. None, where only
+    shapes matter: the end of the vocabulary.
+    """
+    sizes, model = backbone_config(config), config.model
+    make_backbone, head = BACKBONES[_backbone(config)][1], _head(config, action_end or sizes.vocab)
     policy = VLAConfig(
-        window=config.model.window,
-        chunk=config.model.chunk,
-        action_dim=config.model.action_dim,
-        cameras=tuple(config.model.cameras),
-        layout=config.model.layout,
-        history=config.model.history,
-        resampler=ResamplerConfig(**config.model.resampler.to_dict()) if config.model.resampler.depth else None,
+        window=model.window,
+        chunk=model.chunk,
+        action_dim=model.action_dim,
+        cameras=tuple(model.cameras),
+        layout=model.layout,
+        history=model.history,
+        readouts=model.readouts,
+        resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
+        state=_state(config) if model.proprio else None,
+        past=PastConfig(BINARY, model.past_action_hidden) if model.past_action else None,
+        forward=_forward(config) if config.objectives.forward.weight else None,
+        text_embedding=config.objectives.text_align.width if config.objectives.text_align.weight else 0,
+        scales=(("action", 1.0), *((name, task.weight) for name, task in config.objectives.items() if task.weight)),
     )
-    module, head = BACKBONES[_backbone(config)], HEADS[config.model.head]
 
     def make(rngs: nnx.Rngs) -> VLA:
-        backbone = module.PaliGemma(sizes, rngs)
-        return VLA(backbone, head(backbone.width, head_sizes, rngs), policy, rngs)
+        backbone: Any = make_backbone(sizes, rngs)
+        return VLA(backbone, head(backbone.width, rngs), policy, rngs)
 
     return make
+
+
+def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]:
+    """(width, rngs) -> the policy head."""
+    model, loss = config.model, ActionLoss(**config.loss.to_dict())
+    if model.head == DISCRETE:
+        sizes = DiscreteConfig(
+            model.chunk, model.action_dim, BINARY, action_end, model.bins, temperature=model.temperature, loss=loss
+        )
+        return lambda width, rngs: DiscreteHead(sizes)
+    if model.head not in HEADS:
+        raise ValueError(f"model.head: expected one of {', '.join((*HEADS, DISCRETE))}, got {model.head!r}")
+    head_config = HeadConfig(
+        chunk=model.chunk,
+        action_dim=model.action_dim,
+        binary=BINARY,
+        tokens=model.readouts,
+        loss=loss,
+        hidden=model.head_hidden,
+        layers=model.head_layers,
+        mlp=tuple(model.head_mlp),
+        attention_heads=model.head_attention,
+        window=model.window,
+    )
+    return lambda width, rngs: HEADS[model.head](width, head_config, rngs)
+
+
+def _state(config: ConfigDict) -> StateConfig:
+    """The state that all datasets of the mixture share."""
+    spaces = {dataset.state_names: dataset.name for dataset, _ in members(config)}
+    if len(spaces) != 1 or () in spaces:
+        lines = "".join(f"\n  {name}: {', '.join(names) or 'none'}" for names, name in spaces.items())
+        raise ValueError(f"model.proprio: expected datasets with one and the same state, got{lines}\nset it to False")
+    (names,) = spaces
+    return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
+
+
+def _forward(config: ConfigDict) -> ForwardConfig:
+    task = config.objectives.forward
+    return ForwardConfig(
+        len(task.offsets), len(config.model.cameras), task.tokens, task.width, task.depth, task.patch,
+        config.model.image_size,
+    )  # fmt: skip
+
+
+def _check_free(config: ConfigDict, end: int, sentences: set[str], encode: Callable[[str], np.ndarray]) -> None:
+    """Raises ValueError when an instruction uses a token that stands for an action."""
+    first = end - config.model.bins
+    for text in sorted(sentences):
+        taken = [int(i) for i in encode(text) if first <= i < end]
+        if taken:
+            raise ValueError(
+                f"model.head=discrete: the action tokens {first} to {end - 1} collide with token {taken[0]} of the "
+                f"instruction {text!r}; use a tokenizer with {config.model.bins} unused tokens there, or fewer bins"
+            )
 
 
 def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
@@ -298,6 +371,11 @@ def _backbone(config: ConfigDict) -> str:
     if config.model.backbone not in BACKBONES:
         raise ValueError(f"model.backbone: expected one of {', '.join(BACKBONES)}, got {config.model.backbone!r}")
     return config.model.backbone
+
+
+def _module(config: ConfigDict) -> Any:
+    """The file of the backbone."""
+    return BACKBONES[_backbone(config)][0]
 
 
 def digest(folder: Path) -> str:

@@ -83,7 +83,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
         raise ValueError(
             f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was trained with"
         )
-    graphdef, _, _ = flat.abstract(build.model(config))
+    graphdef, _, _ = flat.abstract(build.model(config, source.action_end))
     weights = jax.device_put({k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()})
 
     def model(weights: flat.Params) -> VLA:

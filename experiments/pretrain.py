@@ -56,7 +56,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         if constant:
             _say(f"{part.index.dataset.name}: near-constant action dims pass through unnormalised: {constant}")
 
-    make = build.model(config)
+    make = build.model(config, source.action_end)
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     _say(sharding.table(shapes, shardings))

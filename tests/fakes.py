@@ -1,5 +1,7 @@
 """Stand-ins small enough for any test."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,49 +9,98 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax import params
-from vla_jax.types import Array, Batch, Observation
+from vla_jax.attention import Cache, FrameMask, last
+from vla_jax.types import Array, Batch, Media, Observation
 
 
 class FakeBackbone(nnx.Module):
-    """One real attention layer over patches and words: masks, positions and pixels all matter. Meets types.Backbone."""
+    """One real attention layer over patches and words: masks, positions and pixels all matter. Meets types.Backbone.
 
-    def __init__(self, rngs: nnx.Rngs, width: int = 16, vocab: int = 32, patch: int = 4, image_size: int = 8) -> None:
-        self.width, self.patch = width, patch
+    With `cross` it looks at images by a second attention instead, over media.
+    """
+
+    def __init__(
+        self, rngs: nnx.Rngs, width: int = 16, vocab: int = 32, patch: int = 4, image_size: int = 8, cross: bool = False
+    ) -> None:
+        self.width, self.patch, self.cross_attends, self.text_scale = width, patch, cross, 2.0
+        self.visual_width = 12 if cross else width
         self.tokens_per_image = (image_size // patch) ** 2
 
         def normal(*shape: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), shape) * shape[0] ** -0.5)
 
-        self.patches = normal(patch * patch * 3, width)
+        self.patches = normal(patch * patch * 3, self.visual_width)
         self.words = normal(vocab, width)
         self.qkv = normal(width, 3 * width)
         self.out = normal(width, width)
+        self.media = normal(self.visual_width, width) if cross else None
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v w"]:
         n, p = images.shape[0], self.patch
         side = images.shape[1] // p
         x = images.reshape(n, side, p, side, p, 3).swapaxes(2, 3).reshape(n, side * side, -1)
         return (x.astype(jnp.float32) / 127.5 - 1.0) @ self.patches[...]
 
     def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
-        return self.words[...][tokens]
+        return self.words[...][tokens] * self.text_scale
 
     def __call__(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s s"],
+        mask: Any,
         positions: Int[Array, "n s"],
         readout: int | None = None,
+        media: Media | None = None,
     ) -> Float[Array, "n r c"]:
+        allowed = mask if not isinstance(mask, FrameMask) else whole_mask(mask)
+        out, _ = self._layer(x, allowed, positions, None, media)
+        return out if readout is None else last(out, readout, mask)
+
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Any,
+        positions: Int[Array, "n s"],
+        cache: Cache,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "n s c"], Cache]:
+        if isinstance(mask, FrameMask):
+            slots = cache.k.shape[2]
+            mask = jnp.pad(whole_mask(mask), ((0, 0), (0, 0), (0, slots - x.shape[1])))
+        return self._layer(x, mask, positions, cache, media)
+
+    def cache(self, n: int, slots: int) -> Cache:
+        return Cache.empty(1, n, slots, (1, self.width), jnp.float32)
+
+    def logits(self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None) -> Float[Array, "n s vocab"]:
+        table = self.words[...] if rows is None else self.words[...][rows[0] : rows[1]]
+        return hidden @ table.T
+
+    def _layer(self, x: Array, mask: Array, positions: Array, cache: Cache | None, media: Media | None) -> Any:
+        if media is not None and self.media is not None:
+            keys = media.tokens @ self.media[...]
+            scores = jnp.where(media.mask, jnp.einsum("nqc,nkc->nqk", x, keys) * self.width**-0.5, -1e30)
+            seen = jnp.any(media.mask, axis=-1, keepdims=True)
+            x = x + jnp.where(seen, jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores, axis=-1), keys), 0.0)
         angle = positions[:, :, None] / jnp.asarray(10.0 ** np.linspace(0, 2, self.width))[None, None]
         q, k, v = jnp.split((x + jnp.sin(angle)) @ self.qkv[...], 3, axis=-1)
+        if cache is not None:
+            at = (0, 0, cache.length, 0, 0)
+            new = (
+                jax.lax.dynamic_update_slice(old, y[None, :, :, None], at) for old, y in ((cache.k, k), (cache.v, v))
+            )
+            cache = Cache(*new, cache.positions, cache.length + x.shape[1])
+            k, v = cache.k[0, :, :, 0], cache.v[0, :, :, 0]
         scores = jnp.where(mask, jnp.einsum("nqc,nkc->nqk", q, k) * self.width**-0.5, -jnp.inf)
         x = x + jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores, axis=-1), v) @ self.out[...]
-        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-        return x if readout is None else x[:, -readout:]
+        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6), cache
 
-    def logits(self, hidden: Float[Array, "n s c"]) -> Float[Array, "n s vocab"]:
-        return hidden @ self.words[...].T
+
+def whole_mask(mask: FrameMask) -> Bool[Array, "n s s"]:
+    """A FrameMask as a dense one."""
+    s, frame = mask.valid.shape[1], mask.frame
+    parts = [jnp.pad(mask.dense(i, frame), ((0, 0), (0, 0), (0, s - (i + 1) * frame))) for i in range(s // frame)]
+    return jnp.concatenate(parts, axis=1)
 
 
 def initialise(build: params.Build) -> tuple[nnx.GraphDef, params.Params]:

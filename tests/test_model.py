@@ -11,7 +11,8 @@ from vla_jax import params
 from vla_jax.backbones import paligemma
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.outputs import HeadConfig
-from vla_jax.model import VLA, VLAConfig, attention_mask, positions
+from vla_jax.model import VLA, VLAConfig, newest
+from vla_jax.sequence import Part, alone, assemble, positions
 
 T, K, D, N = 3, 2, 7, 2
 KEY = jax.random.key(0)
@@ -25,7 +26,8 @@ apply = jax.jit(
 )
 
 gradient = jax.jit(
-    jax.grad(lambda flat, graphdef, batch: params.merge(graphdef, flat).loss(batch, KEY).sum), static_argnums=1
+    jax.grad(lambda flat, graphdef, batch: params.merge(graphdef, flat).loss(batch, KEY).sums["action"]),
+    static_argnums=1,
 )
 
 
@@ -70,8 +72,9 @@ def test_shapes(fake):
     assert np.isfinite(hidden).all()
     assert apply(graphdef, flat, "act", batch.obs, KEY).shape == (2, K, D)
     result = apply(graphdef, flat, "loss", batch, KEY)
-    assert np.isfinite(result.sum)
-    assert result.weight == (batch.action_mask.any(-1) & batch.obs.step_mask[..., None]).sum()
+    assert np.isfinite(result.sums["action"])
+    weights = apply(graphdef, flat, "weights", batch)
+    assert weights == {"action": (batch.action_mask.any(-1) & batch.obs.step_mask[..., None]).sum()}
 
 
 def test_prompt_padding_changes_nothing(policy):
@@ -123,11 +126,7 @@ def test_every_input_reaches_the_readouts(policy):
 
 def test_frames_are_encoded_alone(fake):
     obs = fake[2].obs
-    newest = obs._replace(
-        images=tuple(image[:, -1:] for image in obs.images),
-        **{name: getattr(obs, name)[:, -1:] for name in ("image_mask", "proprio", "step_mask")},
-    )
-    np.testing.assert_allclose(readouts(fake, newest), readouts(fake, obs)[:, -1:], atol=1e-6)
+    np.testing.assert_allclose(readouts(fake, newest(obs)), readouts(fake, obs)[:, -1:], atol=1e-6)
 
 
 def test_readouts_are_causal(policy):
@@ -150,8 +149,8 @@ def test_readouts_equal_the_full_computation(policy):
     @partial(jax.jit, static_argnums=0)
     def hidden(readout):
         model = params.merge(graphdef, flat)
-        tokens, valid = model._sequence(batch.obs)
-        return model.backbone(tokens, attention_mask(valid, N), positions(valid), readout=readout)
+        frames = model.sequence(batch.obs)
+        return model.backbone(frames.tokens, alone(frames), positions(frames.valid), readout=readout)
 
     np.testing.assert_allclose(hidden(N), hidden(None)[:, -N:], atol=1e-6)
 
@@ -160,8 +159,7 @@ def test_batch_of_two_is_two_batches_of_one(fake):
     graphdef, flat, batch = fake
     both = apply(graphdef, flat, "loss", batch, KEY)
     one, two = (apply(graphdef, flat, "loss", jax.tree.map(lambda x, i=i: x[i : i + 1], batch), KEY) for i in range(2))
-    np.testing.assert_allclose(both.sum, one.sum + two.sum, rtol=1e-5)
-    np.testing.assert_array_equal(both.weight, one.weight + two.weight)
+    np.testing.assert_allclose(both.sums["action"], one.sums["action"] + two.sums["action"], rtol=1e-5)
 
 
 def test_gradient_reaches_every_leaf(policy):
@@ -213,7 +211,13 @@ def test_mask_and_positions_by_hand():
     expected = np.array(
         [[1, 0, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]], bool
     )  # the masked token sees itself, so that its softmax row is not empty
-    np.testing.assert_array_equal(attention_mask(valid, 2)[0], expected)
+    part = Part(np.zeros((1, 1, 4), np.float32), valid[:, :1])
+    words, tail = (
+        Part(np.zeros((1, 2, 4), np.float32), valid[:, 1:3]),
+        Part(np.zeros((1, 2, 4), np.float32), valid[:, 3:]),
+    )
+    frames = assemble("prefix", False, [part], words, [], (tail, None))
+    np.testing.assert_array_equal(alone(frames)[0], expected)
     np.testing.assert_array_equal(positions(valid)[0][valid[0]], [0, 1, 2, 3])
     assert positions(np.zeros((1, 3), bool)).min() == 0
 
@@ -222,6 +226,8 @@ def test_mask_and_positions_by_hand():
     ("change", "message"),
     [
         ({"layout": "interleaved"}, "model.layout"),
+        ({"scales": (("actoin", 1.0),)}, "VLAConfig.scales"),
+        ({"scales": (("caption", 0.0),)}, "VLAConfig.scales"),
         ({"history": "video"}, "model.history"),
         ({"history": "one_step", "window": 2}, "model.window"),
         ({"cameras": ()}, "a camera"),
@@ -255,5 +261,5 @@ def test_one_step_history():
     result, actions = jax.eval_shape(
         lambda: (build(params.nnx.Rngs(0)).loss(batch, KEY), build(params.nnx.Rngs(0)).act(batch.obs, KEY))
     )
-    assert result.sum.shape == ()
+    assert result.sums["action"].shape == ()
     assert actions.shape == (2, K, D)

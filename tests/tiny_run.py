@@ -15,7 +15,7 @@ from flax import nnx
 
 from vla_jax import metrics, optim, params, sharding, train
 from vla_jax.checkpoint import Checkpointer
-from vla_jax.types import Batch, Loss, Observation
+from vla_jax.types import Batch, Objective, Observation
 
 B, T, K, D, L, WIDTH, LAYERS = 8, 2, 3, 4, 5, 8, 3
 UNITS = train.Units(("x", "y", "z", "gripper"), np.array([[2.0] * D, [10.0] * D], np.float32))
@@ -46,8 +46,13 @@ class Group(nnx.Module):
             setattr(self, name, part)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    scales: tuple[tuple[str, float], ...] = (("action", 1.0),)
+
+
 class Tiny(nnx.Module):
-    """Obeys the contract of the train step: loss(batch, key) -> Loss."""
+    """Obeys the contract of the train step: loss(batch, key) -> Objective, and its weights."""
 
     def __init__(self, rngs, noise=0.1):
         @nnx.split_rngs(splits=LAYERS)
@@ -64,6 +69,7 @@ class Tiny(nnx.Module):
         self.head = Dense((WIDTH, K * D), ("embed", None), rngs)
         self.head.bias = nnx.Param(jnp.zeros((K * D,)))
         self.noise = noise
+        self.config = Scales()
 
     def loss(self, batch, key):
         dtype = self.head.kernel.dtype
@@ -80,7 +86,10 @@ class Tiny(nnx.Module):
             "arm": (squared, mask.sum((1, 2, 3))),
             "l1": ((jnp.abs(error) * mask).sum((1, 2)), mask.sum((1, 2))),
         }
-        return Loss(squared.sum(), mask.sum(), jax.lax.stop_gradient(pairs))
+        return Objective({"action": squared.sum()}, jax.lax.stop_gradient(pairs))
+
+    def weights(self, batch):
+        return {"action": batch.action_mask.sum(dtype=jnp.float32)}
 
 
 def make_batch(position, rows=None):

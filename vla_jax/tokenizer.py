@@ -29,6 +29,12 @@ def open_tokenizer(folder: Path | str, needs: Sequence[str]) -> Any:
     return tokenizer
 
 
+def special_tokens(tokenizer: Any) -> int:
+    """How many special tokens a transformers tokenizer names; each of a list counts."""
+    named = tokenizer.special_tokens_map.values()
+    return sum(len(value) if isinstance(value, list | tuple) else 1 for value in named)
+
+
 def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
     """Trains a small tokenizer laid out like PaliGemma's: pieces, then <loc>, <seg> and <image> at the end.
 

@@ -26,6 +26,7 @@ from vla_jax.params import Params, Shapes, merge
 from vla_jax.types import Batch
 
 AUGMENT = 2**31 - 1  # folded into the step's key; the parts of a batch count up from 0
+TASK = "loss/"  # before a task's name among the metrics
 SIGTERM_EXIT = 143  # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to
 
 Metrics = dict[str, Any]  # name -> number [], on the device
@@ -139,7 +140,8 @@ def make_train_step(
 ) -> Any:
     """The jitted step (state, batch) -> (state, metrics). The state is donated; metrics stay on the device.
 
-    The model is `merge(graphdef, params)` with `.loss(batch, key) -> Loss`. Its parameters come in the compute type.
+    The model is `merge(graphdef, params)` with `.loss(batch, key) -> Objective`, `.weights(batch)` of the same tasks
+    and their `.config.scales`. Its parameters come in the compute type.
     """
     where, mesh = _shardings(abstract), abstract.step.sharding.mesh
     _check_parts(config, mesh)
@@ -155,12 +157,14 @@ def make_train_step(
             for name, value in state.params.items()
         }
 
+        # The weights of the whole batch come first: with several tasks no division afterwards would mend a part's.
+        tasks = _tasks(merge(graphdef, {**cast, **state.frozen}), batch)
+
         def objective(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, Pairs]:
-            return _loss(graphdef, {**params, **state.frozen}, part, key, units)
+            return _loss(merge(graphdef, {**params, **state.frozen}), tasks, part, key, units)
 
         grads, pairs = _accumulate(jax.grad(objective, has_aux=True), cast, batch, key, config.accum)
-        total, weight = pairs["loss"]
-        grads = {name: grad / jnp.where(weight > 0, weight, 1.0) for name, grad in grads.items()}
+        means = _means(pairs, units)
         grads = optim.mask_layers(grads, optimizer.layers)
         norm = optax.tree.norm(grads)
         rate = optimizer.schedule(state.step)
@@ -171,11 +175,11 @@ def make_train_step(
         if ema is not None:
             ema = {name: config.ema * old + (1 - config.ema) * params[name] for name, old in ema.items()}
 
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
         new = state._replace(params=params, opt_state=opt_state, ema=ema)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        report = {**_means(pairs, units), "grad_norm": norm, "lr": rate, "skipped": skipped}
+        report = {**means, "grad_norm": norm, "lr": rate, "skipped": skipped}
         return new._replace(step=state.step + 1, skipped=skipped), report
 
     return jax.jit(
@@ -192,7 +196,8 @@ def make_eval_step(graphdef: nnx.GraphDef, config: TrainConfig, abstract: TrainS
 
     def step(state: TrainState, batch: Batch) -> Pairs:
         params = {name: value.astype(config.dtype) for name, value in inference_params(state).items()}
-        return _loss(graphdef, params, batch, jax.random.key(config.seed), units)[1]
+        model = merge(graphdef, params)
+        return _loss(model, _tasks(model, batch), batch, jax.random.key(config.seed), units)[1]
 
     return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)), out_shardings=sharding.replicated(mesh))
 
@@ -221,12 +226,28 @@ def _shardings(abstract: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def _loss(
-    graphdef: nnx.GraphDef, params: Params, batch: Batch, key: jax.Array, units: Units
-) -> tuple[jax.Array, Pairs]:
-    model: Any = merge(graphdef, params)
-    loss = model.loss(batch, key)
-    return loss.sum, {"loss": (loss.sum, loss.weight), **_reduce(loss.metrics, batch.dataset_id, units)}
+class _Task(NamedTuple):
+    """What a task's sum is multiplied by, and its weight in the whole batch."""
+
+    scale: float
+    weight: jax.Array
+
+
+def _tasks(model: Any, batch: Batch) -> dict[str, _Task]:
+    scales = dict(model.config.scales)
+    return {name: _Task(scales[name], weight) for name, weight in model.weights(batch).items()}
+
+
+def _loss(model: Any, tasks: dict[str, _Task], batch: Batch, key: jax.Array, units: Units) -> tuple[jax.Array, Pairs]:
+    """This part's share of the optimised value, and its pairs: of each task "loss/<task>", scaled, and the metrics."""
+    found = model.loss(batch, key)
+    if found.sums.keys() != tasks.keys():
+        raise ValueError(f"model.loss gave the tasks {sorted(found.sums)}, model.weights {sorted(tasks)}")
+    weights, pairs, total = model.weights(batch), {}, jnp.zeros(())
+    for name, task in tasks.items():
+        pairs[f"{TASK}{name}"] = (task.scale * found.sums[name], weights[name])
+        total = total + task.scale * found.sums[name] / jnp.where(task.weight > 0, task.weight, 1.0)
+    return total, {**pairs, **_reduce(found.metrics, batch.dataset_id, units)}
 
 
 def _accumulate(grad: Any, params: Params, batch: Batch, key: jax.Array, accum: int) -> tuple[Params, Pairs]:
@@ -259,17 +280,20 @@ def _reduce(found: Pairs, dataset_id: Any, units: Units) -> Pairs:
 
 
 def _means(pairs: Pairs, units: Units) -> Metrics:
-    """One number per name; those per dim are named after it: "l1/x". A weight of zero gives NaN, written as null."""
+    """One number per name; those per dim are named after it: "l1/x". A weight of zero gives NaN, written as null.
+
+    "loss" is the sum of the tasks, each scaled; the parts are told too where there are several.
+    """
     out = {}
     for name, (total, weight) in pairs.items():
         mean = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), jnp.nan)
-        if name == "loss":
-            out[name] = jnp.where(weight > 0, mean, 0.0)
-        elif mean.ndim == 0:
+        if mean.ndim == 0:
             out[name] = mean
         else:
             out.update({f"{name}/{dim}": mean[i] for i, dim in enumerate(units.names)})
-    return out
+    parts = [name for name in pairs if name.startswith(TASK)]
+    out["loss"] = sum((jnp.where(pairs[name][1] > 0, out[name], 0.0) for name in parts), start=jnp.zeros(()))
+    return out if len(parts) > 1 else {name: value for name, value in out.items() if name not in parts}
 
 
 def fit(state: TrainState, step: Any, batches: Iterator[Batch], config: TrainConfig, hooks: Hooks) -> TrainState:

@@ -187,19 +187,21 @@ class Attention(nnx.Module):
             k = rope(k, context.positions, config.rope_theta)
         q = checkpoint_name(q * jnp.asarray(config.q_scale, q.dtype), "q")
         k, v = checkpoint_name(k, "kv"), checkpoint_name(v, "kv")
+        kept: Any = (k, v)
         if past is not None:
             at: Any = (0, context.length, 0, 0)
-            k, v = (
+            kept = tuple(
                 jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
-                for old, new in zip(past, (k, v), strict=True)
+                for old, new in zip(past, kept, strict=True)
             )
-        bias = alibi(context.keys, config.heads) if config.alibi else None
-        if isinstance(mask, FrameMask):
+        if isinstance(mask, FrameMask):  # with a cache: it was empty, these are all keys
+            bias = alibi(context.positions, config.heads) if config.alibi else None
             out = attend_frames(q, k, v, mask, config.softcap, bias)
         else:
-            out = attend(q, k, v, mask[:, mask.shape[1] - rows :], config.softcap, bias)
+            bias = alibi(context.keys, config.heads) if config.alibi else None
+            out = attend(q, kept[0], kept[1], mask[:, mask.shape[1] - rows :], config.softcap, bias)
         out = checkpoint_name(out, "attn").reshape(n, -1, config.heads * config.head_dim)
-        return self.o(out if self.sub_norm is None else self.sub_norm(out)), (k, v)
+        return self.o(out if self.sub_norm is None else self.sub_norm(out)), kept
 
 
 class MLP(nnx.Module):
@@ -296,9 +298,10 @@ class Stack(nnx.Module):
     ) -> tuple[Float[Array, "n s c"], Cache]:
         """The last block's output for tokens that follow those in the cache, and the cache with them.
 
-        mask[n, q, u] is over the cache's slots; the new tokens take those from `cache.length` on.
+        mask[n, q, u] is over the cache's slots; the new tokens take those from `cache.length` on. A FrameMask is
+        for the first tokens of all, into an empty cache.
         """
-        keys = jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.length))
+        keys = jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), (0, cache.length))
         contexts = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
         s, kept = x.shape[1], []
         if self.run.layers == "unroll" or before is not None:

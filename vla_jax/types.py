@@ -5,7 +5,7 @@ v visual tokens of one image, h w pixels, m future frames, e width of CLIP's tex
 This module imports nothing of ours.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax import Array as JaxArray
@@ -68,6 +68,17 @@ class Loss(NamedTuple):
     metrics: dict[str, tuple[Array, Array]]
 
 
+class Objective(NamedTuple):
+    """What a batch costs, task by task ("action" and the auxiliary ones).
+
+    The optimised value is the sum over tasks of scale * sum / weight, with the weight of the whole global batch.
+    Metrics as in Loss.
+    """
+
+    sums: dict[str, Float[Array, ""]]
+    metrics: dict[str, tuple[Array, Array]]
+
+
 class Media(NamedTuple):
     """Visual tokens beside the sequence, for backbones that look at them by cross-attention."""
 
@@ -75,6 +86,7 @@ class Media(NamedTuple):
     mask: Bool[Array, "n s m"]  # which of them each token of the sequence sees; one that sees none gets nothing
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A vision-language model seen as: embed, then one pass over a token sequence."""
 
@@ -106,12 +118,15 @@ class Backbone(Protocol):
     def decode(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s u"],
+        mask: Any,
         positions: Int[Array, "n s"],
         cache: Any,
         media: Media | None = None,
     ) -> tuple[Float[Array, "n s c"], Any]:
-        """Hidden states of tokens that follow those in an attention.Cache of u slots, and the cache with them."""
+        """Hidden states of tokens that follow those in an attention.Cache, and the cache with them.
+
+        `mask[n, q, u]` is over the cache's slots; or, for the first tokens, an attention.FrameMask.
+        """
         ...
 
     def cache(self, n: int, slots: int) -> Any:

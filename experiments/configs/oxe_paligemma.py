@@ -1,7 +1,7 @@
 """PaliGemma on Open X-Embodiment: the RoboVLMs recipe.
 
     python -m experiments.pretrain --config=oxe_paligemma.py           # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM
-    python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt, attention, flow
+    python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt, attention, flow, discrete
     python -m experiments.pretrain --config=oxe_paligemma.py:tiny      # the same path in minutes on 2 CPU cores
     python -m experiments.pretrain --config=oxe_paligemma.py:tiny,flow
 
@@ -11,7 +11,7 @@ seconds and says what is missing. `--config.model.weights=none --dry_run` builds
 
 from ml_collections import ConfigDict, FieldReference
 
-HEADS = {"gpt": 8, "attention": 1, "flow": 4}  # blocks
+HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0}  # blocks
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -55,13 +55,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.window = 8
     config.model.chunk = 10
     config.model.action_dim = 7
-    config.model.history = "head"
-    config.model.layout = "prefix"
+    config.model.history = "head"  # head, interleaved, one_step: see vla_jax/model.py
+    config.model.layout = "prefix"  # prefix, robovlms: see vla_jax/sequence.py
+    config.model.readouts = 1  # action query tokens per frame
     config.model.head = "lstm"
     config.model.head_hidden = 1024
     config.model.head_layers = 4
     config.model.head_mlp = (1024, 512, 256)
     config.model.head_attention = 8  # heads of attention in the heads gpt, attention and flow
+    config.model.bins = 256  # of each number, for the head discrete
+    config.model.temperature = 0.0  # of its decoding; 0 takes the likeliest token
     config.model.proprio = False  # the robot's state as a token before the readouts
     config.model.past_action = False  # the action before each frame as a token before the readouts
     config.model.past_action_hidden = 0.5  # share of frames that do not see it in training, against copying
@@ -108,6 +111,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objectives.image_text.length = 128  # tokens of question and answer
     config.objectives.text_align = ConfigDict()  # readouts near CLIP's embedding of the instruction; RoboVLMs: 0.05
     config.objectives.text_align.weight = 0.0
+    config.objectives.text_align.width = 768  # of that embedding
     config.objectives.text_align.clip = "weights/clip-vit-large-patch14"  # Hugging Face folder with its tokenizer
 
     config.lora = ConfigDict()  # low-rank adapters in the backbone, which is then frozen; rank 0 = off
@@ -143,7 +147,7 @@ def get_config(arg: str = "") -> ConfigDict:
     for head in heads:
         config.model.head = head
         # GPT as in RoboVLMs; the attention head is one block, the flow's expert four.
-        config.model.head_layers = 2 if "tiny" in words else HEADS[head]
+        config.model.head_layers = min(2, HEADS[head]) if "tiny" in words else HEADS[head]
     return config
 
 

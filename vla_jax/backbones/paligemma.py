@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax import weights
@@ -138,7 +138,7 @@ class PaliGemma(nnx.Module):
     def decode(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s u"],
+        mask: Mask,
         positions: Int[Array, "n s"],
         cache: Cache,
         media: Media | None = None,
@@ -329,6 +329,11 @@ def _npz_config(source: weights.Source) -> PaliGemmaConfig:
     raise ValueError(
         f"{source.path}: width {embedding.shape[1]} is none of {', '.join(CONFIGS)}; use load with its config"
     )
+
+
+def hub(variant: str) -> str:
+    """Where a variant's weights are on the Hugging Face hub."""
+    return f"google/paligemma-{variant}".replace("paligemma-2-", "paligemma2-")
 
 
 # ------------------------------------------------------------------------------------------------- prompt and tokenizer
