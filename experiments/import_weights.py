@@ -89,7 +89,7 @@ def backbone(path: Path, kind: str) -> Found:
             f"{path}: config.json: model_type: expected one of {', '.join(FAMILIES)}, got {body.get('model_type')!r}"
         )
     config.model.backbone = FAMILIES[body["model_type"]]
-    module = build.BACKBONES[config.model.backbone]
+    module = build.BACKBONES[config.model.backbone][0]
     names = module.hf_names if kind == "hf" else module.npz_names
     found = []
     for variant, sizes in module.CONFIGS.items():
@@ -111,11 +111,16 @@ def policy(path: Path, json_file: Path) -> Found:
             f"{json_file}: model: expected kosmos or paligemma, got {config.model.backbone}: RoboVLMs keeps the names "
             "of its original package, for which there is no table here"
         )
+    if config.model.history == "interleaved":
+        raise ValueError(
+            f"{json_file}: act_head.history_type: 'pre' shows later frames the last prompt token of each frame, which "
+            "stands behind the readouts; our interleaved history leaves it out, so the weights would not mean the same"
+        )
     opened = weights.open_source(path)
     if opened.kind != "torch":
         raise ValueError(f"--from robovlms:{path}: expected a .pt or .ckpt file or a DeepSpeed directory")
     source, left = robovlms.source(opened)
-    module = build.BACKBONES[config.model.backbone]
+    module = build.BACKBONES[config.model.backbone][0]
     found = []
     for variant, sizes in module.CONFIGS.items():
         if sizes.image_size == config.model.image_size:
@@ -220,7 +225,7 @@ def _check_tokenizer(found: Found) -> None:
     """Every id of the tokenizer must have a row in the token table."""
     if not _has_tokenizer(found.tokenizer):
         return
-    module = build.BACKBONES[found.config.model.backbone]
+    module = build.BACKBONES[found.config.model.backbone][0]
     ids, rows = module.load_tokenizer(found.tokenizer).vocab, found.shapes["backbone/embed/embedding"].shape[0]
     if ids > rows:
         raise ValueError(
