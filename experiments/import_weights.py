@@ -17,6 +17,7 @@ import hashlib
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ def backbone(path: Path, kind: str) -> Found:
     module = build.BACKBONES[config.model.backbone][0]
     names = module.hf_names if kind == "hf" else module.npz_names
     found = []
-    for variant, sizes in module.CONFIGS.items():
+    for variant, sizes in _likely(source, module.CONFIGS, names).items():
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
         shapes = {k: v for k, v in flat.abstract(build.model(config))[1].items() if k.startswith(BACKBONE)}
@@ -122,15 +123,15 @@ def policy(path: Path, json_file: Path) -> Found:
     source, left = robovlms.source(opened)
     module = build.BACKBONES[config.model.backbone][0]
     found = []
-    for variant, sizes in module.CONFIGS.items():
+    for variant, sizes in _likely(source, module.CONFIGS, module.hf_names).items():
         if sizes.image_size == config.model.image_size:
             config.model.variant = variant
             table = robovlms.names(config, module.hf_names(sizes))
             shapes = flat.abstract(build.model(config))[1]
             found.append(Found(config.copy_and_resolve_references(), source, table, shapes, left, lines, tokenizer))
     if not found:
-        there = ", ".join(str(sizes.image_size) for sizes in module.CONFIGS.values())
-        raise ValueError(f"{json_file}: image_size: expected one of {there}, got {config.model.image_size}")
+        there = ", ".join(f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items())
+        raise ValueError(f"{json_file}: image_size: expected {there}, got {config.model.image_size}")
     return _best(found)
 
 
@@ -182,7 +183,7 @@ def table(found: Found, plan: weights.Plan) -> str:
         keys = [line for line in found.lines if line.used == used]
         if found.lines:
             lines += [f"\nconfig keys {title}: {len(keys)}"]
-            lines += [f"  {line.key} = {line.value!r}: {line.became}" for line in keys]
+            lines += [f"  {line.key}{'' if used else f' = {line.value!r}'}: {line.became}" for line in keys]
     return "\n".join(lines)
 
 
@@ -195,6 +196,18 @@ def digest(path: Path) -> str:
             while chunk := handle.read(1 << 20):
                 sha.update(chunk)
     return sha.hexdigest()
+
+
+def _likely(
+    source: weights.Source, sizes: dict[str, Any], names: Callable[[Any], dict[str, weights.Entry]]
+) -> dict[str, Any]:
+    """The sizes whose token table is as wide as the source's; all of them where there is none."""
+    likely = {}
+    for variant, config in sizes.items():
+        embedding = source.arrays.get(names(config)["embed/embedding"].source)
+        if embedding is not None and embedding.shape[-1] == config.width:
+            likely[variant] = config
+    return likely or sizes
 
 
 def _best(found: list[Found]) -> Found:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny_run
 from vla_jax import optim, sharding, train
-from vla_jax.checkpoint import Checkpointer, _saved_arrays, complete_steps, load_meta, load_params
+from vla_jax.checkpoint import Checkpointer, _saved_arrays, complete_steps, load_arrays, load_meta, load_params
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +164,23 @@ def test_meta_must_be_json(tmp_path):
         Checkpointer(tmp_path, {"cameras": {"a", "b"}}, {})
     keeper = Checkpointer(tmp_path, {"statistics": {"toy": np.arange(2.0)}}, {})
     keeper.close()
+
+
+def test_some_arrays_are_read_into_any_sharding_and_type(trained, directory):
+    setup, state, _ = trained
+    mesh = sharding.make_mesh(2, 2, 2)
+    other = tiny_run.Setup(mesh, setup.config, optim.FreezeConfig(train_vision=False))
+    names = [name for name in setup.shapes if name.startswith("backbone/decoder")]
+    specs = {
+        name: jax.ShapeDtypeStruct(setup.shapes[name].shape, "bfloat16", sharding=other.shardings[name])
+        for name in names
+    }
+    found = load_arrays(directory, specs)
+    assert found.keys() == specs.keys()
+    for name, value in found.items():
+        assert value.sharding == specs[name].sharding
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(state.ema[name]).astype("bfloat16"))
+    absent = jax.ShapeDtypeStruct((2,), "float32", sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    assert load_arrays(directory, {**specs, "backbone/new": absent}, ("*/new",)).keys() == specs.keys()
+    with pytest.raises(ValueError, match=r"(?s)2 parameters do not fit.*new is missing.*expected shape \(2,\)"):
+        load_arrays(directory, {"backbone/new": absent, names[0]: absent})

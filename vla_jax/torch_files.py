@@ -6,6 +6,7 @@ the file. torch is imported only when such a file is opened.
 """
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def _load(file: Path) -> Any:
         )
     stand_ins: list[Any] = [(StandIn, name) for name in STAND_INS]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what it cannot read, it refuses
             # Files of torch < 1.6 are no zip archives and cannot be mapped.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:

@@ -4,6 +4,7 @@ Written from reference/robovlms.md (1.2, 1.8, 2) and backbones.md (3): how its b
 compute. Kosmos-2's and PaliGemma's towers are those of transformers. Parameter names are RoboVLMs'.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         sizes = (width, 1024, 512, 256, out)
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
         self.mlp = nn.Sequential(*layers[:-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -27,9 +27,7 @@ FIRST_POSITION = 2  # fairseq's: the padding index, which is 1, plus one
 
 @dataclasses.dataclass(frozen=True)
 class Kosmos2Config:
-    """Sizes, and how the layers are run (`remat`, `layers`: see transformer.StackConfig). `latents`: tokens per
-    image.
-    """
+    """Sizes, and how the layers are run (see transformer.StackConfig). `latents` is the number of tokens per image."""
 
     vision: VisionConfig
     vocab: int
@@ -52,35 +50,18 @@ class Kosmos2Config:
         """The block the decoder is made of."""
         head_dim = self.width // self.heads
         return BlockConfig(
-            width=self.width,
-            mlp=self.mlp,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_dim=head_dim,
-            norm="ln",
-            eps=self.eps,
-            gated=False,
-            bias=True,
-            q_scale=head_dim**-0.5,
-            act="gelu",
-            sub_norms=True,
-        )
+            width=self.width, mlp=self.mlp, heads=self.heads, kv_heads=self.heads, head_dim=head_dim, norm="ln",
+            eps=self.eps, gated=False, bias=True, q_scale=head_dim**-0.5, act="gelu", sub_norms=True,
+        )  # fmt: skip
 
 
 CLIP: dict[str, Any] = {"eps": 1e-5, "act": "quick_gelu", "clip": True, "class_token": True}
 CLIP_L14 = VisionConfig(image_size=224, patch=14, width=1024, mlp=4096, depth=24, heads=16, **CLIP)
+CLIP_TINY = VisionConfig(image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4, **CLIP)
 
 CONFIGS = {
     "2-patch14-224": Kosmos2Config(CLIP_L14, 65037, width=2048, mlp=8192, depth=24, heads=32, latents=64),
-    "tiny": Kosmos2Config(
-        VisionConfig(image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4, **CLIP),
-        vocab=1600,
-        width=64,
-        mlp=256,
-        depth=2,
-        heads=4,
-        latents=8,
-    ),
+    "tiny": Kosmos2Config(CLIP_TINY, 1600, width=64, mlp=256, depth=2, heads=4, latents=8),
 }
 
 
@@ -97,10 +78,11 @@ class LatentPool(nnx.Module):
 
     def __call__(self, tokens: Float[Array, "n v w"]) -> Float[Array, "n m c"]:
         n, m = tokens.shape[0], self.latents.shape[0]
-        x = self.dense(tokens)
-        x = jnp.concatenate([x, jnp.broadcast_to(self.latents[...][None], (n, *self.latents.shape))], axis=1)
-        everything, nowhere = jnp.ones((n, m, x.shape[1]), bool), jnp.zeros(x.shape[:2], jnp.int32)
-        return self.attn(x, m, Context(everything, nowhere, nowhere))[0]
+        x, queries = self.dense(tokens), jnp.broadcast_to(self.latents[...][None], (n, *self.latents.shape))
+        x = jnp.concatenate([x, queries], axis=1)
+        s = x.shape[1]
+        mask, positions = jnp.ones((n, s, s), bool), jnp.zeros((n, s), jnp.int32)
+        return self.attn(x, m, Context(mask, positions, positions))[0]
 
 
 class Kosmos2(nnx.Module):
@@ -199,73 +181,71 @@ def from_pretrained(
 
 def hf_names(config: Kosmos2Config) -> dict[str, weights.Entry]:
     """Our parameters -> names in a Hugging Face checkpoint and what to do with the arrays."""
-    entry, plain, linear, depth = weights.Entry, weights.as_is, weights.transposed, config.depth
-    pool, text = "image_to_text_projection.", "text_model.model."
-    table = hf_vision_names(config.vision, "vision_model.model.") | {
-        "projector/latents": entry(f"{pool}latent_query", plain),
-        "embed/embedding": entry(f"{text}embed_tokens.weight", plain),
-        "decoder/norm/scale": entry(f"{text}layer_norm.weight", plain),
-        "decoder/norm/bias": entry(f"{text}layer_norm.bias", plain),
-    }
-    for ours, theirs in [("dense", "dense"), *((f"attn/{x}", f"x_attn.{t}_proj") for x, t in _PROJECTIONS)]:
-        table[f"projector/{ours}/kernel"] = entry(f"{pool}{theirs}.weight", linear)
-        table[f"projector/{ours}/bias"] = entry(f"{pool}{theirs}.bias", plain)
-    block, layer = "decoder/layers/blocks/", f"{text}layers.{{}}."
-    linears = [(f"attn/{x}", f"self_attn.{t}_proj") for x, t in _PROJECTIONS]
-    for ours, theirs in [*linears, ("mlp/up", "ffn.fc1"), ("mlp/down", "ffn.fc2")]:
-        table[f"{block}{ours}/kernel"] = entry(f"{layer}{theirs}.weight", linear, depth)
-        table[f"{block}{ours}/bias"] = entry(f"{layer}{theirs}.bias", plain, depth)
+    pool, text, layer = "image_to_text_projection.", "text_model.model.", "text_model.model.layers.{}."
+    ours = "decoder/layers/blocks/"
     norms = {
-        "norm_attn": "self_attn_layer_norm",
-        "attn/sub_norm": "self_attn.inner_attn_ln",
-        "norm_mlp": "final_layer_norm",
-        "mlp/sub_norm": "ffn.ffn_layernorm",
+        "decoder/norm": f"{text}layer_norm",
+        f"{ours}norm_attn": f"{layer}self_attn_layer_norm",
+        f"{ours}attn/sub_norm": f"{layer}self_attn.inner_attn_ln",
+        f"{ours}norm_mlp": f"{layer}final_layer_norm",
+        f"{ours}mlp/sub_norm": f"{layer}ffn.ffn_layernorm",
     }
-    for ours, theirs in norms.items():
-        table[f"{block}{ours}/scale"] = entry(f"{layer}{theirs}.weight", plain, depth)
-        table[f"{block}{ours}/bias"] = entry(f"{layer}{theirs}.bias", plain, depth)
+    linears = {
+        "projector/dense": f"{pool}dense",
+        f"{ours}mlp/up": f"{layer}ffn.fc1",
+        f"{ours}mlp/down": f"{layer}ffn.fc2",
+    }
+    for name, theirs in {"q": "q", "k": "k", "v": "v", "o": "out"}.items():
+        linears[f"projector/attn/{name}"] = f"{pool}x_attn.{theirs}_proj"
+        linears[f"{ours}attn/{name}"] = f"{layer}self_attn.{theirs}_proj"
+    table = hf_vision_names(config.vision, "vision_model.model.")
+    table["projector/latents"] = weights.Entry(f"{pool}latent_query", weights.as_is)
+    table["embed/embedding"] = weights.Entry(f"{text}embed_tokens.weight", weights.as_is)
+    for names, leaf, transform in ((norms, "scale", weights.as_is), (linears, "kernel", weights.transposed)):
+        for name, theirs in names.items():
+            layers = config.depth if "{}" in theirs else 0
+            table[f"{name}/{leaf}"] = weights.Entry(f"{theirs}.weight", transform, layers)
+            table[f"{name}/bias"] = weights.Entry(f"{theirs}.bias", weights.as_is, layers)
     return table
 
 
-_PROJECTIONS = (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out"))
-
-
 def hf_config(body: dict[str, Any]) -> Kosmos2Config:
-    """The sizes in a Hugging Face config.json; what it leaves out is the released model's, as in transformers.
+    """The sizes in a Hugging Face config.json; those it leaves out are the released model's, as in transformers.
 
-    Raises ValueError for anything that this module does not compute.
+    Raises ValueError for what this module does not compute.
     """
-    text, vision, released = body.get("text_config", {}), body.get("vision_config", {}), CONFIGS["2-patch14-224"]
-    for where, key, got, expected in (
-        ("", "model_type", body.get("model_type"), "kosmos-2"),
-        ("text_config.", "activation_function", text.get("activation_function", "gelu"), "gelu"),
-        ("text_config.", "scale_embedding", text.get("scale_embedding", True), True),
-        ("text_config.", "pad_token_id", text.get("pad_token_id", FIRST_POSITION - 1), FIRST_POSITION - 1),
-        ("text_config.", "add_cross_attention", text.get("add_cross_attention", False), False),
-        ("text_config.", "tie_word_embeddings", text.get("tie_word_embeddings", True), True),
-        ("vision_config.", "hidden_act", vision.get("hidden_act", "quick_gelu"), "quick_gelu"),
+    text, vision = body.get("text_config", {}), body.get("vision_config", {})
+    for where, table, key, expected in (
+        ("", {"model_type": None} | body, "model_type", "kosmos-2"),
+        ("", body, "tie_word_embeddings", True),
+        ("text_config.", text, "activation_function", "gelu"),
+        ("text_config.", text, "scale_embedding", True),
+        ("text_config.", text, "pad_token_id", FIRST_POSITION - 1),
+        ("text_config.", text, "add_cross_attention", False),
+        ("text_config.", text, "tie_word_embeddings", True),
+        ("vision_config.", vision, "hidden_act", "quick_gelu"),
     ):
-        if got != expected:
-            raise ValueError(f"config.json: {where}{key}: expected {expected!r}, got {got!r}; it is not implemented")
-    return Kosmos2Config(
-        vision=dataclasses.replace(
-            CLIP_L14,
-            image_size=vision.get("image_size", 224),
-            patch=vision.get("patch_size", 14),
-            width=vision.get("hidden_size", 1024),
-            mlp=vision.get("intermediate_size", 4096),
-            depth=vision.get("num_hidden_layers", 24),
-            heads=vision.get("num_attention_heads", 16),
-            eps=vision.get("layer_norm_eps", 1e-5),
-        ),
-        vocab=text.get("vocab_size", released.vocab),
-        width=text.get("embed_dim", released.width),
-        mlp=text.get("ffn_dim", released.mlp),
-        depth=text.get("layers", released.depth),
-        heads=text.get("attention_heads", released.heads),
+        if table.get(key, expected) != expected:
+            raise ValueError(f"config.json: {where}{key}: expected {expected!r}, got {table[key]!r}; not implemented")
+    tower = {ours: vision[theirs] for ours, theirs in _VISION_SIZES.items() if theirs in vision}
+    sizes = {ours: text[theirs] for ours, theirs in _TEXT_SIZES.items() if theirs in text}
+    released = CONFIGS["2-patch14-224"]
+    return dataclasses.replace(
+        released,
+        vision=dataclasses.replace(released.vision, **tower),
         latents=body.get("latent_query_num", released.latents),
-        eps=text.get("layer_norm_eps", 1e-5),
+        **sizes,
     )
+
+
+_TEXT_SIZES = {
+    "vocab": "vocab_size", "width": "embed_dim", "mlp": "ffn_dim", "depth": "layers", "heads": "attention_heads",
+    "eps": "layer_norm_eps",
+}  # fmt: skip
+_VISION_SIZES = {
+    "image_size": "image_size", "patch": "patch_size", "width": "hidden_size", "mlp": "intermediate_size",
+    "depth": "num_hidden_layers", "heads": "num_attention_heads", "eps": "layer_norm_eps",
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- prompt and tokenizer
