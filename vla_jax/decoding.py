@@ -1,13 +1,14 @@
 """Action tokens one by one, behind the keys and values of what comes before.
 
-Axes: b batch, t window step, s tokens of a frame, q action tokens of a chunk, k chunk step, d action dim.
+Axes: b batch, t window step, s tokens of a frame, q action tokens of a chunk, k chunk step, d action dim,
+n tokens that stand for an action.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vla_jax import sequence
 from vla_jax.heads.discrete import DiscreteHead
@@ -19,8 +20,15 @@ def decode_actions(
     backbone: Backbone, head: DiscreteHead, frames: Sequence, t: int, key: jax.Array
 ) -> Float[Array, "b k d"]:
     """The newest frame's normalised actions, given the frames of windows of t; a binary dim holds the probability of
-    1. What stands before the action tokens is computed once.
+    1.
     """
+    return head.actions(*decode_tokens(backbone, head, frames, t, key))
+
+
+def decode_tokens(
+    backbone: Backbone, head: DiscreteHead, frames: Sequence, t: int, key: jax.Array
+) -> tuple[Int[Array, "b q"], Float[Array, "b q n"]]:
+    """The newest frame's action tokens, and the scores each was chosen by. What stands before them is computed once."""
     config, s = head.config, frames.valid.shape[1]
     b, q = frames.valid.shape[0] // t, config.tokens
     x, mask = sequence.in_a_row(frames, t)
@@ -41,4 +49,4 @@ def decode_actions(
     (logits, _, _), (ids, scores) = jax.lax.scan(step, first, jnp.arange(q - 1))
     chosen = head.choose(logits, jax.random.fold_in(key, q - 1))
     ids, scores = (jnp.concatenate([x, y[None]]).swapaxes(0, 1) for x, y in ((ids, chosen), (scores, logits)))
-    return head.actions(ids, scores)
+    return ids, scores

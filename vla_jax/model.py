@@ -19,6 +19,7 @@ Axes: b batch, t window step, f = b * t frames, k chunk step, d action dim, n re
 l text, v visual tokens of one image, q action tokens of a chunk.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -128,13 +129,13 @@ class VLA(nnx.Module):
         obs = self._hide(batch.obs, jax.random.fold_in(key, 1))
         if self.discrete is None:
             extra = self._queries(batch)
-            hidden = self._hidden(self.sequence(obs, extra), config.readouts + _length(extra), config.window)
+            hidden = self.encode(self.sequence(obs, extra), config.readouts + _length(extra), config.window)
             readouts, queries = hidden[:, :, : config.readouts], hidden[:, :, config.readouts :]
             found = self.head.loss(readouts, batch.actions, mask, key)
         else:
             words = self._words(self.discrete.targets(batch.actions, mask)[:, :-1])
             extra, q = _followed(words, self._queries(batch)), self.discrete.config.tokens
-            hidden = self._hidden(self.sequence(obs, extra), 1 + _length(extra), config.window)
+            hidden = self.encode(self.sequence(obs, extra), 1 + _length(extra), config.window)
             readouts, queries = hidden[:, :, :1], hidden[:, :, q:]
             scored = hidden[:, :, :q].reshape(-1, q, self.backbone.width)
             found = self.discrete.loss(self.backbone.logits(scored, self.discrete.config.rows), batch.actions, mask)
@@ -197,7 +198,7 @@ class VLA(nnx.Module):
         With history "head" each frame is encoded alone, so any t is welcome: a rollout encodes the new frame and keeps
         the older readouts.
         """
-        return self._hidden(self.sequence(obs), self.config.readouts, obs.step_mask.shape[1])
+        return self.encode(self.sequence(obs), self.config.readouts, obs.step_mask.shape[1])
 
     # -------------------------------------------------------------------------------------------------------- sequences
 
@@ -228,10 +229,12 @@ class VLA(nnx.Module):
             self.config.layout, self.backbone.cross_attends, cameras, words, before, (readouts, extra)
         )
         if self.config.history == "interleaved":
-            whole = whole._replace(valid=whole.valid & obs.step_mask.reshape(-1, 1))
+            began = obs.step_mask.reshape(-1, 1)
+            media = None if whole.media is None else whole.media._replace(valid=whole.media.valid & began)
+            whole = dataclasses.replace(whole, valid=whole.valid & began, media=media)
         return whole
 
-    def _hidden(self, whole: Sequence, rows: int, t: int) -> Float[Array, "b t n c"]:
+    def encode(self, whole: Sequence, rows: int, t: int) -> Float[Array, "b t n c"]:
         """float32 hidden states at the last `rows` tokens of each frame, of windows of t frames."""
         if self.config.history == "interleaved":
             x, mask = sequence.in_a_row(whole, t)

@@ -29,8 +29,11 @@ Axes: b batch, t window step, f = b * t frames, s tokens of a frame, c width, w 
 of a frame.
 """
 
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -48,7 +51,9 @@ class Part(NamedTuple):
     valid: Bool[Array, "f p"]
 
 
-class Sequence(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=("tokens", "valid", "order", "media"), meta_fields=("private",))
+@dataclass(frozen=True)
+class Sequence:
     """The tokens of every frame. `private` counts those at its end that later frames do not see."""
 
     tokens: Float[Array, "f s c"]

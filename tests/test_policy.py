@@ -1,0 +1,207 @@
+"""The rollout equals the window that was trained: every history, layout and way to see images."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.fakes import FakeBackbone, initialise, make_batch
+from vla_jax import params
+from vla_jax.actions import ActionSpec
+from vla_jax.decoding import decode_tokens
+from vla_jax.heads.discrete import DiscreteConfig, DiscreteHead
+from vla_jax.heads.flow import FlowHead
+from vla_jax.heads.lstm import LSTMHead
+from vla_jax.heads.mlp import MLPHead
+from vla_jax.heads.outputs import HeadConfig
+from vla_jax.model import VLA, PastConfig, StateConfig, VLAConfig, newest
+from vla_jax.policy import JaxPolicy, PolicyIO
+
+T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
+KEY = jax.random.key(0)
+SPEC = ActionSpec(("x", "y", "gripper"), binary=(2,))
+IO = PolicyIO(8, 5, lambda text: np.array([3, 4, 5][: len(text)]), SPEC, ActionSpec(("a", "gripper")))
+HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "flow": FlowHead}
+
+
+def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
+    """(graphdef, jittered params) of a small policy."""
+    config = VLAConfig(T, K, D, ("primary", "wrist"), layout, history, N, **fields)
+
+    def make(rngs):
+        backbone = FakeBackbone(rngs, cross=cross)
+        if head == "discrete":
+            return VLA(backbone, DiscreteHead(DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs)
+        sizes = HeadConfig(K, D, (2,), tokens=N, hidden=8, layers=1, mlp=(8,), attention_heads=2)
+        return VLA(backbone, HEADS[head](backbone.width, sizes, rngs), config, rngs)
+
+    graphdef, flat = initialise(make)
+    rng = np.random.default_rng(0)
+    return graphdef, {name: x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()}
+
+
+def episode():
+    """Frames and states of an episode."""
+    rng = np.random.default_rng(1)
+    images = {name: rng.integers(0, 256, (STEPS, 8, 8, 3), dtype=np.uint8) for name in ("primary", "wrist")}
+    return images, rng.uniform(-1, 1, (STEPS, P)).astype(np.float32)
+
+
+def window(now, taken, images, states):
+    """The observation the loader makes for step `now`: the first frame repeats before the beginning."""
+    at = np.arange(now - T + 1, now + 1)
+    index = np.maximum(at, 0)
+    obs = make_batch(b=1, t=T).obs
+    past = np.zeros((1, T, D), np.float32)
+    past[0, at > 0] = np.reshape([taken[i - 1] for i in at if i > 0], (-1, D))
+    prompt, mask = np.array([[3, 4, 0, 0, 0]], np.int32), np.array([[True, True, False, False, False]])
+    return obs._replace(
+        images=tuple(images[name][None, index] for name in ("primary", "wrist")),
+        image_mask=np.ones((1, T, 2), bool), proprio=states[None, index], proprio_mask=np.ones(1, bool),
+        prompt=prompt, prompt_mask=mask, step_mask=(at >= 0)[None],
+        past_action=past, past_action_mask=(at > 0)[None],
+    )  # fmt: skip
+
+
+CASES = [
+    *itertools.product(("head", "interleaved"), ("prefix", "robovlms"), ("lstm", "discrete"), (False, True)),
+    ("interleaved", "prefix", "flow", False),
+    ("head", "prefix", "mlp", False),
+]
+
+
+@pytest.mark.parametrize(("history", "layout", "head", "cross"), CASES)
+def test_rollout_equals_window(history, layout, head, cross):
+    state, past = StateConfig(P, 1), PastConfig((2,), hidden=0.5)
+    graphdef, flat = build(history, layout, head, cross, state=state, past=past)
+    act = jax.jit(lambda obs, key: params.merge(graphdef, flat).act(obs, key))
+    policy, (images, states), taken = JaxPolicy(graphdef, flat, IO), episode(), []
+    policy.reset("ab")
+    for now in range(STEPS):
+        found = policy.act({name: frames[now] for name, frames in images.items()}, states[now])
+        expected = act(window(now, taken, images, states), jax.random.fold_in(KEY, now))
+        np.testing.assert_allclose(found, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
+        taken.append(found[0])
+    assert np.std(taken, axis=0)[:2].min() > 1e-3  # the agreement is about something
+    policy.reset("ab")
+    again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])
+    np.testing.assert_allclose(again[0], taken[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("history", ["head", "interleaved"])
+@pytest.mark.parametrize("layout", ["prefix", "robovlms"])
+@pytest.mark.parametrize("cross", [False, True])
+def test_cached_decoding_equals_teacher_forcing(history, layout, cross):
+    """Whatever stands in the action tokens of the earlier frames: nobody but their own frame sees them."""
+    graphdef, flat = build(history, layout, "discrete", cross)
+    model = params.merge(graphdef, flat)
+    obs = window(STEPS - 1, [np.zeros(D)] * STEPS, *episode())
+    obs = newest(obs) if history == "head" else obs
+    t, q = obs.step_mask.shape[1], K * D
+
+    @jax.jit
+    def both(obs):
+        ids, scores = decode_tokens(model.backbone, model.discrete, model.sequence(obs), t, KEY)
+        other = jax.random.randint(KEY, (t - 1, q), *model.discrete.config.rows)
+        teacher = model._words(jnp.concatenate([other, ids])[:, :-1])
+        hidden = model.encode(model.sequence(obs, teacher), q, t)[:, -1]
+        return ids, scores, model.backbone.logits(hidden, model.discrete.config.rows)
+
+    ids, scores, expected = both(obs)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_array_equal(ids, np.argmax(scores, axis=-1) + model.discrete.config.rows[0])
+    assert np.std(scores, axis=1).max() > 1e-2  # the agreement is about something
+
+
+def test_interleaved_frames_see_the_past_and_not_the_future():
+    graphdef, flat = build("interleaved")
+    images, states = episode()
+    obs = window(STEPS - 1, [np.zeros(D)] * STEPS, images, states)
+    readouts = jax.jit(lambda obs: params.merge(graphdef, flat).readouts(obs))
+    before = readouts(obs)
+    changed = np.array(obs.images[0])
+    changed[:, 1] = 255 - changed[:, 1]
+    after = readouts(obs._replace(images=(changed, obs.images[1])))
+    np.testing.assert_array_equal(before[:, 0], after[:, 0])
+    assert np.abs(before[:, 1:] - after[:, 1:]).max(axis=(0, 2, 3)).min() > 1e-3
+    hidden = obs._replace(step_mask=np.array([[False, True, True]]))
+    changed = np.array(obs.images[0])
+    changed[:, 0] = 255 - changed[:, 0]
+    np.testing.assert_array_equal(
+        readouts(hidden)[:, 1:], readouts(hidden._replace(images=(changed, obs.images[1])))[:, 1:]
+    )
+    assert np.abs(readouts(hidden)[:, 1:] - before[:, 1:]).max() > 1e-3
+
+
+def test_the_robovlms_layout_by_hand():
+    """[first word, wrist, primary, inner words, readouts], causal, learned tokens scaled like words."""
+    graphdef, flat = build(layout="robovlms")
+    model, obs = params.merge(graphdef, flat), make_batch(b=2, t=1).obs
+    frames = model.sequence(obs)
+    words = model.backbone.embed_text(obs.prompt)
+    visual = [model.backbone.embed_image(image[:, 0]) for image in obs.images]
+    learned = jnp.broadcast_to(
+        flat["readout_embedding"][None] * model.backbone.text_scale, (2, N, model.backbone.width)
+    )
+    expected = jnp.concatenate([words[:, :1], visual[1], visual[0], words[:, 1:], learned], axis=1)
+    np.testing.assert_allclose(frames.tokens, expected, atol=2e-6)
+    # Row 0 has three words, row 1 five; the last one of each is left out. Row 1 lacks its wrist camera.
+    v = model.backbone.tokens_per_image
+    valid = np.ones((2, 1 + 2 * v + 4 + N), bool)
+    valid[0, 1 + 2 * v + 1 : 1 + 2 * v + 4] = False
+    valid[1, 1 + 2 * v + 3] = False
+    valid[1, 1 : 1 + v] = False
+    np.testing.assert_array_equal(frames.valid, valid)
+    np.testing.assert_array_equal(frames.order, np.broadcast_to(np.arange(valid.shape[1]), valid.shape))
+
+
+def test_state_and_past_action_reach_the_readouts_and_can_be_masked():
+    graphdef, flat = build(state=StateConfig(P, 1), past=PastConfig((2,), hidden=0.5))
+    obs = window(4, list(np.random.default_rng(2).uniform(-1, 1, (STEPS, D))), *episode())
+    readouts = jax.jit(lambda obs: params.merge(graphdef, flat).readouts(obs))
+    before = readouts(obs)
+    for change in (
+        {"proprio": obs.proprio + np.array([0.5, 0.0], np.float32)},
+        {"proprio": obs.proprio * np.array([1.0, -1.0], np.float32)},  # open and closed
+        {"past_action": obs.past_action + 0.5},
+    ):
+        assert np.abs(readouts(obs._replace(**change)) - before).max(axis=(0, 2, 3)).min() > 1e-4
+    blind = obs._replace(proprio_mask=np.zeros(1, bool), past_action_mask=np.zeros((1, T), bool))
+    other = blind._replace(proprio=obs.proprio + 1, past_action=obs.past_action + 1)
+    np.testing.assert_array_equal(readouts(blind), readouts(other))
+
+
+def test_past_actions_are_hidden_at_random_in_training_alone():
+    graphdef, flat = build(past=PastConfig((2,), hidden=0.5))
+    model = params.merge(graphdef, flat)
+    obs = make_batch(b=64, t=T).obs._replace(past_action=None, past_action_mask=np.ones((64, T), bool))
+    kept = np.asarray(model._hide(obs, KEY).past_action_mask)
+    assert 0.35 < kept.mean() < 0.65
+    assert np.any(kept != np.asarray(model._hide(obs, jax.random.key(1)).past_action_mask))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"primary": np.zeros((8, 8, 3), np.uint8)}, "expected the cameras"),
+        (
+            {"primary": np.zeros((8, 8, 3)), "wrist": np.zeros((8, 8, 3), np.uint8)},
+            r"images\['primary'\]: expected uint8",
+        ),
+    ],
+)
+def test_bad_observations_are_refused(images, message):
+    policy = JaxPolicy(*build(state=StateConfig(P, 1)), IO)
+    with pytest.raises(ValueError, match="reset"):
+        policy.act(images)
+    policy.reset("ab")
+    with pytest.raises(ValueError, match=message):
+        policy.act(images, np.zeros(P))
+    both = {name: np.zeros((8, 8, 3), np.uint8) for name in ("primary", "wrist")}
+    with pytest.raises(ValueError, match="the model sees the state"):
+        policy.act(both)
+    with pytest.raises(ValueError, match="at most 5 tokens"):
+        JaxPolicy(*build(), dataclasses.replace(IO, encode=lambda text: np.zeros(6))).reset("x")

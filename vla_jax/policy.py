@@ -1,0 +1,220 @@
+"""The policy in JAX for rollouts: it keeps the window, runs the backbone on the new frame alone, and speaks robot units.
+
+A rollout gives what training saw: with the same frames, `act` equals VLA.act on the window that the loader would make,
+repeated first frames included.
+
+    history "head"         the readouts of the last `window` frames are kept; the head reads them again at each step
+    history "interleaved"  while the window fills, the keys and values of its frames are kept and only the new frame
+                           runs through the decoder; once it slides, every frame has lost sight of the oldest, so the
+                           decoder runs over the whole window again, on embedded tokens that are kept: images are
+                           embedded once
+
+Axes: t window step, k chunk step, d action dim, p proprio, s tokens of a frame, n readouts, c width.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+from PIL import Image
+
+from vla_jax import sequence
+from vla_jax.actions import ActionSpec
+from vla_jax.attention import Cache
+from vla_jax.decoding import decode_actions
+from vla_jax.model import VLA
+from vla_jax.params import Params, merge
+from vla_jax.sequence import Sequence
+from vla_jax.types import Array, Observation
+
+
+@dataclass(frozen=True)
+class PolicyIO:
+    """What stands between a robot and the network; all of it travels with a checkpoint.
+
+    Attributes:
+        image_size: pixels of a side that the network takes; other images are resized (Lanczos, as in the loader).
+        prompt_length: tokens.
+        encode: an instruction to its token ids.
+        action_spec, state_spec: normalisation of the dataset whose robot this is.
+        seed: of heads that draw (flow, discrete with a temperature).
+    """
+
+    image_size: int
+    prompt_length: int
+    encode: Callable[[str], np.ndarray]
+    action_spec: ActionSpec
+    state_spec: ActionSpec
+    seed: int = 0
+
+
+class _Kept(NamedTuple):
+    """Keys and values of the frames of a window that still fills, and which slots hold a valid token."""
+
+    cache: Cache
+    seen: jax.Array  # 1 slots
+    place: jax.Array  # the next frame's first position
+
+
+class JaxPolicy:
+    """types.Policy for a trained VLA."""
+
+    def __init__(self, graphdef: nnx.GraphDef, params: Params, io: PolicyIO) -> None:
+        self._params, self._io, self._graphdef = params, io, graphdef
+        config = self._config = self._model(params).config
+        self._interleaved = config.history == "interleaved"
+        self._discrete = self._model(params).discrete is not None
+        self._embed = jax.jit(lambda params, obs: self._model(params).sequence(obs))
+        self._encode = jax.jit(
+            lambda params, frames, t: self._model(params).encode(frames, config.readouts, t), static_argnums=2
+        )
+        self._extend = jax.jit(self._extended)
+        self._head = jax.jit(lambda params, readouts, key: self._model(params).head.act(readouts, key)[:, -1])
+        self._decode = jax.jit(self._decoded, static_argnums=2)
+        self._prompt: tuple[np.ndarray, np.ndarray] | None = None
+
+    def _model(self, params: Params) -> VLA:
+        return cast(VLA, merge(self._graphdef, params))
+
+    def reset(self, instruction: str) -> None:
+        """Begins an episode. Raises ValueError when the instruction has too many tokens."""
+        ids, length = np.asarray(self._io.encode(instruction)), self._io.prompt_length
+        if len(ids) > length:
+            raise ValueError(f"instruction: expected at most {length} tokens, got {len(ids)}: {instruction!r}")
+        prompt = np.zeros((1, length), np.int32)
+        prompt[0, : len(ids)] = ids
+        self._prompt = prompt, (np.arange(length) < len(ids))[None]
+        self._step = 0
+        self._frames: deque[Sequence] = deque(maxlen=self._config.window)
+        self._readouts: deque[jax.Array] = deque(maxlen=self._config.window)
+        self._kept: _Kept | None = None
+        self._last: np.ndarray | None = None
+
+    def act(
+        self,
+        images: dict[str, np.ndarray],
+        proprio: np.ndarray | None = None,
+        executed: np.ndarray | None = None,
+    ) -> Float[np.ndarray, "k d"]:
+        """The next k actions in robot units, from uint8 RGB images [h w 3] of all cameras and the state [p].
+
+        `executed` [d] is the action carried out since the last call, for models that see it; None: the first of the last
+        chunk. Raises ValueError for missing or unknown cameras, images that are not uint8 RGB, and missing state.
+        """
+        frame = self._embed(self._params, self._observation(images, proprio, executed))
+        key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
+        if self._discrete:
+            self._remember(frame)
+            t = self._config.window if self._interleaved else 1
+            found = self._decode(self._params, tuple(self._frames)[-t:], t, key)
+        else:
+            for new in self._new_readouts(frame):
+                self._readouts.append(new)
+            found = self._head(self._params, jnp.concatenate(tuple(self._readouts), axis=1), key)
+        self._step += 1
+        normalised = np.asarray(found, np.float32)[0]
+        actions = self._io.action_spec.unnormalise(normalised)
+        self._last = actions[0]
+        return actions
+
+    def _observation(self, images: Any, proprio: Any, executed: Any) -> Observation:
+        if self._prompt is None:
+            raise ValueError("JaxPolicy.act: expected reset(instruction) before the first frame")
+        config, io = self._config, self._io
+        if set(images) != set(config.cameras):
+            raise ValueError(f"images: expected the cameras {config.cameras}, got {tuple(images)}")
+        first = self._step == 0
+        state = np.zeros((1, 1, len(io.state_spec.names)), np.float32)
+        if proprio is not None:
+            state[0, 0] = io.state_spec.normalise(np.asarray(proprio, np.float32))
+        elif config.state is not None:
+            raise ValueError(f"proprio: expected {', '.join(io.state_spec.names)}, got None; the model sees the state")
+        past = np.zeros((1, 1, config.action_dim), np.float32)
+        if not first:
+            past[0, 0] = io.action_spec.normalise(np.asarray(self._last if executed is None else executed, np.float32))
+        return Observation(
+            images=tuple(_fitted(images[name], io.image_size, name)[None, None] for name in config.cameras),
+            image_mask=np.ones((1, 1, len(config.cameras)), bool),
+            proprio=state,
+            proprio_mask=np.full(1, proprio is not None),
+            prompt=self._prompt[0],
+            prompt_mask=self._prompt[1],
+            step_mask=np.ones((1, 1), bool),
+            past_action=past,
+            past_action_mask=np.full((1, 1), not first),
+        )
+
+    def _remember(self, frame: Sequence) -> None:
+        """Puts a frame at the window's end; before the first stand frames that nobody sees."""
+        for _ in range(0 if self._frames else self._config.window - 1):
+            self._frames.append(_unseen(frame))
+        self._frames.append(frame)
+
+    def _new_readouts(self, frame: Sequence) -> list[jax.Array]:
+        """The readouts to put at the window's end, [1 1 n c] each: that of the new frame, or all of them."""
+        window, params = self._config.window, self._params
+        if not self._interleaved:
+            new = self._encode(params, frame, 1)
+            return [new] * (window - len(self._readouts)) or [new]
+        first = not self._frames
+        self._remember(frame)
+        if self._step >= window:
+            self._kept = None
+            whole = self._encode(params, _stacked(tuple(self._frames)), window)
+            return [whole[:, i : i + 1] for i in range(window)]
+        blank = [self._encode(params, _unseen(frame), 1)] * (window - 1) if first else []
+        new, self._kept = self._extend(params, frame, self._kept)
+        return [*blank, new]
+
+    def _extended(self, params: Params, frame: Sequence, kept: _Kept | None) -> tuple[Array, _Kept]:
+        """The new frame's readouts behind the kept keys and values, and those with the frame's shared tokens."""
+        model = self._model(params)
+        s, n = frame.valid.shape[1], self._config.readouts
+        shared = s - frame.private
+        if kept is None:
+            slots = self._config.window * shared + frame.private
+            kept = _Kept(model.backbone.cache(1, slots), jnp.zeros((1, slots), bool), jnp.zeros((), jnp.int32))
+        cache, length = kept.cache, kept.cache.length
+        own = jax.lax.dynamic_update_slice(
+            jnp.zeros((1, s, kept.seen.shape[1]), bool), sequence.alone(frame), (0, 0, length)
+        )
+        places = kept.place + jnp.maximum(jnp.cumsum(frame.valid, axis=1) - 1, 0)
+        hidden, cache = model.backbone.decode(
+            frame.tokens, own | kept.seen[:, None], places, cache, sequence.media(frame)
+        )
+        seen = jax.lax.dynamic_update_slice(kept.seen, frame.valid[:, :shared], (0, length))
+        place = kept.place + jnp.sum(frame.valid[:, :shared])
+        # The private tokens' slots are free again: nobody sees them, and the next frame takes them.
+        return hidden[:, None, s - n :].astype(jnp.float32), _Kept(cache._replace(length=length + shared), seen, place)
+
+    def _decoded(self, params: Params, frames: tuple[Sequence, ...], t: int, key: jax.Array) -> Array:
+        model = self._model(params)
+        assert model.discrete is not None
+        return decode_actions(model.backbone, model.discrete, _stacked(frames), t, key)
+
+
+def _unseen(frame: Sequence) -> Sequence:
+    """The frame with nothing in it that anybody sees: a slot before the episode began."""
+    media = None if frame.media is None else frame.media._replace(valid=jnp.zeros_like(frame.media.valid))
+    return dataclasses.replace(frame, valid=jnp.zeros_like(frame.valid), media=media)
+
+
+def _stacked(frames: tuple[Sequence, ...]) -> Sequence:
+    """Frames of one robot, one behind the other."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *frames)
+
+
+def _fitted(image: np.ndarray, size: int, name: str) -> np.ndarray:
+    """The image at the network's size. Raises ValueError when it is not uint8 RGB."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"images[{name!r}]: expected uint8 [h, w, 3], got {image.dtype} {image.shape}")
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
