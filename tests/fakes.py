@@ -108,6 +108,28 @@ def initialise(build: params.Build) -> tuple[nnx.GraphDef, params.Params]:
     return params.abstract(build)[0], jax.jit(lambda: params.split(build(nnx.Rngs(0)))[1])()
 
 
+def random_frame_mask(rng: np.random.Generator, n: int, frame: int, frames: int) -> FrameMask:
+    """A mask with invalid tokens, tokens that see each other, and one at each frame's end that no later frame sees."""
+    valid = rng.random((n, frame * frames)) < 0.8
+    order = np.tile([*[0] * (frame - 2), 1, 2], (n, frames))
+    shared = np.tile([*[True] * (frame - 1), False], (n, frames))
+    return FrameMask(jnp.asarray(valid), jnp.asarray(order), jnp.asarray(shared), frame)
+
+
+def dense_by_hand(mask: FrameMask, window: int | None = None) -> Bool[np.ndarray, "n u u"]:
+    """What FrameMask's docstring says, one pair of tokens at a time; `window` as local_mask's says."""
+    valid, order, shared = (np.asarray(x) for x in (mask.valid, mask.order, mask.shared))
+    n, u = valid.shape
+    dense = np.zeros((n, u, u), bool)
+    for i, q, k in np.ndindex(dense.shape):
+        same, earlier = q // mask.frame == k // mask.frame, k // mask.frame < q // mask.frame
+        seen = valid[i, k] and ((same and order[i, k] <= order[i, q]) or (earlier and shared[i, k]))
+        mutual = same and order[i, k] == order[i, q]
+        far = window is not None and q - k >= window and not mutual
+        dense[i, q, k] = q == k or (seen and not far)
+    return dense
+
+
 def make_batch(
     *, b: int = 2, t: int = 3, k: int = 2, d: int = 7, cameras: int = 2, image_size: int = 8, vocab: int = 32
 ) -> Batch:

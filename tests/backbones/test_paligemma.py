@@ -13,6 +13,7 @@ import pytest
 import torch
 from flax import nnx
 
+from tests.fakes import dense_by_hand, random_frame_mask
 from vla_jax import params as flat
 from vla_jax import sharding
 from vla_jax.backbones import paligemma
@@ -171,6 +172,44 @@ def test_ways_to_run_the_layers_agree_in_value_and_gradient(
     np.testing.assert_allclose(other, reference, rtol=1e-6)
     for name in params:
         np.testing.assert_allclose(other_gradient[name], gradient[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def sequence(s: int) -> tuple[jax.Array, jax.Array]:
+    """Random embeddings [2 s c] and their positions."""
+    return jax.random.normal(jax.random.key(0), (2, s, WIDTH)), jnp.tile(jnp.arange(s)[None], (2, 1))
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_decoding_after_a_prefix_equals_one_pass(generation: int, folders: dict[int, tuple[Any, Path]]) -> None:
+    model = flat.merge(*paligemma.from_pretrained(folders[generation][1]))
+    slots, prefix = 7, 4  # Gemma 2's window holds 7 tokens
+    x, positions = sequence(slots)
+    at = np.arange(slots)
+    mask = np.broadcast_to((at[:, None] >= at) | (at < prefix), (2, slots, slots))
+    decode, cache, parts = jax.jit(model.decode), model.cache(2, slots), []
+    for start, stop in [(0, prefix), *((i, i + 1) for i in range(prefix, slots))]:
+        hidden, cache = decode(x[:, start:stop], mask[:, start:stop], positions[:, start:stop], cache)
+        parts.append(hidden)
+    full = jax.jit(model.__call__)(x, mask, positions)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full, atol=1e-5, rtol=0)
+
+
+def test_decoding_refuses_a_cache_that_is_larger_than_the_window(folders: dict[int, tuple[Any, Path]]) -> None:
+    model = flat.merge(*paligemma.from_pretrained(folders[2][1]))
+    x, positions = sequence(1)
+    with pytest.raises(ValueError, match="at most window = 7 tokens in the cache, got room for 8"):
+        model.decode(x, jnp.ones((2, 1, 8), bool), positions, model.cache(2, 8))
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_mask_by_frames_equals_the_dense_one(generation: int, folders: dict[int, tuple[Any, Path]]) -> None:
+    model = flat.merge(*paligemma.from_pretrained(folders[generation][1]))
+    mask = random_frame_mask(np.random.default_rng(0), n=2, frame=5, frames=2)  # longer than Gemma 2's window of 7
+    x, positions = sequence(10)
+    run = jax.jit(model.__call__)
+    full = run(x, dense_by_hand(mask), positions)
+    valid = np.asarray(mask.valid)
+    np.testing.assert_allclose(run(x, mask, positions)[valid], full[valid], atol=1e-5, rtol=0)
 
 
 MUTATIONS: dict[str, tuple[int, dict[str, Any]]] = {

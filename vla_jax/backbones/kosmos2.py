@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax import tokenizer, weights
@@ -78,8 +78,8 @@ class LatentPool(nnx.Module):
 
     def __call__(self, tokens: Float[Array, "n v w"]) -> Float[Array, "n m c"]:
         n, m = tokens.shape[0], self.latents.shape[0]
-        x, queries = self.dense(tokens), jnp.broadcast_to(self.latents[...][None], (n, *self.latents.shape))
-        x = jnp.concatenate([x, queries], axis=1)
+        queries = jnp.broadcast_to(self.latents[...][None], (n, *self.latents.shape))
+        x = jnp.concatenate([self.dense(tokens), queries], axis=1)
         s = x.shape[1]
         mask, positions = jnp.ones((n, s, s), bool), jnp.zeros((n, s), jnp.int32)
         return self.attn(x, m, Context(mask, positions, positions))[0]
@@ -102,7 +102,7 @@ class Kosmos2(nnx.Module):
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 
     def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
-        """Pooled image features, unscaled as text embeddings are."""
+        """Pooled image features, on the scale of text embeddings."""
         return self.projector(unit(self.vision(images)))
 
     def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
@@ -124,7 +124,7 @@ class Kosmos2(nnx.Module):
     def decode(
         self,
         x: Float[Array, "n s c"],
-        mask: Bool[Array, "n s u"],
+        mask: Mask,
         positions: Int[Array, "n s"],
         cache: Cache,
         media: Media | None = None,
@@ -209,6 +209,17 @@ def hf_names(config: Kosmos2Config) -> dict[str, weights.Entry]:
     return table
 
 
+# Our names of sizes -> config.json's.
+_TEXT_SIZES = {
+    "vocab": "vocab_size", "width": "embed_dim", "mlp": "ffn_dim", "depth": "layers", "heads": "attention_heads",
+    "eps": "layer_norm_eps",
+}  # fmt: skip
+_VISION_SIZES = {
+    "image_size": "image_size", "patch": "patch_size", "width": "hidden_size", "mlp": "intermediate_size",
+    "depth": "num_hidden_layers", "heads": "num_attention_heads", "eps": "layer_norm_eps",
+}  # fmt: skip
+
+
 def hf_config(body: dict[str, Any]) -> Kosmos2Config:
     """The sizes in a Hugging Face config.json; those it leaves out are the released model's, as in transformers.
 
@@ -238,14 +249,9 @@ def hf_config(body: dict[str, Any]) -> Kosmos2Config:
     )
 
 
-_TEXT_SIZES = {
-    "vocab": "vocab_size", "width": "embed_dim", "mlp": "ffn_dim", "depth": "layers", "heads": "attention_heads",
-    "eps": "layer_norm_eps",
-}  # fmt: skip
-_VISION_SIZES = {
-    "image_size": "image_size", "patch": "patch_size", "width": "hidden_size", "mlp": "intermediate_size",
-    "depth": "num_hidden_layers", "heads": "num_attention_heads", "eps": "layer_norm_eps",
-}  # fmt: skip
+def hub(variant: str) -> str:
+    """Where a variant's weights are on the Hugging Face hub."""
+    return f"microsoft/kosmos-{variant}"
 
 
 # ------------------------------------------------------------------------------------------------- prompt and tokenizer
