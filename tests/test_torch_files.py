@@ -34,7 +34,8 @@ def assert_same(arrays: dict[str, np.ndarray], expected: dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "module"])
 def test_state_dicts_under_every_key(key: str | None, tmp_path: Path) -> None:
-    body: Any = tensors() if key is None else {key: tensors(), "epoch": 3, "hyper_parameters": argparse.Namespace(lr=1)}
+    others = {"epoch": 3, "best": np.float32(1), "args": argparse.Namespace(lr=1)}
+    body: Any = tensors() if key is None else {key: tensors(), **others}
     torch.save(body, tmp_path / "w.pt")
     assert_same(torch_files.open_torch(tmp_path / "w.pt"), tensors())
 

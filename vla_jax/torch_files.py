@@ -24,6 +24,9 @@ WRAPPERS = re.compile(r"^(?:_forward_module\.|module\.)+")
 STAND_INS = (
     "argparse.Namespace",
     "pathlib.PosixPath",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",

@@ -16,10 +16,12 @@ IMAGE, WIDTH, VOCAB, DIM = 32, 64, 1600, 7
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def kosmos() -> Any:
-    """A Kosmos-2 of the sizes of ours named tiny."""
+def kosmos(released: bool = False) -> Any:
+    """A Kosmos-2 of the sizes of ours named tiny, or of the released ones."""
     from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
+    if released:
+        return Kosmos2ForConditionalGeneration(Kosmos2Config())
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": IMAGE, "patch_size": 8}
     config = Kosmos2Config(
         text_config={"vocab_size": VOCAB, "embed_dim": WIDTH, "ffn_dim": 256, "layers": 2, "attention_heads": 4},
@@ -73,18 +75,18 @@ class Head(nn.Module):
 
 
 class LSTM(Head):
-    def __init__(self, hidden: int, latent: int, chunk: int, window: int) -> None:
+    def __init__(self, width: int, hidden: int, latent: int, chunk: int, window: int) -> None:
         super().__init__(hidden * latent, chunk)
-        self.rnn = nn.LSTM(WIDTH * latent, hidden * latent, 4, batch_first=True)
+        self.rnn = nn.LSTM(width * latent, hidden * latent, 4, batch_first=True)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.rnn(x)[0]
 
 
 class FC(Head):
-    def __init__(self, hidden: int, latent: int, chunk: int, window: int) -> None:
+    def __init__(self, width: int, hidden: int, latent: int, chunk: int, window: int) -> None:
         super().__init__(hidden * latent, chunk)
-        inputs = WIDTH * latent
+        inputs = width * latent
         self.mlp = nn.Sequential(nn.Linear(inputs, inputs // 2), nn.ReLU(), nn.Linear(inputs // 2, hidden * latent))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,9 +126,9 @@ class Block(nn.Module):
 
 
 class GPT(Head):
-    def __init__(self, hidden: int, latent: int, chunk: int, window: int) -> None:
+    def __init__(self, width: int, hidden: int, latent: int, chunk: int, window: int) -> None:
         super().__init__(hidden, chunk)
-        self.fc = nn.Identity() if hidden == WIDTH else nn.Linear(WIDTH, hidden)
+        self.fc = nn.Identity() if hidden == width else nn.Linear(width, hidden)
         self.gpt = nn.Module()
         self.gpt.wpe = nn.Embedding(window, hidden)
         self.gpt.h = nn.ModuleList([Block(hidden) for _ in range(8)])
@@ -146,11 +148,11 @@ HEADS = {"LSTMDecoder": LSTM, "FCDecoder": FC, "GPTDecoder": GPT}
 class Policy(nn.Module):
     """A RoboVLMs policy: one pass of the backbone per frame, and a head over the window."""
 
-    def __init__(self, backbone: str, head: Head, latent: int) -> None:
+    def __init__(self, backbone: str, head: Head, latent: int, released: bool = False) -> None:
         super().__init__()
         self.kind, self.latent = backbone, latent
-        self.backbone = kosmos() if backbone == "kosmos" else paligemma()
-        self.action_token = nn.Parameter(torch.zeros(WIDTH))
+        self.backbone = kosmos(released) if backbone == "kosmos" else paligemma()
+        self.action_token = nn.Parameter(torch.zeros(self.text().embed_tokens.weight.shape[1]))
         self.act_head = head
 
     def jitter(self, seed: int) -> "Policy":

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from tests.experiments import robovlms_torch as reference
 from vla_jax import params as flat
 from vla_jax import weights
 from vla_jax.actions import ActionSpec
-from vla_jax.backbones import paligemma
+from vla_jax.backbones import kosmos2, paligemma
 from vla_jax.checkpoint import load_meta, load_params
 from vla_jax.model import VLA
 from vla_jax.tokenizer import train_tiny_tokenizer
@@ -118,8 +119,11 @@ class Case(NamedTuple):
 
 def make(folder: Path, backbone: str, head: str, latent: int) -> Case:
     torch.manual_seed(0)
-    policy = reference.Policy(backbone, reference.HEADS[head](HIDDEN, latent, CHUNK, WINDOW), latent).jitter(1)
-    body = changed(model=backbone, act_head__type=head, act_head__latent=latent)
+    hidden = 48 if head == "GPTDecoder" else HIDDEN  # as wide as the readouts, GPTDecoder has no projection
+    policy = reference.Policy(
+        backbone, reference.HEADS[head](reference.WIDTH, hidden, latent, CHUNK, WINDOW), latent
+    ).jitter(1)
+    body = changed(model=backbone, act_head__type=head, act_head__latent=latent, act_head__hidden_size=hidden)
     rng = np.random.default_rng(2)
     size = (len(LENGTHS), WINDOW, reference.IMAGE, reference.IMAGE, 3)
     images = tuple(rng.integers(0, 256, size).astype(np.uint8) for _ in range(2))
@@ -296,10 +300,15 @@ def test_prefix_variants_give_the_same_arrays(prefix: str, tmp_path: Path) -> No
         "act_head.rnn.bias_ih_l0": torch.ones(4),
         "act_head.rnn.bias_hh_l0": torch.full((4,), 2.0),
         "act_head.gpt.h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        "act_head.gpt.wpe.weight": torch.ones(3, 2),
     }
     torch.save({"state_dict": {prefix + name: value for name, value in state.items()}}, tmp_path / "w.pt")
     source, left = robovlms.source(weights.open_source(tmp_path / "w.pt"))
-    assert source.arrays.keys() == {"text_model.model.embed_tokens.weight", "action_token", "act_head.rnn.bias_l0"}
+    assert source.arrays.keys() == {
+        "text_model.model.embed_tokens.weight", "action_token", "act_head.rnn.bias_l0", "act_head.gpt.wpe.weight",
+        "act_head.fc.weight", "act_head.fc.bias",
+    }  # fmt: skip
+    np.testing.assert_array_equal(source.arrays["act_head.fc.weight"], np.eye(2))  # nn.Identity where widths agree
     assert left == ["act_head.gpt.h.0.attn.bias", "text_model.lm_head.weight"]
     np.testing.assert_array_equal(source.arrays["act_head.rnn.bias_l0"], np.full(4, 3.0))
     state["backbone.text_model.lm_head.weight"] += 1
@@ -311,7 +320,7 @@ def test_prefix_variants_give_the_same_arrays(prefix: str, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def fc(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], Path]:
     """The state dict of a policy, and its config."""
-    head = reference.FC(HIDDEN, 1, CHUNK, WINDOW)
+    head = reference.FC(reference.WIDTH, HIDDEN, 1, CHUNK, WINDOW)
     policy = reference.Policy("paligemma", head, 1).jitter(3)
     body = changed(model="paligemma", act_head__type="FCDecoder")
     return policy.checkpoint(), write_json(tmp_path_factory.mktemp("fc"), body)
@@ -380,6 +389,27 @@ def test_flags_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     pre = write_json(tmp_path, changed(act_head__history_type="pre"))
     with pytest.raises(ValueError, match="'pre' shows later frames the last prompt token"):
         run(f"robovlms:{tmp_path / 'w.pt'}", tmp_path / "out", "--robovlms_config", str(pre))
+
+
+@pytest.mark.parametrize(
+    ("head", "count"), [("LSTMDecoder", 41_210_950), ("FCDecoder", 6_577_222), ("GPTDecoder", 106_315_846)]
+)
+def test_every_array_of_a_released_size_fits(head: str, count: int, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        policy = reference.Policy("kosmos", reference.HEADS[head](2048, 1024, 1, 10, 16), 1, released=True)
+    body = changed(image_size=224, window_size=16, fwd_pred_next_n=10, act_head__type=head, act_head__hidden_size=1024)
+    arrays = {name: np.broadcast_to(np.float32(0), tuple(value.shape)) for name, value in policy.checkpoint().items()}
+    opened = weights.Source(tmp_path, "torch", arrays)
+    config = robovlms.translate(write_json(tmp_path, body)).config
+    config.model.variant = "2-patch14-224"
+    shapes = flat.abstract(build.model(config))[1]
+    source, _ = robovlms.source(opened)
+    table = robovlms.names(config, kosmos2.hf_names(kosmos2.CONFIGS["2-patch14-224"]))
+    plan = weights.plan(source, table, shapes)
+    assert plan.problems == []
+    # PyTorch's LSTM has a second bias in each layer.
+    second = 4 * 4 * 1024 if head == "LSTMDecoder" else 0
+    assert sum(math.prod(s.shape) for name, s in shapes.items() if name.startswith("head/")) == count - second
 
 
 # ------------------------------------------------------------------------------------------------------------ backbones
