@@ -4,11 +4,12 @@ import dataclasses
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from data_pipelines import images, remote
 from data_pipelines.index import Split
@@ -17,13 +18,34 @@ ROUND = 8  # first dims of arrays are rounded up to multiples of it, so that the
 KEEP = 4096  # arrays of decoded visits to remember
 REMOTE_READS = 16  # extra threads when the data is remote: they wait, they do not compute
 
+Integers = int | np.ndarray
+
 
 class Span(NamedTuple):
-    """Consecutive steps of one episode of one dataset, as rows [start, stop) of its columns."""
+    """Steps of one episode of one dataset: rows [start, stop) of its columns, and runs of later ones."""
 
     part: int
     start: int
     stop: int
+    ahead: tuple[tuple[int, int], ...] = ()  # [start, stop) of runs in order, none empty
+
+    def rows(self) -> Int64[np.ndarray, " n"]:
+        """All rows, in order."""
+        return np.concatenate([np.arange(a, b) for a, b in ((self.start, self.stop), *self.ahead)])
+
+
+def future_runs(start: Integers, stop: Integers, end: Integers, offsets: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
+    """What the futures of the steps [start, stop) need beyond these steps, in an episode that ends before `end`.
+
+    Yields (first step, step after the last) of a run per offset; runs are in order and disjoint, and may be empty.
+    Takes numbers or arrays of them.
+    """
+    reached = stop
+    for offset in sorted(offsets):
+        last = np.minimum(stop + offset, end)
+        first = np.minimum(np.maximum(start + offset, reached), last)
+        yield first, last
+        reached = last
 
 
 class Buffers:
@@ -67,7 +89,8 @@ class Decoder:
         split, slot, size = self._splits[span.part], self._cameras[camera], self._sizes[camera]
         if slot not in split.frames:
             return None
-        shard, offset, length = (column[span.start : span.stop].astype(np.int64) for column in split.frames[slot])
+        rows = span.rows()
+        shard, offset, length = (column[rows].astype(np.int64) for column in split.frames[slot])
         path = split.shards[int(shard[0])]
         start, stop = int(offset.min()), int((offset + length).max())
         data = memoryview(remote.read_range(path, start, stop))
@@ -77,8 +100,8 @@ class Decoder:
             try:
                 out[i] = images.decode(bytes(data[at : at + n]), size, bgr)
             except ValueError as error:
-                episode = int(np.searchsorted(split.first, span.start + i, side="right")) - 1
-                frame = span.start + i - int(split.first[episode])
+                episode = int(np.searchsorted(split.first, rows[i], side="right")) - 1
+                frame = rows[i] - int(split.first[episode])
                 raise ValueError(
                     f"{path}: record {split.record[episode]}: {slot} frame {frame} (byte {start + at}): {error}; "
                     "download the file again, or leave the episode out: experiments.index_data --validate "
@@ -121,10 +144,13 @@ class Pool:
         frames = [self._threads.submit(self._decoder.decode, span, camera) for camera in range(self._cameras)]
         self._open[visit] = _Visit(span, frames, windows, more)
 
-    def frames(self, visit: int, camera: int) -> tuple[np.ndarray | None, int]:
-        """The frames of an open visit and the row of the first, when they are there. Raises what decoding raised."""
-        found = self._open[visit]
-        return found.frames[camera].result(), found.span.start
+    def span(self, visit: int) -> Span:
+        """The steps of an open visit."""
+        return self._open[visit].span
+
+    def frames(self, visit: int, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
+        """The frames of an open visit's span, when they are there. Raises what decoding raised."""
+        return self._open[visit].frames[camera].result()
 
     def done(self, visit: int, windows: int) -> None:
         """Lets go of a visit when none of its windows is left."""

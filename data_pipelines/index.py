@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import remote, rlds, stats, store
+from data_pipelines import remote, rlds, stats, store, tfds_folder
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.progress import Progress
 from data_pipelines.standardise import Recipe
@@ -87,7 +87,7 @@ def open_index(
     files = _hold_out(rlds.check(folder, dataset))
     skipped = _quarantined(files, quarantine)
     key = _key(folder, dataset, files, skipped)
-    path = _place(folder, dataset, cache_dir)
+    path = place(folder, f"{dataset.name}.index", cache_dir)
     stored = store.load(path, key)
     if stored is None:
         built = {}
@@ -100,6 +100,17 @@ def open_index(
             raise OSError(f"{path}: the index is not what was just written there; check the disk")
     splits = {split: _split(split, shards, stored.arrays) for split, shards in files.items()}
     return Index(dataset, splits, stored.digest)
+
+
+def place(folder: str, name: str, cache_dir: str | Path | None = None) -> Path:
+    """The file `name` beside the data in `folder`, or in a cache where it cannot be (see `open_index`)."""
+    if cache_dir is None:
+        beside = Path(folder) / FOLDER
+        if not remote.is_remote(folder) and _writable(beside if beside.is_dir() else Path(folder)):
+            return beside / name
+        cache_dir = os.environ.get("VLA_JAX_CACHE") or "~/.cache/vla_jax"
+    # Two copies of a dataset share a cache: the folder is part of the name.
+    return Path(cache_dir).expanduser() / hashlib.sha256(folder.encode()).hexdigest()[:16] / name
 
 
 def _hold_out(files: dict[str, list[rlds.Shard]]) -> dict[str, list[rlds.Shard]]:
@@ -263,7 +274,7 @@ def _key(
 ) -> dict[str, Any]:
     """What an index must have been made from to be used."""
     sizes = {_name(shard.path): shard.size for shards in files.values() for shard in shards}
-    sizes |= {name: remote.size(remote.join(folder, name)) for name in (rlds.FEATURES, rlds.INFO)}
+    sizes |= {name: remote.size(remote.join(folder, name)) for name in (tfds_folder.FEATURES, tfds_folder.INFO)}
     return {
         "schema": SCHEMA,
         "revision": dataset.revision,
@@ -273,18 +284,6 @@ def _key(
         "files": sizes,
         "quarantine": {name: sorted(records) for name, records in sorted(skipped.items())},
     }
-
-
-def _place(folder: str, dataset: Dataset, cache_dir: str | Path | None) -> Path:
-    """The file the index is read from and written to."""
-    name = f"{dataset.name}.index"
-    if cache_dir is None:
-        beside = Path(folder) / FOLDER
-        if not remote.is_remote(folder) and _writable(beside if beside.is_dir() else Path(folder)):
-            return beside / name
-        cache_dir = os.environ.get("VLA_JAX_CACHE") or "~/.cache/vla_jax"
-    # Two copies of a dataset share a cache: the folder is part of the name.
-    return Path(cache_dir).expanduser() / hashlib.sha256(folder.encode()).hexdigest()[:16] / name
 
 
 def _writable(folder: Path) -> bool:

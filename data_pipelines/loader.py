@@ -1,6 +1,5 @@
 """Batches of windows from a mixture: what comes at a position depends on nothing but the seed and the position."""
 
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -8,43 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import order, windows
-from data_pipelines.frames import Buffers, Decoder, Pool, Span
+from data_pipelines import order
+from data_pipelines.assemble import PREFETCH, Assembler, LoaderConfig
+from data_pipelines.frames import Decoder, Pool, Span, future_runs
 from data_pipelines.mixture import Part, check
-from vla_jax.types import Batch, Observation
+from vla_jax.types import Batch
 
-PREFETCH = 2  # batches made ahead of the one in use
+__all__ = ["Loader", "LoaderConfig"]
+
 VISITS_AHEAD = 4  # per decoding thread: enough that none waits while a batch is put together
-
-
-@dataclasses.dataclass(frozen=True)
-class LoaderConfig:
-    """What a window holds and how windows are drawn.
-
-    Attributes:
-        window: frames per window, t.
-        chunk: actions per frame, k.
-        cameras: slots in the order the model takes them; one that a dataset lacks is black and masked.
-        image_size: pixels, height and width, one per camera.
-        prompt_length: tokens, l.
-        batch_size: windows per global batch.
-        seed: of the order.
-        ram_budget: bytes of decoded frames, over all hosts; it decides how many visits are mixed at a time.
-        windows_per_visit: consecutive windows of an episode that are decoded together. Fewer mix better in the same
-            memory, and cost window - 1 more decoded frames each.
-        shuffle: endless shuffled epochs; False: one pass in file order.
-    """
-
-    window: int
-    chunk: int
-    cameras: tuple[str, ...]
-    image_size: tuple[int, ...]
-    prompt_length: int
-    batch_size: int
-    seed: int
-    ram_budget: int
-    windows_per_visit: int
-    shuffle: bool
 
 
 class Loader:
@@ -58,6 +29,7 @@ class Loader:
         config: LoaderConfig,
         encode: Callable[[str], np.ndarray],
         rows: np.ndarray | None = None,
+        target: Callable[[str], np.ndarray] | None = None,
     ) -> None:
         """Checks the config against the data and encodes all instructions.
 
@@ -66,8 +38,10 @@ class Loader:
             config: see LoaderConfig.
             encode: an instruction to its token ids [n].
             rows: rows of the global batch that this host builds; None = all.
+            target: an instruction to its embedding [e], float32, for `Batch.text_target`; asked once for every
+                sentence, when it is first met. Called in the thread that makes the batches.
 
-        Raises ValueError when splits, window, cameras or prompt length do not fit the data.
+        Raises ValueError when splits, window, cameras, prompt length or future do not fit the data.
         """
         if len(config.image_size) != len(config.cameras):
             raise ValueError(f"model.image_size: expected one per camera {config.cameras}, got {config.image_size}")
@@ -77,12 +51,10 @@ class Loader:
         self._rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
         if self._rows.size and not 0 <= self._rows.min() <= self._rows.max() < config.batch_size:
             raise ValueError(f"rows: expected rows of a batch of {config.batch_size}, got {self._rows}")
-        self._prompts = [_prompts(split.sentences, encode, config.prompt_length) for split in self._splits]
+        self._assembler = Assembler(parts, config, encode, target)
         swapped = [part.index.dataset.bgr for part in parts]
         self._decoder = Decoder(self._splits, swapped, config.cameras, config.image_size)
-        self._buffers = Buffers((PREFETCH + 3) * len(config.cameras))
         self._bases = np.cumsum([0, *(int(split.length.sum()) for split in self._splits)])
-        self._state_dim = max(len(part.state_spec.names) for part in parts)
         self._visits = [order.visits(split.length.astype(np.int64), config.windows_per_visit) for split in self._splits]
         self._visit_starts = np.concatenate(
             [visits.start + base for visits, base in zip(self._visits, self._bases[:-1], strict=True)]
@@ -108,6 +80,7 @@ class Loader:
             "pool": self.pool,
             "windows_per_visit": config.windows_per_visit,
             "shuffle": config.shuffle,
+            "future": list(config.future),
         }
 
     def epoch(self, number: int) -> np.ndarray:
@@ -151,8 +124,8 @@ class Loader:
     def batch(self, position: int) -> Batch:
         """This host's rows of the batch at a position: a pure function of the identity and the position.
 
-        Without shuffling the last batch is filled up with repeated windows whose action_mask is False. Decodes the
-        frames of these windows alone; `batches` is the fast way to read many.
+        Without shuffling the last batch is filled up with repeated windows whose actions and future are masked. Decodes
+        the frames of these windows alone; `batches` is the fast way to read many.
         """
         return self._read(self._at(position), position)
 
@@ -277,8 +250,11 @@ class Loader:
         part = int(np.searchsorted(self._bases, begin, side="right")) - 1
         begin, end = begin - int(self._bases[part]), end - int(self._bases[part])
         split = self._splits[part]
-        first = int(split.first[np.searchsorted(split.first, begin, side="right") - 1])
-        return Span(part, max(first, begin - self._config.window + 1), end)
+        episode = int(np.searchsorted(split.first, begin, side="right")) - 1
+        first = int(split.first[episode])
+        start = max(first, begin - self._config.window + 1)
+        runs = future_runs(start, end, first + int(split.length[episode]), self._config.future)
+        return Span(part, start, end, tuple((int(a), int(b)) for a, b in runs if a < b))
 
     def _locate(self, episode: int) -> tuple[int, int]:
         """(dataset, episode in it) of an episode counted over all datasets."""
@@ -290,94 +266,39 @@ class Loader:
 
     def _make(self, flat: np.ndarray, position: int | None, pool: Pool) -> Batch:
         """The batch of windows whose newest steps are the rows `flat` [b] of all columns; their visits are open."""
-        config, b = self._config, len(flat)
-        batch = self._empty(b)
-        images: Any = batch.obs.images
+        batch = self._assembler.empty(len(flat))
         part_of = np.searchsorted(self._bases, flat, side="right") - 1
-        frames = np.zeros((b, config.window), np.int64)  # rows of the dataset's own columns
+        # Rows of the dataset's own columns.
+        frames = np.zeros((len(flat), self._config.window), np.int64)
+        future = np.zeros((*frames.shape, len(self._config.future)), np.int64)
         for number in np.unique(part_of).tolist():
             here = np.flatnonzero(part_of == number)
-            frames[here] = self._numbers(batch, number, here, flat[here] - self._bases[number])
+            rows = flat[here] - self._bases[number]
+            frames[here], future[here] = self._assembler.fill_numbers(batch, number, here, rows)
         for visit in np.unique(self._visit(flat)).tolist():
             begin = self._visit_starts[visit]
             here = np.flatnonzero((flat >= begin) & (flat < begin + self._visit_counts[visit]))
-            for camera, out in enumerate(images):
-                found, first = pool.frames(visit, camera)
-                for row in here:
-                    if found is None:
-                        out[row] = 0
-                    else:  # "clip" lets take write into `out` without a copy; no index is out of range
-                        found.take(frames[row] - first, axis=0, out=out[row], mode="clip")
+            self._assembler.fill_images(batch, here, (frames[here], future[here]), pool, visit)
             pool.done(visit, len(here))
-        if position is None or config.shuffle:
+        if position is None or self._config.shuffle:
             return batch
-        real = position * config.batch_size + self._rows < self.windows
+        real = position * self._config.batch_size + self._rows < self.windows
+        if batch.future is not None:
+            batch = batch._replace(future=batch.future._replace(mask=batch.future.mask & real[:, None, None, None]))
         return batch._replace(action_mask=batch.action_mask & real[:, None, None, None])
-
-    def _numbers(self, batch: Batch, number: int, here: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Fills in all but the images of the rows `here` of a batch, from rows of a dataset. Returns their frames."""
-        part, split, config = self._parts[number], self._splits[number], self._config
-        episode = np.searchsorted(split.first, rows, side="right") - 1
-        # Episodes without steps share their first row with the next one; `right` finds the last of them.
-        first, length = split.first[episode].astype(np.int64), split.length[episode].astype(np.int64)
-        at = windows.steps(rows - first, length, config.window, config.chunk)
-        actions = windows.actions(split.actions, first, at, part.action_spec)
-        batch.actions[here] = part.action_spec.normalise(actions)
-        batch.action_mask[here] = at.action_mask[..., None]
-        frames = first[:, None] + at.frames
-        state = part.state_spec.normalise(np.asarray(split.state)[frames])
-        batch.obs.proprio[here, :, : state.shape[-1]] = state
-        batch.obs.proprio_mask[here] = state.shape[-1] > 0
-        batch.obs.image_mask[here] = [slot in split.frames for slot in config.cameras]
-        prompt, mask = self._prompts[number]
-        sentence = split.instruction[episode]
-        batch.obs.prompt[here], batch.obs.prompt_mask[here] = prompt[sentence], mask[sentence]
-        batch.obs.step_mask[here] = at.step_mask
-        batch.dataset_id[here] = number
-        return frames
-
-    def _empty(self, b: int) -> Batch:
-        """Arrays for b windows, to be filled in."""
-        config = self._config
-        t, k, d, l = config.window, config.chunk, len(self._parts[0].action_spec.names), config.prompt_length  # noqa: E741
-        return Batch(
-            Observation(
-                images=tuple(self._buffers.take((b, t, size, size, 3)) for size in config.image_size),
-                image_mask=np.empty((b, t, len(config.cameras)), bool),
-                proprio=np.zeros((b, t, self._state_dim), np.float32),
-                proprio_mask=np.empty(b, bool),
-                prompt=np.empty((b, l), np.int32),
-                prompt_mask=np.empty((b, l), bool),
-                step_mask=np.empty((b, t), bool),
-            ),
-            np.empty((b, t, k, d), np.float32),
-            np.empty((b, t, k, d), bool),
-            np.empty(b, np.int32),
-        )
 
     def _pool_size(self) -> int:
         """Visits that fit into the RAM budget; all of them when none stays open for a second window."""
         if self._config.windows_per_visit == 1:
             return len(self._visit_starts)
         total = 0.0
-        for number, visits in enumerate(self._visits):
-            frames = float(visits.windows.sum() + (self._config.window - 1) * len(visits.windows))
+        for number, (split, visits) in enumerate(zip(self._splits, self._visits, strict=True)):
+            start = visits.start - (self._config.window - 1)
+            stop = visits.start + visits.windows
+            episode = np.searchsorted(split.first, visits.start, side="right") - 1
+            end = split.first[episode] + split.length[episode]
+            frames = float((stop - start).sum())
+            frames += sum(float((b - a).sum()) for a, b in future_runs(start, stop, end, self._config.future))
             total += frames * self._decoder.bytes_per_frame(number)
         count = len(self._visit_starts)
         return int(np.clip(self._config.ram_budget * count / total, 1, count))
-
-
-def _prompts(
-    sentences: tuple[str, ...], encode: Callable[[str], np.ndarray], length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [S l] int32 of distinct sentences, padded with zeros on the right, and their mask."""
-    prompt = np.zeros((len(sentences), length), np.int32)
-    mask = np.zeros((len(sentences), length), bool)
-    for row, text in enumerate(sentences):
-        ids = np.asarray(encode(text))
-        if len(ids) > length:
-            raise ValueError(
-                f"model.prompt_length: expected at least {len(ids)} for the instruction {text!r}, got {length}"
-            )
-        prompt[row, : len(ids)], mask[row, : len(ids)] = ids, True
-    return prompt, mask

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipelines import remote, rlds
+from data_pipelines import remote, tfds_folder
 from data_pipelines.datasets import Dataset
 from data_pipelines.datasets.mixtures import Mixture
 from data_pipelines.index import Index
@@ -56,7 +56,7 @@ def problems(root: str, datasets: list[Dataset]) -> list[str]:
     """One line for each dataset whose files are not under `root`, with what brings them; empty when all are there."""
     found = []
     for dataset in datasets:
-        info = remote.join(root, dataset.tfds_name, dataset.version, rlds.INFO)
+        info = remote.join(root, dataset.tfds_name, dataset.version, tfds_folder.INFO)
         if not remote.exists(info):
             found.append(f"{dataset.name}: no {info}; {dataset.download.format(root=root)}")
     return found

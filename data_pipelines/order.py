@@ -16,7 +16,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Float64, Int64, Integer, UInt64
 
 MAX_LANES = 64  # a lane is one row of a batch at least, and hosts come in powers of two
 
@@ -131,7 +131,7 @@ class Order:
         part, size = self._parts[number], self._sizes[number]
         pieces = []
         for turn in range(begin // size, -(-end // size)):
-            shuffled = np.argsort(_raw(len(part.windows), self._config.seed, turn, 3, number), kind="stable")
+            shuffled = np.argsort(raw(len(part.windows), self._config.seed, turn, 3, number), kind="stable")
             count = part.windows[shuffled]
             after = np.cumsum(count) + turn * size
             low, high = np.maximum(after - count, begin), np.minimum(after, end)
@@ -159,11 +159,11 @@ def mixing(episode: Integer[np.ndarray, " n"], batch: int = 256, batches: int = 
     return Mixing(batch, float((counts * (counts - 1) / 2).sum() / len(rows)), float(new.sum() / len(rows)))
 
 
-def _raw(n: int, *key: int) -> np.ndarray:
-    """n random uint64 that depend on the key alone."""
+def raw(n: int, *key: int) -> UInt64[np.ndarray, " n"]:
+    """n random numbers that depend on the key alone."""
     return np.random.Philox(np.random.SeedSequence([k % 2**64 for k in key])).random_raw(n)
 
 
 def _uniform(n: int, *key: int) -> Float64[np.ndarray, " n"]:
     """n random numbers in [0, 1) that depend on the key alone."""
-    return (_raw(n, *key) >> np.uint64(11)) * 2.0**-53
+    return (raw(n, *key) >> np.uint64(11)) * 2.0**-53

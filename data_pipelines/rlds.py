@@ -1,22 +1,18 @@
 """RLDS datasets as TFDS writes them: features.json, dataset_info.json, and episodes in TFRecord shards."""
 
-import json
 from collections.abc import Callable, Iterator, Set
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import remote, tfrecord
+from data_pipelines import remote, tfds_folder, tfrecord
 from data_pipelines.datasets.dataset import Dataset, Standardised
+from data_pipelines.tfds_folder import AGAIN, FEATURES, INFO
 
-FEATURES, INFO = "features.json", "dataset_info.json"
 FLAGS = ("is_first", "is_last")
 # What is said about stretches of a record of play data, one entry each (data_pipelines/builders/calvin.py writes them).
 SEGMENTS = tuple(f"episode_metadata/segment_{name}" for name in ("first", "stop", "text"))
-REQUESTS = 16  # files asked for at the same time where that takes a round trip
 
-AGAIN = "download the file again"
 REPAIR = "repair the episode or list it in data.quarantine"
 
 
@@ -66,26 +62,12 @@ class EpisodeError(ValueError):
 
 def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     """The shards of each split. Raises ValueError when a file or a promised feature is missing, or a split is empty."""
-    info_path, features_path = remote.join(folder, INFO), remote.join(folder, FEATURES)
-    info, features = _json(info_path), _json(features_path)
-    kinds = _kinds(features_path, dict(_leaves(features, "")), dataset)
-    if info.get("fileFormat", "tfrecord") != "tfrecord":
-        raise ValueError(f"{info_path}: expected fileFormat tfrecord, got {info['fileFormat']!r}; convert the dataset")
-    splits = {}
-    for split in info.get("splits", []):
-        counts = [int(n) for n in split.get("shardLengths", [])]
-        if not sum(counts):
-            raise ValueError(
-                f"{info_path}: split {split['name']!r} is empty: expected at least one episode, got shardLengths "
-                f"{counts}; remove the split or download the dataset again"
-            )
-        files = _files(folder, info["name"], split, len(counts))
-        splits[split["name"]] = [
-            Shard(path, n, size, kinds, range(n)) for (path, size), n in zip(files, counts, strict=True)
-        ]
-    if not splits:
-        raise ValueError(f"{info_path}: expected at least one split, got none; download the dataset again")
-    return splits
+    splits = tfds_folder.splits(folder)
+    kinds = _kinds(remote.join(folder, FEATURES), tfds_folder.features(folder), dataset)
+    return {
+        split: [Shard(file.path, file.records, file.size, kinds, range(file.records)) for file in files]
+        for split, files in splits.items()
+    }
 
 
 def episodes(
@@ -345,53 +327,3 @@ def _kinds(path: str, leaves: dict[str, Any], dataset: Dataset) -> dict[str, Kin
             )
         kinds[key] = Kind(shape, strings)
     return kinds
-
-
-def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, node) of every feature that is not a container. Sequences add nothing to the path."""
-    if "featuresDict" in node:
-        for name, child in node["featuresDict"].get("features", {}).items():
-            yield from _leaves(child, f"{prefix}/{name}" if prefix else name)
-    elif "sequence" in node:
-        yield from _leaves(node["sequence"]["feature"], prefix)
-    else:
-        yield prefix, node
-
-
-def _files(folder: str, name: str, split: dict[str, Any], count: int) -> list[tuple[str, int]]:
-    """(path, bytes) of the files of a split. Raises ValueError when the folder holds other ones."""
-    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    names = []
-    for i in range(count):
-        values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "tfrecord", "NUM_SHARDS": f"{count:05d}"}
-        values |= {"SHARD_INDEX": f"{i:05d}", "SHARD_X_OF_Y": f"{i:05d}-of-{count:05d}"}
-        names.append(template.format(**values))
-    paths = [remote.join(folder, name) for name in names]
-    with ThreadPoolExecutor(REQUESTS) as threads:
-        sizes = list(threads.map(_size, paths))
-    missing = [name for name, size in zip(names, sizes, strict=True) if size is None]
-    if missing:
-        prefix = f"{name}-{split['name']}.tfrecord"
-        found = [name for name in remote.list_folder(folder) if name.startswith(prefix)]
-        raise ValueError(
-            f"{folder}: split {split['name']!r}: expected {count} shards ({INFO}), got {len(found)} files {found[:3]}; "
-            f"missing {missing[:3]}; download them again"
-        )
-    return [(path, size) for path, size in zip(paths, sizes, strict=True) if size is not None]
-
-
-def _size(path: str) -> int | None:
-    try:
-        return remote.size(path)
-    except FileNotFoundError:
-        return None
-
-
-def _json(path: str) -> dict[str, Any]:
-    try:
-        return json.loads(remote.read(path))
-    except FileNotFoundError:
-        message = f"{path}: expected the file TFDS writes, found none; check data.root or download the dataset"
-        raise ValueError(message) from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: expected JSON, got {error}; download the file again") from error

@@ -12,21 +12,34 @@ MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw"))
 
 
 class Steps(NamedTuple):
-    """Steps inside their episodes, for windows of t steps and chunks of k actions."""
+    """Steps inside their episodes, for windows of t steps, chunks of k actions and m future frames."""
 
     frames: Int64[np.ndarray, "b t"]  # the first step repeats before the beginning
     step_mask: Bool[np.ndarray, "b t"]  # False before the beginning
     actions: Int64[np.ndarray, "b t k"]  # clipped into the episode
     action_mask: Bool[np.ndarray, "b t k"]  # False outside the episode and wherever step_mask is
+    future: Int64[np.ndarray, "b t m"]  # clipped into the episode
+    future_mask: Bool[np.ndarray, "b t m"]  # as action_mask
 
 
-def steps(t: Int64[np.ndarray, " b"], length: Int64[np.ndarray, " b"], window: int, chunk: int) -> Steps:
-    """The steps of windows that end at step `t` of episodes of `length` steps."""
+def steps(
+    t: Int64[np.ndarray, " b"],
+    length: Int64[np.ndarray, " b"],
+    window: int,
+    chunk: int,
+    offsets: tuple[int, ...] = (),
+) -> Steps:
+    """The steps of windows that end at step `t` of episodes of `length` steps; `offsets`: how far the future is."""
     at = t[:, None] + np.arange(1 - window, 1)  # b t
     step_mask = at >= 0
-    target = at[:, :, None] + np.arange(chunk)  # b t k
     last = length[:, None, None] - 1
-    return Steps(np.maximum(at, 0), step_mask, np.clip(target, 0, last), step_mask[:, :, None] & (target <= last))
+
+    def inside(target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.clip(target, 0, last), step_mask[:, :, None] & (target <= last)
+
+    action, action_mask = inside(at[:, :, None] + np.arange(chunk))  # b t k
+    future, future_mask = inside(at[:, :, None] + np.array(offsets, np.int64))  # b t m
+    return Steps(np.maximum(at, 0), step_mask, action, action_mask, future, future_mask)
 
 
 def actions(
@@ -41,3 +54,12 @@ def actions(
     motion = [i for i, name in enumerate(spec.names) if name in MOTION]
     out[..., motion] *= at.action_mask[..., None]
     return out
+
+
+def past_actions(
+    column: Float[np.ndarray, "n d"], first: Int64[np.ndarray, " b"], at: Steps, spec: ActionSpec
+) -> tuple[Float[np.ndarray, "b t d"], Bool[np.ndarray, "b t"]]:
+    """The normalised action of the step before each frame, and whether there is one: else zeros stand there."""
+    mask = at.step_mask & (at.frames > 0)
+    rows = first[:, None] + np.maximum(at.frames - 1, 0)
+    return np.where(mask[..., None], spec.normalise(np.asarray(column[rows])), np.float32(0)), mask

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import images, order, rlds
+from data_pipelines import images, order, tfds_folder
 from data_pipelines.builders import rlds_files
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import open_index
@@ -226,7 +226,7 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def write_files(root: Path) -> dict[str, float]:
     """The episodes under root, written if they are not there, and how fast their index is built."""
     folder = root / BRIDGE.tfds_name / BRIDGE.version
-    if not (folder / rlds.INFO).is_file():
+    if not (folder / tfds_folder.INFO).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"writing {EPISODES} episodes to {folder}", flush=True)
         parts = np.array_split(np.arange(EPISODES), SHARDS)

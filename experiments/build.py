@@ -17,6 +17,7 @@ from data_pipelines.datasets.mixtures import MIXTURES
 from data_pipelines.index import HELD_OUT, Index, open_index
 from data_pipelines.loader import Loader, LoaderConfig
 from data_pipelines.mixture import Part
+from experiments import cotraining
 from vla_jax.actions import ActionSpec
 from vla_jax.augment import AugmentConfig
 from vla_jax.backbones import kosmos2, paligemma
@@ -28,6 +29,7 @@ from vla_jax.heads.gpt import GPTHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
+from vla_jax.lora import LoRAConfig, attach
 from vla_jax.losses import ActionLoss
 from vla_jax.model import VLA, PastConfig, StateConfig, VLAConfig
 from vla_jax.objectives import ForwardConfig
@@ -64,6 +66,7 @@ class Data:
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
     action_end: int  # one more than the largest id of an action token, for the head discrete
+    texts: cotraining.Texts | None  # what is co-trained on
 
 
 def missing(config: ConfigDict) -> list[str]:
@@ -94,7 +97,7 @@ def missing(config: ConfigDict) -> list[str]:
             + "".join(f"    {line}\n" for line in absent)
             + "    or --config.data.root=DIR where they are, or --config.data.mixture=bridge"
         )
-    return lines
+    return lines + cotraining.missing(config, root)
 
 
 def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
@@ -106,8 +109,11 @@ def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
     return [(known[name], weight) for name, weight in mixture.members(config.data.mixture, known, mixtures)]
 
 
-def data(config: ConfigDict, workdir: Path) -> Data:
-    """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer."""
+def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
+    """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the tokenizer.
+
+    With `training` also the images with texts that are co-trained on.
+    """
     skipped = quarantine.read(config.data.quarantine) if config.data.quarantine else frozenset()
     wanted = members(config)
     train, held_out = [], []
@@ -148,14 +154,23 @@ def data(config: ConfigDict, workdir: Path) -> Data:
         plain = open_tokenizer(folder, ())
         end = action_end(plain.vocab_size, special_tokens(plain))
         _check_free(config, end, sentences, encode)
-    return Data(train, held_out, encode, folder, end)
+    texts = cotraining.open_texts(config, _root(config), encoder) if training else None
+    return Data(train, held_out, encode, folder, end, texts)
 
 
 def loader(
-    config: ConfigDict, source: Data, parts: list[Part], shuffle: bool, rows: np.ndarray | None = None
+    config: ConfigDict,
+    source: Data,
+    parts: list[Part],
+    shuffle: bool,
+    rows: np.ndarray | None = None,
+    target: Callable[[str], np.ndarray] | None = None,
 ) -> Loader:
-    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are this host's."""
-    model = config.model
+    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are this host's.
+
+    `target` embeds an instruction for `Batch.text_target`.
+    """
+    model, forward = config.model, config.objectives.forward
     return Loader(
         parts,
         LoaderConfig(
@@ -169,9 +184,12 @@ def loader(
             ram_budget=config.data.ram_budget,
             windows_per_visit=config.data.windows_per_visit,
             shuffle=shuffle,
+            past_action=model.past_action,
+            future=tuple(forward.offsets) if forward.weight else (),
         ),
         source.encode,
         rows,
+        target,
     )
 
 
@@ -237,8 +255,25 @@ def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) ->
     return _module(config).load(path, backbone_config(config), specs, allowed)
 
 
+def lora(config: ConfigDict) -> LoRAConfig:
+    """The adapters' config."""
+    wanted = LoRAConfig(**config.lora.to_dict())
+    outside = [pattern for pattern in wanted.targets if not pattern.startswith("backbone/")]
+    if wanted.rank and outside:
+        raise ValueError(
+            f'lora.targets: expected patterns that begin with "backbone/", got {outside}; the rest is trained whole'
+        )
+    return wanted
+
+
+def training_model(config: ConfigDict, action_end: int | None = None) -> Build:
+    """What is trained: the policy of `model`, with adapters when lora.rank > 0."""
+    return attach(model(config, action_end), lora(config))
+
+
 def model(config: ConfigDict, action_end: int | None = None) -> Build:
-    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called.
+    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It has
+    no adapters, as `checkpoint.load_params` gives none.
 
     `action_end` (see Data) is for the head discrete: the tokenizer decides where its tokens are. None, where only
     shapes matter: the end of the vocabulary.

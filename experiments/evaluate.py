@@ -71,7 +71,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     """All figures of one run as a JSON-able dict, by dataset; draws actions.png of the first."""
     meta = load_meta(workdir / "checkpoints")
     config = ConfigDict(meta["config"])
-    source = build.data(config, workdir)
+    source = build.data(config, workdir, training=False)
     for part in source.train:
         name = part.index.dataset.name
         if meta["datasets"][name]["action"] != part.action_spec.to_json():

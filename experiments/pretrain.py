@@ -21,10 +21,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments import build, plots
+from experiments import build, cotraining, plots
 from experiments.config import check_same_run, parse_argv, save
+from vla_jax import lora, sharding, train
 from vla_jax import params as flat
-from vla_jax import sharding, train
 from vla_jax.checkpoint import Checkpointer
 from vla_jax.metrics import Recorder
 from vla_jax.optim import make_optimizer, partition
@@ -50,16 +50,19 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     rows = sharding.rows(mesh, config.batch_size)
     loader = build.loader(config, source, source.train, shuffle=True, rows=rows)
     held_out = build.loader(config, source, source.held_out, shuffle=True, rows=rows)
+    texts, held_out_texts = (cotraining.reader(config, source.texts, split, rows) for split in ("train", "held_out"))
     _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
     for part in source.train:
         constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
         if constant:
             _say(f"{part.index.dataset.name}: near-constant action dims pass through unnormalised: {constant}")
 
-    make = build.model(config, source.action_end)
+    make = build.training_model(config, source.action_end)
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     _say(sharding.table(shapes, shardings))
+    if config.lora.rank:
+        _say(str(lora.quantities(shapes)))
     settings, freeze = build.optim(config)
     optimizer = make_optimizer(settings, freeze, shapes, config.steps, loader.windows / config.batch_size)
     trainable, _ = partition(shapes, freeze)
@@ -67,7 +70,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     abstract = train.abstract_state(shapes, shardings, trainable, optimizer, run)
 
     checkpointer = Checkpointer(
-        workdir / "checkpoints", build.meta(config, source), loader.identity(), keep=config.keep_checkpoints
+        workdir / "checkpoints", build.meta(config, source), cotraining.identity(loader, texts), config.keep_checkpoints
     )
     state = checkpointer.restore(abstract)
     if state is None:
@@ -80,7 +83,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
 
     def evaluate(state: train.TrainState) -> dict[str, float]:
         count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
-        batches = islice(_closing(held_out.batches(0)), count)
+        batches = islice(_closing(cotraining.batches(held_out, held_out_texts)), count)
         return train.evaluate(
             eval_step, state, (sharding.global_batch(b, mesh, config.batch_size) for b in batches), units
         )
@@ -89,7 +92,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     recorder = Recorder(workdir, start, config.steps)
     step = train.make_train_step(graphdef, optimizer, run, abstract, units)
     try:
-        train.fit(state, step, loader.batches(start), run, train.Hooks(checkpointer, recorder, evaluate))
+        train.fit(
+            state, step, cotraining.batches(loader, texts, start), run, train.Hooks(checkpointer, recorder, evaluate)
+        )
     finally:
         recorder.close()
         checkpointer.close()
@@ -107,7 +112,7 @@ def dry_run(config: ConfigDict) -> None:
     known = math.prod(size for size in sizes if size != -1)
     shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    _, shapes, logical = flat.abstract(build.model(config))
+    _, shapes, logical = flat.abstract(build.training_model(config))
     shardings = sharding.resolve(shapes, logical, mesh)
     print(sharding.table(shapes, shardings))
     counts: dict[str, int] = {}
@@ -115,6 +120,8 @@ def dry_run(config: ConfigDict) -> None:
         part = name.split("/")[0]
         counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
     print("\nparameters: " + ", ".join(f"{part} {count:,}" for part, count in counts.items()))
+    if config.lora.rank:
+        print(lora.quantities(shapes))
 
     settings, freeze = build.optim(config)
     # The optimizer's shapes do not depend on the length of an epoch, which only the data knows.
@@ -133,13 +140,17 @@ def dry_run(config: ConfigDict) -> None:
 
 
 def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState) -> flat.Params:
-    """All parameters in their shardings: the backbone's from the weights if there are any, the rest random."""
+    """All parameters in their shardings: the backbone's from the weights if there are any, the rest random.
+
+    The weights know no adapters: these are always fresh.
+    """
     specs = {**abstract.params, **abstract.frozen}
     where = {name: leaf.sharding for name, leaf in specs.items()}
     loaded: flat.Params = {}
     if config.model.weights != "none":
         prefix = "backbone/"
-        backbone = {name.removeprefix(prefix): leaf for name, leaf in specs.items() if name.startswith(prefix)}
+        base, _ = lora.split_adapters(specs)
+        backbone = {name.removeprefix(prefix): leaf for name, leaf in base.items() if name.startswith(prefix)}
         loaded = build.load_backbone(config, backbone)
         loaded = {prefix + name: value for name, value in loaded.items()}
     fresh = flat.initialise(make, config.seed, {name: place for name, place in where.items() if name not in loaded})
@@ -170,6 +181,7 @@ def _train_config(config: ConfigDict) -> train.TrainConfig:
         log_every=config.log_every,
         eval_every=config.eval_every,
         save_every=config.save_every,
+        adapter_dropout=config.lora.dropout if config.lora.rank else 0.0,
         augment=build.augmentation(config),
     )
 

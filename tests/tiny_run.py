@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vla_jax import metrics, optim, params, sharding, train
+from vla_jax import lora, metrics, optim, params, sharding, train
 from vla_jax.checkpoint import Checkpointer
+from vla_jax.transformer import Linear
 from vla_jax.types import Batch, Objective, Observation
 
 B, T, K, D, L, WIDTH, LAYERS = 8, 2, 3, 4, 5, 8, 3
@@ -23,19 +24,14 @@ META = {"statistics": {"toy": {"actions": {"mean": [0.0, 1.0], "count": 7}}}, "c
 DATA = {"seed": 0, "digest": "abc"}
 
 
-class Dense(nnx.Module):
-    def __init__(self, shape, logical, rngs):
-        self.kernel = nnx.Param(0.3 * jax.random.normal(rngs.params(), shape), logical=logical)
-
-
 class Block(nnx.Module):
     def __init__(self, rngs):
         self.scale = nnx.Param(jnp.ones((WIDTH,)), logical=("embed",))
-        self.up = Dense((WIDTH, 2 * WIDTH), ("embed", "mlp"), rngs)
-        self.down = Dense((2 * WIDTH, WIDTH), ("mlp", "embed"), rngs)
+        self.up = Linear((WIDTH, 2 * WIDTH), ("embed", "mlp"), False, rngs)
+        self.down = Linear((2 * WIDTH, WIDTH), ("mlp", "embed"), False, rngs)
 
     def __call__(self, x):
-        return x + jnp.tanh((x * self.scale[None, None]) @ self.up.kernel[...]) @ self.down.kernel[...]
+        return x + self.down(jnp.tanh(self.up(x * self.scale[None, None])))
 
 
 class Group(nnx.Module):
@@ -62,24 +58,22 @@ class Tiny(nnx.Module):
 
         table = nnx.Param(0.3 * jax.random.normal(rngs.params(), (16, WIDTH)), logical=("vocab", "embed"))
         self.backbone = Group(
-            vision=Dense((4 * 4 * 3, WIDTH), (None, "vision"), rngs),
+            vision=Linear((4 * 4 * 3, WIDTH), (None, "vision"), False, rngs),
             embed=Group(embedding=table),
             decoder=Group(layers=make(rngs)),
         )
-        self.head = Dense((WIDTH, K * D), ("embed", None), rngs)
-        self.head.bias = nnx.Param(jnp.zeros((K * D,)))
+        self.head = Linear((WIDTH, K * D), ("embed", None), True, rngs)
         self.noise = noise
         self.config = Scales()
 
     def loss(self, batch, key):
         dtype = self.head.kernel.dtype
         pixels = batch.obs.images[0].reshape(batch.actions.shape[0], T, -1).astype(dtype) / 255
-        x = pixels @ self.backbone.vision.kernel[...]  # b t c
+        x = self.backbone.vision(pixels)  # b t c
         x = x + self.backbone.embed.embedding[...][batch.obs.prompt].mean(1)[:, None]
         x, _ = jax.lax.scan(lambda x, layer: (layer(x), None), x, self.backbone.decoder.layers)
         x = x + self.noise * jax.random.normal(key, x.shape, dtype)
-        out = x @ self.head.kernel[...] + self.head.bias[None, None]
-        error = out.reshape(-1, T, K, D).astype(jnp.float32) - batch.actions
+        error = self.head(x).reshape(-1, T, K, D).astype(jnp.float32) - batch.actions
         mask = batch.action_mask.astype(jnp.float32)
         squared = (error**2 * mask).sum((1, 2, 3))
         pairs = {
@@ -138,9 +132,11 @@ def config(**changes):
 class Setup:
     """Everything a run needs, short of its work directory."""
 
-    def __init__(self, mesh, config, freeze=None, noise=0.1, lr=1e-2):
+    def __init__(self, mesh, config, freeze=None, noise=0.1, lr=1e-2, adapters=None):
         freeze = optim.FreezeConfig() if freeze is None else freeze
         self.build = lambda rngs: Tiny(rngs, noise)
+        if adapters is not None:
+            self.build = lora.attach(self.build, adapters)
         self.mesh, self.config = mesh, config
         self.graphdef, self.shapes, logical = params.abstract(self.build)
         self.shardings = sharding.resolve(self.shapes, logical, mesh, large=1024)

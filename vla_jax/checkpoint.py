@@ -1,7 +1,8 @@
 """Checkpoints: four items under `<directory>/<step>/`, written in the background, complete or ignored.
 
     state   what only training needs: step, optimizer state, and the trained parameters if params holds their average
-    params  what inference needs: the averaged parameters (EMA) if kept, else the trained ones; and the frozen ones
+    params  what inference needs: the averaged parameters (EMA) if kept, else the trained ones; and the frozen ones.
+            Adapters (lora.py) are arrays of their own here; `load_params` merges them, `load_adapters` reads only them
     data    JSON: position in the data and the identity of the data
     meta    JSON: schema, library versions, and what the experiment gives (config, action specs, statistics, ...)
 
@@ -23,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+
+from vla_jax import lora
 
 SCHEMA = 1
 ITEMS = ("state", "params", "data", "meta")
@@ -117,11 +120,25 @@ class Checkpointer:
 
 
 def load_params(directory: Path | str, step: int | None = None) -> dict[str, np.ndarray]:
-    """The parameters for inference as numpy, from the newest (or named) complete checkpoint; no mesh, no model."""
+    """The parameters for inference as numpy, from the newest (or named) complete checkpoint; no mesh, no model.
+
+    They are those of the model without adapters: these are merged, as the config in meta says.
+    """
+    where = _find(directory, step)
+    params = _read_arrays(where / "params", list(_saved_arrays(where / "params")))
+    if not lora.split_adapters(params)[1]:
+        return params
+    body = _read_meta(where).get("config", {}).get("lora")
+    if body is None:
+        raise ValueError(f"{where}: holds adapters, but its meta no config.lora to merge them by; was it edited?")
+    return lora.merge(params, lora.LoRAConfig(**{**body, "targets": tuple(body["targets"])}))
+
+
+def load_adapters(directory: Path | str, step: int | None = None) -> dict[str, np.ndarray]:
+    """Only the adapters of the newest (or named) complete checkpoint, as numpy; empty when it has none."""
     where = _find(directory, step) / "params"
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _saved_arrays(where)}
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        return dict(reader.restore(where, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
+    names = lora.split_adapters(_saved_arrays(where))[1]
+    return _read_arrays(where, list(names)) if names else {}
 
 
 def load_arrays(
@@ -145,6 +162,9 @@ def load_arrays(
             f"{where}: {len(wrong)} parameters do not fit:\n  " + "\n  ".join(sorted(wrong)) + "\nset the sizes of the "
             "config in its meta item, or name a missing one in model.allow_missing"
         )
+    if lora.split_adapters(saved)[1]:  # their base alone is not what the run learnt
+        merged = load_params(directory)
+        return {name: _placed(merged[name], spec) for name, spec in wanted.items()}
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         return dict(reader.restore(where, args=_request(wanted, partial=True)))
 
@@ -245,6 +265,11 @@ def _check_arrays(where: Path, target: Flat) -> None:
         )
 
 
+def _placed(value: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """A numpy array in the type and sharding of `spec`."""
+    return jax.make_array_from_callback(spec.shape, spec.sharding, lambda at: value[at].astype(spec.dtype))
+
+
 def _unfit(saved: dict[str, Any], target: Flat) -> list[str]:
     """What of `target` is not saved, or in another shape."""
     wrong = [f"{name} is missing" for name in target.keys() - saved.keys()]
@@ -252,6 +277,14 @@ def _unfit(saved: dict[str, Any], target: Flat) -> list[str]:
         if tuple(saved[name].shape) != target[name].shape:
             wrong.append(f"{name}: expected shape {target[name].shape}, got {tuple(saved[name].shape)}")
     return wrong
+
+
+def _read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """The named arrays of an item, as numpy; the others are not read."""
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    request = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=as_numpy, partial_restore=True)
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return dict(reader.restore(where, args=request))
 
 
 def _saved_arrays(where: Path) -> dict[str, Any]:

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vla_jax.lora import ADAPTERS, split_adapters
 from vla_jax.params import Params, Shapes
 
 SCHEDULES = ("constant", "cosine", "half_cosine")
 
 # Leaves that weight decay touches: matrices. Norm gains, biases and learned tokens are left alone whatever their rank:
-# a stacked norm gain is [layers, width], so the usual rule "two axes or more" would decay it.
-DECAYED = ("kernel", "embedding", "w_ih", "w_hh")
+# a stacked norm gain is [layers, width], so the usual rule "two axes or more" would decay it. Decay pulls adapters
+# towards the pretrained model.
+DECAYED = ("kernel", "embedding", "w_ih", "w_hh", *ADAPTERS)
 
 # Where the parts that FreezeConfig names live.
 BACKBONE = "backbone/*"
@@ -52,7 +54,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FreezeConfig:
-    """What stays as loaded.
+    """What stays as loaded. A model with adapters (lora.py) keeps all of the backbone but them, whatever is set here.
 
     Attributes:
         patterns: fnmatch patterns on parameter paths, e.g. ("backbone/projector/*",); `*` crosses slashes.
@@ -85,7 +87,10 @@ class Optimizer(NamedTuple):
 
 
 def partition(shapes: Shapes, freeze: FreezeConfig) -> tuple[list[str], list[str]]:
-    """Trainable and frozen parameter names. Raises ValueError when a pattern or switch matches no parameter."""
+    """Trainable and frozen parameter names; with adapters the backbone around them is frozen.
+
+    Raises ValueError when a pattern or switch matches no parameter, or an adapter: frozen it would stay at nothing.
+    """
     patterns = list(freeze.patterns)
     if freeze.freeze_backbone:
         patterns.append(BACKBONE)
@@ -96,6 +101,15 @@ def partition(shapes: Shapes, freeze: FreezeConfig) -> tuple[list[str], list[str
     if freeze.train_decoder_layers == 0:
         patterns.append(DECODER_LAYERS)
     frozen = {name for pattern in patterns for name in _matching(pattern, shapes)}
+    base, adapters = split_adapters(shapes)
+    dead = sorted(frozen & adapters.keys())
+    if dead:
+        raise ValueError(
+            f"freeze: {patterns} freeze {len(dead)} of the {len(adapters)} adapter arrays, {dead[0]} first; remove the "
+            "pattern or switch (with lora.rank > 0 the rest of the backbone is frozen anyway), or narrow lora.targets"
+        )
+    if adapters:
+        frozen |= {name for name in base if fnmatch.fnmatchcase(name, BACKBONE)}
     trainable = [name for name in shapes if name not in frozen]
     if not trainable:
         raise ValueError(f"freeze: {patterns} leave no parameter to train; remove a pattern")

@@ -1,4 +1,4 @@
-"""The policy in JAX for rollouts: it keeps the window, runs the backbone on the new frame alone, and speaks robot units.
+"""The policy in JAX for rollouts: it keeps the window, runs the backbone on new frames alone, speaks robot units.
 
 A rollout gives what training saw: with the same frames, `act` equals VLA.act on the window that the loader would make,
 repeated first frames included.
@@ -105,8 +105,8 @@ class JaxPolicy:
     ) -> Float[np.ndarray, "k d"]:
         """The next k actions in robot units, from uint8 RGB images [h w 3] of all cameras and the state [p].
 
-        `executed` [d] is the action carried out since the last call, for models that see it; None: the first of the last
-        chunk. Raises ValueError for missing or unknown cameras, images that are not uint8 RGB, and missing state.
+        `executed` [d] is the action carried out since the last call, for models that see it; None: the first of the
+        last chunk. Raises ValueError for missing or unknown cameras, images that are not uint8 RGB, and missing state.
         """
         frame = self._embed(self._params, self._observation(images, proprio, executed))
         key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)

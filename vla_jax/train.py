@@ -19,13 +19,13 @@ import optax
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from vla_jax import metrics, optim, sharding
+from vla_jax import lora, metrics, optim, sharding
 from vla_jax.augment import AugmentConfig, augment
 from vla_jax.checkpoint import Checkpointer, TrainState
 from vla_jax.params import Params, Shapes, merge
 from vla_jax.types import Batch
 
-AUGMENT = 2**31 - 1  # folded into the step's key; the parts of a batch count up from 0
+AUGMENT, DROP = 2**31 - 1, 2**31 - 2  # folded into the step's key; the parts of a batch count up from 0
 TASK = "loss/"  # before a task's name among the metrics
 SIGTERM_EXIT = 143  # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to
 
@@ -41,6 +41,7 @@ class TrainConfig:
     Attributes:
         batch_size: windows per step over all devices; computed in `accum` equal parts.
         augment: of the images in training, see augment.py; evaluation sees them as they are.
+        adapter_dropout: in training, see lora.drop.
         dtype: of the computation and of frozen parameters. Trained parameters and the optimizer are float32.
         ema: decay of the running average of the parameters; 0 keeps none.
         nan_patience: stop after this many steps in a row with a loss or gradient that is not finite; each is skipped.
@@ -56,6 +57,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 1000
     save_every: int = 1000
+    adapter_dropout: float = 0.0
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
 
@@ -131,7 +133,7 @@ def init_state(params: Params, abstract: TrainState, optimizer: optim.Optimizer)
 
 
 def inference_params(state: TrainState) -> Params:
-    """What evaluation and export use: the average if one is kept, else the trained parameters; and the frozen ones."""
+    """What evaluates: the average if one is kept, else the trained parameters; and the frozen ones. Not merged."""
     return {**(state.params if state.ema is None else state.ema), **state.frozen}
 
 
@@ -160,7 +162,10 @@ def make_train_step(
         # The weights of the whole batch come first: with several tasks no division afterwards would mend a part's.
         tasks = _tasks(merge(graphdef, {**cast, **state.frozen}), batch)
 
+        dropped = jax.random.fold_in(key, DROP)  # one mask per step, however the batch is cut
+
         def objective(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, Pairs]:
+            params = lora.drop(params, dropped, config.adapter_dropout)
             return _loss(merge(graphdef, {**params, **state.frozen}), tasks, part, key, units)
 
         grads, pairs = _accumulate(jax.grad(objective, has_aux=True), cast, batch, key, config.accum)

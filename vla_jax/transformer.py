@@ -114,7 +114,10 @@ class StackConfig:
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias` on flattened tokens, kernel [in, out], truncated-normal fan-in initialisation."""
+    """`x @ kernel + bias` on flattened tokens, kernel [in, out], truncated-normal fan-in initialisation.
+
+    With a low-rank adapter (lora.attach): `x @ kernel + scale * (x @ lora_a) @ lora_b + bias`.
+    """
 
     def __init__(
         self, sizes: tuple[int, int], logical: tuple[str | None, str | None], bias: bool, rngs: nnx.Rngs
@@ -122,10 +125,16 @@ class Linear(nnx.Module):
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), sizes, jnp.float32), logical=logical)
         self.bias = nnx.Param(jnp.zeros(sizes[1]), logical=logical[1:]) if bias else None
+        self.lora_a: nnx.Param | None = None  # in rank
+        self.lora_b: nnx.Param | None = None  # rank out
+        self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         kernel = self.kernel[...]
-        out = x.reshape(-1, x.shape[-1]).astype(kernel.dtype) @ kernel
+        flat = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
+        out = flat @ kernel
+        if self.lora_a is not None and self.lora_b is not None:
+            out = out + self.lora_scale * ((flat @ self.lora_a[...]) @ self.lora_b[...])
         if self.bias is not None:
             out = out + self.bias[...][None]
         return out.reshape(*x.shape[:-1], kernel.shape[1])

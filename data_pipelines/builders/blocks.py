@@ -62,9 +62,7 @@ def play(seed: int, split: int, episode: int) -> Table:
     colour = list(COLOURS)[episode % len(COLOURS)]
     direction = list(DIRECTIONS)[episode // len(COLOURS) % len(DIRECTIONS)]
     way = np.array(DIRECTIONS[direction])
-    places = np.stack([[0.25, 0.5, 0.75], [0.45] * 3], axis=1) + draw.uniform(-0.03, 0.03, (3, 2))
-    blocks = dict(zip(COLOURS, places[draw.permutation(3)], strict=True))
-    hand = np.array([0.5, 0.85]) + draw.uniform(-0.08, 0.08, 2)
+    blocks, hand = scatter(draw)
     pose = np.array([0.2, 0.0, 0.0, 0.0])  # z, roll, pitch, yaw
     primary, wrist, states, actions = [], [], [], []
     pushed = 0
@@ -83,6 +81,13 @@ def play(seed: int, split: int, episode: int) -> Table:
             blocks[colour] = blocks[colour] + move
     words = PHRASES[int(draw.integers(len(PHRASES)))].format(colour, direction)
     return Table(primary, wrist, np.array(states, np.float32), np.array(actions, np.float32), words)
+
+
+def scatter(draw: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Where the blocks (by colour) and the gripper are at first."""
+    places = np.stack([[0.25, 0.5, 0.75], [0.45] * 3], axis=1) + draw.uniform(-0.03, 0.03, (3, 2))
+    blocks = dict(zip(COLOURS, places[draw.permutation(3)], strict=True))
+    return blocks, np.array([0.5, 0.85]) + draw.uniform(-0.08, 0.08, 2)
 
 
 def draw_table(blocks: dict[str, np.ndarray], top: str, hand: np.ndarray, closed: bool) -> np.ndarray:
@@ -116,14 +121,15 @@ def _example(table: Table) -> bytes:
             **rlds_files.flags(steps),
             "steps/action": table.actions,
             "steps/language_instruction": [table.instruction.encode()] * steps,
-            "steps/observation/image": [_compress(picture, "JPEG") for picture in table.primary],
+            "steps/observation/image": [compress(picture, "JPEG") for picture in table.primary],
             "steps/observation/state": table.states,
-            "steps/observation/wrist_image": [_compress(picture, "PNG") for picture in table.wrist],
+            "steps/observation/wrist_image": [compress(picture, "PNG") for picture in table.wrist],
         }
     )
 
 
-def _compress(picture: np.ndarray, kind: str) -> bytes:
+def compress(picture: np.ndarray, kind: str) -> bytes:
+    """The picture as a JPEG or PNG file."""
     buffer = io.BytesIO()
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
     Image.fromarray(picture).save(buffer, kind, **options)

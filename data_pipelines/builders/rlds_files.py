@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import remote, rlds, tfrecord
+from data_pipelines import remote, tfds_folder, tfrecord
 
 CORE = "tensorflow_datasets.core.features."
 
@@ -99,7 +99,7 @@ def finish(out: str, description: str, features: Feature, splits: list[dict[str,
     """Writes features.json and, last, dataset_info.json: with it the folder <name>/<version> is a dataset."""
     name, version = out.rstrip("/").split("/")[-2:]
     info = {"description": description, "fileFormat": "tfrecord", "name": name, "splits": splits, "version": version}
-    for file, body in ((rlds.FEATURES, features), (rlds.INFO, info)):
+    for file, body in ((tfds_folder.FEATURES, features), (tfds_folder.INFO, info)):
         with remote.open_write(remote.join(out, file)) as opened:
             opened.write(json.dumps(body, indent=2).encode())
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from data_pipelines.datasets import DATASETS, Dataset
+from data_pipelines.datasets.image_text import IMAGE_TEXT
 from data_pipelines.datasets.mixtures import MIXTURES
 from data_pipelines.datasets.names import EEF
 
@@ -31,7 +32,16 @@ def table() -> str:
         f"| `{name}` | {len(members)} | {', '.join(f'{member} {weight:.12g}' for member, weight in members)} |\n"
         for name, members in MIXTURES.items()
     )
-    return f"{INTRODUCTION}{rows}\n## Mixtures\n\n| name | datasets | weights |\n|---|---|---|\n{mixtures}"
+    texts = "".join(
+        f"| `{name}` | {dataset.tfds_name}/{dataset.version} | {dataset.image} | "
+        f"{dataset.question or repr(dataset.prompt)} | {dataset.answer} |\n"
+        for name, dataset in IMAGE_TEXT.items()
+    )
+    return (
+        f"{INTRODUCTION}{rows}\n## Mixtures\n\n| name | datasets | weights |\n|---|---|---|\n{mixtures}"
+        "\n## Images with texts\n\nFor co-training (`objectives.image_text`). Texts may be sequences: one of them is "
+        "drawn each time.\n\n| name | files | image | question | answer |\n|---|---|---|---|---|\n" + texts
+    )
 
 
 def _row(dataset: Dataset) -> str:

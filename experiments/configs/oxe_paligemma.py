@@ -2,6 +2,7 @@
 
     python -m experiments.pretrain --config=oxe_paligemma.py           # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM
     python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt, attention, flow, discrete
+    python -m experiments.pretrain --config=oxe_paligemma.py:lora      # adapters in a frozen backbone; also :gpt,lora
     python -m experiments.pretrain --config=oxe_paligemma.py:tiny      # the same path in minutes on 2 CPU cores
     python -m experiments.pretrain --config=oxe_paligemma.py:tiny,flow
 
@@ -15,11 +16,13 @@ HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0}  # blocks
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The full config. `arg` is "" (3B, LSTM) or words joined by commas: "tiny", and a head."""
+    """The full config. `arg` is "" (3B, LSTM) or words joined by commas: "tiny", "lora", and a head."""
     words = [word for word in arg.split(",") if word]
     heads = [word for word in words if word in HEADS]
-    if set(words) - {"tiny", *HEADS} or len(heads) > 1:
-        raise ValueError(f"oxe_paligemma.py: expected 'tiny' and one of {', '.join(HEADS)} at most, got {arg!r}")
+    if set(words) - {"tiny", "lora", *HEADS} or len(heads) > 1:
+        raise ValueError(
+            f"oxe_paligemma.py: expected 'tiny', 'lora' and one of {', '.join(HEADS)} at most, got {arg!r}"
+        )
     config = ConfigDict()
     config.steps = 50_000
     config.batch_size = 512  # windows, over all hosts
@@ -142,6 +145,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1  # all devices
     config.mesh.tensor = 1
+    if "lora" in words:
+        config.lora.rank = 16
+        config.optim.lr = 5e-4  # OpenVLA's for adapters, which start at zero
     if "tiny" in words:
         config = _tiny(config)
     for head in heads:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import rlds, tfrecord
+from data_pipelines import rlds, tfds_folder, tfrecord
 from data_pipelines.builders import rlds_files
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import FOLDER, open_index
@@ -105,7 +105,7 @@ def test_missing_feature_is_named(root, key, what):
         step = body["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
         del step["observation"]["featuresDict"]["features"][key]
 
-    edit(files(root) / rlds.FEATURES, drop)
+    edit(files(root) / tfds_folder.FEATURES, drop)
     with pytest.raises(ValueError, match=rf"promises {what} .*'steps/observation/{key}', got no such feature"):
         open_index(root, BLOCKS)
 
@@ -115,7 +115,7 @@ def test_missing_step_feature_is_named(root, key):
     def drop(body):
         del body["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"][key]
 
-    edit(files(root) / rlds.FEATURES, drop)
+    edit(files(root) / tfds_folder.FEATURES, drop)
     with pytest.raises(ValueError, match=rf"'steps/{key}', got no such feature"):
         open_index(root, BLOCKS)
 
@@ -213,7 +213,7 @@ def language_as_code_points(root, points):
         shape = {"dimensions": ["8"]}
         step["words"] = {"pythonClassName": "Tensor", "tensor": {"shape": shape, "dtype": "int32", "encoding": "none"}}
 
-    edit(files(root) / rlds.FEATURES, change)
+    edit(files(root) / tfds_folder.FEATURES, change)
     for path in files(root).glob("*.tfrecord*"):
         rewrite(path, lambda f: f.update({"steps/words": np.tile(points, len(f["steps/is_first"]))}), records=3)
     return dataclasses.replace(BLOCKS, language="words")
@@ -228,7 +228,7 @@ def test_episodes_that_are_not_to_be_used_are_left_out(root):
     def declare(body):
         body["featuresDict"]["features"]["success"] = rlds_files.tensor("bool")
 
-    edit(files(root) / rlds.FEATURES, declare)
+    edit(files(root) / tfds_folder.FEATURES, declare)
     for split in ("train", "val"):
         for path in files(root).glob(f"*-{split}.*"):
             used = iter([True, False, True])
@@ -299,13 +299,13 @@ def test_damage_that_hides_the_rest_is_reported_once(root):
 
 
 def test_empty_split_is_refused(root):
-    edit(files(root) / rlds.INFO, lambda body: body["splits"][1].update(shardLengths=["0"]))
+    edit(files(root) / tfds_folder.INFO, lambda body: body["splits"][1].update(shardLengths=["0"]))
     with pytest.raises(ValueError, match="split 'val' is empty"):
         open_index(root, BLOCKS)
 
 
 def test_wrong_shard_count_is_refused(root):
-    edit(files(root) / rlds.INFO, lambda body: body["splits"][0].update(shardLengths=["3", "2", "1"]))
+    edit(files(root) / tfds_folder.INFO, lambda body: body["splits"][0].update(shardLengths=["3", "2", "1"]))
     with pytest.raises(ValueError, match=r"split 'train': expected 3 shards .*got 2 files"):
         open_index(root, BLOCKS)
 
@@ -349,7 +349,8 @@ def test_bridge_sample(tmp_path):
 
 
 def test_no_tensorflow():
-    code = "import sys, data_pipelines.loader, data_pipelines.builders.blocks; assert 'tensorflow' not in sys.modules"
+    rooms = "data_pipelines.loader, data_pipelines.image_text, data_pipelines.builders.blocks"
+    code = f"import sys, {rooms}; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 

@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_pipelines import images, progress, rlds, store, tfrecord
+from data_pipelines import images, progress, rlds, store, tfds_folder, tfrecord
 from data_pipelines.builders.blocks import play, write_blocks
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import FOLDER, open_index
@@ -66,9 +66,9 @@ def test_the_last_episodes_are_held_out_where_no_split_is(tmp_path, train):
     folder = files(tmp_path)
     write_blocks(tmp_path, train=train, val=1)
     whole = open_index(tmp_path, BLOCKS).splits["train"]
-    info = json.loads((folder / rlds.INFO).read_text())
+    info = json.loads((folder / tfds_folder.INFO).read_text())
     info["splits"] = info["splits"][:1]
-    (folder / rlds.INFO).write_text(json.dumps(info))
+    (folder / tfds_folder.INFO).write_text(json.dumps(info))
     found = open_index(tmp_path, BLOCKS).splits
     held = max(1, round(0.05 * train))
     assert [len(found[name].length) for name in ("train", "val")] == [train - held, held]

@@ -19,7 +19,7 @@ def test_heads_are_arguments(head: str) -> None:
     full, tiny = load_config(f"oxe_paligemma.py:{head}"), load_config(f"oxe_paligemma.py:tiny,{head}")
     assert full.model.head == tiny.model.head == head
     assert (full.model.variant, tiny.model.variant) == ("3b-pt-224", "tiny")
-    with pytest.raises(ValueError, match="one of gpt, attention, flow at most"):
+    with pytest.raises(ValueError, match="one of gpt, attention, flow, discrete at most"):
         load_config(f"oxe_paligemma.py:{head},flow,gpt")
 
 
@@ -107,7 +107,7 @@ def test_the_config_is_locked() -> None:
 def test_unknown_files_and_arguments_name_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no file 'nope.py'.*oxe_paligemma.py"):
         load_config("nope.py")
-    with pytest.raises(ValueError, match="expected 'tiny' and one of gpt, attention, flow"):
+    with pytest.raises(ValueError, match="expected 'tiny', 'lora' and one of gpt, attention, flow"):
         load_config("oxe_paligemma.py:huge")
 
 

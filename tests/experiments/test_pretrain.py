@@ -113,8 +113,8 @@ def test_the_3b_job_names_all_that_is_missing_in_seconds(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["gpt", "attention", "flow"])
-def test_other_heads_train_from_the_command_line(head: str, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["gpt", "attention", "flow,lora"])
+def test_other_heads_and_adapters_train_from_the_command_line(head: str, data: Path, tmp_path: Path) -> None:
     args = [each for each in SHORT if not each.startswith("--config=")]
     args += [f"--config=oxe_paligemma.py:tiny,{head}", "--config.steps=4", "--config.optim.warmup_steps=1"]
     done = run(*args, f"--config.data.root={data}", f"--workdir={tmp_path}")

@@ -350,7 +350,7 @@ class Tokenizer:
     """instruction -> ids of <bos>, the instruction, newline."""
 
     def __init__(self, folder: Path | str) -> None:
-        self._tokenizer = open_tokenizer(folder, ("bos",))
+        self._tokenizer = open_tokenizer(folder, ("bos", "eos"))
 
     @property
     def vocab(self) -> int:
@@ -362,6 +362,11 @@ class Tokenizer:
         ids = self._tokenizer.encode(prompt(instruction)[:-1], add_special_tokens=False)
         newline = self._tokenizer.encode("\n", add_special_tokens=False)
         return [self._tokenizer.bos_token_id, *ids, *newline]
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of `text <eos>`: what follows a prompt where the model is to write."""
+        ids = self._tokenizer.encode(" ".join(text.split()), add_special_tokens=False)
+        return [*ids, self._tokenizer.eos_token_id]
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
