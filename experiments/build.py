@@ -219,7 +219,8 @@ def tokenizer(config: ConfigDict, sentences: list[str], workdir: Path) -> Path:
         return folder
     folder = Path(model.tokenizer or model.weights).expanduser()
     if not model.tokenizer and complete_steps(folder):  # of a run, or imported: it says where its tokenizer is
-        folder = folder / (load_meta(folder)["tokenizer"]["folder"] or "tokenizer")
+        named = Path(load_meta(folder)["tokenizer"]["folder"] or "tokenizer")
+        folder = folder / named if (folder / named).is_dir() else named
     if not folder.is_dir():
         raise ValueError(
             f"model.tokenizer: expected a folder, got {str(folder)!r}; give --config.model.tokenizer=DIR "

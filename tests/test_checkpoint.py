@@ -184,3 +184,18 @@ def test_some_arrays_are_read_into_any_sharding_and_type(trained, directory):
     assert load_arrays(directory, {**specs, "backbone/new": absent}, ("*/new",)).keys() == specs.keys()
     with pytest.raises(ValueError, match=r"2 parameters do not fit:\n.*expected shape \(2,\).*\n.*new is missing"):
         load_arrays(directory, {"backbone/new": absent, names[0]: absent})
+
+
+def test_arrays_of_a_run_with_adapters_are_merged(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in (("x/kernel", (4, 3)), ("x/lora_a", (4, 2)), ("x/lora_b", (2, 3)))
+    }
+    config = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["x/*"]}
+    keeper = Checkpointer(tmp_path, {"config": {"lora": config}}, {})
+    keeper.save(0, train.TrainState(np.int32(0), values, {}, (), None, np.int32(0)))
+    keeper.close()
+    spec = jax.ShapeDtypeStruct((4, 3), "float32", sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    merged = values["x/kernel"] + 2 * values["x/lora_a"] @ values["x/lora_b"]
+    np.testing.assert_allclose(load_arrays(tmp_path, {"x/kernel": spec})["x/kernel"], merged, atol=1e-6)
