@@ -47,6 +47,7 @@ class Found(NamedTuple):
     source: weights.Source
     table: dict[str, weights.Entry]
     shapes: flat.Shapes  # of the parameters that the source must have
+    dead: tuple[str, ...]  # arrays that the source may have for parts that are not built
     left: list[str]  # arrays of the file that say nothing
     lines: list[robovlms.Line]
     tokenizer: Path | str  # a folder, or the name of one that is not here
@@ -85,9 +86,10 @@ def backbone(path: Path, kind: str) -> Found:
         )
     config = oxe_paligemma.get_config()
     body = source.config() if kind == "hf" else {"model_type": "paligemma"}
-    if body.get("model_type") not in FAMILIES:
+    known = [kind for kind, name in FAMILIES.items() if name in build.BACKBONES]
+    if body.get("model_type") not in known:
         raise ValueError(
-            f"{path}: config.json: model_type: expected one of {', '.join(FAMILIES)}, got {body.get('model_type')!r}"
+            f"{path}: config.json: model_type: expected one of {', '.join(known)}, got {body.get('model_type')!r}"
         )
     config.model.backbone = FAMILIES[body["model_type"]]
     module = build.BACKBONES[config.model.backbone][0]
@@ -97,7 +99,8 @@ def backbone(path: Path, kind: str) -> Found:
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
         shapes = {k: v for k, v in flat.abstract(build.model(config))[1].items() if k.startswith(BACKBONE)}
-        found.append(Found(config.copy_and_resolve_references(), source, table, shapes, [], [], path))
+        dead = tuple(module.dead_names(sizes)) if hasattr(module, "dead_names") else ()
+        found.append(Found(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path))
     best = _best(found)
     if kind == "hf":
         _check_sizes(path, module.hf_config(body), module.CONFIGS[best.config.model.variant])
@@ -128,7 +131,7 @@ def policy(path: Path, json_file: Path) -> Found:
             config.model.variant = variant
             table = robovlms.names(config, module.hf_names(sizes))
             shapes = flat.abstract(build.model(config))[1]
-            found.append(Found(config.copy_and_resolve_references(), source, table, shapes, left, lines, tokenizer))
+            found.append(Found(config.copy_and_resolve_references(), source, table, shapes, (), left, lines, tokenizer))
     if not found:
         there = ", ".join(f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items())
         raise ValueError(f"{json_file}: image_size: expected {there}, got {config.model.image_size}")
@@ -138,7 +141,7 @@ def policy(path: Path, json_file: Path) -> Found:
 def write(found: Found, path: Path, origin: str, out: Path) -> None:
     """Prints what became of everything and writes the checkpoint. Raises ValueError before it writes anything."""
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    plan = weights.plan(found.source, found.table, found.shapes)
+    plan = _plan(found)
     specs = {
         name: jax.ShapeDtypeStruct(found.shapes[name].shape, _dtype(views), sharding=place)
         for name, views in plan.views.items()
@@ -205,14 +208,18 @@ def _likely(
     likely = {}
     for variant, config in sizes.items():
         embedding = source.arrays.get(names(config)["embed/embedding"].source)
-        if embedding is not None and embedding.shape[-1] == config.width:
+        if embedding is not None and embedding.shape[-1] == config.block.width:
             likely[variant] = config
     return likely or sizes
 
 
 def _best(found: list[Found]) -> Found:
     """The one that fits; or that which lacks least, for `write` to say what."""
-    return min(found, key=lambda each: len(weights.plan(each.source, each.table, each.shapes).problems))
+    return min(found, key=lambda each: len(_plan(each).problems))
+
+
+def _plan(found: Found) -> weights.Plan:
+    return weights.plan(found.source, found.table, found.shapes, ignored=found.dead)
 
 
 def _check_sizes(path: Path, got: Any, expected: Any) -> None:

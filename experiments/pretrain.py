@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments import build, cotraining, plots
+from experiments import build, cotraining, estimate, plots
 from experiments.config import check_same_run, parse_argv, save
 from vla_jax import lora, sharding, train
 from vla_jax import params as flat
@@ -112,7 +112,7 @@ def dry_run(config: ConfigDict) -> None:
     known = math.prod(size for size in sizes if size != -1)
     shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    _, shapes, logical = flat.abstract(build.training_model(config))
+    graphdef, shapes, logical = flat.abstract(build.training_model(config))
     shardings = sharding.resolve(shapes, logical, mesh)
     print(sharding.table(shapes, shardings))
     counts: dict[str, int] = {}
@@ -137,6 +137,11 @@ def dry_run(config: ConfigDict) -> None:
     gradients = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(state.params))
     print(f"  gradients  {gradients:16,}  ({gradients / 2**30:.3f} GiB, float32)")
     print(f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without activations)")
+    cost = estimate.per_window(config, graphdef, state.params, state.frozen)
+    print(
+        f"one window: {cost.forward / 1e9:,.1f} GFLOP forward, {cost.training / 1e9:,.1f} in training, "
+        f"{cost.activations / 2**20:,.1f} MiB of activations kept for the backward pass (remat {config.model.remat})"
+    )
 
 
 def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState) -> flat.Params:

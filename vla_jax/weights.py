@@ -132,6 +132,19 @@ def einsum_part(i: int) -> Transform:
     return lambda x: einsum_heads(x[:, i])
 
 
+def fused(i: int, parts: int) -> Transform:
+    """torch Linear of `parts` layers side by side, [parts*out, in]: layer i as a kernel [in, out].
+
+    Rows that do not divide are rounded up, so that the shape of some part is wrong and the file is refused.
+    """
+
+    def take(x: np.ndarray) -> np.ndarray:
+        size = -(-x.shape[0] // parts)
+        return x[i * size : (i + 1) * size].T
+
+    return take
+
+
 def pad_rows(rows: int) -> Transform:
     """Zero rows at the end, up to `rows`."""
     return lambda x: np.concatenate([x, np.zeros((max(rows - x.shape[0], 0), x.shape[1]), x.dtype)])
@@ -197,16 +210,36 @@ def normalise(name: str) -> str:
     return name
 
 
-def load(source: Source, table: dict[str, Entry], specs: Specs, allow_missing: Sequence[str] = ()) -> Params:
+def expect(name: str, got: Any, wanted: tuple[Any, ...]) -> Any:
+    """The value of a key of config.json. Raises ValueError if it is none of those we can build."""
+    if got not in wanted:
+        raise ValueError(f"config.json: {name}: expected {' or '.join(map(repr, wanted))}, got {got!r}")
+    return got
+
+
+def load(
+    source: Source,
+    table: dict[str, Entry],
+    specs: Specs,
+    allow_missing: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> Params:
     """Arrays for `specs` ({our name: shape, dtype, sharding}) as `table` says; see the module's docstring.
 
-    A parameter whose source is missing is left out where a pattern of `allow_missing` matches its name.
+    A parameter whose source is missing is left out where a pattern of `allow_missing` matches its name. Arrays of the
+    names `ignored` may be in the source or not.
     """
-    return place(source, plan(source, table, specs, allow_missing), specs)
+    return place(source, plan(source, table, specs, allow_missing, ignored), specs)
 
 
-def plan(source: Source, table: dict[str, Entry], specs: Specs, allow_missing: Sequence[str] = ()) -> Plan:
-    """How the source's arrays fit `specs`; copies nothing."""
+def plan(
+    source: Source,
+    table: dict[str, Entry],
+    specs: Specs,
+    allow_missing: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> Plan:
+    """How the source's arrays fit `specs`; copies nothing. See `load`."""
     found = Plan({}, {}, [], [], [])
     used: set[str] = set()
     for name, spec in specs.items():
@@ -232,7 +265,7 @@ def plan(source: Source, table: dict[str, Entry], specs: Specs, allow_missing: S
             if view.shape != tuple(wanted)
         )
     for n in sorted(source.arrays.keys() - used):
-        if any(fnmatch.fnmatchcase(n, pattern) for pattern in IGNORED):
+        if n in ignored or any(fnmatch.fnmatchcase(n, pattern) for pattern in IGNORED):
             found.ignored.append(n)
         else:
             found.problems.append(f"unexpected: {n}")
