@@ -20,7 +20,8 @@ from data_pipelines.mixture import Part
 from experiments import cotraining
 from vla_jax.actions import ActionSpec
 from vla_jax.augment import AugmentConfig
-from vla_jax.backbones import paligemma
+from vla_jax.backbones import kosmos2, paligemma
+from vla_jax.checkpoint import complete_steps, load_arrays, load_meta
 from vla_jax.heads.attention import AttentionHead
 from vla_jax.heads.discrete import DiscreteConfig, DiscreteHead, action_end
 from vla_jax.heads.flow import FlowHead
@@ -41,6 +42,7 @@ from vla_jax.train import Units
 # Name in the config -> the file and the module in it.
 BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
     "paligemma": (paligemma, paligemma.PaliGemma),
+    "kosmos2": (kosmos2, kosmos2.Kosmos2),
 }
 HEADS: dict[str, Callable[..., nnx.Module]] = {
     "lstm": LSTMHead,
@@ -216,6 +218,9 @@ def tokenizer(config: ConfigDict, sentences: list[str], workdir: Path) -> Path:
             _module(config).train_tiny_tokenizer(sentences, folder)
         return folder
     folder = Path(model.tokenizer or model.weights).expanduser()
+    if not model.tokenizer and complete_steps(folder):  # of a run, or imported: it says where its tokenizer is
+        named = Path(load_meta(folder)["tokenizer"]["folder"] or "tokenizer")
+        folder = folder / named if (folder / named).is_dir() else named
     if not folder.is_dir():
         raise ValueError(
             f"model.tokenizer: expected a folder, got {str(folder)!r}; give --config.model.tokenizer=DIR "
@@ -238,8 +243,16 @@ def backbone_config(config: ConfigDict) -> Any:
 
 
 def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) -> Params:
-    """The backbone's pretrained parameters, in the dtypes and shardings of `specs`."""
-    path, allowed = config.model.weights, tuple(config.model.allow_missing)
+    """The backbone's pretrained parameters, in the dtypes and shardings of `specs`.
+
+    model.weights is what the backbone's file reads, or a checkpoints directory of a run or of import_weights.
+    """
+    path, allowed = Path(config.model.weights).expanduser(), tuple(config.model.allow_missing)
+    if complete_steps(path):
+        prefix = "backbone/"
+        allowed = tuple(prefix + pattern for pattern in allowed)
+        found = load_arrays(path, {prefix + name: spec for name, spec in specs.items()}, allowed)
+        return {name.removeprefix(prefix): value for name, value in found.items()}
     return _module(config).load(path, backbone_config(config), specs, allowed)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny_run
 from vla_jax import optim, sharding, train
-from vla_jax.checkpoint import Checkpointer, _saved_arrays, complete_steps, load_meta, load_params
+from vla_jax.checkpoint import Checkpointer, _saved_arrays, complete_steps, load_arrays, load_meta, load_params
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +164,38 @@ def test_meta_must_be_json(tmp_path):
         Checkpointer(tmp_path, {"cameras": {"a", "b"}}, {})
     keeper = Checkpointer(tmp_path, {"statistics": {"toy": np.arange(2.0)}}, {})
     keeper.close()
+
+
+def test_some_arrays_are_read_into_any_sharding_and_type(trained, directory):
+    setup, state, _ = trained
+    mesh = sharding.make_mesh(2, 2, 2)
+    other = tiny_run.Setup(mesh, setup.config, optim.FreezeConfig(train_vision=False))
+    names = [name for name in setup.shapes if name.startswith("backbone/decoder")]
+    specs = {
+        name: jax.ShapeDtypeStruct(setup.shapes[name].shape, "bfloat16", sharding=other.shardings[name])
+        for name in names
+    }
+    found = load_arrays(directory, specs)
+    assert found.keys() == specs.keys()
+    for name, value in found.items():
+        assert value.sharding == specs[name].sharding
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(state.ema[name]).astype("bfloat16"))
+    absent = jax.ShapeDtypeStruct((2,), "float32", sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    assert load_arrays(directory, {**specs, "backbone/new": absent}, ("*/new",)).keys() == specs.keys()
+    with pytest.raises(ValueError, match=r"2 parameters do not fit:\n.*expected shape \(2,\).*\n.*new is missing"):
+        load_arrays(directory, {"backbone/new": absent, names[0]: absent})
+
+
+def test_arrays_of_a_run_with_adapters_are_merged(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in (("x/kernel", (4, 3)), ("x/lora_a", (4, 2)), ("x/lora_b", (2, 3)))
+    }
+    config = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["x/*"]}
+    keeper = Checkpointer(tmp_path, {"config": {"lora": config}}, {})
+    keeper.save(0, train.TrainState(np.int32(0), values, {}, (), None, np.int32(0)))
+    keeper.close()
+    spec = jax.ShapeDtypeStruct((4, 3), "float32", sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    merged = values["x/kernel"] + 2 * values["x/lora_a"] @ values["x/lora_b"]
+    np.testing.assert_allclose(load_arrays(tmp_path, {"x/kernel": spec})["x/kernel"], merged, atol=1e-6)

@@ -112,8 +112,14 @@ def test_shards_with_an_index(params: dict[str, np.ndarray], tmp_path: Path) -> 
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model.safetensors").unlink()
     assert_same(paligemma.load(tmp_path, CONFIG, specs()), params)
+    save_file({name: whole[name] for name in names[3::2]}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match=rf"no shard holds, such as {names[1]} in b\.safetensors"):
+        paligemma.load(tmp_path, CONFIG, specs())
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"not\s+found: .*b.safetensors"):
+        paligemma.load(tmp_path, CONFIG, specs())
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
+    with pytest.raises(ValueError, match=r"index\.json: expected JSON with a weight_map"):
         paligemma.load(tmp_path, CONFIG, specs())
 
 

@@ -11,10 +11,11 @@ checkpoint restores on any mesh and any number of hosts, and `load_params` reads
 """
 
 import contextlib
+import fnmatch
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +141,34 @@ def load_adapters(directory: Path | str, step: int | None = None) -> dict[str, n
     return _read_arrays(where, list(names)) if names else {}
 
 
+def load_arrays(
+    directory: Path | str, specs: dict[str, jax.ShapeDtypeStruct], allow_missing: Sequence[str] = ()
+) -> dict[str, jax.Array]:
+    """The inference parameters named in `specs`, read straight into its dtypes and shardings; others are not read.
+
+    A parameter that the newest checkpoint lacks is left out where a pattern of `allow_missing` matches its name.
+    Raises ValueError naming every other missing one and every one of another shape.
+    """
+    where = _find(directory, None) / "params"
+    saved = _saved_arrays(where)
+    wanted = {
+        name: spec
+        for name, spec in specs.items()
+        if name in saved or not any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_missing)
+    }
+    wrong = _unfit(saved, wanted)
+    if wrong:
+        raise ValueError(
+            f"{where}: {len(wrong)} parameters do not fit:\n  " + "\n  ".join(sorted(wrong)) + "\nset the sizes of the "
+            "config in its meta item, or name a missing one in model.allow_missing"
+        )
+    if lora.split_adapters(saved)[1]:  # their base alone is not what the run learnt
+        merged = load_params(directory)
+        return {name: _placed(merged[name], spec) for name, spec in wanted.items()}
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return dict(reader.restore(where, args=_request(wanted, partial=True)))
+
+
 def load_meta(directory: Path | str, step: int | None = None) -> dict[str, Any]:
     """The meta item of the newest (or named) complete checkpoint. Raises ValueError on another schema."""
     return _read_meta(_find(directory, step))
@@ -218,26 +247,36 @@ def _key(part: Any) -> str:
     raise TypeError(f"optimizer state: no name for the path part {part!r}")
 
 
-def _request(target: Flat) -> ocp.args.PyTreeRestore:
+def _request(target: Flat, partial: bool = False) -> ocp.args.PyTreeRestore:
     args = {
         name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
         for name, leaf in target.items()
     }
-    return ocp.args.PyTreeRestore(item=target, restore_args=args)
+    return ocp.args.PyTreeRestore(item=target, restore_args=args, partial_restore=partial)
 
 
 def _check_arrays(where: Path, target: Flat) -> None:
     saved = _saved_arrays(where)
-    wrong = [f"{name} is missing" for name in target.keys() - saved.keys()]
-    wrong += [f"{name} is not wanted" for name in saved.keys() - target.keys()]
-    for name in target.keys() & saved.keys():
-        if tuple(saved[name].shape) != target[name].shape:
-            wrong.append(f"{name}: expected shape {target[name].shape}, got {tuple(saved[name].shape)}")
+    wrong = _unfit(saved, target) + [f"{name} is not wanted" for name in saved.keys() - target.keys()]
     if wrong:
         raise ValueError(
             f"{where}: the checkpoint does not fit this configuration:\n  " + "\n  ".join(sorted(wrong)) + "\n"
             "train with the configuration saved beside it, or in a new work directory"
         )
+
+
+def _placed(value: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """A numpy array in the type and sharding of `spec`."""
+    return jax.make_array_from_callback(spec.shape, spec.sharding, lambda at: value[at].astype(spec.dtype))
+
+
+def _unfit(saved: dict[str, Any], target: Flat) -> list[str]:
+    """What of `target` is not saved, or in another shape."""
+    wrong = [f"{name} is missing" for name in target.keys() - saved.keys()]
+    for name in target.keys() & saved.keys():
+        if tuple(saved[name].shape) != target[name].shape:
+            wrong.append(f"{name}: expected shape {target[name].shape}, got {tuple(saved[name].shape)}")
+    return wrong
 
 
 def _read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:

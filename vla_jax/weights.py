@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from vla_jax import params, sharding
+from vla_jax import params, sharding, torch_files
 from vla_jax.params import Params
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -49,11 +49,21 @@ class Entry(NamedTuple):
     layers: int = 0
 
 
+class Plan(NamedTuple):
+    """What `plan` found: how a checkpoint fits the parameters that are wanted."""
+
+    views: dict[str, list[np.ndarray]]  # our name -> one view per layer of a stack, in our layout
+    sources: dict[str, str]  # our name -> the name in the file, with {} for the layer
+    missing: list[str]  # of our names, those that may stay random
+    ignored: list[str]  # of the file's names
+    problems: list[str]
+
+
 class Source(NamedTuple):
     """An opened checkpoint: its arrays by (normalised) name, without their bytes."""
 
     path: Path
-    kind: str  # "hf" or "npz"
+    kind: str  # "hf", "npz" or "torch"
     arrays: dict[str, np.ndarray]
 
     def config(self) -> dict[str, Any]:
@@ -144,7 +154,8 @@ def pad_rows(rows: int) -> Transform:
 
 
 def open_source(path: Path | str) -> Source:
-    """Opens a Hugging Face folder (model.safetensors, or shards with their index) or a big_vision .npz.
+    """Opens a Hugging Face folder (model.safetensors, or shards with their index), a big_vision .npz, or what
+    torch_files reads.
 
     Raises ValueError when it is not there, incomplete, or its header is damaged.
     """
@@ -152,23 +163,38 @@ def open_source(path: Path | str) -> Source:
     if path.is_file() and path.suffix == ".npz":
         arrays = _open_npz(path)
         return Source(path, "npz", {name.removeprefix("params/"): array for name, array in arrays.items()})
+    if torch_files.is_torch(path):
+        return Source(path, "torch", _normalised(torch_files.open_torch(path)))
     index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        files = [path / "model.safetensors"]
+    listed = _read_index(index) if index.is_file() else {}
+    files = [path / name for name in sorted(set(listed.values()))] or [path / "model.safetensors"]
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
         raise ValueError(
-            f"weights: expected a big_vision .npz or a Hugging Face folder with safetensors at {path.absolute()}, "
-            f"not found: {', '.join(absent)}; get one by "
+            f"weights: expected a big_vision .npz, a .pt or a Hugging Face folder with safetensors at "
+            f"{path.absolute()}, not found: {', '.join(absent)}; get one by "
             "`huggingface-cli download google/paligemma-3b-pt-224 --local-dir DIR`"
         )
-    arrays = {}
-    for file in files:
-        for name, array in _open_safetensors(file).items():
-            arrays[normalise(name)] = array
-    return Source(path, "hf", arrays)
+    arrays = {name: array for file in files for name, array in _open_safetensors(file).items()}
+    lost = sorted(listed.keys() - arrays.keys())
+    if lost:
+        raise ValueError(
+            f"{index}: lists {len(lost)} arrays that no shard holds, such as {lost[0]} in {listed[lost[0]]}; "
+            "the shards are not of one release, download the folder again"
+        )
+    return Source(path, "hf", _normalised(arrays))
+
+
+def _normalised(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {normalise(name): array for name, array in arrays.items()}
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    """Array name -> shard."""
+    try:
+        return dict(json.loads(file.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: expected JSON with a weight_map ({error}); download it again") from error
 
 
 def normalise(name: str) -> str:
@@ -203,40 +229,59 @@ def load(
     A parameter whose source is missing is left out where a pattern of `allow_missing` matches its name. Arrays of the
     names `ignored` may be in the source or not.
     """
-    views: dict[str, list[np.ndarray]] = {}
-    problems, used = [], set(ignored)
+    return place(source, plan(source, table, specs, allow_missing, ignored), specs)
+
+
+def plan(
+    source: Source,
+    table: dict[str, Entry],
+    specs: Specs,
+    allow_missing: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> Plan:
+    """How the source's arrays fit `specs`; copies nothing. See `load`."""
+    found = Plan({}, {}, [], [], [])
+    used: set[str] = set()
     for name, spec in specs.items():
         if name not in table:
-            problems.append(f"missing: {name} has no entry in the name table")
+            found.problems.append(f"missing: {name} has no entry in the name table")
             continue
         entry = table[name]
         names = [entry.source.format(i) for i in range(entry.layers)] if entry.layers else [entry.source]
         absent = [n for n in names if n not in source.arrays]
         used.update(names)
         if absent:
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_missing):
-                problems.extend(f"missing: {n} (for {name})" for n in absent)
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_missing):
+                found.missing.append(name)
+            else:
+                found.problems.extend(f"missing: {n} (for {name})" for n in absent)
             continue
-        views[name] = [entry.transform(source.arrays[n]) for n in names]
+        found.sources[name] = entry.source
+        found.views[name] = [entry.transform(source.arrays[n]) for n in names]
         wanted = spec.shape[1:] if entry.layers else spec.shape
-        problems.extend(
+        found.problems.extend(
             f"shape: {n} (for {name}): expected {tuple(wanted)}, got {view.shape}"
-            for n, view in zip(names, views[name], strict=True)
+            for n, view in zip(names, found.views[name], strict=True)
             if view.shape != tuple(wanted)
         )
-    problems.extend(
-        f"unexpected: {n}"
-        for n in sorted(source.arrays.keys() - used)
-        if not any(fnmatch.fnmatchcase(n, pattern) for pattern in IGNORED)
-    )
-    if problems:
+    for n in sorted(source.arrays.keys() - used):
+        if n in ignored or any(fnmatch.fnmatchcase(n, pattern) for pattern in IGNORED):
+            found.ignored.append(n)
+        else:
+            found.problems.append(f"unexpected: {n}")
+    return found
+
+
+def place(source: Source, found: Plan, specs: Specs) -> Params:
+    """The arrays of a plan, born in the shardings of `specs`. Raises ValueError naming all of the plan's problems."""
+    if found.problems:
         raise ValueError(
-            f"weights {source.path}: {len(problems)} arrays do not fit:\n  "
-            + "\n  ".join(problems)
+            f"weights {source.path}: {len(found.problems)} arrays do not fit:\n  "
+            + "\n  ".join(found.problems)
             + "\ncheck model.variant; a "
             "missing one can be left random by naming it in model.allow_missing"
         )
-    return {name: _place(parts, specs[name], stacked=bool(table[name].layers)) for name, parts in views.items()}
+    return {name: _place(views, specs[name]) for name, views in found.views.items()}
 
 
 def born(
@@ -253,12 +298,14 @@ def born(
     return graphdef, {name: loaded[name] if name in loaded else fresh[name].astype(dtype) for name in shapes}
 
 
-def _place(parts: list[np.ndarray], spec: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+def _place(views: list[np.ndarray], spec: jax.ShapeDtypeStruct) -> jax.Array:
+    stacked = views[0].ndim < len(spec.shape)
+
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # jax asks only for pieces it has a place for
         if not stacked:
-            return np.ascontiguousarray(parts[0][index]).astype(spec.dtype)
-        return np.stack([np.ascontiguousarray(part[index[1:]]).astype(spec.dtype) for part in parts[index[0]]])
+            return np.ascontiguousarray(views[0][index]).astype(spec.dtype)
+        return np.stack([np.ascontiguousarray(view[index[1:]]).astype(spec.dtype) for view in views[index[0]]])
 
     return jax.make_array_from_callback(spec.shape, spec.sharding, piece)
 

@@ -182,7 +182,7 @@ def from_pretrained(
     Without a mesh everything is on the first device.
     """
     source = weights.open_source(path)
-    config = _npz_config(source) if source.kind == "npz" else _hf_config(source.config())
+    config = _npz_config(source) if source.kind == "npz" else hf_config(source.config())
 
     def build(rngs: nnx.Rngs) -> PaliGemma:
         return PaliGemma(config, rngs)
@@ -269,7 +269,7 @@ def npz_names(config: PaliGemmaConfig) -> dict[str, weights.Entry]:
     return table
 
 
-def _hf_config(body: dict[str, Any]) -> PaliGemmaConfig:
+def hf_config(body: dict[str, Any]) -> PaliGemmaConfig:
     """The sizes in a Hugging Face config.json. Top-level vocab_size and hidden_size are not trusted: versions
     differ.
     """

@@ -1,0 +1,284 @@
+"""Turns others' weights into a checkpoint of ours.
+
+    python -m experiments.import_weights --from hf:DIR --out DIR
+    python -m experiments.import_weights --from npz:FILE.npz --out DIR --tokenizer DIR
+    python -m experiments.import_weights --from robovlms:FILE.pt --robovlms_config FILE.json --out DIR [--tokenizer DIR]
+
+hf and npz give a backbone, robovlms a whole policy (FILE.pt may also be a DeepSpeed ZeRO-1 or -2 directory). The DIR
+after --out becomes a checkpoints directory with one complete checkpoint of step 0, or none: `checkpoint.load_params`
+reads it, and `pretrain --config.model.weights=DIR` begins with it. Its meta item has the config that fits; nothing else
+is needed but the tokenizer, which is copied to DIR/tokenizer from beside the weights, or from --tokenizer DIR.
+
+Nothing in a file is executed, and every array must fit: what does not is named.
+"""
+
+import argparse
+import hashlib
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.datasets import DATASETS
+from experiments import build, robovlms
+from experiments.configs import oxe_paligemma
+from vla_jax import params as flat
+from vla_jax import weights
+from vla_jax.actions import ActionSpec
+from vla_jax.checkpoint import Checkpointer, TrainState, complete_steps
+
+KINDS = ("hf", "npz", "robovlms")
+FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava"}  # config.json's model_type -> ours
+BACKBONE = "backbone/"
+
+
+class Found(NamedTuple):
+    """What an import is made of."""
+
+    config: ConfigDict
+    source: weights.Source
+    table: dict[str, weights.Entry]
+    shapes: flat.Shapes  # of the parameters that the source must have
+    dead: tuple[str, ...]  # arrays that the source may have for parts that are not built
+    left: list[str]  # arrays of the file that say nothing
+    lines: list[robovlms.Line]
+    tokenizer: Path | str  # a folder, or the name of one that is not here
+
+
+def main(argv: list[str]) -> None:
+    """Imports one model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--from", dest="origin", required=True, help="hf:DIR, npz:FILE or robovlms:FILE")
+    parser.add_argument("--robovlms_config", type=Path, help="the JSON that a RoboVLMs run was started with")
+    parser.add_argument("--tokenizer", type=Path, help="folder with the tokenizer's files, where the weights have none")
+    parser.add_argument("--out", type=Path, required=True, help="the checkpoints directory to write")
+    args = parser.parse_args(argv)
+    kind, _, name = args.origin.partition(":")
+    if kind not in KINDS or not name:
+        raise ValueError(f"--from: expected hf:DIR, npz:FILE or robovlms:FILE, got {args.origin!r}")
+    if (kind == "robovlms") != (args.robovlms_config is not None):
+        raise ValueError("--robovlms_config: expected with robovlms:FILE, and only then: it says what the weights are")
+    if complete_steps(args.out):
+        raise ValueError(f"--out: {args.out} holds a checkpoint already; give another directory, or remove it")
+    path = Path(name).expanduser()
+    found = policy(path, args.robovlms_config) if kind == "robovlms" else backbone(path, kind)
+    if args.tokenizer:
+        found = found._replace(tokenizer=args.tokenizer)
+    write(found, path, args.origin, args.out)
+
+
+def backbone(path: Path, kind: str) -> Found:
+    """A released backbone. Raises ValueError when it is none of the sizes in its module's CONFIGS."""
+    source = weights.open_source(path)
+    if source.kind != kind:
+        raise ValueError(
+            f"--from {kind}:{path}: expected {'a folder' if kind == 'hf' else 'an .npz'}, got {source.kind}"
+        )
+    config = oxe_paligemma.get_config()
+    body = source.config() if kind == "hf" else {"model_type": "paligemma"}
+    known = [kind for kind, name in FAMILIES.items() if name in build.BACKBONES]
+    if body.get("model_type") not in known:
+        raise ValueError(
+            f"{path}: config.json: model_type: expected one of {', '.join(known)}, got {body.get('model_type')!r}"
+        )
+    config.model.backbone = FAMILIES[body["model_type"]]
+    module = build.BACKBONES[config.model.backbone][0]
+    names = module.hf_names if kind == "hf" else module.npz_names
+    found = []
+    for variant, sizes in _likely(source, module.CONFIGS, names).items():
+        config.model.variant, config.model.image_size = variant, sizes.image_size
+        table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
+        shapes = {k: v for k, v in flat.abstract(build.model(config))[1].items() if k.startswith(BACKBONE)}
+        dead = tuple(module.dead_names(sizes)) if hasattr(module, "dead_names") else ()
+        found.append(Found(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path))
+    best = _best(found)
+    if kind == "hf":
+        _check_sizes(path, module.hf_config(body), module.CONFIGS[best.config.model.variant])
+    return best
+
+
+def policy(path: Path, json_file: Path) -> Found:
+    """A RoboVLMs policy. Raises ValueError when its config or its backbone's size is none of ours."""
+    config, lines, tokenizer = robovlms.translate(json_file)
+    if config.model.backbone not in ("kosmos2", "paligemma"):
+        raise ValueError(
+            f"{json_file}: model: expected kosmos or paligemma, got {config.model.backbone}: RoboVLMs keeps the names "
+            "of its original package, for which there is no table here"
+        )
+    if config.model.history == "interleaved":
+        raise ValueError(
+            f"{json_file}: act_head.history_type: 'pre' shows later frames the last prompt token of each frame, which "
+            "stands behind the readouts; our interleaved history leaves it out, so the weights would not mean the same"
+        )
+    opened = weights.open_source(path)
+    if opened.kind != "torch":
+        raise ValueError(f"--from robovlms:{path}: expected a .pt or .ckpt file or a DeepSpeed directory")
+    source, left = robovlms.source(opened)
+    module = build.BACKBONES[config.model.backbone][0]
+    found = []
+    for variant, sizes in _likely(source, module.CONFIGS, module.hf_names).items():
+        if sizes.image_size == config.model.image_size:
+            config.model.variant = variant
+            table = robovlms.names(config, module.hf_names(sizes))
+            shapes = flat.abstract(build.model(config))[1]
+            found.append(Found(config.copy_and_resolve_references(), source, table, shapes, (), left, lines, tokenizer))
+    if not found:
+        there = ", ".join(f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items())
+        raise ValueError(f"{json_file}: image_size: expected {there}, got {config.model.image_size}")
+    return _best(found)
+
+
+def write(found: Found, path: Path, origin: str, out: Path) -> None:
+    """Prints what became of everything and writes the checkpoint. Raises ValueError before it writes anything."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    plan = _plan(found)
+    specs = {
+        name: jax.ShapeDtypeStruct(found.shapes[name].shape, _dtype(views), sharding=place)
+        for name, views in plan.views.items()
+    }
+    print(table(found, plan))
+    if not plan.problems:
+        _check_tokenizer(found)
+    values = weights.place(found.source, plan, specs)
+    config = found.config
+    config.model.weights, config.model.tokenizer = str(out), ""
+    meta = {
+        "config": config.to_dict(),
+        "cameras": list(config.model.cameras),
+        "tokenizer": _copy_tokenizer(found.tokenizer, out),
+        "datasets": _action_spec(config) if found.lines else {},
+        "statistics": {},
+        "origin": {"from": origin, "sha256": digest(path), "robovlms": [line._asdict() for line in found.lines]},
+    }
+    checkpointer = Checkpointer(out, meta, {"imported": origin})
+    zero = jnp.zeros((), jnp.int32)
+    checkpointer.save(0, TrainState(zero, values, {}, (), None, zero))
+    checkpointer.close()
+    if complete_steps(out) != [0]:
+        raise ValueError(f"{out}: the checkpoint was not written whole; is the disk full?")
+    print(f"\nwritten: {out}\n    python -m experiments.pretrain --config=... --config.model.weights={out}")
+
+
+def table(found: Found, plan: weights.Plan) -> str:
+    """What was loaded, ignored, missing and renamed, and what became of the keys of a RoboVLMs config."""
+    sizes = [math.prod(found.shapes[name].shape) for name in plan.views]
+    lines = [
+        f"{found.source.path} as {found.config.model.backbone} {found.config.model.variant}: loaded "
+        f"{sum(len(views) for views in plan.views.values())} arrays as {len(plan.views)}, {sum(sizes):,} numbers; "
+        f"ignored {len(plan.ignored + found.left)}; missing {len(plan.missing)}; do not fit {len(plan.problems)}"
+    ]
+    width = max([len(theirs) for theirs in plan.sources.values()], default=0)
+    lines += [f"\nrenamed: {len(plan.sources)} ({{}}: one per layer, stacked)"]
+    lines += [f"  {theirs:{width}s}  {ours}" for ours, theirs in plan.sources.items()]
+    for title, entries in (("ignored", plan.ignored + found.left), ("missing", plan.missing)):
+        lines += [f"\n{title}: {len(entries)}", *(f"  {entry}" for entry in entries)]
+    for title, used in (("translated", True), ("ignored", False)):
+        keys = [line for line in found.lines if line.used == used]
+        if found.lines:
+            lines += [f"\nconfig keys {title}: {len(keys)}"]
+            lines += [f"  {line.key}{'' if used else f' = {line.value!r}'}: {line.became}" for line in keys]
+    return "\n".join(lines)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, or of the names and contents of all files of a folder."""
+    sha = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+        sha.update(b"" if path.is_file() else str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as handle:
+            while chunk := handle.read(1 << 20):
+                sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _likely(
+    source: weights.Source, sizes: dict[str, Any], names: Callable[[Any], dict[str, weights.Entry]]
+) -> dict[str, Any]:
+    """The sizes whose token table is as wide as the source's; all of them where there is none."""
+    likely = {}
+    for variant, config in sizes.items():
+        embedding = source.arrays.get(names(config)["embed/embedding"].source)
+        if embedding is not None and embedding.shape[-1] == config.block.width:
+            likely[variant] = config
+    return likely or sizes
+
+
+def _best(found: list[Found]) -> Found:
+    """The one that fits; or that which lacks least, for `write` to say what."""
+    return min(found, key=lambda each: len(_plan(each).problems))
+
+
+def _plan(found: Found) -> weights.Plan:
+    return weights.plan(found.source, found.table, found.shapes, ignored=found.dead)
+
+
+def _check_sizes(path: Path, got: Any, expected: Any) -> None:
+    wrong = [
+        f"{key}: expected {getattr(expected, key)!r}, got {getattr(got, key)!r}"
+        for key in vars(expected)
+        if key not in ("remat", "layers") and getattr(got, key) != getattr(expected, key)
+    ]
+    if wrong:
+        raise ValueError(f"{path}: config.json is of no released size; the nearest differs in {'; '.join(wrong)}")
+
+
+def _dtype(views: list[np.ndarray]) -> Any:
+    """bfloat16 stays; everything else becomes float32."""
+    return ml_dtypes.bfloat16 if all(view.dtype == ml_dtypes.bfloat16 for view in views) else np.float32
+
+
+def _has_tokenizer(folder: Path | str) -> bool:
+    return bool(str(folder)) and Path(folder).is_dir() and any(Path(folder).glob("tokenizer*"))
+
+
+def _check_tokenizer(found: Found) -> None:
+    """Every id of the tokenizer must have a row in the token table."""
+    if not _has_tokenizer(found.tokenizer):
+        return
+    module = build.BACKBONES[found.config.model.backbone][0]
+    ids, rows = module.load_tokenizer(found.tokenizer).vocab, found.shapes["backbone/embed/embedding"].shape[0]
+    if ids > rows:
+        raise ValueError(
+            f"tokenizer {found.tokenizer}: has {ids} ids, the token table {rows} rows; is it another model's?"
+        )
+
+
+def _copy_tokenizer(folder: Path | str, out: Path) -> dict[str, Any]:
+    """Copies the tokenizer's files beside the checkpoint, whole or not at all; returns how meta names it."""
+    if not _has_tokenizer(folder):
+        print(f"\nno tokenizer at {folder}: give --tokenizer=DIR, or set model.tokenizer when you use this checkpoint")
+        return {"folder": None, "sha256": None, "reference": str(folder)}
+    target, part = out / "tokenizer", out / "tokenizer.part"
+    for old in (target, part):
+        shutil.rmtree(old, ignore_errors=True)
+    part.mkdir(parents=True)
+    for pattern in ("tokenizer*", "special_tokens*", "added_tokens*", "*.model", "vocab*", "merges*", "config.json"):
+        for file in Path(folder).glob(pattern):
+            shutil.copyfile(file, part / file.name)
+    part.rename(target)
+    return {"folder": "tokenizer", "sha256": build.digest(target), "reference": str(folder)}
+
+
+def _action_spec(config: ConfigDict) -> dict[str, Any]:
+    """The action spec of a dataset whose normalisation the config says whole; others need the dataset's statistics."""
+    name, rules = config.data.mixture, tuple(config.data.normalise)
+    if name not in DATASETS or any(isinstance(rule, str) and rule != "none" for rule in rules):
+        print(f"\naction spec: {rules} needs the statistics of the data; they come with the data at the first training")
+        return {}
+    dataset = DATASETS[name]
+    unread = {key: np.zeros(len(dataset.action_names)) for key in ("mean", "std", "min", "max", "q01", "q99")}
+    return {name: {"action": ActionSpec.fit(dataset.action_names, dataset.binary, unread, rules).to_json()}}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
