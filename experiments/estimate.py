@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments import build
+from experiments import datasets
 from vla_jax import metrics
 from vla_jax.params import Shapes, merge
 from vla_jax.types import Batch, Future, ImageText, Observation
@@ -39,7 +39,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
     def images(*shape: int) -> tuple[Any, ...]:
         return tuple(spec(np.uint8, *shape, size, size, 3) for _ in range(cameras))
 
-    p, past, frames = len(build.members(config)[0][0].state_names), model.past_action, len(tasks.forward.offsets)
+    p, past, frames = len(datasets.members(config)[0][0].state_names), model.past_action, len(tasks.forward.offsets)
     length = tasks.image_text.length
     obs = Observation(
         images=images(t),

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from experiments import build, plots
+from experiments import build, plots, sources
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.checkpoint import complete_steps, load_meta, load_params
@@ -71,7 +71,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     """All figures of one run as a JSON-able dict, by dataset; draws actions.png of the first."""
     meta = load_meta(workdir / "checkpoints")
     config = ConfigDict(meta["config"])
-    source = build.data(config, workdir, training=False)
+    source = sources.data(config, workdir, training=False)
     for part in source.train:
         name = part.index.dataset.name
         if meta["datasets"][name]["action"] != part.action_spec.to_json():
@@ -79,7 +79,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
                 f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data under "
                 f"{config.data.root} says; evaluate with the data it was trained on"
             )
-    if meta["tokenizer"]["sha256"] != build.digest(source.tokenizer):
+    if meta["tokenizer"]["sha256"] != sources.digest(source.tokenizer):
         raise ValueError(
             f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was trained with"
         )
@@ -93,7 +93,7 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     blank = blanked(source.encode(""), config.model.prompt_length)
     found = {}
     for part in source.held_out:
-        loader = build.loader(config, source, [part], shuffle=False)
+        loader = sources.loader(config, source, [part], shuffle=False)
         found[part.index.dataset.name] = figures(
             loader, part.action_spec, robust(config), lambda batch: loss(weights, batch), blank
         )

@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DATASETS
-from experiments import build, robovlms
+from experiments import build, robovlms, sources
 from experiments.configs import oxe_paligemma
 from vla_jax import params as flat
 from vla_jax import weights
@@ -266,7 +266,7 @@ def _copy_tokenizer(folder: Path | str, out: Path) -> dict[str, Any]:
         for file in Path(folder).glob(pattern):
             shutil.copyfile(file, part / file.name)
     part.rename(target)
-    return {"folder": "tokenizer", "sha256": build.digest(target), "reference": str(folder)}
+    return {"folder": "tokenizer", "sha256": sources.digest(target), "reference": str(folder)}
 
 
 def _action_spec(config: ConfigDict) -> dict[str, Any]:

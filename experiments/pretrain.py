@@ -21,11 +21,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments import build, cotraining, estimate, plots
+from experiments import build, cotraining, estimate, plots, sources
 from experiments.config import check_same_run, parse_argv, save
 from vla_jax import lora, sharding, train
 from vla_jax import params as flat
-from vla_jax.checkpoint import Checkpointer
+from vla_jax.checkpoint import Checkpointer, load_arrays
 from vla_jax.metrics import Recorder
 from vla_jax.optim import make_optimizer, partition
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     if args.dry_run:
         dry_run(args.config)
         return
-    absent = build.missing(args.config)
+    absent = sources.missing(args.config)
     if absent:
         raise SystemExit("This run cannot start; missing here:\n\n" + "\n\n".join(absent))
     _join_hosts()
@@ -48,8 +48,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     source = _open(config, workdir)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     rows = sharding.rows(mesh, config.batch_size)
-    loader = build.loader(config, source, source.train, shuffle=True, rows=rows)
-    held_out = build.loader(config, source, source.held_out, shuffle=True, rows=rows)
+    loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
+    held_out = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
     texts, held_out_texts = (cotraining.reader(config, source.texts, split, rows) for split in ("train", "held_out"))
     _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
     for part in source.train:
@@ -70,7 +70,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     abstract = train.abstract_state(shapes, shardings, trainable, optimizer, run)
 
     checkpointer = Checkpointer(
-        workdir / "checkpoints", build.meta(config, source), cotraining.identity(loader, texts), config.keep_checkpoints
+        workdir / "checkpoints",
+        sources.meta(config, source),
+        cotraining.identity(loader, texts),
+        config.keep_checkpoints,
     )
     state = checkpointer.restore(abstract)
     if state is None:
@@ -78,7 +81,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     else:
         _say(f"continuing from the checkpoint of step {int(state.step)} in {checkpointer.directory}")
 
-    units = build.units(source)
+    units = sources.units(source)
     eval_step = train.make_eval_step(graphdef, run, abstract, units)
 
     def evaluate(state: train.TrainState) -> dict[str, float]:
@@ -145,16 +148,19 @@ def dry_run(config: ConfigDict) -> None:
 
 
 def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState) -> flat.Params:
-    """All parameters in their shardings: the backbone's from the weights if there are any, the rest random.
+    """All parameters in their shardings: those of model.start, or the backbone's from the weights; the rest random.
 
-    The weights know no adapters: these are always fresh.
+    Neither knows adapters: these are always fresh.
     """
     specs = {**abstract.params, **abstract.frozen}
     where = {name: leaf.sharding for name, leaf in specs.items()}
     loaded: flat.Params = {}
-    if config.model.weights != "none":
+    base, _ = lora.split_adapters(specs)
+    if config.model.start:
+        allowed = tuple(config.model.allow_missing)
+        loaded = dict(load_arrays(Path(config.model.start).expanduser(), base, allowed))
+    elif config.model.weights != "none":
         prefix = "backbone/"
-        base, _ = lora.split_adapters(specs)
         backbone = {name.removeprefix(prefix): leaf for name, leaf in base.items() if name.startswith(prefix)}
         loaded = build.load_backbone(config, backbone)
         loaded = {prefix + name: value for name, value in loaded.items()}
@@ -162,16 +168,16 @@ def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState
     return {name: loaded[name] if name in loaded else fresh[name] for name in specs}
 
 
-def _open(config: ConfigDict, workdir: Path) -> build.Data:
+def _open(config: ConfigDict, workdir: Path) -> sources.Data:
     """The data, after checking that workdir is this run's. Process 0 goes first: what it writes, the others find."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         check_same_run(workdir / "config.json", config)
-        source = build.data(config, workdir)
+        source = sources.data(config, workdir)
         save(config, workdir / "config.json")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("vla_jax.data")
-    return source if jax.process_index() == 0 else build.data(config, workdir)
+    return source if jax.process_index() == 0 else sources.data(config, workdir)
 
 
 def _train_config(config: ConfigDict) -> train.TrainConfig:

@@ -3,7 +3,7 @@
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,40 @@ def open_tokenizer(folder: Path | str, needs: Sequence[str]) -> Any:
             f"{', '.join(lacking)}; is it another model's?"
         )
     return tokenizer
+
+
+class Tokenizer:
+    """A backbone's words: an instruction becomes the ids of its prompt, with special tokens before and after it."""
+
+    def __init__(
+        self, folder: Path | str, prompt: Callable[[str], str], before: Sequence[str], after: Sequence[str]
+    ) -> None:
+        """`before` and `after` are kinds of special token ("bos", "eos") or "newline", which is a piece of its own."""
+        needs = [kind for kind in (*before, *after) if kind != "newline"]
+        self._tokenizer, self._prompt = open_tokenizer(folder, needs), prompt
+        self._before, self._after = ([id for kind in kinds for id in self._ids(kind)] for kinds in (before, after))
+
+    @property
+    def vocab(self) -> int:
+        """One more than the largest id."""
+        return len(self._tokenizer)
+
+    def encode(self, instruction: str) -> list[int]:
+        """Ids of the prompt."""
+        words = self._tokenizer.encode(self._prompt(instruction), add_special_tokens=False)
+        return [*self._before, *words, *self._after]
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of `text <eos>`: what follows a prompt where the model is to write."""
+        if self._tokenizer.eos_token_id is None:
+            raise ValueError("tokenizer: expected an <eos> token to end answers with, got none")
+        words = self._tokenizer.encode(" ".join(text.split()), add_special_tokens=False)
+        return [*words, self._tokenizer.eos_token_id]
+
+    def _ids(self, kind: str) -> list[int]:
+        if kind == "newline":
+            return self._tokenizer.encode("\n", add_special_tokens=False)
+        return [getattr(self._tokenizer, f"{kind}_token_id")]
 
 
 def special_tokens(tokenizer: Any) -> int:

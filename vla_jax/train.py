@@ -19,18 +19,16 @@ import optax
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from vla_jax import lora, metrics, optim, sharding
+from vla_jax import lora, metrics, optim, reports, sharding
 from vla_jax.augment import AugmentConfig, augment
 from vla_jax.checkpoint import Checkpointer, TrainState
 from vla_jax.params import Params, Shapes, merge
+from vla_jax.reports import Metrics, Pairs, Units
 from vla_jax.types import Batch
 
 AUGMENT, DROP = 2**31 - 1, 2**31 - 2  # folded into the step's key; the parts of a batch count up from 0
-TASK = "loss/"  # before a task's name among the metrics
 SIGTERM_EXIT = 143  # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to
 
-Metrics = dict[str, Any]  # name -> number [], on the device
-Pairs = dict[str, tuple[Any, Any]]  # name -> (sum, weight), each [] or [d]
 EvalStep = Callable[[TrainState, Batch], Pairs]
 
 
@@ -59,13 +57,6 @@ class TrainConfig:
     save_every: int = 1000
     adapter_dropout: float = 0.0
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-
-
-class Units(NamedTuple):
-    """What turns the metric "l1" into robot units: `scale[dataset_id]` robot units per network unit of every dim."""
-
-    names: tuple[str, ...]
-    scale: np.ndarray  # datasets d
 
 
 class Hooks(NamedTuple):
@@ -160,16 +151,16 @@ def make_train_step(
         }
 
         # The weights of the whole batch come first: with several tasks no division afterwards would mend a part's.
-        tasks = _tasks(merge(graphdef, {**cast, **state.frozen}), batch)
+        tasks = reports.tasks(merge(graphdef, {**cast, **state.frozen}), batch)
 
         dropped = jax.random.fold_in(key, DROP)  # one mask per step, however the batch is cut
 
         def objective(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, Pairs]:
             params = lora.drop(params, dropped, config.adapter_dropout)
-            return _loss(merge(graphdef, {**params, **state.frozen}), tasks, part, key, units)
+            return reports.part_loss(merge(graphdef, {**params, **state.frozen}), tasks, part, key, units)
 
         grads, pairs = _accumulate(jax.grad(objective, has_aux=True), cast, batch, key, config.accum)
-        means = _means(pairs, units)
+        means = reports.means(pairs, units)
         grads = optim.mask_layers(grads, optimizer.layers)
         norm = optax.tree.norm(grads)
         rate = optimizer.schedule(state.step)
@@ -202,7 +193,7 @@ def make_eval_step(graphdef: nnx.GraphDef, config: TrainConfig, abstract: TrainS
     def step(state: TrainState, batch: Batch) -> Pairs:
         params = {name: value.astype(config.dtype) for name, value in inference_params(state).items()}
         model = merge(graphdef, params)
-        return _loss(model, _tasks(model, batch), batch, jax.random.key(config.seed), units)[1]
+        return reports.part_loss(model, reports.tasks(model, batch), batch, jax.random.key(config.seed), units)[1]
 
     return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)), out_shardings=sharding.replicated(mesh))
 
@@ -215,7 +206,7 @@ def evaluate(eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], u
         sums = jax.tree.map(np.add, sums, pairs) if sums else pairs
     if not sums:
         raise ValueError("evaluate: expected at least one batch, got none; is the split empty?")
-    return {name: float(value) for name, value in _means(sums, units).items()}
+    return {name: float(value) for name, value in reports.means(sums, units).items()}
 
 
 def _check_parts(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
@@ -229,30 +220,6 @@ def _check_parts(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
 
 def _shardings(abstract: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-
-class _Task(NamedTuple):
-    """What a task's sum is multiplied by, and its weight in the whole batch."""
-
-    scale: float
-    weight: jax.Array
-
-
-def _tasks(model: Any, batch: Batch) -> dict[str, _Task]:
-    scales = dict(model.config.scales)
-    return {name: _Task(scales[name], weight) for name, weight in model.weights(batch).items()}
-
-
-def _loss(model: Any, tasks: dict[str, _Task], batch: Batch, key: jax.Array, units: Units) -> tuple[jax.Array, Pairs]:
-    """This part's share of the optimised value, and its pairs: of each task "loss/<task>", scaled, and the metrics."""
-    found = model.loss(batch, key)
-    if found.sums.keys() != tasks.keys():
-        raise ValueError(f"model.loss gave the tasks {sorted(found.sums)}, model.weights {sorted(tasks)}")
-    weights, pairs, total = model.weights(batch), {}, jnp.zeros(())
-    for name, task in tasks.items():
-        pairs[f"{TASK}{name}"] = (task.scale * found.sums[name], weights[name])
-        total = total + task.scale * found.sums[name] / jnp.where(task.weight > 0, task.weight, 1.0)
-    return total, {**pairs, **_reduce(found.metrics, batch.dataset_id, units)}
 
 
 def _accumulate(grad: Any, params: Params, batch: Batch, key: jax.Array, accum: int) -> tuple[Params, Pairs]:
@@ -272,33 +239,6 @@ def _accumulate(grad: Any, params: Params, batch: Batch, key: jax.Array, accum: 
     zeros = {name: jnp.zeros_like(value, jnp.float32) for name, value in params.items()}
     grads, pairs = jax.lax.scan(add, zeros, (jax.tree.map(split, batch), jnp.arange(accum)))
     return grads, jax.tree.map(lambda x: x.sum(0), pairs)
-
-
-def _reduce(found: Pairs, dataset_id: Any, units: Units) -> Pairs:
-    """Per-example pairs ([b] or [b d]) summed over the batch; "l1" in robot units."""
-    out = {}
-    for name, (total, weight) in found.items():
-        if name == "l1":
-            total = total * jnp.asarray(units.scale, jnp.float32)[dataset_id]
-        out[name] = (total.astype(jnp.float32).sum(0), weight.astype(jnp.float32).sum(0))
-    return out
-
-
-def _means(pairs: Pairs, units: Units) -> Metrics:
-    """One number per name; those per dim are named after it: "l1/x". A weight of zero gives NaN, written as null.
-
-    "loss" is the sum of the tasks, each scaled; the parts are told too where there are several.
-    """
-    out = {}
-    for name, (total, weight) in pairs.items():
-        mean = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), jnp.nan)
-        if mean.ndim == 0:
-            out[name] = mean
-        else:
-            out.update({f"{name}/{dim}": mean[i] for i, dim in enumerate(units.names)})
-    parts = [name for name in pairs if name.startswith(TASK)]
-    out["loss"] = sum((jnp.where(pairs[name][1] > 0, out[name], 0.0) for name in parts), start=jnp.zeros(()))
-    return out if len(parts) > 1 else {name: value for name, value in out.items() if name not in parts}
 
 
 def fit(state: TrainState, step: Any, batches: Iterator[Batch], config: TrainConfig, hooks: Hooks) -> TrainState:

@@ -49,7 +49,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict()
     config.model.backbone = "paligemma"
     config.model.variant = "3b-pt-224"
-    config.model.weights = "weights/paligemma-3b-pt-224"  # HF folder, big_vision .npz, or "none"
+    config.model.weights = "weights/paligemma-3b-pt-224"  # HF folder, .npz, checkpoints, "none"
+    config.model.start = (
+        ""  # checkpoints of a run or an import: all its parameters, the head's too, in place of weights
+    )
     config.model.allow_missing = ()  # patterns of names that may be absent from the weights
     config.model.tokenizer = ""  # folder; "" = the weights' own; "train" = a small one from the data's instructions
     config.model.prompt_length = 48

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.builders.blocks_captions import write_captions
-from experiments import build, cotraining
+from experiments import cotraining, sources
 from experiments.config import load_config
 
 
@@ -38,8 +38,8 @@ ON = (
 
 def test_everything_asked_for_is_in_the_batches(root: Path, tmp_path: Path) -> None:
     on = config(root, *ON)
-    source = build.data(on, tmp_path)
-    loader = build.loader(on, source, source.train, shuffle=True, target=lambda text: np.ones(5, np.float32))
+    source = sources.data(on, tmp_path)
+    loader = sources.loader(on, source, source.train, shuffle=True, target=lambda text: np.ones(5, np.float32))
     reader = cotraining.reader(on, source.texts, "train")
     assert reader is not None
 
@@ -69,10 +69,10 @@ def test_everything_asked_for_is_in_the_batches(root: Path, tmp_path: Path) -> N
 
 def test_nothing_is_there_when_it_is_off(root: Path, tmp_path: Path) -> None:
     off = config(root)
-    source = build.data(off, tmp_path)
+    source = sources.data(off, tmp_path)
     assert source.texts is None
     loader, reader = (
-        build.loader(off, source, source.train, shuffle=True),
+        sources.loader(off, source, source.train, shuffle=True),
         cotraining.reader(off, source.texts, "train"),
     )
     stream = cotraining.batches(loader, reader)
@@ -84,20 +84,20 @@ def test_nothing_is_there_when_it_is_off(root: Path, tmp_path: Path) -> None:
 
 def test_evaluation_needs_no_images_with_texts(root: Path, tmp_path: Path) -> None:
     on = config(root, *ON, "--config.objectives.image_text.dataset=clevr")
-    assert build.data(on, tmp_path, training=False).texts is None
+    assert sources.data(on, tmp_path, training=False).texts is None
     with pytest.raises(ValueError, match=r"objectives.image_text.dataset: clevr: no .*; tfds build clevr --data_dir="):
-        build.data(on, tmp_path)
+        sources.data(on, tmp_path)
 
 
 def test_what_is_missing_is_listed(root: Path) -> None:
-    (line,) = build.missing(config(root, *ON, "--config.objectives.image_text.dataset=coco_captions"))
+    (line,) = sources.missing(config(root, *ON, "--config.objectives.image_text.dataset=coco_captions"))
     assert "co-training: coco_captions: no " in line
     assert "tfds build coco_captions" in line
-    assert build.missing(config(root, *ON)) == []
+    assert sources.missing(config(root, *ON)) == []
     with pytest.raises(
         ValueError, match=r"objectives.image_text.dataset: expected one of coco_captions, clevr, .*got ''"
     ):
-        build.missing(config(root, *ON, "--config.objectives.image_text.dataset="))
+        sources.missing(config(root, *ON, "--config.objectives.image_text.dataset="))
 
 
 def test_a_users_file_may_describe_what_is_co_trained_on(root: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_users_file_may_describe_what_is_co_trained_on(root: Path, tmp_path: P
         "IMAGE_TEXT = {'mine': dataclasses.replace(BLOCKS_CAPTIONS, name='mine', prompt='tell me')}\n"
     )
     on = config(root, *ON, f"--config.data.datasets={own}", "--config.objectives.image_text.dataset=mine")
-    assert build.missing(on) == []
+    assert sources.missing(on) == []
     found = cotraining.dataset(on)
     assert found is not None
     assert found.prompt == "tell me"

@@ -13,7 +13,7 @@ import torch
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
-from experiments import build, import_weights, robovlms
+from experiments import build, import_weights, robovlms, sources
 from tests.experiments import robovlms_torch as reference
 from vla_jax import params as flat
 from vla_jax import weights
@@ -426,8 +426,8 @@ def test_an_imported_backbone_is_what_a_run_begins_with(tmp_path: Path, capsys: 
     assert "loaded 59 arrays" in capsys.readouterr().out
     config = ConfigDict(load_meta(out)["config"])
     assert (config.model.backbone, config.model.variant, config.model.weights) == ("paligemma", "tiny", str(out))
-    assert load_meta(out)["tokenizer"]["sha256"] == build.digest(out / "tokenizer") == build.digest(folder)
-    assert build.tokenizer(config, [], tmp_path) == out / "tokenizer"
+    assert load_meta(out)["tokenizer"]["sha256"] == sources.digest(out / "tokenizer") == sources.digest(folder)
+    assert sources.tokenizer(config, [], tmp_path) == out / "tokenizer"
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     _, shapes, _ = flat.abstract(build.model(config))
     specs = {

@@ -359,31 +359,20 @@ def prompt(instruction: str) -> str:
     return IMAGE + " ".join(instruction.split()) + END
 
 
-class Tokenizer:
-    """instruction -> ids of <image>, the instruction, <|endofchunk|>, <eos>."""
+def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Tokenizer:
+    """The tokenizer of a local folder: `<image>instruction<|endofchunk|><eos>` in every layout.
 
-    def __init__(self, folder: Path | str) -> None:
-        self._tokenizer = tokenizer.open_tokenizer(folder, ("eos",))
-        lacking = [token for token in (IMAGE, END) if token not in self._tokenizer.get_vocab()]
-        if lacking:
-            raise ValueError(
-                f"tokenizer {folder}: expected the tokens {IMAGE} and {END}, got none for {', '.join(lacking)}; add "
-                "them to the decoder's tokenizer in this order, as OpenFlamingo does, and save it"
-            )
-
-    @property
-    def vocab(self) -> int:
-        """One more than the largest id."""
-        return len(self._tokenizer)
-
-    def encode(self, instruction: str) -> list[int]:
-        """Ids of `<image>instruction<|endofchunk|><eos>`."""
-        return [*self._tokenizer.encode(prompt(instruction), add_special_tokens=False), self._tokenizer.eos_token_id]
-
-
-def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of a local Hugging Face folder. Raises ValueError without the tokens that Flamingo adds."""
-    return Tokenizer(folder)
+    Raises ValueError when it lacks one of Flamingo's tokens.
+    """
+    del layout
+    known = tokenizer.open_tokenizer(folder, ("eos",)).get_vocab()
+    lacking = [token for token in (IMAGE, END) if token not in known]
+    if lacking:
+        raise ValueError(
+            f"tokenizer {folder}: expected the tokens {IMAGE} and {END}, got none for {', '.join(lacking)}; add "
+            "them to the decoder's tokenizer in this order, as OpenFlamingo does, and save it"
+        )
+    return tokenizer.Tokenizer(folder, prompt, (), ("eos",))
 
 
 def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:

@@ -261,26 +261,10 @@ def prompt(instruction: str) -> str:
     return "<grounding>An image of a robot " + " ".join(instruction.split())
 
 
-class Tokenizer:
-    """instruction -> ids of <s>, the prompt, </s>."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self._tokenizer = tokenizer.open_tokenizer(folder, ("bos", "eos"))
-
-    @property
-    def vocab(self) -> int:
-        """One more than the largest id."""
-        return len(self._tokenizer)
-
-    def encode(self, instruction: str) -> list[int]:
-        """Ids of `<s> prompt </s>`."""
-        ids = self._tokenizer.encode(prompt(instruction), add_special_tokens=False)
-        return [self._tokenizer.bos_token_id, *ids, self._tokenizer.eos_token_id]
-
-
-def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of a local Hugging Face folder."""
-    return Tokenizer(folder)
+def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Tokenizer:
+    """The tokenizer of a local Hugging Face folder: `<s> prompt </s>` in every layout."""
+    del layout
+    return tokenizer.Tokenizer(folder, prompt, ("bos",), ("eos",))
 
 
 def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:

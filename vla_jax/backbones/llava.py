@@ -19,7 +19,7 @@ from vla_jax import mpt, weights
 from vla_jax import params as flat
 from vla_jax.attention import Cache, Mask
 from vla_jax.language import Decoder, Embed
-from vla_jax.tokenizer import open_tokenizer
+from vla_jax.tokenizer import Tokenizer
 from vla_jax.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.transformer import BlockConfig, Linear, StackConfig
 from vla_jax.types import Array, Media
@@ -40,6 +40,7 @@ class LlavaConfig:
         projector: "mlp2" (linear, exact GELU, linear) or "linear".
         decoder: "llama" (an output layer of its own) or "mpt" (a tied one).
         block: what the decoder is made of.
+        speaks: False leaves out an output layer of its own, which only tokens are scored by.
     """
 
     vision: VisionConfig
@@ -51,6 +52,7 @@ class LlavaConfig:
     vocab: int
     remat: str = "none"
     layers: str = "scan"
+    speaks: bool = True
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS or self.projector not in PROJECTORS:
@@ -131,7 +133,7 @@ class Llava(nnx.Module):
         self.projector = Projector(config, rngs)
         self.embed = Embed(config.vocab, width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
-        untied = config.decoder == "llama"
+        untied = config.decoder == "llama" and config.speaks
         self.lm_head = Linear((width, config.vocab), ("embed", "vocab"), bias=False, rngs=rngs) if untied else None
 
     def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
@@ -377,23 +379,9 @@ def prompt(instruction: str) -> str:
     return " ".join(instruction.split())
 
 
-class Tokenizer:
-    """instruction -> ids of the token that begins a text, and of the instruction."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self._tokenizer = open_tokenizer(folder, ("bos",))
-
-    @property
-    def vocab(self) -> int:
-        """One more than the largest id."""
-        return len(self._tokenizer)
-
-    def encode(self, instruction: str) -> list[int]:
-        """Ids of `<s> instruction` (LLaMA) or `<|endoftext|> instruction` (MPT)."""
-        ids = self._tokenizer.encode(prompt(instruction), add_special_tokens=False)
-        return [self._tokenizer.bos_token_id, *ids]
-
-
-def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of a local Hugging Face folder."""
-    return Tokenizer(folder)
+def load_tokenizer(folder: Path | str, layout: str = "prefix") -> Tokenizer:
+    """The tokenizer of a local Hugging Face folder: `<s> instruction` (LLaMA) or `<|endoftext|> instruction` (MPT) in
+    every layout.
+    """
+    del layout
+    return Tokenizer(folder, prompt, ("bos",), ())

@@ -18,7 +18,7 @@ from vla_jax import params as flat
 from vla_jax import weights
 from vla_jax.attention import Cache, Mask
 from vla_jax.language import Decoder, Embed
-from vla_jax.tokenizer import open_tokenizer
+from vla_jax.tokenizer import Tokenizer
 from vla_jax.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.transformer import BlockConfig, Linear, StackConfig
 from vla_jax.types import Array, Media
@@ -340,35 +340,12 @@ def hub(variant: str) -> str:
 
 
 def prompt(instruction: str) -> str:
-    """What stands between <bos> and the readouts: the instruction as one clean line, and a newline as in
-    pretraining.
+    """The instruction as one clean line; a newline follows it, as in pretraining."""
+    return " ".join(instruction.split())
+
+
+def load_tokenizer(folder: Path | str, layout: str = "prefix") -> Tokenizer:
+    """The tokenizer of a local Hugging Face folder: `<bos> instruction \\n`, the newline a piece of its own as
+    big_vision tokenises it. RoboVLMs begins with <eos> instead.
     """
-    return " ".join(instruction.split()) + "\n"
-
-
-class Tokenizer:
-    """instruction -> ids of <bos>, the instruction, newline."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self._tokenizer = open_tokenizer(folder, ("bos", "eos"))
-
-    @property
-    def vocab(self) -> int:
-        """One more than the largest id."""
-        return len(self._tokenizer)
-
-    def encode(self, instruction: str) -> list[int]:
-        """Ids of `<bos> instruction \\n`; the newline is its own piece, as big_vision tokenises it."""
-        ids = self._tokenizer.encode(prompt(instruction)[:-1], add_special_tokens=False)
-        newline = self._tokenizer.encode("\n", add_special_tokens=False)
-        return [self._tokenizer.bos_token_id, *ids, *newline]
-
-    def answer(self, text: str) -> list[int]:
-        """Ids of `text <eos>`: what follows a prompt where the model is to write."""
-        ids = self._tokenizer.encode(" ".join(text.split()), add_special_tokens=False)
-        return [*ids, self._tokenizer.eos_token_id]
-
-
-def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of a local Hugging Face folder."""
-    return Tokenizer(folder)
+    return Tokenizer(folder, prompt, ("eos" if layout == "robovlms" else "bos",), ("newline",))
