@@ -166,6 +166,14 @@ def test_each_cause_stops_in_its_own_step_and_latches_when_it_may(cause: str, ac
     assert arm.step([0, 0.001, 0, 0, 0, 0, 1], distance=1.0)[1] == 0.001
 
 
+def test_after_a_clock_that_went_back_motion_goes_on_at_the_new_time() -> None:
+    arm = Arm(make_limits(clean_steps=1))
+    moving = [0, 0.001, 0, 0, 0, 0, 1]
+    sent = [arm.step(moving, wait=wait)[1] for wait in (0.1, -40.0, 0.1, 0.1, 0.1)]
+    assert sent == [0.001, 0, 0, 0.001, 0.001]
+    assert arm.safety.counts == {"clock": 1, "resting": 1}
+
+
 def test_every_cause_has_a_case() -> None:
     """no_braking_room has a test of its own above."""
     assert {*STOPS, "no_braking_room"} == set(STOP_CAUSES)
