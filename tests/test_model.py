@@ -58,7 +58,13 @@ def fake():
     return make_policy("fake")
 
 
-@pytest.fixture(params=BACKBONES, scope="module")
+# One real backbone in the fast lane; the others are the same block.
+FAST = ("fake", "paligemma")
+
+
+@pytest.fixture(
+    params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES], scope="module"
+)
 def policy(request):
     """For what the model and the backbone must agree on."""
     return request.getfixturevalue("fake") if request.param == "fake" else make_policy(request.param)

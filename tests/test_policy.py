@@ -66,11 +66,19 @@ def window(now, taken, images, states):
     )  # fmt: skip
 
 
-CASES = [
+FAST = [
+    ("head", "prefix", "lstm", False),
+    ("head", "robovlms", "discrete", True),
+    ("interleaved", "robovlms", "lstm", False),
+    ("interleaved", "prefix", "lstm", True),
+    ("interleaved", "prefix", "discrete", False),
+]
+ALL = [
     *itertools.product(("head", "interleaved"), ("prefix", "robovlms"), ("lstm", "discrete"), (False, True)),
     ("interleaved", "prefix", "flow", False),
     ("head", "prefix", "mlp", False),
 ]
+CASES = [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in ALL]
 
 
 @pytest.mark.parametrize(("history", "layout", "head", "cross"), CASES)
@@ -91,6 +99,7 @@ def test_rollout_equals_window(history, layout, head, cross):
     np.testing.assert_allclose(again[0], taken[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["head", "interleaved"])
 @pytest.mark.parametrize("layout", ["prefix", "robovlms"])
 @pytest.mark.parametrize("cross", [False, True])
