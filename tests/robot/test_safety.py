@@ -290,3 +290,16 @@ def test_objects_that_raise_are_malformed() -> None:
     arm = Arm(make_limits(stop_distance=0.1))
     assert not arm.step(Trap(), distance=Trap(), pose=Trap())[:6].any()
     assert set(arm.safety.counts) == {"malformed", "collision", "pose"}
+
+
+def test_a_clock_that_raises_stops_the_robot_and_does_not_hinder_the_button() -> None:
+    arm = Arm(make_limits())
+
+    def broken() -> float:
+        raise OSError("no clock")
+
+    arm.safety._clock = broken
+    assert not arm.step([0, 0.001, 0, 0, 0, 0, 1])[:6].any()
+    assert arm.safety.counts == {"clock": 1}
+    arm.safety.emergency_stop("button")
+    assert arm.safety.latched.causes == {"latch": (), "emergency": ()}

@@ -252,7 +252,7 @@ class SafetyFilter:
         self._counts: Counter[str] = Counter()
         self._step, self._logged = 0, 0
         self._latched: Event | None = None
-        self._latch("start", "no motion before the first reset", _real(clock()))
+        self._latch("start", "no motion before the first reset", self._now())
 
     @property
     def latched(self) -> Event | None:
@@ -278,11 +278,14 @@ class SafetyFilter:
             return dict(self._counts)
 
     def step(self, action: Any, reading: Reading) -> np.ndarray:
-        """The action to send, float64 [7], for one control step. Never raises because of what it is given."""
+        """The action to send, float64 [7], for one control step.
+
+        Whatever `action` and the fields of `reading` are, it answers and does not raise.
+        """
         with self._lock:
             self._step += 1
             if self._latched is None:
-                now = _real(self._clock())
+                now = self._now()
                 decision = decide(self.limits, self._state, action, reading, now)
                 if decision.causes:
                     self._log(now, decision, _vector(action, 7))
@@ -299,7 +302,7 @@ class SafetyFilter:
     def emergency_stop(self, why: str) -> None:
         """The button: the next step is a stop, and so is every one until `reset`. Pressed again, it is logged again."""
         with self._lock:
-            self._latch("emergency", why, _real(self._clock()))
+            self._latch("emergency", why, self._now())
 
     def reset(self, by: str, gripper: float | None = None, pose: np.ndarray | None = None) -> None:
         """Clears the latch and begins at rest. `by` says who took the decision; it is logged.
@@ -311,16 +314,22 @@ class SafetyFilter:
             place = None if pose is None else _vector(pose, 6)
             if pose is not None and (place is None or not np.isfinite(place).all()):
                 raise ValueError(f"reset: expected a pose of 6 finite numbers (m, rad), got {pose!r}; measure it again")
-            now = _real(self._clock())
+            now = self._now()
             self._state = start(
                 self.limits, self._state.gripper if gripper is None else _checked_gripper(gripper), place,
                 now if math.isfinite(now) else -math.inf,
             )  # fmt: skip
             self._latched = None
-            self._add(Event(self._step, now, {"reset": ()}, True, note=by[:200]))
+            self._add(Event(self._step, now, {"reset": ()}, True, note=str(by)[:200]))
+
+    def _now(self) -> float:
+        try:
+            return _real(self._clock())
+        except Exception:  # a broken clock stops the robot, and does not keep the button from doing so
+            return math.nan
 
     def _latch(self, cause: str, note: str, now: float) -> None:
-        event = Event(self._step, now, {"latch": (), cause: ()}, True, note=note[:200])
+        event = Event(self._step, now, {"latch": (), cause: ()}, True, note=str(note)[:200])
         self._latched = self._latched or event
         self._add(event)
 
