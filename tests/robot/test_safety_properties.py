@@ -16,11 +16,11 @@ from vla_jax.robot.safety import Reading, SafetyFilter
 
 # The fast lane runs a few; SAFETY_EXAMPLES=5000 is for a night or a release.
 property_test = settings(
-    max_examples=int(os.environ.get("SAFETY_EXAMPLES", "40")), deadline=None, derandomize=True,
+    max_examples=int(os.environ.get("SAFETY_EXAMPLES", "20")), deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], database=None,
 )  # fmt: skip
 
-factors = st.sampled_from([0.03, 0.1, 0.5, 1.0, 3.0, math.inf])
+factors = st.sampled_from([0.1, 0.3, 1.0, 3.0, math.inf])
 
 
 class Clock:
