@@ -1,7 +1,7 @@
 """PaliGemma-3B on Bridge V2: the RoboVLMs recipe on one robot (WidowX), as its SimplerEnv experiments train it.
 
     python -m experiments.pretrain --config=bridge_paligemma.py
-    python -m experiments.pretrain --config=bridge_paligemma.py:WORDS        # gpt, attention, flow, discrete, lora, tiny
+    python -m experiments.pretrain --config=bridge_paligemma.py:WORDS    # gpt, attention, flow, discrete; lora; tiny
 
 Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 5.5 GiB of parameters, gradients and Adam, and 0.32 GiB
 of activations per window, 20.6 GiB for its 64; ":lora" 0.9 and 0.31. What one block computes comes on top.

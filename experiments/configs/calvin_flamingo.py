@@ -1,9 +1,9 @@
 """OpenFlamingo-3B on CALVIN ABCD with both cameras: the RoboFlamingo line, as RoboVLMs trains it.
 
     python -m experiments.pretrain --config=calvin_flamingo.py
-    python -m experiments.pretrain --config=calvin_flamingo.py:WORDS         # gpt, attention, flow, discrete, lora, tiny
+    python -m experiments.pretrain --config=calvin_flamingo.py:WORDS    # gpt, attention, flow, discrete; lora; tiny
 
-Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 4.9 GiB of parameters, gradients and Adam, and 1.31 GiB
+Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 4.8 GiB of parameters, gradients and Adam, and 1.31 GiB
 of activations per window of 8 frames and two cameras, 5.2 GiB for its 4; ":lora" 0.9 and 0.91. What one block computes
 comes on top.
 Data: `calvin_play`, as calvin_kosmos.py. The weights are three: OpenFlamingo's own, CLIP and the decoder

@@ -1,7 +1,7 @@
 """Kosmos-2 on CALVIN ABCD with both cameras: RoboVLMs' best policy there (Kosmos with an LSTM over a window of 16).
 
     python -m experiments.pretrain --config=calvin_kosmos.py
-    python -m experiments.pretrain --config=calvin_kosmos.py:WORDS           # gpt, attention, flow, discrete, lora, tiny
+    python -m experiments.pretrain --config=calvin_kosmos.py:WORDS    # gpt, attention, flow, discrete; lora; tiny
 
 Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 3.2 GiB of parameters, gradients and Adam, and 1.31 GiB
 of activations per window of 16 frames and two cameras, 5.3 GiB for its 4; ":lora" 0.7 and 1.18. What one block computes
