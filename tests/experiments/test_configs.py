@@ -185,5 +185,5 @@ def test_kosmos_trains_on_every_objective_and_input_at_once_and_evaluates(
         f"--config.objectives.text_align.clip={clip}",
     )  # fmt: skip
     for task in ("forward", "caption", "image_text", "text_align"):
-        assert all(row[task] > 0 for row in rows), task
+        assert all(row[f"train/{task}"] > 0 for row in rows), task
     assert figures(tmp_path)["arm_loss"] > 0
