@@ -1,4 +1,4 @@
-"""PaliGemma-3B on Bridge V2: the RoboVLMs recipe on one robot (WidowX), as its SimplerEnv experiments train it.
+"""PaliGemma-3B on Bridge V2: the RoboVLMs recipe for Open X-Embodiment on one robot (WidowX).
 
     python -m experiments.pretrain --config=bridge_paligemma.py
     python -m experiments.pretrain --config=bridge_paligemma.py:WORDS    # gpt, attention, flow, discrete; lora; tiny

@@ -1,4 +1,4 @@
-"""Kosmos-2 on CALVIN ABCD with both cameras: RoboVLMs' best policy there (Kosmos with an LSTM over a window of 16).
+"""Kosmos-2 on CALVIN ABCD with both cameras: RoboVLMs' default backbone, an LSTM over 16 frames.
 
     python -m experiments.pretrain --config=calvin_kosmos.py
     python -m experiments.pretrain --config=calvin_kosmos.py:WORDS    # gpt, attention, flow, discrete; lora; tiny
