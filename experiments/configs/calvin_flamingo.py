@@ -8,9 +8,9 @@ of activations per window of 8 frames and two cameras, 5.2 GiB for its 4; ":lora
 comes on top.
 Data: `calvin_play`, as calvin_kosmos.py. The weights are three: OpenFlamingo's own, CLIP and the decoder
 (`open_source` in vla_jax/backbones/flamingo.py says where they go).
-Reference: RoboVLMs (arXiv 2412.14058), its Flamingo config on CALVIN: rate 1e-4, decay 0.1, gradients clipped; the
-window is that of most of its configs, 8. There the head reads the largest of all hidden states, here a readout token. As in RoboFlamingo (arXiv 2311.01378),
-with CLIP and the language model frozen: --config.optim.freeze=backbone/vision/*,backbone/decoder/*,backbone/embed/*
+Reference: RoboVLMs (arXiv 2412.14058), its Flamingo config on CALVIN: rate 1e-4, decay 0.1, gradients clipped. The
+window of 8 is that of most of its configs. There the head reads the largest of all hidden states, here a readout token.
+To freeze CLIP and the language model: --config.optim.freeze=backbone/vision/*,backbone/decoder/*,backbone/embed/*
 """
 
 from ml_collections import ConfigDict
