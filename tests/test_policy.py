@@ -17,8 +17,9 @@ from vla_jax.heads.flow import FlowHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
-from vla_jax.model import VLA, PastConfig, StateConfig, VLAConfig, newest
+from vla_jax.model import VLA, VLAConfig, newest
 from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.tokens import PastConfig, StateConfig
 
 T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
 KEY = jax.random.key(0)
