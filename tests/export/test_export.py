@@ -1,6 +1,5 @@
 """The artefact: written from a checkpoint, equal to the JAX policy, self-sufficient, and refused when it is not whole."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from experiments import build, export, sources
 from experiments.configs import oxe_paligemma
-from tests.fakes import initialise
+from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.checkpoint import Checkpointer, TrainState
 from vla_jax.export import artefact
@@ -28,6 +27,15 @@ SPEC = ActionSpec.fit(NAMES, (6,), STATS, ("q99",)).to_json()
 STATE = ActionSpec.fit(NAMES, (), STATS, ("q99",)).to_json()
 
 
+def jittered(shapes) -> dict[str, np.ndarray]:
+    """Numbers for every parameter, norms and gates included; no part is at a value that hides it."""
+    rng, out = np.random.default_rng(0), {}
+    for name, spec in shapes.items():
+        size = spec.shape[-2] ** -0.5 if name.endswith(("kernel", "w_ih", "w_hh")) else 0.3
+        out[name] = (size * rng.normal(size=spec.shape) + 0.5 * name.endswith("scale")).astype(np.float32)
+    return out
+
+
 def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) -> Path:
     """A checkpoint of a jittered tiny policy."""
     config = oxe_paligemma.get_config("tiny")
@@ -37,9 +45,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
         config.model[name] = value
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(TEXTS, folder)
-    _, flat = initialise(build.model(config))
-    rng = np.random.default_rng(0)
-    params = {name: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()}
+    params = jittered(flat.abstract(build.model(config))[1])
     meta = {
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
