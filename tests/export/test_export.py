@@ -1,5 +1,8 @@
-"""The artefact: written from a checkpoint, equal to the JAX policy, self-sufficient, and refused when it is not whole."""
+"""The artefact: equal to the JAX policy, self-sufficient, and refused when it is not whole or not used right."""
 
+import dataclasses
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,11 +44,14 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     config = oxe_paligemma.get_config("tiny")
     config.model.backbone = backbone
     config.model.head_hidden, config.model.head_mlp, config.model.head_attention = 32, (16,), 4
-    for name, value in model.items():
-        config.model[name] = value
+    config.lora.rank = model.pop("rank", 0)
+    if model.pop("resampler", False):
+        config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
+    config.model.update(model)
+    config.data.mixture = "bridge"
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(TEXTS, folder)
-    params = jittered(flat.abstract(build.model(config))[1])
+    params = jittered(flat.abstract(build.training_model(config))[1])
     meta = {
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
@@ -71,6 +77,53 @@ def images(policy, **changes):
     rng = np.random.default_rng(0)
     found = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policy.cameras}
     return {name: image for name, image in {**found, **changes}.items() if image is not None}
+
+
+# Every backbone, head, history, layout and extra token at least once. `sizes` changes the tiny backbone's config.
+GEMMA2 = {"post_norms": True, "softcap": 5.0, "final_softcap": 3.0, "window": 24}
+TWO = ("primary", "wrist")
+CASES = {
+    "mlp, one step": {"head": "mlp", "history": "one_step", "window": 1, "proprio": True},
+    "gpt, past action": {"head": "gpt", "past_action": True, "readouts": 2, "cameras": TWO},
+    "flow, interleaved": {"head": "flow", "history": "interleaved", "window": 3},
+    "discrete": {"head": "discrete", "bins": 64, "chunk": 2},
+    "gemma 2, attention": {"head": "attention", "sizes": GEMMA2, "window": 3},
+    "kosmos2, robovlms": {"backbone": "kosmos2", "layout": "robovlms", "cameras": TWO},
+    "llava, drawn tokens": {"backbone": "llava", "head": "discrete", "bins": 64, "temperature": 0.7, "chunk": 2},
+    "llava-mpt, resampler": {"backbone": "llava", "variant": "tiny-mpt", "resampler": True, "history": "interleaved"},
+    "flamingo": {"backbone": "flamingo", "cameras": TWO, "layout": "robovlms"},
+    "flamingo, discrete": {
+        "backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1, "history": "interleaved",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_torch_equals_jax(case, tmp_path, monkeypatch):
+    model = dict(CASES[case])
+    if sizes := model.pop("sizes", None):
+        tiny = build.BACKBONES["paligemma"][0].CONFIGS["tiny"]
+        monkeypatch.setitem(build.BACKBONES["paligemma"][0].CONFIGS, "tiny", dataclasses.replace(tiny, **sizes))
+    where = checkpoint(tmp_path, **model)
+    proof = artefact.write(export.source(where), tmp_path / "artefact", "float32")
+    assert [row.stage for row in proof["float32"]] == ["vision", "readout", "action", "units"]
+    for row in proof["float32"]:
+        assert row.difference <= 1e-5 * max(1, row.largest), row
+        assert row.largest > 0.05, row  # it says something
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_ema_and_bfloat16(tmp_path):
+    """Adapters are merged and the frozen parameters come along; bfloat16 has both proofs."""
+    where = checkpoint(tmp_path, rank=2)
+    proof = artefact.write(export.source(where), tmp_path / "artefact", "bfloat16")
+    assert set(proof) == {"float32", "bfloat16"}
+    assert max(row.difference for row in proof["float32"]) <= 1e-5 * 5
+    assert 1e-3 < proof["bfloat16"][0].difference / proof["bfloat16"][0].largest < artefact.BOUNDS["bfloat16"]
+    body = (tmp_path / "artefact" / "model.safetensors").read_bytes()[:200_000]
+    assert b"lora" not in body
+    assert b'"backbone/decoder/layers/blocks/1/attn/q/kernel":{"dtype":"BF16"' in body
 
 
 def test_the_artefact_is_the_policy(exported):
@@ -102,3 +155,97 @@ def test_it_runs_where_jax_and_transformers_are_not(exported):
     run = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count(" ok") == 4, run.stdout
+
+
+@pytest.fixture
+def copied(exported, tmp_path) -> Path:
+    """An artefact to be damaged."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "policy_torch/policy.py"])
+def test_a_damaged_file_is_named(copied, name):
+    body = bytearray((copied / name).read_bytes())
+    body[len(body) // 2] ^= 1
+    (copied / name).write_bytes(body)
+    with pytest.raises(
+        ValueError, match=f"not as it was exported:\n  {re.escape(name)}: expected sha256 [0-9a-f]{{64}}"
+    ):
+        torch_policy.load(copied)
+
+
+def test_a_missing_and_a_foreign_file_are_named(copied):
+    (copied / "golden.npz").rename(copied / "other.npz")
+    with pytest.raises(ValueError, match=r"golden.npz: missing\n  other.npz: not among"):
+        torch_policy.load(copied)
+
+
+def test_another_schema_is_refused(copied):
+    text = (copied / "config.json").read_text().replace('"schema": 1', '"schema": 9')
+    (copied / "config.json").write_text(text)
+    artefact.sign(copied)
+    with pytest.raises(ValueError, match="schema 1, got 9"):
+        torch_policy.load(copied)
+
+
+def test_wrong_use_is_refused(exported):
+    policy = torch_policy.load(exported)
+    with pytest.raises(ValueError, match="expected reset"):
+        policy.act(images(policy))
+    with pytest.raises(ValueError, match="dataset: expected one of blocks, bridge, got None"):
+        policy.reset("push")
+    with pytest.raises(ValueError, match="dataset: expected one of blocks, bridge, got 'other'"):
+        policy.reset("push", "other")
+    with pytest.raises(ValueError, match="instruction: expected at most 32 tokens, got"):
+        policy.reset("push the red block " * 20, "blocks")
+    policy.reset("push", "bridge")
+    for change, words in (
+        ({"wrist": None}, "images: expected the cameras"),
+        ({"third": np.zeros((32, 32, 3), np.uint8)}, "images: expected the cameras"),
+        ({"wrist": np.zeros((16, 32, 3), np.uint8)}, r"images\['wrist'\]: expected uint8 RGB of shape \(32, 32, 3\)"),
+        ({"wrist": np.zeros((32, 32, 3), np.float32)}, r"images\['wrist'\]: .*got float32"),
+        ({"wrist": [1]}, r"images\['wrist'\]: .*got list"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            policy.act(images(policy, **change))
+    with pytest.raises(ValueError, match="dtype: expected one of float32, bfloat16"):
+        torch_policy.load(exported, dtype="float16")
+
+
+def test_a_refused_frame_changes_nothing(exported):
+    """The episode goes on as if it had not come."""
+    one, two = torch_policy.load(exported), torch_policy.load(exported)
+    for policy in (one, two):
+        policy.reset("push", "blocks")
+        policy.act(images(policy))
+    with pytest.raises(ValueError, match="expected the cameras"):
+        one.act({})
+    np.testing.assert_array_equal(one.act(images(one))["actions"], two.act(images(two))["actions"])
+
+
+def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
+    where = checkpoint(tmp_path, head="mlp")
+    monkeypatch.setattr(torch_policy.layers.Norm, "forward", lambda self, x: x)
+    with pytest.raises(ValueError, match="torch and JAX differ at vision, readout, action; no artefact is written"):
+        export.main(["--checkpoint", str(where), "--out", str(tmp_path / "artefact")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "tokenizer"]
+
+
+def test_what_torch_does_not_compute_is_refused_by_name(tmp_path, monkeypatch):
+    source = export.source(checkpoint(tmp_path, head="mlp"))
+    monkeypatch.delitem(artefact.describe.HEADS, build.HEADS["mlp"])
+    with pytest.raises(ValueError, match=r"head: expected one of lstm, .* got MLPHead"):
+        artefact.write(source, tmp_path / "artefact", "float32")
+    with pytest.raises(ValueError, match="no action spec"):
+        artefact.write(dataclasses.replace(source, specs={}), tmp_path / "artefact", "float32")
+    assert not (tmp_path / "artefact").exists()
+    (tmp_path / "artefact").mkdir()
+    with pytest.raises(ValueError, match="is there already"):
+        artefact.write(source, tmp_path / "artefact", "float32")
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    where = checkpoint(tmp_path, head="mlp")
+    build.BACKBONES["paligemma"][0].train_tiny_tokenizer(["other words"], tmp_path / "other")
+    with pytest.raises(ValueError, match="is not the one the checkpoint was trained with"):
+        export.source(where, folder=tmp_path / "other")

@@ -42,7 +42,8 @@ EXTRA_STEPS = 3  # steps of the proof beyond the window
 # Texts of many kinds, on which the standalone tokenizer must give the ids of the original.
 TEXTS = (
     "", "pick up the red block", "Pick up the RED block!", "put 12 apples, (2.5 kg) in the box - now", "a  b   c\td",
-    "상자를 왼쪽으로 밀어", "café naïve Ångström", "日本語 中文", "🤖 push", "don't won't it's", "x\u0301 fi \u00a0 end",
+    "상자를 왼쪽으로 밀어", "café naïve Ångström", "日本語 中文", "🤖 push", "don't won't it's", 
+    "x\u0301 fi \u00a0 end",
 )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def prove(source: Source, part: Path, dtype: str) -> Proof:
     Both compute in float32 on the weights as they are written, within BOUNDS["float32"]; a bfloat16 artefact is also
     computed in bfloat16, within its own. Raises ValueError when a stage exceeds them.
     """
-    _sign(part)
+    sign(part)
     proof: Proof = {}
     for compute in dict.fromkeys(("float32", dtype)):
         proof[compute] = golden.replay(policy.load(part, "cpu", compute), part / "golden.npz")
@@ -144,7 +145,7 @@ def prove(source: Source, part: Path, dtype: str) -> Proof:
             )
     body = json.loads((part / "config.json").read_text())
     (part / "README.md").write_text(readme(body, source, report(proof)), encoding="utf-8")
-    _sign(part)
+    sign(part)
     return proof
 
 
@@ -170,8 +171,11 @@ from policy_torch import load
 policy = load("this folder", device="cuda", dtype="{body["weights"]}")
 policy.reset("put the red block on the plate"{"" if len(source.specs) == 1 else ", dataset=..."})
 out = policy.act({{{", ".join(f'"{name}": image' for name in body["cameras"])}}})  # once per control step
-out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units; arm, gripper, confidence, timing: see policy_torch/policy.py
+out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units
 ```
+
+`arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py.
+
 
 Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with {body["image"]["resize"]}. History: the
 last {sequence["window"]} frames ({sequence["history"]}), kept by the policy. State: {proprio}.
@@ -230,8 +234,10 @@ def _rounded(value: np.ndarray, dtype: str) -> np.ndarray:
     return value if dtype == "float32" else value.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def _sign(part: Path) -> None:
+def sign(folder: Path) -> None:
     """Writes SHA256SUMS; `sha256sum -c` reads it too."""
-    files = sorted(file for file in part.rglob("*") if file.is_file() and file.name != policy.SUMS)
-    lines = [f"{policy.digest(file)}  {file.relative_to(part)}\n" for file in files if "__pycache__" not in file.parts]
-    (part / policy.SUMS).write_text("".join(lines))
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != policy.SUMS)
+    lines = [
+        f"{policy.digest(file)}  {file.relative_to(folder)}\n" for file in files if "__pycache__" not in file.parts
+    ]
+    (folder / policy.SUMS).write_text("".join(lines))

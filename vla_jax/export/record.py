@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vla_jax.heads.flow import FlowHead
 from vla_jax.model import VLA
 from vla_jax.params import Params, merge
 from vla_jax.policy import JaxPolicy, PolicyIO
@@ -87,8 +88,7 @@ def _noise(model: VLA, seed: int, steps: int) -> np.ndarray | None:
             for key in keys
         ]
         return np.asarray(jnp.asarray(rows))[:, :, 0]
-    config = getattr(model.head, "config", None)  # of the head flow alone
-    if config is None:
+    if not isinstance(model.head, FlowHead):
         return None
-    shape = (1, 1, config.chunk, len(config.arm))
+    shape = (1, 1, model.head.config.chunk, len(model.head.config.arm))
     return np.stack([np.asarray(jax.random.normal(jax.random.fold_in(key, 1), shape))[0, 0] for key in keys])

@@ -68,7 +68,7 @@ class CausalStack(nn.Module):
 
 
 class Head(nn.Module):
-    """`act(window [t m], noise) -> [k d]`. `noise_shape` is that of the numbers it needs to draw; None: it draws none."""
+    """`act(window [t m], noise) -> [k d]`. `noise_shape` is of the numbers that it draws; None: it draws none."""
 
     noise_shape: tuple[int, ...] | None = None
 

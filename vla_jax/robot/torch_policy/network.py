@@ -170,7 +170,7 @@ class Network(nn.Module):
             unseen = frame._replace(valid=torch.zeros_like(frame.valid), media_valid=media)
             return _joined([unseen] * (self.window - 1) + [frame])
         assert isinstance(state, Frame)
-        return _joined([Frame(*(None if x is None else x[1:] for x in state)), frame])
+        return _joined([Frame(*(x if x is None else x[1:] for x in state)), frame])  # type: ignore[arg-type]
 
     def _encode(self, frames: Frame) -> Tensor:
         """float32 hidden states [f n c] at the readouts of f frames in a row."""

@@ -1,13 +1,95 @@
 """A reader of tokenizer.json in pure Python: words become the ids that Hugging Face's `tokenizers` gives.
 
-What it knows: byte-pair encoding with byte fallback behind a replacement of spaces (Gemma, LLaMA). `check` refuses any
-other kind by name; the exporter calls it, and compares ids with those of the original on texts of many kinds.
+What it knows: byte-pair encoding, with byte fallback (Gemma, LLaMA) or on bytes (GPT-NeoX under MPT), and unigram
+models (Kosmos-2), behind the steps of text.py. `check` refuses anything else by name; the exporter calls it, and
+compares ids with those of the original on texts of many kinds.
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
+
+from . import text as steps
+from .text import expect
+
+MODELS = ("BPE", "Unigram")
+UNKNOWN_PENALTY = 10.0  # what an unknown character costs more than the least likely piece
+
+
+class BPE:
+    """Merges neighbours, the earliest learned pair first and the leftmost of it."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._body, self._vocab = body, body["vocab"]
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in body["merges"])
+        self._ranks = {(a, b): rank for rank, (a, b) in enumerate(pairs)}
+
+    def ids(self, word: str) -> list[int]:
+        """Ids of the pieces of a word."""
+        if self._body.get("ignore_merges") and word in self._vocab:
+            return [self._vocab[word]]
+        parts = self._symbols(word)
+        none = len(self._ranks)
+        while len(parts) > 1:
+            ranks = [self._ranks.get(pair, none) for pair in itertools.pairwise(parts)]
+            best = min(ranks)
+            if best == none:
+                break
+            at = ranks.index(best)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return [self._vocab[part] for part in parts]
+
+    def _symbols(self, word: str) -> list[str]:
+        """The characters that are in the vocabulary; for others their bytes, the unknown token, or nothing."""
+        out: list[str] = []
+        unknown = self._body["unk_token"]
+        for letter in word:
+            spelled = [f"<0x{byte:02X}>" for byte in letter.encode("utf-8")]
+            if letter in self._vocab:
+                out.append(letter)
+            elif self._body.get("byte_fallback") and all(byte in self._vocab for byte in spelled):
+                out += spelled
+            elif unknown is not None and not (self._body.get("fuse_unk") and out and out[-1] == unknown):
+                out.append(unknown)
+        return out
+
+
+class Unigram:
+    """The likeliest way to cut a word into pieces."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._ids = {piece: i for i, (piece, _) in enumerate(body["vocab"])}
+        self._scores: dict[str, float] = dict(body["vocab"])
+        self._longest = max(map(len, self._scores))
+        self._unknown: int = body["unk_id"]
+        self._penalty = min(score for _, score in body["vocab"]) - UNKNOWN_PENALTY
+
+    def ids(self, word: str) -> list[int]:
+        """Ids of the pieces of a word; unknown characters that stand together are one."""
+        best: list[tuple[float, int, bool] | None] = [(0.0, 0, False)] + [None] * len(word)  # score, start, is known
+        for start in range(len(word)):
+            reached = best[start]
+            assert reached is not None  # every single character is a piece or unknown
+            for end in range(start + 1, min(start + self._longest, len(word)) + 1):
+                score = self._scores.get(word[start:end])
+                known = score is not None
+                if score is None and end == start + 1:
+                    score = self._penalty
+                here = best[end]
+                if score is not None and (here is None or reached[0] + score > here[0]):
+                    best[end] = (reached[0] + score, start, known)
+        out: list[int] = []
+        end = len(word)
+        while end:
+            step = best[end]
+            assert step is not None
+            piece = self._ids[word[step[1] : end]] if step[2] else self._unknown
+            if not (piece == self._unknown and out and out[-1] == self._unknown):
+                out.append(piece)
+            end = step[1]
+        return out[::-1]
 
 
 class Tokenizer:
@@ -15,15 +97,17 @@ class Tokenizer:
 
     def __init__(self, body: dict[str, Any], prompt: dict[str, Any]) -> None:
         check(body)
-        self._prompt, model = prompt, body["model"]
-        self._vocab: dict[str, int] = model["vocab"]
-        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-        self._ranks = {(a, b): rank for rank, (a, b) in enumerate(pairs)}
-        self._model, self._normalizer, self._pre = model, body["normalizer"], body["pre_tokenizer"]
+        self._prompt = prompt
+        self._model = BPE(body["model"]) if body["model"].get("type", "BPE") == "BPE" else Unigram(body["model"])
+        self._normalise = steps.normaliser(body["normalizer"])
+        self._words = steps.pretokeniser(body["pre_tokenizer"])
         self._added = {token["content"]: token["id"] for token in body["added_tokens"]}
-        # The longest of the added tokens that begin at a place.
-        names = sorted(self._added, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+        # The longest of the added tokens that begin at a place; some take the white space round them.
+        patterns = [
+            (r"\s*" if token["lstrip"] else "") + re.escape(token["content"]) + (r"\s*" if token["rstrip"] else "")
+            for token in sorted(body["added_tokens"], key=lambda token: len(token["content"]), reverse=True)
+        ]
+        self._split = re.compile("(" + "|".join(patterns) + ")") if patterns else None
         self._known: dict[str, list[int]] = {}
 
     @classmethod
@@ -42,97 +126,27 @@ class Tokenizer:
         out: list[int] = []
         for i, piece in enumerate(pieces):
             if i % 2:
-                out.append(self._added[piece])
+                out.append(self._added[piece if piece in self._added else piece.strip()])
             elif piece:
-                for word in _words(_normalised(piece, self._normalizer), self._pre):
+                for word in self._words(self._normalise(piece), i == 0):
                     if word not in self._known:
-                        self._known[word] = self._bpe(word)
+                        self._known[word] = self._model.ids(word)
                     out += self._known[word]
-        return out
-
-    def _bpe(self, word: str) -> list[int]:
-        """Merges neighbours, the earliest learned pair first and the leftmost of it."""
-        if self._model.get("ignore_merges") and word in self._vocab:
-            return [self._vocab[word]]
-        parts = self._symbols(word)
-        while len(parts) > 1:
-            ranks = [self._ranks.get(pair, len(self._ranks)) for pair in zip(parts, parts[1:], strict=False)]
-            best = min(ranks)
-            if best == len(self._ranks):
-                break
-            at = ranks.index(best)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        return [self._vocab[part] for part in parts]
-
-    def _symbols(self, word: str) -> list[str]:
-        """The characters that are in the vocabulary, bytes for those that are not, else the unknown token."""
-        out: list[str] = []
-        unknown = self._model["unk_token"]
-        for letter in word:
-            if letter in self._vocab:
-                out.append(letter)
-                continue
-            spelled = [f"<0x{byte:02X}>" for byte in letter.encode("utf-8")]
-            if self._model["byte_fallback"] and all(byte in self._vocab for byte in spelled):
-                out += spelled
-            elif unknown is None:
-                raise ValueError(
-                    f"tokenizer: {letter!r} of {word!r} is in no vocabulary, and there is no unknown token"
-                )
-            elif not (self._model["fuse_unk"] and out and out[-1] == unknown):
-                out.append(unknown)
         return out
 
 
 def check(body: dict[str, Any]) -> None:
-    """Raises ValueError naming what of a tokenizer.json this file does not compute."""
+    """Raises ValueError naming what of a tokenizer.json is not computed here."""
     model = body["model"]
-    _expect("model.type", model.get("type", "BPE"), ("BPE",))
+    expect("model.type", model.get("type", "BPE"), MODELS)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        _expect(f"model.{key}", model.get(key), (None, 0.0, ""))
-    for step in _steps(body["normalizer"], "normalizers"):
-        _expect("normalizer", step["type"], ("Replace", "Prepend"))
-        if step["type"] == "Replace":
-            _expect("normalizer.Replace.pattern", next(iter(step["pattern"])), ("String",))
-    for step in _steps(body["pre_tokenizer"], "pretokenizers"):
-        _expect("pre_tokenizer", step["type"], ("Split",))
-        _expect("pre_tokenizer.Split.pattern", next(iter(step["pattern"])), ("String",))
-        _expect("pre_tokenizer.Split.behavior", step["behavior"], ("MergedWithPrevious",))
-        _expect("pre_tokenizer.Split.invert", step["invert"], (False,))
+        expect(f"model.{key}", model.get(key), (None, 0.0, ""))
+    if model.get("type") == "Unigram":
+        expect("model.byte_fallback", model.get("byte_fallback", False), (False,))
+        expect("model.unk_id is set", model.get("unk_id") is not None, (True,))
+    steps.check(body)
+    normalise = steps.normaliser(body["normalizer"])
     for token in body["added_tokens"]:
-        for key in ("lstrip", "rstrip", "single_word"):
-            _expect(f"added_tokens: {token['content']!r}: {key}", token[key], (False,))
-        if token["normalized"] and _normalised(token["content"], body["normalizer"]) != token["content"]:
-            raise ValueError(
-                f"tokenizer.json: added_tokens: {token['content']!r}: expected one that normalising leaves"
-            )
-
-
-def _expect(where: str, got: Any, known: tuple[Any, ...]) -> None:
-    if got not in known:
-        raise ValueError(f"tokenizer.json: {where}: expected {' or '.join(map(repr, known))}, got {got!r}")
-
-
-def _steps(body: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The steps of a sequence, or the one step."""
-    if body is None:
-        return []
-    return body[name] if body["type"] == "Sequence" else [body]
-
-
-def _normalised(text: str, body: dict[str, Any] | None) -> str:
-    for step in _steps(body, "normalizers"):
-        if step["type"] == "Prepend":
-            text = step["prepend"] + text if text else text
-        else:
-            text = text.replace(step["pattern"]["String"], step["content"])
-    return text
-
-
-def _words(text: str, body: dict[str, Any] | None) -> list[str]:
-    """The pieces that are merged each on its own."""
-    words = [text]
-    for step in _steps(body, "pretokenizers"):
-        mark = step["pattern"]["String"]
-        words = [word for part in words for word in re.findall(f".*?{re.escape(mark)}|.+", part, re.DOTALL)]
-    return words
+        expect(f"added_tokens: {token['content']!r}: single_word", token["single_word"], (False,))
+        if token["normalized"]:
+            expect(f"added_tokens: {token['content']!r} normalised", normalise(token["content"]), (token["content"],))
