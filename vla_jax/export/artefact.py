@@ -35,8 +35,8 @@ from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import golden, policy, tokenizer
 
 # Largest difference allowed at each stage, relative to the largest number where that is above 1. float32: the order of
-# sums. bfloat16 has 8 bits of mantissa, and what counts is that torch errs no more than JAX does: the bound is the larger
-# of this one and twice the error of JAX in bfloat16 at the stage, both against float32.
+# sums. bfloat16 has 8 bits of mantissa, and what counts is that torch errs no more than JAX does: the bound is the
+# larger of this one and twice the error of JAX in bfloat16 at the stage, both against float32.
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
 EXTRA_STEPS = 3  # steps of the proof beyond the window
 
@@ -177,8 +177,10 @@ out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units
 `arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py.
 
 
-Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with {body["image"]["resize"]}. History: the
-last {sequence["window"]} frames ({sequence["history"]}), kept by the policy. State: {proprio}.
+- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with {body["image"]["resize"]}.
+- History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
+- State: {proprio}.
+
 Actions, by dataset (gripper: 1 is open):
 
 {specs}
@@ -214,6 +216,7 @@ def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: 
     }
     header = {"schema": str(policy.SCHEMA), "config": hashlib.sha256(text.encode()).hexdigest()}
     save_file(tensors, part / "model.safetensors", header)
+    (part / "model.safetensors").chmod(0o644)  # save_file leaves it to its writer alone
     del tensors
     np.savez(part / "golden.npz", **_golden(source, model, dtype))  # type: ignore[arg-type]
 

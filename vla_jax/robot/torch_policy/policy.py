@@ -41,7 +41,7 @@ def load(
         path: the folder that experiments.export wrote.
         device: of torch.
         dtype: "float32" or "bfloat16": what the backbone computes in. The head always computes in float32.
-        compile: with torch.compile; the first frames are then slow.
+        compile: with torch.compile; the first frames are then slow. Tokens of the head discrete are decoded without.
 
     Raises ValueError for a file that is damaged, missing or not the exporter's, another schema, and weights that do
     not fit.
@@ -61,9 +61,10 @@ def load(
     network.load_state_dict(arrays, strict=True, assign=True)
     network.requires_grad_(False).eval()
     network.head.float()
-    if compile:
+    if compile:  # what has the same shapes at each frame
         network.vision = torch.compile(network.vision)  # type: ignore[method-assign]
-        network.step = torch.compile(network.step)  # type: ignore[method-assign]
+        network.backbone.encode = torch.compile(network.backbone.encode)  # type: ignore[method-assign]
+        network.head.act = torch.compile(network.head.act)  # type: ignore[method-assign]
     stats = json.loads((path / "norm_stats.json").read_text(encoding="utf-8"))
     return Policy(network, config, stats, Tokenizer.open(path / "tokenizer.json", config["prompt"]))
 
@@ -136,6 +137,7 @@ class Policy:
         self.cameras = tuple(config["cameras"])
         self._device = network.readout_embedding.device
         self._prompt: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.stages: dict[str, torch.Tensor] = {}  # of the last `act`, for golden.py
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         """Begins an episode.
