@@ -22,11 +22,12 @@ from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
 from vla_jax.lora import LoRAConfig, attach
 from vla_jax.losses import ActionLoss
-from vla_jax.model import VLA, PastConfig, StateConfig, VLAConfig
+from vla_jax.model import VLA, VLAConfig
 from vla_jax.objectives import ForwardConfig
 from vla_jax.optim import FreezeConfig, OptimConfig
 from vla_jax.params import Build, Params
 from vla_jax.resampler import ResamplerConfig
+from vla_jax.tokens import PastConfig, StateConfig
 
 # Name in the config -> the file and the module in it.
 BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {

@@ -1,6 +1,6 @@
 """What is co-trained on beside the robot data: images with texts, as config.objectives.image_text says."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -41,13 +41,15 @@ def missing(config: ConfigDict, root: str) -> list[str]:
     return [f"co-training: {line}\n    or --config.objectives.image_text.weight=0"] if line else []
 
 
-def open_texts(config: ConfigDict, root: str, tokenizer: Any) -> Texts | None:
+def open_texts(
+    config: ConfigDict, root: str, encode: Callable[[str], list[int]], answer: Callable[[str], list[int]]
+) -> Texts | None:
     """Opens (or builds) the table of records; None when nothing is co-trained on.
 
-    `tokenizer` has `encode`, which makes a question's prompt, and `answer`, whose ids end with the end token.
+    `encode` makes a question's prompt; `answer` gives ids that end with the end token.
     """
     wanted = dataset(config)
-    return None if wanted is None else Texts(open_table(root, wanted), Codec(tokenizer.encode, tokenizer.answer))
+    return None if wanted is None else Texts(open_table(root, wanted), Codec(encode, answer))
 
 
 def reader(

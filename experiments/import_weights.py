@@ -13,6 +13,7 @@ Nothing in a file is executed, and every array must fit: what does not is named.
 """
 
 import argparse
+import functools
 import hashlib
 import math
 import shutil
@@ -98,7 +99,9 @@ def backbone(path: Path, kind: str) -> Found:
     for variant, sizes in _likely(source, module.CONFIGS, names).items():
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
-        shapes = {k: v for k, v in flat.abstract(build.model(config))[1].items() if k.startswith(BACKBONE)}
+        # The backbone by itself: with its output layer, which a policy with a continuous head leaves out.
+        alone = flat.abstract(functools.partial(build.BACKBONES[config.model.backbone][1], sizes))[1]
+        shapes = {BACKBONE + name: shape for name, shape in alone.items()}
         dead = tuple(module.dead_names(sizes)) if hasattr(module, "dead_names") else ()
         found.append(Found(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path))
     best = _best(found)

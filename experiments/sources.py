@@ -98,19 +98,19 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
             f"model.tokenizer: {folder} has {encoder.vocab} tokens, {config.model.backbone} {config.model.variant} "
             f"embeds {vocab}; give the tokenizer that belongs to the weights"
         )
-    blank = config.data.blank_instruction
-
-    def encode(text: str) -> np.ndarray:
-        return np.asarray(encoder.encode("" if blank else text), np.int32)
-
-    end = 0
+    end, say, answer = 0, encoder.encode, encoder.answer
     if config.model.head == build.DISCRETE:
         plain = open_tokenizer(folder, ())
         end = action_end(plain.vocab_size, special_tokens(plain))
-        _check_free(config, end, sentences, encode)
+        say, answer = (_without_actions(encode, end - config.model.bins, end) for encode in (say, answer))
+    blank = config.data.blank_instruction
+
+    def encode(text: str) -> np.ndarray:
+        return np.asarray(say("" if blank else text), np.int32)
+
     align = config.objectives.text_align
-    target = clip_text.embedder(Path(align.clip).expanduser()) if training and align.weight else None
-    texts = cotraining.open_texts(config, datasets.root(config), encoder) if training else None
+    target = clip_text.embedder(Path(align.clip).expanduser()) if align.weight else None
+    texts = cotraining.open_texts(config, datasets.root(config), say, answer) if training else None
     return Data(train, held_out, encode, folder, end, texts, target)
 
 
@@ -209,16 +209,20 @@ def _rules(config: ConfigDict) -> tuple[Any, ...]:
     return tuple(rule if isinstance(rule, str) else tuple(rule) for rule in config.data.normalise)
 
 
-def _check_free(config: ConfigDict, end: int, sentences: set[str], encode: Callable[[str], np.ndarray]) -> None:
-    """Raises ValueError when an instruction uses a token that stands for an action."""
-    first = end - config.model.bins
-    for text in sorted(sentences):
-        taken = [int(i) for i in encode(text) if first <= i < end]
+def _without_actions(encode: Callable[[str], list[int]], first: int, end: int) -> Callable[[str], list[int]]:
+    """`encode`, which then raises ValueError for a text that uses a token standing for an action."""
+
+    def checked(text: str) -> list[int]:
+        ids = encode(text)
+        taken = [i for i in ids if first <= i < end]
         if taken:
             raise ValueError(
                 f"model.head=discrete: the action tokens {first} to {end - 1} collide with token {taken[0]} of the "
-                f"instruction {text!r}; use a tokenizer with {config.model.bins} unused tokens there, or fewer bins"
+                f"text {text!r}; use a tokenizer with unused tokens there, or fewer model.bins"
             )
+        return ids
+
+    return checked
 
 
 def digest(folder: Path) -> str:

@@ -17,8 +17,9 @@ from vla_jax.heads.flow import FlowHead
 from vla_jax.heads.lstm import LSTMHead
 from vla_jax.heads.mlp import MLPHead
 from vla_jax.heads.outputs import HeadConfig
-from vla_jax.model import VLA, PastConfig, StateConfig, VLAConfig, newest
+from vla_jax.model import VLA, VLAConfig, newest
 from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.tokens import PastConfig, StateConfig
 
 T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
 KEY = jax.random.key(0)
@@ -66,11 +67,19 @@ def window(now, taken, images, states):
     )  # fmt: skip
 
 
-CASES = [
+FAST = [
+    ("head", "prefix", "lstm", False),
+    ("head", "robovlms", "discrete", True),
+    ("interleaved", "robovlms", "lstm", False),
+    ("interleaved", "prefix", "lstm", True),
+    ("interleaved", "prefix", "discrete", False),
+]
+ALL = [
     *itertools.product(("head", "interleaved"), ("prefix", "robovlms"), ("lstm", "discrete"), (False, True)),
     ("interleaved", "prefix", "flow", False),
     ("head", "prefix", "mlp", False),
 ]
+CASES = [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in ALL]
 
 
 @pytest.mark.parametrize(("history", "layout", "head", "cross"), CASES)
@@ -85,12 +94,13 @@ def test_rollout_equals_window(history, layout, head, cross):
         expected = act(window(now, taken, images, states), jax.random.fold_in(KEY, now))
         np.testing.assert_allclose(found, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
         taken.append(found[0])
-    assert np.std(taken, axis=0)[:2].min() > 1e-3  # the agreement is about something
+    assert np.std(taken, axis=0)[:2].max() > 1e-2  # the agreement is about something
     policy.reset("ab")
     again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])
     np.testing.assert_allclose(again[0], taken[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["head", "interleaved"])
 @pytest.mark.parametrize("layout", ["prefix", "robovlms"])
 @pytest.mark.parametrize("cross", [False, True])

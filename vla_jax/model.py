@@ -34,27 +34,11 @@ from vla_jax.heads.discrete import DiscreteHead
 from vla_jax.objectives import ForwardConfig, ForwardPrediction, TextAlign, next_token
 from vla_jax.resampler import Resampler, ResamplerConfig
 from vla_jax.sequence import LAYOUTS, Part, Sequence
-from vla_jax.tokens import ActionToken, StateToken
+from vla_jax.tokens import ActionToken, PastConfig, StateConfig, StateToken
 from vla_jax.types import Array, Backbone, Batch, ImageText, Objective, Observation, PolicyHead
 
 HISTORIES = ("head", "interleaved", "one_step")
 TASKS = ("action", "forward", "caption", "image_text", "text_align")
-
-
-@dataclass(frozen=True)
-class StateConfig:
-    """The robot's state as a token: how many numbers, and which of them is the gripper's."""
-
-    dims: int
-    gripper: int | None
-
-
-@dataclass(frozen=True)
-class PastConfig:
-    """The action before a frame as a token; `hidden` is the share of frames that do not get it in training."""
-
-    binary: tuple[int, ...]
-    hidden: float
 
 
 @dataclass(frozen=True)
@@ -110,8 +94,8 @@ class VLA(nnx.Module):
         self.readout_embedding = nnx.Param(jnp.zeros((config.readouts, width)), logical=(None, "embed"))
         visual = self.backbone.visual_width
         self.resampler = Resampler(visual, config.resampler, rngs) if config.resampler else None
-        self.state = StateToken(width, config.state.dims, config.state.gripper, rngs) if config.state else None
-        self.past = ActionToken(width, config.action_dim, config.past.binary, rngs) if config.past else None
+        self.state = StateToken(width, config.state, rngs) if config.state else None
+        self.past = ActionToken(width, config.action_dim, config.past, rngs) if config.past else None
         self.forward = ForwardPrediction(width, config.forward, rngs) if config.forward else None
         self.align = TextAlign(width, config.text_embedding, rngs) if config.text_embedding else None
 
@@ -127,22 +111,25 @@ class VLA(nnx.Module):
             )
         mask = action_mask(batch)
         obs = self._hide(batch.obs, jax.random.fold_in(key, 1))
+        queries = self._queries(batch)
         if self.discrete is None:
-            extra = self._queries(batch)
-            hidden = self.encode(self.sequence(obs, extra), config.readouts + _length(extra), config.window)
-            readouts, queries = hidden[:, :, : config.readouts], hidden[:, :, config.readouts :]
+            frames = self.sequence(obs, sequence.joined(queries) if queries else None)
+            hidden = self.encode(frames, config.readouts + _length(queries), config.window)
+            readouts, ahead = hidden[:, :, : config.readouts], hidden[:, :, config.readouts :]
             found = self.head.loss(readouts, batch.actions, mask, key)
         else:
-            words = self._words(self.discrete.targets(batch.actions, mask)[:, :-1])
-            extra, q = _followed(words, self._queries(batch)), self.discrete.config.tokens
-            hidden = self.encode(self.sequence(obs, extra), 1 + _length(extra), config.window)
-            readouts, queries = hidden[:, :, :1], hidden[:, :, q:]
+            head, q = self.discrete, self.discrete.config.tokens
+            words = self._words(head.targets(batch.actions, mask)[:, :-1])  # the teacher's
+            hidden = self.encode(
+                self.sequence(obs, sequence.joined([words, *queries])), q + _length(queries), config.window
+            )
+            readouts, ahead = hidden[:, :, :1], hidden[:, :, q:]
             scored = hidden[:, :, :q].reshape(-1, q, self.backbone.width)
-            found = self.discrete.loss(self.backbone.logits(scored, self.discrete.config.rows), batch.actions, mask)
+            found = head.loss(self.backbone.logits(scored, head.config.rows), batch.actions, mask)
         out = Objective({"action": found.sum}, dict(found.metrics))
         tasks = dict(config.scales)
         if self.forward is not None:
-            _add(out, "forward", self.forward.loss(queries, _given(batch.future, "future"), batch.obs.step_mask))
+            _add(out, "forward", self.forward.loss(ahead, _given(batch.future, "future"), batch.obs.step_mask))
         if self.align is not None:
             target = _given(batch.text_target, "text_target")
             _add(out, "text_align", self.align.loss(readouts, target, batch.obs.step_mask))
@@ -283,12 +270,12 @@ class VLA(nnx.Module):
         scale = self.backbone.text_scale if self.config.layout == "robovlms" else 1.0
         return tokens * jnp.asarray(scale, tokens.dtype)
 
-    def _queries(self, batch: Batch) -> Part | None:
+    def _queries(self, batch: Batch) -> list[Part]:
         """The queries for future frames, of every frame."""
         if self.forward is None:
-            return None
+            return []
         table, (b, t) = self._learned(self.forward.queries[...]), batch.obs.step_mask.shape
-        return Part(jnp.broadcast_to(table[None], (b * t, *table.shape)), jnp.ones((b * t, table.shape[0]), bool))
+        return [Part(jnp.broadcast_to(table[None], (b * t, *table.shape)), jnp.ones((b * t, table.shape[0]), bool))]
 
     def _hide(self, obs: Observation, key: jax.Array) -> Observation:
         """Takes the action before a frame away from some frames, so that the policy does not merely repeat it."""
@@ -317,12 +304,8 @@ def _given(value: Any, name: str) -> Any:
     return value
 
 
-def _followed(first: Part, second: Part | None) -> Part:
-    return first if second is None else sequence.joined([first, second])
-
-
-def _length(part: Part | None) -> int:
-    return 0 if part is None else part.tokens.shape[1]
+def _length(parts: list[Part]) -> int:
+    return sum(part.tokens.shape[1] for part in parts)
 
 
 def _add(out: Objective, name: str, pair: tuple[Array, Array]) -> None:

@@ -31,8 +31,8 @@ from vla_jax.attention import Cache
 from vla_jax.decoding import decode_actions
 from vla_jax.model import VLA
 from vla_jax.params import Params, merge
-from vla_jax.sequence import Sequence
-from vla_jax.types import Array, Observation
+from vla_jax.sequence import Part, Sequence
+from vla_jax.types import Array, Media, Observation
 
 
 @dataclass(frozen=True)
@@ -186,11 +186,16 @@ class JaxPolicy:
             whole = self._encode(params, _stacked(tuple(self._frames)), window)
             return [whole[:, i : i + 1] for i in range(window)]
         blank = [self._encode(params, _unseen(frame), 1)] * (window - 1) if first else []
-        new, self._kept = self._extend(params, frame, self._kept)
+        new, self._kept = self._extend(params, frame, self._kept, tuple(part.media for part in self._frames))
         return [*blank, new]
 
-    def _extended(self, params: Params, frame: Sequence, kept: _Kept | None) -> tuple[Array, _Kept]:
-        """The new frame's readouts behind the kept keys and values, and those with the frame's shared tokens."""
+    def _extended(
+        self, params: Params, frame: Sequence, kept: _Kept | None, images: tuple[Part | None, ...]
+    ) -> tuple[Array, _Kept]:
+        """The new frame's readouts behind the kept keys and values, and those with the frame's shared tokens.
+
+        `images` is the media of the window's frames, all of which the newest one sees.
+        """
         model = self._model(params)
         s, n = frame.valid.shape[1], self._config.readouts
         shared = s - frame.private
@@ -202,9 +207,13 @@ class JaxPolicy:
             jnp.zeros((1, s, kept.seen.shape[1]), bool), sequence.alone(frame), (0, 0, length)
         )
         places = kept.place + jnp.maximum(jnp.cumsum(frame.valid, axis=1) - 1, 0)
-        hidden, cache = model.backbone.decode(
-            frame.tokens, own | kept.seen[:, None], places, cache, sequence.media(frame)
-        )
+        media = None
+        if frame.media is not None:
+            seen_images = sequence.joined([part for part in images if part is not None])
+            media = Media(
+                seen_images.tokens, jnp.broadcast_to(seen_images.valid[:, None], (1, s, seen_images.valid.shape[1]))
+            )
+        hidden, cache = model.backbone.decode(frame.tokens, own | kept.seen[:, None], places, cache, media)
         seen = jax.lax.dynamic_update_slice(kept.seen, frame.valid[:, :shared], (0, length))
         place = kept.place + jnp.sum(frame.valid[:, :shared])
         # The private tokens' slots are free again: nobody sees them, and the next frame takes them.

@@ -3,6 +3,8 @@
 Axes: b batch, t window step, p proprio, d action dim, c width.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,13 +14,29 @@ from vla_jax.transformer import Linear
 from vla_jax.types import Array
 
 
+@dataclass(frozen=True)
+class StateConfig:
+    """The robot's state as a token: how many numbers, and which one says how far the gripper is open, if any does."""
+
+    dims: int
+    gripper: int | None
+
+
+@dataclass(frozen=True)
+class PastConfig:
+    """The action before a frame as a token; `hidden` is the share of frames that do not get it in training."""
+
+    binary: tuple[int, ...]
+    hidden: float
+
+
 class StateToken(nnx.Module):
     """The robot's state as one token (RoboVLMs' intent): a linear layer over all numbers but the gripper's, an
     embedding of whether that is open, and a linear layer over both.
     """
 
-    def __init__(self, width: int, dims: int, gripper: int | None, rngs: nnx.Rngs) -> None:
-        """`gripper` is the dim that says how far the gripper is open, if there is one."""
+    def __init__(self, width: int, config: StateConfig, rngs: nnx.Rngs) -> None:
+        dims, gripper = config.dims, config.gripper
         self.gripper = gripper
         self.arm = Linear((dims - (gripper is not None), width), (None, "embed"), True, rngs)
         table = width**-0.5 * jax.random.normal(rngs.params(), (2, width))
@@ -39,8 +57,8 @@ class ActionToken(nnx.Module):
     width, summed, and two more linear layers.
     """
 
-    def __init__(self, width: int, dims: int, binary: tuple[int, ...], rngs: nnx.Rngs) -> None:
-        half = width // 2
+    def __init__(self, width: int, dims: int, config: PastConfig, rngs: nnx.Rngs) -> None:
+        half, binary = width // 2, config.binary
         self.binary = binary
         self.arm = Linear((dims - len(binary), half), (None, "embed"), True, rngs)
         self.gripper = Linear((len(binary), half), (None, "embed"), True, rngs) if binary else None

@@ -107,7 +107,9 @@ def test_the_config_is_locked() -> None:
 def test_unknown_files_and_arguments_name_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no file 'nope.py'.*oxe_paligemma.py"):
         load_config("nope.py")
-    with pytest.raises(ValueError, match="expected 'tiny', 'lora' and one of gpt, attention, flow"):
+    with pytest.raises(
+        ValueError, match="expected 'tiny', 'lora' and one of gpt, attention, flow, discrete at most, got 'huge'"
+    ):
         load_config("oxe_paligemma.py:huge")
 
 

@@ -1,5 +1,6 @@
 """What a config asks of the data beside windows: images with texts, future frames, past actions."""
 
+import dataclasses
 import threading
 from itertools import islice
 from pathlib import Path
@@ -38,8 +39,8 @@ ON = (
 
 def test_everything_asked_for_is_in_the_batches(root: Path, tmp_path: Path) -> None:
     on = config(root, *ON)
-    source = sources.data(on, tmp_path)
-    loader = sources.loader(on, source, source.train, shuffle=True, target=lambda text: np.ones(5, np.float32))
+    source = dataclasses.replace(sources.data(on, tmp_path), target=lambda text: np.ones(5, np.float32))
+    loader = sources.loader(on, source, source.train, shuffle=True)
     reader = cotraining.reader(on, source.texts, "train")
     assert reader is not None
 

@@ -416,6 +416,40 @@ def test_every_array_of_a_released_size_fits(head: str, count: int, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_llava_folder_is_imported_with_its_output_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    text = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 1600,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    vision = {
+        "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu",
+    }  # fmt: skip
+    folder, out = tmp_path / "hf", tmp_path / "out"
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=1500)
+    ).save_pretrained(folder)
+    train_tiny_tokenizer(["push the red block"], folder / "words")
+    for file in (folder / "words").iterdir():
+        file.rename(folder / file.name)
+    run(f"hf:{folder}", out)
+    print(capsys.readouterr().out)
+    config = ConfigDict(load_meta(out)["config"])
+    assert (config.model.backbone, config.model.variant) == ("llava", "tiny")
+    assert "backbone/lm_head/kernel" in load_params(out)
+    continuous = flat.abstract(build.model(config))[1]
+    assert "backbone/lm_head/kernel" not in continuous
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    names = [name.removeprefix("backbone/") for name in continuous if name.startswith("backbone/")]
+    specs = {
+        name: jax.ShapeDtypeStruct(continuous[f"backbone/{name}"].shape, np.float32, sharding=place) for name in names
+    }
+    assert build.load_backbone(config, specs).keys() == specs.keys()
+
+
+@pytest.mark.slow
 def test_an_imported_backbone_is_what_a_run_begins_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = tmp_path / "hf", tmp_path / "out"
     reference.paligemma().save_pretrained(folder)

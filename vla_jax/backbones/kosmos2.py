@@ -22,6 +22,7 @@ from vla_jax.transformer import Attention, BlockConfig, Linear, StackConfig
 from vla_jax.types import Array, Media
 from vla_jax.vision import VisionConfig, ViT, hf_vision_names
 
+GROUNDING = "<grounding>"
 FIRST_POSITION = 2  # fairseq's: the padding index, which is 1, plus one
 
 
@@ -258,7 +259,7 @@ def hub(variant: str) -> str:
 
 def prompt(instruction: str) -> str:
     """What stands between <s> and </s>: the instruction as one clean line behind RoboVLMs' words."""
-    return "<grounding>An image of a robot " + " ".join(instruction.split())
+    return GROUNDING + "An image of a robot " + " ".join(instruction.split())
 
 
 def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Tokenizer:
@@ -268,5 +269,7 @@ def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Toke
 
 
 def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
-    """Trains a small tokenizer on the prompts of `texts`; see tokenizer.train_tiny_tokenizer."""
-    tokenizer.train_tiny_tokenizer([prompt(text) for text in texts], out)
+    """Trains a small tokenizer on the prompts of `texts`, with <grounding> as one token like in the released one; see
+    tokenizer.train_tiny_tokenizer.
+    """
+    tokenizer.train_tiny_tokenizer([prompt(text).removeprefix(GROUNDING) for text in texts], out, (GROUNDING,))
