@@ -63,9 +63,9 @@ def run(graphdef, flat, batch):
     ("layout", "history", "cross"),
     [
         ("prefix", "head", False),
-        ("robovlms", "head", False),
-        ("prefix", "interleaved", False),
-        ("prefix", "head", True),
+        pytest.param("robovlms", "head", False, marks=pytest.mark.slow),
+        pytest.param("prefix", "interleaved", False, marks=pytest.mark.slow),
+        pytest.param("prefix", "head", True, marks=pytest.mark.slow),
     ],
 )
 def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cross):

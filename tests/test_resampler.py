@@ -74,15 +74,15 @@ def test_it_acts_in_the_policy():
     graphdef, flat = make(POLICY)
     batch = make_batch(t=2, k=1)
     model = params.merge(graphdef, flat)
-    tokens, valid = model._sequence(batch.obs)
-    plain = params.merge(*make(dataclasses.replace(POLICY, resampler=None)))._sequence(batch.obs)[0]
-    assert plain.shape[1] - tokens.shape[1] == 2 * (model.backbone.tokens_per_image - CONFIG.latents)
-    assert valid.shape == tokens.shape[:2]
+    frames = model.sequence(batch.obs)
+    plain = params.merge(*make(dataclasses.replace(POLICY, resampler=None))).sequence(batch.obs)
+    assert plain.tokens.shape[1] - frames.tokens.shape[1] == 2 * (model.backbone.tokens_per_image - CONFIG.latents)
+    assert frames.valid.shape == frames.tokens.shape[:2]
     other = batch.obs._replace(images=tuple(255 - image for image in batch.obs.images))
     readouts = jax.jit(lambda p, obs: params.merge(graphdef, p).readouts(obs))
     assert np.abs(readouts(flat, batch.obs) - readouts(flat, other)).max() > 1e-5
     seen = batch.obs._replace(image_mask=np.ones_like(batch.obs.image_mask))
-    loss = lambda p: params.merge(graphdef, p).loss(batch._replace(obs=seen), jax.random.key(0)).sum  # noqa: E731
+    loss = lambda p: params.merge(graphdef, p).loss(batch._replace(obs=seen), jax.random.key(0)).sums["action"]  # noqa: E731
     grads = jax.jit(jax.grad(loss))(flat)
     assert [name for name, grad in grads.items() if name.startswith("resampler") and not np.any(grad)] == []
 

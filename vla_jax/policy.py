@@ -55,6 +55,13 @@ class PolicyIO:
     seed: int = 0
 
 
+class Stages(NamedTuple):
+    """The newest frame's readouts, and the chunk as the network gives it: a binary dim holds the probability of 1."""
+
+    readout: Float[np.ndarray, "n c"]
+    action: Float[np.ndarray, "k d"]
+
+
 class _Kept(NamedTuple):
     """Keys and values of the frames of a window that still fills, and which slots hold a valid token."""
 
@@ -119,10 +126,19 @@ class JaxPolicy:
                 self._readouts.append(new)
             found = self._head(self._params, jnp.concatenate(tuple(self._readouts), axis=1), key)
         self._step += 1
-        normalised = np.asarray(found, np.float32)[0]
-        actions = self._io.action_spec.unnormalise(normalised)
+        self._normalised = np.asarray(found, np.float32)[0]
+        actions = self._io.action_spec.unnormalise(self._normalised)
         self._last = actions[0]
         return actions
+
+    def stages(self) -> Stages:
+        """What the last `act` made on its way to the actions: for comparisons with other programs (export/)."""
+        if self._discrete:
+            t = self._config.window if self._interleaved else 1
+            readouts = self._encode(self._params, _stacked(tuple(self._frames)[-t:]), t)
+        else:
+            readouts = self._readouts[-1]
+        return Stages(np.asarray(readouts, np.float32)[0, -1], self._normalised)
 
     def _observation(self, images: Any, proprio: Any, executed: Any) -> Observation:
         if self._prompt is None:

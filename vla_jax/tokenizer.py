@@ -1,6 +1,7 @@
 """Tokenizers: those of pretrained folders, and a small one for models that are trained from nothing."""
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -38,17 +39,21 @@ class Tokenizer:
         """`before` and `after` are kinds of special token ("bos", "eos") or "newline", which is a piece of its own."""
         needs = [kind for kind in (*before, *after) if kind != "newline"]
         self._tokenizer, self._prompt = open_tokenizer(folder, needs), prompt
-        self._before, self._after = ([id for kind in kinds for id in self._ids(kind)] for kinds in (before, after))
+        self.before, self.after = ([id for kind in kinds for id in self._ids(kind)] for kinds in (before, after))
 
     @property
     def vocab(self) -> int:
         """One more than the largest id."""
         return len(self._tokenizer)
 
+    def definition(self) -> dict[str, Any]:
+        """What tokenizer.json would say of the tokenizer as it is used."""
+        return json.loads(self._tokenizer.backend_tokenizer.to_str())
+
     def encode(self, instruction: str) -> list[int]:
         """Ids of the prompt."""
         words = self._tokenizer.encode(self._prompt(instruction), add_special_tokens=False)
-        return [*self._before, *words, *self._after]
+        return [*self.before, *words, *self.after]
 
     def answer(self, text: str) -> list[int]:
         """Ids of `text <eos>`: what follows a prompt where the model is to write."""

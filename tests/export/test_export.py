@@ -1,0 +1,257 @@
+"""The artefact: equal to the JAX policy, self-sufficient, and refused when it is not whole or not used right."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from experiments import build, export, sources
+from experiments.configs import oxe_paligemma
+from vla_jax import params as flat
+from vla_jax.actions import ActionSpec
+from vla_jax.checkpoint import Checkpointer, TrainState, load_params
+from vla_jax.export import artefact
+from vla_jax.robot import torch_policy
+
+TEXTS = ["push the red block to the left", "move the green block to the right side"]
+NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+STATS = {
+    key: value * np.arange(1, 8, dtype=np.float64) / 7
+    for key, value in {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 2.0, "q01": -1.0, "q99": 1.5}.items()
+}
+SPEC = ActionSpec.fit(NAMES, (6,), STATS, ("q99",)).to_json()
+STATE = ActionSpec.fit(NAMES, (), STATS, ("q99",)).to_json()
+
+
+def jittered(shapes) -> dict[str, np.ndarray]:
+    """Numbers for every parameter, norms and gates included; no part is at a value that hides it."""
+    rng, out = np.random.default_rng(0), {}
+    for name, spec in shapes.items():
+        size = spec.shape[-2] ** -0.5 if name.endswith(("kernel", "w_ih", "w_hh")) else 0.3
+        out[name] = (size * rng.normal(size=spec.shape) + 0.5 * name.endswith("scale")).astype(np.float32)
+    return out
+
+
+def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) -> Path:
+    """A checkpoint of a jittered tiny policy."""
+    config = oxe_paligemma.get_config("tiny")
+    config.model.backbone = backbone
+    config.model.head_hidden, config.model.head_mlp, config.model.head_attention = 32, (16,), 4
+    config.lora.rank = model.pop("rank", 0)
+    if model.pop("resampler", False):
+        config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
+    config.model.update(model)
+    config.data.mixture = "bridge"
+    module, folder = build.backbone_module(config), root / "tokenizer"
+    module.train_tiny_tokenizer(TEXTS, folder)
+    params = jittered(flat.abstract(build.training_model(config))[1])
+    meta = {
+        "config": config.to_dict(),
+        "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
+        "datasets": {name: {"action": SPEC, "state": STATE} for name in datasets},
+    }
+    checkpointer = Checkpointer(root / "checkpoints", meta, {})
+    zero = jnp.zeros((), jnp.int32)
+    checkpointer.save(3, TrainState(zero, jax.tree.map(jnp.asarray, params), {}, (), None, zero))
+    checkpointer.close()
+    return root / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """The artefact of a PaliGemma with the LSTM head, two cameras and two datasets."""
+    root = tmp_path_factory.mktemp("exported")
+    where = checkpoint(root, datasets=("blocks", "bridge"), cameras=("primary", "wrist"), window=3)
+    export.main(["--checkpoint", str(where), "--out", str(root / "artefact")])
+    return root / "artefact"
+
+
+def images(policy, **changes):
+    rng = np.random.default_rng(0)
+    found = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policy.cameras}
+    return {name: image for name, image in {**found, **changes}.items() if image is not None}
+
+
+# Every backbone, head, history, layout and extra token at least once. `sizes` changes the tiny backbone's config.
+GEMMA2 = {"post_norms": True, "softcap": 5.0, "final_softcap": 3.0, "window": 24}
+TWO = ("primary", "wrist")
+CASES = {
+    "mlp, one step": {"head": "mlp", "history": "one_step", "window": 1, "proprio": True},
+    "gpt, past action": {"head": "gpt", "past_action": True, "readouts": 2, "cameras": TWO},
+    "flow": {"head": "flow", "window": 3},
+    "discrete": {"head": "discrete", "bins": 64, "chunk": 2},
+    "gemma 2, attention": {"head": "attention", "sizes": GEMMA2, "window": 3},
+    "kosmos2, robovlms": {"backbone": "kosmos2", "layout": "robovlms", "cameras": TWO},
+    "llava, drawn tokens": {"backbone": "llava", "head": "discrete", "bins": 64, "temperature": 0.7, "chunk": 2},
+    "llava-mpt, resampler": {"backbone": "llava", "variant": "tiny-mpt", "resampler": True, "history": "interleaved"},
+    "flamingo": {"backbone": "flamingo", "cameras": TWO, "layout": "robovlms"},
+    "flamingo, discrete": {
+        "backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1, "history": "interleaved",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_torch_equals_jax(case, tmp_path, monkeypatch):
+    model = dict(CASES[case])
+    if sizes := model.pop("sizes", None):
+        tiny = build.BACKBONES["paligemma"][0].CONFIGS["tiny"]
+        monkeypatch.setitem(build.BACKBONES["paligemma"][0].CONFIGS, "tiny", dataclasses.replace(tiny, **sizes))
+    where = checkpoint(tmp_path, **model)
+    proof = artefact.write(export.source(where), tmp_path / "artefact", "float32")
+    assert [row.stage for row in proof["float32"]] == ["vision", "readout", "action", "units"]
+    for row in proof["float32"]:
+        assert row.difference <= 1e-5 * max(1, row.largest), row
+        assert row.largest > 0.05, row  # it says something
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_and_bfloat16_has_both_proofs(tmp_path):
+    where = checkpoint(tmp_path, rank=2)
+    proof = artefact.write(export.source(where), tmp_path / "artefact", "bfloat16")
+    assert set(proof) == {"float32", "bfloat16"}
+    assert proof["float32"][0].difference < 1e-4 < proof["bfloat16"][0].difference
+    with safe_open(tmp_path / "artefact" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        kernel = file.get_tensor("backbone/decoder/layers/blocks/1/attn/q/kernel")
+    assert not [name for name in names if "lora" in name]
+    merged = load_params(where)["backbone/decoder/layers/blocks/attn/q/kernel"][1]
+    assert kernel.dtype == torch.bfloat16
+    assert torch.equal(kernel, torch.from_numpy(merged).bfloat16())
+
+
+def test_the_artefact_is_the_policy(exported):
+    policy = torch_policy.load(exported)
+    policy.reset("push the red block", "blocks")
+    first, second = policy.act(images(policy)), policy.act(images(policy))
+    assert first["actions"].shape == (4, 7)
+    assert first["actions"].dtype == np.float32
+    assert set(np.unique(first["gripper"])) <= {0.0, 1.0}
+    np.testing.assert_array_equal(first["arm"], first["actions"][:, :6])
+    assert first["confidence"]["agreement"] is None
+    assert 0 < second["confidence"]["agreement"] < 1
+    assert 0.5 <= second["confidence"]["gripper"] <= 1
+    assert second["timing"]["total"] >= second["timing"]["vision"] > 0
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jax", "jaxlib", "flax", "tensorflow", "transformers", "tokenizers", "vla_jax"):
+            raise ImportError(f"{name} must not be needed")
+sys.meta_path.insert(0, Block())
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_where_jax_and_transformers_are_not(exported):
+    code = BLOCKED + "import runpy; sys.argv[1:] = []; runpy.run_module('policy_torch', run_name='__main__')"
+    run = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count(" ok") == 4, run.stdout
+
+
+@pytest.fixture
+def copied(exported, tmp_path) -> Path:
+    """An artefact to be damaged."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "policy_torch/policy.py"])
+def test_a_damaged_file_is_named(copied, name):
+    body = bytearray((copied / name).read_bytes())
+    body[len(body) // 2] ^= 1
+    (copied / name).write_bytes(body)
+    with pytest.raises(
+        ValueError, match=f"not as it was exported:\n  {re.escape(name)}: expected sha256 [0-9a-f]{{64}}"
+    ):
+        torch_policy.load(copied)
+
+
+def test_a_missing_and_a_foreign_file_are_named(copied):
+    (copied / "golden.npz").rename(copied / "other.npz")
+    with pytest.raises(ValueError, match=r"golden.npz: missing\n  other.npz: not among"):
+        torch_policy.load(copied)
+
+
+def test_another_schema_is_refused(copied):
+    text = (copied / "config.json").read_text().replace('"schema": 1', '"schema": 9')
+    (copied / "config.json").write_text(text)
+    artefact.sign(copied)
+    with pytest.raises(ValueError, match="schema 1, got 9"):
+        torch_policy.load(copied)
+
+
+def test_wrong_use_is_refused(exported):
+    policy = torch_policy.load(exported)
+    with pytest.raises(ValueError, match="expected reset"):
+        policy.act(images(policy))
+    with pytest.raises(ValueError, match="dataset: expected one of blocks, bridge, got None"):
+        policy.reset("push")
+    with pytest.raises(ValueError, match="dataset: expected one of blocks, bridge, got 'other'"):
+        policy.reset("push", "other")
+    with pytest.raises(ValueError, match="instruction: expected at most 32 tokens, got"):
+        policy.reset("push the red block " * 20, "blocks")
+    policy.reset("push", "bridge")
+    for change, words in (
+        ({"wrist": None}, "images: expected the cameras"),
+        ({"third": np.zeros((32, 32, 3), np.uint8)}, "images: expected the cameras"),
+        ({"wrist": np.zeros((16, 32, 3), np.uint8)}, r"images\['wrist'\]: expected uint8 RGB of shape \(32, 32, 3\)"),
+        ({"wrist": np.zeros((32, 32, 3), np.float32)}, r"images\['wrist'\]: .*got float32"),
+        ({"wrist": [1]}, r"images\['wrist'\]: .*got list"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            policy.act(images(policy, **change))
+    with pytest.raises(ValueError, match="dtype: expected one of float32, bfloat16"):
+        torch_policy.load(exported, dtype="float16")
+
+
+def test_a_refused_frame_changes_nothing(exported):
+    """The episode goes on as if it had not come."""
+    one, two = torch_policy.load(exported), torch_policy.load(exported)
+    for policy in (one, two):
+        policy.reset("push", "blocks")
+        policy.act(images(policy))
+    with pytest.raises(ValueError, match="expected the cameras"):
+        one.act({})
+    np.testing.assert_array_equal(one.act(images(one))["actions"], two.act(images(two))["actions"])
+
+
+@pytest.mark.slow
+def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
+    where = checkpoint(tmp_path, head="mlp")
+    monkeypatch.setattr(torch_policy.layers.Norm, "forward", lambda self, x: x)
+    with pytest.raises(ValueError, match="torch and JAX differ at vision, readout, action; no artefact is written"):
+        export.main(["--checkpoint", str(where), "--out", str(tmp_path / "artefact")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "tokenizer"]
+
+
+def test_what_torch_does_not_compute_is_refused_by_name(tmp_path, monkeypatch):
+    source = export.source(checkpoint(tmp_path, head="mlp"))
+    monkeypatch.delitem(artefact.describe.HEADS, build.HEADS["mlp"])
+    with pytest.raises(ValueError, match=r"head: expected one of lstm, .* got MLPHead"):
+        artefact.write(source, tmp_path / "artefact", "float32")
+    with pytest.raises(ValueError, match="no action spec"):
+        artefact.write(dataclasses.replace(source, specs={}), tmp_path / "artefact", "float32")
+    assert not (tmp_path / "artefact").exists()
+    (tmp_path / "artefact").mkdir()
+    with pytest.raises(ValueError, match="is there already"):
+        artefact.write(source, tmp_path / "artefact", "float32")
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    where = checkpoint(tmp_path, head="mlp")
+    build.BACKBONES["paligemma"][0].train_tiny_tokenizer(["other words"], tmp_path / "other")
+    with pytest.raises(ValueError, match="is not the one the checkpoint was trained with"):
+        export.source(where, folder=tmp_path / "other")

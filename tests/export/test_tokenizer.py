@@ -1,0 +1,126 @@
+"""The tokenizer that travels gives the ids of `tokenizers`: every kind of model our backbones have, and refusals."""
+
+import io
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vla_jax.export import artefact
+from vla_jax.robot.torch_policy.tokenizer import Tokenizer
+
+PLAIN = {"before": [], "template": "{}", "after": []}
+CORPUS = [
+    "push the red block to the left side of the table, please",
+    "move 12 green boxes; don't touch the one that's open (2.5 kg)",
+    "상자를 왼쪽으로 밀어 주세요", "빨간 블록을 들어 올려", "café naïve",
+] * 3  # fmt: skip
+ADDED = ["<image>", "<|endofchunk|>"]
+
+
+def gemma():
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    found = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    found.normalizer = normalizers.Replace(" ", "▁")
+    found.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
+    found.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", *spelled]))
+    body = json.loads(found.to_str())
+    body["added_tokens"] = body["added_tokens"][:1]  # bytes are pieces, not words of their own
+    return Tokenizer.from_str(json.dumps(body))
+
+
+def llama():
+    from tokenizers import Tokenizer, models, normalizers, trainers
+
+    found = Tokenizer(models.BPE(fuse_unk=True, unk_token="<unk>"))
+    found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    found.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"]))
+    return found
+
+
+def metaspace():
+    from tokenizers import pre_tokenizers
+
+    found = llama()
+    body = json.loads(found.to_str())
+    body["normalizer"] = None
+    found = type(found).from_str(json.dumps(body))
+    found.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    return found
+
+
+def neox():
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    found = Tokenizer(models.BPE())
+    found.normalizer = normalizers.NFC()
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    found.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    found.add_tokens([AddedToken(" " * n, normalized=True) for n in (2, 3)])
+    return found
+
+
+def kosmos():
+    import sentencepiece as spm
+    from sentencepiece import sentencepiece_model_pb2 as pb2
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_writer=model, model_type="unigram", vocab_size=140,
+        normalization_rule_name="nmt_nfkc", minloglevel=2, num_threads=1, hard_vocab_limit=False,
+    )  # fmt: skip
+    proto = pb2.ModelProto.FromString(model.getvalue())
+    found = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], 0))
+    found.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁", prepend_scheme="always")]
+    found.pre_tokenizer = pre_tokenizers.Sequence(split)
+    found.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    return found
+
+
+KINDS = {make.__name__: make for make in (gemma, llama, metaspace, neox, kosmos)}
+_made: dict = {}
+
+
+def pair(kind):
+    """The original and the reader of it."""
+    if kind not in _made:
+        original = KINDS[kind]()
+        original.add_special_tokens(ADDED)
+        _made[kind] = original, Tokenizer(json.loads(original.to_str()), PLAIN)
+    return _made[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.sampled_from([*artefact.TEXTS, *CORPUS, *ADDED, " ", "<mask>"]), st.text(max_size=8))))
+@example(["push ", "<mask>", "<image>", "x"])
+def test_ids_are_those_of_tokenizers(kind, parts):
+    original, ours = pair(kind)
+    text = "".join(parts)
+    assert ours.ids(text) == original.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_other_kinds_are_refused_by_name():
+    body = json.loads(pair("gemma")[0].to_str())
+    for change, words in (
+        ({"model": {"type": "WordPiece"}}, "model.type: expected 'BPE' or 'Unigram', got 'WordPiece'"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer: .*got 'Lowercase'"),
+        ({"pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer: .*got 'Digits'"),
+        ({"added_tokens": [{**body["added_tokens"][0], "single_word": True}]}, "single_word"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Tokenizer({**body, **change}, PLAIN)
+
+
+def test_the_prompt_stands_round_the_instruction():
+    body = json.loads(pair("gemma")[0].to_str())
+    ours = Tokenizer(body, {"before": [7], "template": "<image>{}<|endofchunk|>", "after": [8, 9]})
+    image, end = (next(t["id"] for t in body["added_tokens"] if t["content"] == word) for word in ADDED)
+    words = pair("gemma")[0].encode("push {} it", add_special_tokens=False).ids
+    assert ours.encode("  push {}\n it ") == [7, image, *words, end, 8, 9]

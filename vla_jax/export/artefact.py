@@ -1,0 +1,256 @@
+"""The folder a robot computer gets: written beside its place, proven equal to the JAX policy, then renamed.
+
+model.safetensors  every array by our flat name, one per layer, float32 or bfloat16
+config.json        schema, network, cameras, image size and resize rule, prompt, origin
+norm_stats.json    per dataset: what the numbers of an action and of a state mean, and their normalisation
+tokenizer.json     read by policy_torch/tokenizer.py
+policy_torch/      the standalone policy: torch, numpy, safetensors and the standard library
+golden.npz         inputs and JAX's outputs at three stages, over more steps than the window
+README.md          how to use it, and the table of the proof
+SHA256SUMS         of all of these; `load` checks them
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import torch
+from flax import nnx
+from safetensors.torch import save_file
+
+from vla_jax.actions import ActionSpec
+from vla_jax.export import arrays, describe, record
+from vla_jax.model import VLA
+from vla_jax.params import Build, abstract
+from vla_jax.policy import PolicyIO
+from vla_jax.robot import torch_policy
+from vla_jax.robot.torch_policy import golden, policy, tokenizer
+
+# Largest difference allowed at each stage, relative to the largest number where that is above 1. float32: the order of
+# sums. bfloat16 has 8 bits of mantissa, and what counts is that torch errs no more than JAX does: the bound is the
+# larger of this one and twice the error of JAX in bfloat16 at the stage, both against float32.
+BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
+EXTRA_STEPS = 3  # steps of the proof beyond the window
+
+# Texts of many kinds, on which the standalone tokenizer must give the ids of the original.
+TEXTS = (
+    "", "pick up the red block", "Pick up the RED block!", "put 12 apples, (2.5 kg) in the box - now", "a  b   c\td",
+    "상자를 왼쪽으로 밀어", "café naïve Ångström", "日本語 中文", "🤖 push", "don't won't it's", 
+    "x\u0301 fi \u00a0 end",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that an artefact is made of.
+
+    Attributes:
+        build: makes the policy, without adapters.
+        params: its parameters as numpy, adapters merged.
+        specs: per dataset the specs of its actions and, where there is one, of its state.
+        tokenizer: the effective tokenizer.json.
+        prompt: {"before": ids, "template": text with {} for the instruction, "after": ids, "length": tokens}.
+        encode: the original tokenizer, to be equalled.
+        origin: what the artefact should say of where it comes from.
+    """
+
+    build: Build
+    params: Mapping[str, np.ndarray]
+    specs: Mapping[str, tuple[ActionSpec, ActionSpec | None]]
+    tokenizer: dict[str, Any]
+    prompt: dict[str, Any]
+    encode: Any
+    image_size: int
+    origin: dict[str, Any]
+
+
+Proof = dict[str, list[golden.Row]]  # type computed in -> a row per stage
+
+
+def write(source: Source, out: Path, dtype: str) -> Proof:
+    """Writes the artefact `out` with weights in `dtype` and returns its proof.
+
+    Raises ValueError for a folder that is there, for what has no torch counterpart, and when a stage of the replay
+    exceeds BOUNDS; no folder is left behind then.
+    """
+    if dtype not in BOUNDS:
+        raise ValueError(f"dtype: expected one of {', '.join(BOUNDS)}, got {dtype!r}")
+    if out.exists():
+        raise ValueError(f"--out: {out} is there already; give another folder, or remove it")
+    model = cast(VLA, nnx.eval_shape(lambda: source.build(nnx.Rngs(0))))  # sizes without arrays
+    body = config(source, model, dtype)
+    check_tokenizer(source)
+    part = out.with_name(f"{out.name}.part{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        _files(source, model, body, part, dtype)
+        proof = prove(source, part, dtype)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return proof
+
+
+def config(source: Source, model: VLA, dtype: str) -> dict[str, Any]:
+    """config.json. Raises ValueError for what the artefact cannot hold."""
+    if not source.specs:
+        raise ValueError("export: the checkpoint has no action spec; it comes with the data at the first training")
+    state = model.config.state
+    for name, (_, spec) in source.specs.items():
+        if state is not None and (spec is None or len(spec.names) != state.dims):
+            raise ValueError(f"export: {name}: the model sees the state, and the checkpoint has no spec for it")
+    return {
+        "schema": policy.SCHEMA,
+        "network": describe.network(model, source.prompt["length"]),
+        "cameras": list(model.config.cameras),
+        "image": {"size": source.image_size, "format": "uint8 RGB, rows first", "resize": "Lanczos"},
+        "prompt": source.prompt,
+        "weights": dtype,
+        "origin": source.origin,
+    }
+
+
+def check_tokenizer(source: Source) -> None:
+    """Raises ValueError when the standalone tokenizer does not compute this one, or not the same ids."""
+    standalone = tokenizer.Tokenizer(source.tokenizer, source.prompt)
+    for text in (*TEXTS, record.INSTRUCTION):
+        expected, got = list(source.encode(text)), standalone.encode(text)
+        if expected != got:
+            raise ValueError(f"export: tokenizer: {text!r}: expected the ids {expected}, got {got} from tokenizer.py")
+
+
+def prove(source: Source, part: Path, dtype: str) -> Proof:
+    """Replays in torch, from the written files, what JAX recorded; writes README.md and SHA256SUMS.
+
+    Both compute in float32 on the weights as they are written; a bfloat16 artefact is also computed in bfloat16.
+    Raises ValueError when a stage exceeds its bound.
+    """
+    sign(part)
+    proof: Proof = {}
+    for compute in dict.fromkeys(("float32", dtype)):
+        proof[compute] = golden.replay(policy.load(part, "cpu", compute), part / "golden.npz", compute)
+        bad = [row.stage for row in proof[compute] if row.exceeds]
+        if bad:
+            raise ValueError(
+                f"export: torch and JAX differ at {', '.join(bad)}; no artefact is written\n{report(proof)}\n"
+                "the first stage that differs is where to look"
+            )
+    body = json.loads((part / "config.json").read_text())
+    (part / "README.md").write_text(readme(body, source, report(proof)), encoding="utf-8")
+    sign(part)
+    return proof
+
+
+def report(proof: Proof) -> str:
+    """The tables of a proof."""
+    return "\n".join(f"computed in {compute}\n{golden.table(rows)}" for compute, rows in proof.items())
+
+
+def readme(body: dict[str, Any], source: Source, proof: str) -> str:
+    """What the one who gets the folder must know."""
+    head, sequence = body["network"]["head"], body["network"]["sequence"]
+    specs = "\n".join(f"- `{name}`: {', '.join(action.names)}" for name, (action, _) in source.specs.items())
+    state = next(iter(source.specs.values()))[1] if sequence["state"] else None
+    proprio = ", ".join(state.names) if state else "not looked at"
+    return f"""# A robot policy
+
+Backbone {body["network"]["backbone"]["kind"]}, head {head["kind"]}, from {body["origin"]["checkpoint"]}.
+Needs torch, numpy and safetensors, nothing else.
+
+```python
+import sys; sys.path.insert(0, "this folder")
+from policy_torch import load
+policy = load("this folder", device="cuda", dtype="{body["weights"]}")
+policy.reset("put the red block on the plate"{"" if len(source.specs) == 1 else ", dataset=..."})
+out = policy.act({{{", ".join(f'"{name}": image' for name in body["cameras"])}}})  # once per control step
+out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units
+```
+
+`arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py.
+
+
+- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with {body["image"]["resize"]}.
+- History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
+- State: {proprio}.
+
+Actions, by dataset (gripper: 1 is open):
+
+{specs}
+
+## Proof
+
+The same inputs through JAX and through this folder, {sequence["window"] + EXTRA_STEPS} steps; `python -m policy_torch
+--device cuda` repeats it on this machine. Largest difference by stage:
+
+```
+{proof}
+```
+"""
+
+
+def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: str) -> None:
+    """Everything but README.md and SHA256SUMS."""
+    text = json.dumps(body, indent=1)
+    (part / "config.json").write_text(text)
+    stats = {
+        name: {"action": a.to_json(), "state": s.to_json() if s else None} for name, (a, s) in source.specs.items()
+    }
+    (part / "norm_stats.json").write_text(json.dumps({"datasets": stats}, indent=1))
+    (part / "tokenizer.json").write_text(json.dumps(source.tokenizer, ensure_ascii=False), encoding="utf-8")
+    code = Path(torch_policy.__file__).parent
+    (part / "policy_torch").mkdir()
+    for file in sorted(code.glob("*.py")):
+        shutil.copyfile(file, part / "policy_torch" / file.name)
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(value, np.float32)).to(kind)
+        for name, value in arrays.unstacked(model, source.params).items()
+    }
+    header = {"schema": str(policy.SCHEMA), "config": hashlib.sha256(text.encode()).hexdigest()}
+    save_file(tensors, part / "model.safetensors", header)
+    (part / "model.safetensors").chmod(0o644)  # save_file leaves it to its writer alone
+    del tensors
+    np.savez(part / "golden.npz", **_golden(source, model, dtype))  # type: ignore[arg-type]
+
+
+def _golden(source: Source, model: VLA, dtype: str) -> record.Golden:
+    """What JAX makes of the weights as the file has them, and the bounds for each type that is proven."""
+    name, (action, state) = next(iter(source.specs.items()))
+
+    def encode(text: str) -> np.ndarray:
+        return np.asarray(source.encode(text), np.int32)
+
+    io = PolicyIO(source.image_size, source.prompt["length"], encode, action, state or ActionSpec(()))
+    graphdef, steps = abstract(source.build)[0], model.config.window + EXTRA_STEPS
+    params = {key: jnp.asarray(_rounded(value, dtype)) for key, value in source.params.items()}
+    found = record.record(graphdef, params, io, steps)
+    size = [max(1.0, float(np.abs(found[stage]).max())) for stage in golden.STAGES]
+    bounds = {"bound/float32": BOUNDS["float32"] * np.array(size)}
+    if dtype == "bfloat16":
+        half = record.record(graphdef, {key: x.astype(jnp.bfloat16) for key, x in params.items()}, io, steps)
+        own = [float(np.abs(half[stage] - found[stage]).max()) for stage in golden.STAGES]
+        bounds["bound/bfloat16"] = np.maximum(BOUNDS["bfloat16"] * np.array(size), 2 * np.array(own))
+    return {**found, **bounds, "dataset": np.array(name)}
+
+
+def _rounded(value: np.ndarray, dtype: str) -> np.ndarray:
+    """In float32, as the file has it."""
+    value = np.asarray(value, np.float32)
+    return value if dtype == "float32" else value.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def sign(folder: Path) -> None:
+    """Writes SHA256SUMS; `sha256sum -c` reads it too."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != policy.SUMS)
+    lines = [
+        f"{policy.digest(file)}  {file.relative_to(folder)}\n" for file in files if "__pycache__" not in file.parts
+    ]
+    (folder / policy.SUMS).write_text("".join(lines))

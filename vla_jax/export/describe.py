@@ -1,0 +1,116 @@
+"""What config.json says of a network: sizes and switches of every part, read off the modules themselves.
+
+Whatever the torch code does not compute is refused here by name, before anything is written.
+"""
+
+import dataclasses
+from typing import Any
+
+from vla_jax.backbones.flamingo import Flamingo
+from vla_jax.backbones.kosmos2 import Kosmos2
+from vla_jax.backbones.llava import Llava
+from vla_jax.backbones.paligemma import PaliGemma
+from vla_jax.heads.attention import ROPE_THETA, AttentionHead
+from vla_jax.heads.flow import FlowHead
+from vla_jax.heads.gpt import GPTHead
+from vla_jax.heads.lstm import LSTMHead
+from vla_jax.heads.mlp import MLPHead
+from vla_jax.heads.outputs import HeadConfig
+from vla_jax.model import VLA
+from vla_jax.transformer import BlockConfig
+from vla_jax.vision import VisionConfig
+
+BACKBONES = {PaliGemma: "paligemma", Kosmos2: "kosmos2", Llava: "llava", Flamingo: "flamingo"}
+HEADS = {LSTMHead: "lstm", MLPHead: "mlp", GPTHead: "gpt", AttentionHead: "attention", FlowHead: "flow"}
+
+
+def network(model: VLA, prompt_length: int) -> dict[str, Any]:
+    """The "network" of config.json. Raises ValueError naming what has no torch counterpart."""
+    config = model.config
+    body = {
+        "backbone": _backbone(model),
+        "head": _head(model),
+        "sequence": {
+            "layout": config.layout,
+            "history": config.history,
+            "window": config.window,
+            "readouts": config.readouts,
+            "resampler": dataclasses.asdict(config.resampler) if config.resampler else None,
+            "state": dataclasses.asdict(config.state) if config.state else None,
+            "past": {"binary": list(config.past.binary)} if config.past else None,
+        },
+    }
+    look_back = body["backbone"]["block"]["window"]
+    if model.discrete is not None and look_back:
+        cameras = len(config.cameras) * (
+            config.resampler.latents if config.resampler else model.backbone.tokens_per_image
+        )
+        frame = cameras + prompt_length + config.readouts + bool(config.state) + bool(config.past)
+        slots = frame * (config.window if config.history == "interleaved" else 1) + model.discrete.config.tokens
+        if slots > look_back:
+            raise ValueError(
+                f"export: head discrete: expected at most {look_back} tokens, the local layers' window, got {slots}; "
+                "JAX does not decode them either"
+            )
+    return body
+
+
+def block(config: BlockConfig) -> dict[str, Any]:
+    """A block's flags; its axis is a matter of sharding."""
+    body = dataclasses.asdict(config)
+    del body["axis"]
+    return body
+
+
+def _backbone(model: VLA) -> dict[str, Any]:
+    backbone: Any = model.backbone
+    kind = _named(backbone, BACKBONES, "backbone")
+    config = backbone.config
+    body = {
+        "kind": kind,
+        "vision": _vision(config.vision),
+        "vocab": config.vocab,
+        "block": block(config.block),
+        "depth": config.depth,
+    }
+    if kind == "paligemma":
+        body["final_softcap"] = config.final_softcap
+    elif kind == "kosmos2":
+        body["latents"] = config.latents
+    elif kind == "llava":
+        body |= {"projector": config.projector, "lm_head": backbone.lm_head is not None and model.discrete is not None}
+    else:
+        body |= {"resampler": dataclasses.asdict(config.resampler), "every": config.every}
+    return body
+
+
+def _vision(config: VisionConfig) -> dict[str, Any]:
+    names = ("image_size", "patch", "width", "depth", "clip", "class_token", "final_norm")
+    return {name: getattr(config, name) for name in names} | {"block": block(config.block)}
+
+
+def _head(model: VLA) -> dict[str, Any]:
+    if model.discrete is not None:
+        sizes = dataclasses.asdict(model.discrete.config)
+        del sizes["loss"]
+        return {"kind": "discrete", **sizes}
+    head: Any = model.head
+    kind = _named(head, HEADS, "head")
+    config: HeadConfig = head.config if kind == "flow" else head.outputs.config
+    names = ("chunk", "action_dim", "binary", "tokens", "hidden", "layers", "mlp", "window")
+    body = {"kind": kind, **{name: getattr(config, name) for name in names}}
+    if kind in ("gpt", "attention", "flow"):
+        body["block"] = block(config.block)
+    if kind in ("attention", "flow"):
+        body["rope_theta"] = ROPE_THETA
+    return body
+
+
+def _named(module: Any, known: dict[Any, str], what: str) -> str:
+    name = known.get(type(module))
+    if name is None:
+        raise ValueError(
+            f"export: {what}: expected one of {', '.join(known.values())}, got {type(module).__name__}, which "
+            "vla_jax/robot/torch_policy does not compute"
+        )
+    return name

@@ -1,0 +1,237 @@
+"""The backbones in torch: PaliGemma, Kosmos-2, LLaVA, OpenFlamingo.
+
+Each does what its namesake in vla_jax/backbones does. `body` is "backbone" of config.json.
+
+Axes: n sequences, s tokens, r tokens read out, l text, v visual tokens of an image, m of all images, c width.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import (
+    Attention,
+    Before,
+    BlockConfig,
+    Cache,
+    Linear,
+    Norm,
+    Resampler,
+    ResamplerConfig,
+    Stack,
+    VisionConfig,
+    ViT,
+    attend,
+    scaled,
+    sinusoid,
+)
+
+
+class Media(NamedTuple):
+    """Visual tokens beside the sequence: tokens[n m w], and mask[n s m] of who sees them."""
+
+    tokens: Tensor
+    mask: Tensor
+
+
+class Embed(nn.Module):
+    """The token table, also the output layer where that is tied."""
+
+    def __init__(self, vocab: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.embedding[tokens]
+
+
+class Decoder(nn.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, config: BlockConfig, depth: int) -> None:
+        super().__init__()
+        self.layers = Stack(config, depth)
+        self.norm = Norm(config.width, config.norm, config.eps, config.norm_bias)
+
+
+class Backbone(nn.Module):
+    """What all have: an image tower, a token table, a decoder. Subclasses say what differs."""
+
+    cross_attends = False
+    text_scale = 1.0
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__()
+        tower = {**body["vision"], "block": BlockConfig(**body["vision"]["block"])}
+        self.vision_config, self.block = VisionConfig(**tower), BlockConfig(**body["block"])
+        self.width = self.visual_width = self.block.width
+        self.vision, self.embed = ViT(self.vision_config), Embed(body["vocab"], self.width)
+        self.decoder = Decoder(self.block, body["depth"])
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """uint8 [n h w 3] -> [n v c]."""
+        raise NotImplementedError
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """[n l] -> [n l c]."""
+        x = self.embed(tokens)
+        return x if self.text_scale == 1.0 else scaled(x, self.text_scale)
+
+    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The decoder's input."""
+        del positions
+        return x
+
+    def before(self, media: Media | None) -> Before | None:
+        """What comes before each layer."""
+        del media
+        return None
+
+    def encode(self, x: Tensor, mask: Tensor, positions: Tensor, readout: int, media: Media | None = None) -> Tensor:
+        """Hidden states [n r c] after the final norm, at the last `readout` positions."""
+        x = self.decoder.layers(self.placed(x, positions), mask, positions, readout, self.before(media))
+        return self.decoder.norm(x)
+
+    def decode(
+        self, x: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None, media: Media | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Hidden states of tokens that follow those in the cache, and the cache with them."""
+        x, cache = self.decoder.layers.decode(self.placed(x, positions), mask, positions, cache, self.before(media))
+        return self.decoder.norm(x), cache
+
+    def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
+        """float32 logits [n s q] of the tokens from rows[0] to rows[1] - 1."""
+        table = self.embed.embedding[rows[0] : rows[1]]
+        return hidden.to(table.dtype).float() @ table.float().T
+
+
+class PaliGemma(Backbone):
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body)
+        self.text_scale, self.cap = self.width**0.5, body["final_softcap"]
+        self.projector = Linear(self.vision_config.width, self.width)
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        return self.projector(self.vision(images))
+
+    def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
+        out = super().logits(hidden, rows)
+        return self.cap * torch.tanh(out / self.cap) if self.cap else out
+
+
+class LatentPool(nn.Module):
+    """Learned queries attend to the projected tokens of an image and to themselves."""
+
+    def __init__(self, vision: int, latents: int, config: BlockConfig) -> None:
+        super().__init__()
+        self.dense = Linear(vision, config.width)
+        self.latents = nn.Parameter(torch.empty(latents, config.width))
+        self.attn = Attention(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        n, m = len(tokens), self.latents.shape[0]
+        x = torch.cat([self.dense(tokens), self.latents[None].expand(n, -1, -1)], 1)
+        s = x.shape[1]
+        mask = torch.ones(n, s, s, dtype=torch.bool, device=x.device)
+        return self.attn(x, m, mask, torch.zeros(n, s, dtype=torch.int64, device=x.device))[0]
+
+
+class Kosmos2(Backbone):
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body)
+        pool = BlockConfig(**{**body["block"], "sub_norms": False})
+        self.projector = LatentPool(self.vision_config.width, body["latents"], pool)
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        x = self.vision(images)
+        y = x.float()
+        unit = y * torch.rsqrt((y * y).sum(-1, keepdim=True).clamp(min=1e-24))
+        return self.projector(unit.to(x.dtype))
+
+    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        first = 2  # fairseq's: the padding index, which is 1, plus one
+        return (x.float() * self.width**0.5 + sinusoid(positions + first, self.width)).to(x.dtype)
+
+
+class Projector(nn.Module):
+    """One linear layer, or two with an exact GELU between them."""
+
+    def __init__(self, vision: int, width: int, two: bool) -> None:
+        super().__init__()
+        self.first = Linear(vision, width)
+        self.second = Linear(width, width) if two else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return x if self.second is None else self.second(F.gelu(x))
+
+
+class Llava(Backbone):
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body)
+        self.projector = Projector(self.vision_config.width, self.width, body["projector"] == "mlp2")
+        self.lm_head = Linear(self.width, body["vocab"], False) if body["lm_head"] else None
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        return self.projector(self.vision(images))
+
+    def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
+        if self.lm_head is None:
+            return super().logits(hidden, rows)
+        kernel = self.lm_head.kernel[:, rows[0] : rows[1]]
+        return hidden.to(kernel.dtype).float() @ kernel.float()
+
+
+class GatedCrossAttention(nn.Module):
+    """x += tanh(gate) * attention of its norm to the media; x += tanh(gate) * feed-forward."""
+
+    def __init__(self, width: int, media: int, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.config, inner = config, config.heads * config.dim_head
+        self.norm_attn, self.norm_mlp = Norm(width, "ln", 1e-5), Norm(width, "ln", 1e-5)
+        self.q, self.o = Linear(width, inner, False), Linear(inner, width, False)
+        self.k, self.v = Linear(media, inner, False), Linear(media, inner, False)
+        self.up, self.down = Linear(width, 4 * width, False), Linear(4 * width, width, False)
+        self.attn_gate, self.mlp_gate = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
+
+    def forward(self, x: Tensor, media: Media) -> Tensor:
+        q = scaled(self.q(self.norm_attn(x)), self.config.dim_head**-0.5)
+        q, k, v = (y.unflatten(-1, (self.config.heads, -1)) for y in (q, self.k(media.tokens), self.v(media.tokens)))
+        seen = media.mask.any(2)[:, :, None, None]
+        out = torch.where(seen, attend(q, k, v, media.mask), 0)  # a token that sees nothing gets nothing
+        x = x + torch.tanh(self.attn_gate.float()).to(x.dtype) * self.o(out.flatten(2))
+        return x + torch.tanh(self.mlp_gate.float()).to(x.dtype) * self.down(F.gelu(self.up(self.norm_mlp(x))))
+
+
+class Flamingo(Backbone):
+    cross_attends = True
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body)
+        config, self.every = ResamplerConfig(**body["resampler"]), body["every"]
+        self.visual_width = self.vision_config.width
+        self.perceiver = Resampler(self.visual_width, config)
+        layers = body["depth"] // self.every
+        self.gated = nn.ModuleList([GatedCrossAttention(self.width, self.visual_width, config) for _ in range(layers)])
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        return self.perceiver(self.vision(images))
+
+    def before(self, media: Media | None) -> Before | None:
+        assert media is not None
+
+        def look(layer: int, x: Tensor) -> Tensor:
+            number, rest = divmod(layer + 1, self.every)
+            return x if rest else self.gated[number - 1](x, media)
+
+        return look
+
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "paligemma": PaliGemma,
+    "kosmos2": Kosmos2,
+    "llava": Llava,
+    "flamingo": Flamingo,
+}

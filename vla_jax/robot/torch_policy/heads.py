@@ -1,0 +1,256 @@
+"""The policy heads in torch, in float32: a window of readouts -> the newest step's chunk of normalised actions.
+
+Each does what its namesake in vla_jax/heads does at the last step of the window. `body` is "head" of config.json;
+binary dims leave as the probability of 1.
+
+Axes: t window step, m = n * c numbers of a frame's readouts, k chunk step, d action dim, a arm dims, f features.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import BlockConfig, Linear, Norm, Stack
+
+FLOW_STEPS = 10
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, none at the end."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Linear(*pair) for pair in itertools.pairwise(sizes)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else torch.relu(x))
+        return x
+
+
+class Outputs(nn.Module):
+    """Features [f] -> [k d]: tanh for arm dims, the probability of 1 for binary ones."""
+
+    def __init__(self, width: int, body: dict[str, Any]) -> None:
+        super().__init__()
+        self.chunk, self.binary = body["chunk"], list(body["binary"])
+        self.dims = [i for i in range(body["action_dim"]) if i not in self.binary]
+        hidden = (width, *body["mlp"])
+        self.arm = MLP(*hidden, self.chunk * len(self.dims)) if self.dims else None
+        self.gripper = MLP(*hidden, self.chunk * len(self.binary)) if self.binary else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = []
+        if self.arm is not None:
+            parts.append(torch.tanh(self.arm(features)).view(self.chunk, -1))
+        if self.gripper is not None:
+            parts.append(torch.sigmoid(self.gripper(features)).view(self.chunk, -1))
+        return in_place(parts, self.dims, self.binary)
+
+
+class CausalStack(nn.Module):
+    """Blocks over the window in which every frame sees itself and the earlier ones, then a norm."""
+
+    def __init__(self, config: BlockConfig, depth: int) -> None:
+        super().__init__()
+        self.stack = Stack(config, depth)
+        self.norm = Norm(config.width, "ln", config.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1 t c] -> the newest step's [c]."""
+        t = x.shape[1]
+        mask = torch.ones(1, t, t, dtype=torch.bool, device=x.device).tril()
+        positions = torch.arange(t, device=x.device)[None]
+        return self.norm(self.stack(x, mask, positions, 1))[0, -1]
+
+
+class Head(nn.Module):
+    """`act(window [t m], noise) -> [k d]`. `noise_shape` is of the numbers that it draws; None: it draws none."""
+
+    noise_shape: tuple[int, ...] | None = None
+
+    def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class ContinuousHead(Head):
+    """A head whose features of the newest step go to Outputs."""
+
+    outputs: Outputs
+
+    def features(self, window: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
+        del noise
+        return self.outputs(self.features(window))
+
+
+class MLPHead(ContinuousHead):
+    def __init__(self, width: int, body: dict[str, Any]) -> None:
+        super().__init__()
+        inputs, features = width * body["tokens"], body["hidden"] * body["tokens"]
+        self.mlp, self.outputs = MLP(inputs, inputs // 2, features), Outputs(features, body)
+
+    def features(self, window: Tensor) -> Tensor:
+        return self.mlp(window[-1])
+
+
+class LSTMLayer(nn.Module):
+    """Gate order i, f, g, o; written as cells, which torch.compile and torch.export take where they refuse nn.LSTM."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w_ih = nn.Parameter(torch.empty(width, 4 * hidden))
+        self.w_hh = nn.Parameter(torch.empty(hidden, 4 * hidden))
+        self.bias = nn.Parameter(torch.empty(4 * hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[t i] -> the hidden state after each step, from a zero state."""
+        h = c = x.new_zeros(self.w_hh.shape[0])
+        out = []
+        for gates in x @ self.w_ih + self.bias:
+            i, f, g, o = (gates + h @ self.w_hh).chunk(4)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            out.append(h)
+        return torch.stack(out)
+
+
+class LSTMHead(ContinuousHead):
+    def __init__(self, width: int, body: dict[str, Any]) -> None:
+        super().__init__()
+        hidden = body["hidden"] * body["tokens"]
+        inputs = [width * body["tokens"]] + [hidden] * (body["layers"] - 1)
+        self.layers = nn.ModuleList([LSTMLayer(size, hidden) for size in inputs])
+        self.outputs = Outputs(hidden, body)
+
+    def features(self, window: Tensor) -> Tensor:
+        for layer in self.layers:
+            window = layer(window)
+        return window[-1]
+
+
+class GPTHead(ContinuousHead):
+    def __init__(self, width: int, body: dict[str, Any]) -> None:
+        super().__init__()
+        self.input = Linear(width * body["tokens"], body["hidden"])
+        self.positions = nn.Parameter(torch.empty(body["window"], body["hidden"]))
+        self.blocks = CausalStack(BlockConfig(**body["block"]), body["layers"])
+        self.outputs = Outputs(body["hidden"], body)
+
+    def features(self, window: Tensor) -> Tensor:
+        return self.blocks((self.input(window) + self.positions[: len(window)])[None])
+
+
+class AttentionHead(ContinuousHead):
+    def __init__(self, width: int, body: dict[str, Any]) -> None:
+        super().__init__()
+        self.input = Linear(width * body["tokens"], body["hidden"])
+        self.blocks = CausalStack(BlockConfig(**{**body["block"], "rope_theta": body["rope_theta"]}), body["layers"])
+        self.outputs = Outputs(body["hidden"], body)
+
+    def features(self, window: Tensor) -> Tensor:
+        return self.blocks(self.input(window)[None])
+
+
+class FlowHead(Head):
+    """Noise becomes the arm's chunk in FLOW_STEPS Euler steps; binary dims are logits as elsewhere."""
+
+    def __init__(self, width: int, body: dict[str, Any]) -> None:
+        super().__init__()
+        hidden, chunk, self.binary = body["hidden"], body["chunk"], list(body["binary"])
+        self.dims = [i for i in range(body["action_dim"]) if i not in self.binary]
+        block = BlockConfig(**body["block"])
+        self.noise_shape = (chunk, len(self.dims))
+        self.input = Linear(width * body["tokens"], hidden)
+        self.history = CausalStack(BlockConfig(**{**body["block"], "rope_theta": body["rope_theta"]}), 1)
+        self.noisy = Linear(len(self.dims), hidden)
+        self.positions = nn.Parameter(torch.empty(chunk, hidden))
+        self.time = MLP(hidden, hidden, hidden)
+        self.blocks, self.norm = Stack(block, body["layers"]), Norm(hidden, "ln", block.eps)
+        self.velocity = Linear(hidden, len(self.dims))
+        self.gripper = MLP(hidden, *body["mlp"], chunk * len(self.binary)) if self.binary else None
+
+    def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
+        if noise is None:
+            raise ValueError(f"head flow: expected noise of shape {self.noise_shape}, got None")
+        features, x = self.history(self.input(window)[None]), noise
+        for step in range(FLOW_STEPS):
+            x = x - self._velocity(features, x, 1 - step / FLOW_STEPS) / FLOW_STEPS
+        parts = [x.clamp(-1, 1)]
+        if self.gripper is not None:
+            parts.append(torch.sigmoid(self.gripper(features)).view(len(x), -1))
+        return in_place(parts, self.dims, self.binary)
+
+    def _velocity(self, features: Tensor, x: Tensor, time: float) -> Tensor:
+        k, hidden = len(x), len(features)
+        condition = features + self.time(wave(time, hidden, x.device))
+        tokens = self.noisy(x) + self.positions + condition
+        everywhere = torch.ones(1, k, k, dtype=torch.bool, device=x.device)
+        positions = torch.zeros(1, k, dtype=torch.int64, device=x.device)
+        return self.velocity(self.norm(self.blocks(tokens[None], everywhere, positions)))[0]
+
+
+class DiscreteHead(Head):
+    """What the backbone's action tokens mean. It has no parameters, and `network.py` decodes the tokens."""
+
+    def __init__(self, width: int, body: dict[str, Any]) -> None:
+        super().__init__()
+        del width
+        self.chunk, self.action_dim, self.binary = body["chunk"], body["action_dim"], list(body["binary"])
+        self.end, self.bins, self.low, self.high = body["end"], body["bins"], body["low"], body["high"]
+        self.temperature, self.rows = body["temperature"], (self.end - self.bins, self.end)
+        self.tokens = self.chunk * self.action_dim
+        if self.temperature:  # Gumbel noise, one row per token
+            self.noise_shape = (self.tokens, self.bins)
+
+    def choose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """The next token [n] of logits [n q]: the likeliest, or a draw."""
+        if self.temperature:
+            if noise is None:
+                raise ValueError(f"head discrete: expected noise of shape {self.noise_shape}, got None")
+            logits = logits / self.temperature + noise
+        return logits.argmax(-1) + self.rows[0]
+
+    def actions(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Tokens [q] and the scores [q n] each was chosen by -> [k d]."""
+        # float64, then float32: as the centres are made for training.
+        edges = torch.linspace(self.low, self.high, self.bins, dtype=torch.float64, device=ids.device)
+        centres = ((edges[:-1] + edges[1:]) / 2).float()
+
+        def value(ids: Tensor) -> Tensor:
+            return centres[(self.end - ids - 1).clamp(0, self.bins - 2)]
+
+        ones = value(torch.arange(*self.rows, device=ids.device)) > (self.high + self.low) / 2
+        scores = logits.log_softmax(-1)
+        yes, no = (scores.masked_fill(~part, -math.inf).logsumexp(-1) for part in (ones, ~ones))
+        found = value(ids).view(self.chunk, self.action_dim)
+        found[:, self.binary] = torch.sigmoid(yes - no).view(self.chunk, -1)[:, self.binary]
+        return found
+
+
+HEADS: dict[str, type[Head]] = {
+    "mlp": MLPHead,
+    "lstm": LSTMHead,
+    "gpt": GPTHead,
+    "attention": AttentionHead,
+    "flow": FlowHead,
+    "discrete": DiscreteHead,
+}
+
+
+def in_place(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:
+    """[k a] and [k g] -> [k d], each dim in its place."""
+    order = sorted(range(len(arm) + len(binary)), key=lambda i: (arm + binary)[i])
+    return torch.cat(parts, -1)[:, order]
+
+
+def wave(time: float, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines [w] of the time, with periods from 0.004 to 4 in equal ratios."""
+    period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(0.0, 1.0, width // 2, dtype=torch.float32, device=device)
+    angle = 2 * math.pi * time / period
+    return torch.cat([torch.sin(angle), torch.cos(angle)])
