@@ -95,10 +95,11 @@ def test_prompt_padding_changes_nothing(policy):
         prompt=np.pad(obs.prompt, ((0, 0), (0, 4)), constant_values=7),
         prompt_mask=np.pad(obs.prompt_mask, ((0, 0), (0, 4))),
     )
-    np.testing.assert_allclose(readouts(policy, obs), readouts(policy, longer), atol=1e-6)
+    # Sums of other lengths: a few units in the last place of numbers up to 3.
+    np.testing.assert_allclose(readouts(policy, obs), readouts(policy, longer), atol=3e-6)
     shorter = obs._replace(prompt=obs.prompt[:, :4], prompt_mask=obs.prompt_mask[:, :4])  # row 1 loses a word
     change = np.abs(readouts(policy, obs) - readouts(policy, shorter)).max(axis=(1, 2, 3))
-    assert change[0] <= 1e-6
+    assert change[0] <= 3e-6
     assert change[1] > 1e-4
 
 

@@ -91,6 +91,7 @@ def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cros
     assert [n for n, g in grads.items() if not (np.isfinite(g).all() and np.any(g))] == []
 
 
+@pytest.mark.slow
 def test_auxiliary_tasks_do_not_change_the_action():
     """Queries stand behind the readouts, which do not see them; the texts are passes of their own."""
     graphdef, flat = make_policy(*TASKS)
@@ -157,6 +158,7 @@ def test_patches_by_hand():
     assert found.shape == (1, 4, 12)
 
 
+@pytest.mark.slow
 def test_masked_frames_and_padded_steps_change_nothing():
     graphdef, flat = make_policy("forward", "text_align")
     batch = make_data()  # the first step of row 0 is before the episode

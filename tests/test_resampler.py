@@ -69,6 +69,7 @@ def make(config):
     return initialise(build)
 
 
+@pytest.mark.slow
 def test_it_acts_in_the_policy():
     """Fewer tokens reach the backbone, the picture still decides, and every parameter is trained."""
     graphdef, flat = make(POLICY)

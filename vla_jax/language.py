@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from vla_jax.attention import Cache, Mask
 from vla_jax.transformer import Before, BlockConfig, Norm, Stack, StackConfig
-from vla_jax.types import Array
+from vla_jax.types import Array, Media
 
 
 class Embed(nnx.Module):
@@ -64,3 +64,43 @@ class Decoder(nnx.Module):
         """An empty cache in the parameters' dtype."""
         kernel: jax.Array = self.layers.blocks.attn.k.kernel[...]
         return self.layers.cache(n, slots, kernel.dtype)
+
+
+class InSequence(nnx.Module):
+    """What backbones share whose images stand in the sequence, among the words; see types.Backbone."""
+
+    cross_attends = False
+    decoder: Decoder
+
+    def placed(self, x: Float[Array, "n s c"], positions: Int[Array, "n s"]) -> Float[Array, "n s c"]:
+        """The tokens as the first layer gets them."""
+        del positions
+        return x
+
+    def __call__(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        readout: int | None = None,
+        media: Media | None = None,
+    ) -> Float[Array, "n r c"]:
+        """Hidden states after the final norm, at the last `readout` positions if given."""
+        del media
+        return self.decoder(self.placed(x, positions), mask, positions, readout)
+
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        cache: Cache,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "n s c"], Cache]:
+        """Hidden states of tokens that follow those in the cache, and the cache with them."""
+        del media
+        return self.decoder.decode(self.placed(x, positions), mask, positions, cache)
+
+    def cache(self, n: int, slots: int) -> Cache:
+        """An empty cache."""
+        return self.decoder.cache(n, slots)

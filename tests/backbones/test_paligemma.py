@@ -154,6 +154,7 @@ def test_readout_equals_the_full_computation(case: Case) -> None:
     np.testing.assert_allclose(model(x, mask, positions, readout=2), full[:, -2:], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"layers": "unroll"}, {"remat": "full"}, {"remat": "dots"}, {"remat": "names", "layers": "unroll"}]
 )

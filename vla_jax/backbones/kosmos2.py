@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax import tokenizer, weights
-from vla_jax.attention import Cache, Context, Mask, sinusoid
-from vla_jax.language import Decoder, Embed
+from vla_jax.attention import Context, sinusoid
+from vla_jax.language import Decoder, Embed, InSequence
 from vla_jax.transformer import Attention, BlockConfig, Linear, StackConfig
-from vla_jax.types import Array, Media
+from vla_jax.types import Array
 from vla_jax.vision import VisionConfig, ViT, hf_vision_names
 
 GROUNDING = "<grounding>"
@@ -86,10 +86,9 @@ class LatentPool(nnx.Module):
         return self.attn(x, m, Context(mask, positions, positions))[0]
 
 
-class Kosmos2(nnx.Module):
+class Kosmos2(InSequence):
     """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
 
-    cross_attends = False
     text_scale = 1.0  # the decoder scales
 
     def __init__(self, config: Kosmos2Config, rngs: nnx.Rngs) -> None:
@@ -110,33 +109,9 @@ class Kosmos2(nnx.Module):
         """Token embeddings."""
         return self.embed(tokens)
 
-    def __call__(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
-        media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm, at the last `readout` positions if given. Positions are from 0 on."""
-        del media  # images stand in the sequence
-        return self.decoder(placed(x, positions), mask, positions, readout)
-
-    def decode(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        cache: Cache,
-        media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
-        """Hidden states of tokens that follow those in the cache, and the cache with them."""
-        del media
-        return self.decoder.decode(placed(x, positions), mask, positions, cache)
-
-    def cache(self, n: int, slots: int) -> Cache:
-        """An empty cache."""
-        return self.decoder.cache(n, slots)
+    def placed(self, x: Float[Array, "n s c"], positions: Int[Array, "n s"]) -> Float[Array, "n s c"]:
+        """Scaled tokens with sinusoids of their positions, which count from 0 here."""
+        return placed(x, positions)
 
     def logits(self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None) -> Float[Array, "n s vocab"]:
         """float32 logits of the tied output layer."""

@@ -17,12 +17,11 @@ from jaxtyping import Float, Int, UInt8
 
 from vla_jax import mpt, weights
 from vla_jax import params as flat
-from vla_jax.attention import Cache, Mask
-from vla_jax.language import Decoder, Embed
+from vla_jax.language import Decoder, Embed, InSequence
 from vla_jax.tokenizer import Tokenizer
 from vla_jax.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.transformer import BlockConfig, Linear, StackConfig
-from vla_jax.types import Array, Media
+from vla_jax.types import Array
 from vla_jax.vision import VisionConfig, ViT, hf_vision_names
 
 DECODERS = ("llama", "mpt")
@@ -118,10 +117,9 @@ class Projector(nnx.Module):
         return x if self.second is None else self.second(jax.nn.gelu(x, approximate=False))
 
 
-class Llava(nnx.Module):
+class Llava(InSequence):
     """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
 
-    cross_attends = False
     text_scale = 1.0
 
     def __init__(self, config: LlavaConfig, rngs: nnx.Rngs) -> None:
@@ -143,34 +141,6 @@ class Llava(nnx.Module):
     def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
         """Token embeddings."""
         return self.embed(tokens)
-
-    def __call__(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
-        media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm, at the last `readout` positions if given."""
-        del media  # images stand in the sequence
-        return self.decoder(x, mask, positions, readout)
-
-    def decode(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        cache: Cache,
-        media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
-        """Hidden states of tokens that follow those in the cache, and the cache with them."""
-        del media
-        return self.decoder.decode(x, mask, positions, cache)
-
-    def cache(self, n: int, slots: int) -> Cache:
-        """An empty cache."""
-        return self.decoder.cache(n, slots)
 
     def logits(self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None) -> Float[Array, "n s vocab"]:
         """float32 logits of the output layer: LLaMA's own, MPT's token table."""

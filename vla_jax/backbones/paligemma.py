@@ -16,12 +16,11 @@ from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax import weights
-from vla_jax.attention import Cache, Mask
-from vla_jax.language import Decoder, Embed
+from vla_jax.language import Decoder, Embed, InSequence
 from vla_jax.tokenizer import Tokenizer
 from vla_jax.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.transformer import BlockConfig, Linear, StackConfig
-from vla_jax.types import Array, Media
+from vla_jax.types import Array
 from vla_jax.vision import VisionConfig, ViT, hf_vision_names
 
 
@@ -99,10 +98,8 @@ CONFIGS = {
 }
 
 
-class PaliGemma(nnx.Module):
+class PaliGemma(InSequence):
     """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
-
-    cross_attends = False
 
     def __init__(self, config: PaliGemmaConfig, rngs: nnx.Rngs) -> None:
         run = StackConfig(config.remat, config.layers)
@@ -122,34 +119,6 @@ class PaliGemma(nnx.Module):
         """Token embeddings times sqrt(width)."""
         x = self.embed(tokens)
         return x * jnp.asarray(self.text_scale, x.dtype)
-
-    def __call__(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
-        media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm, at the last `readout` positions if given."""
-        del media  # images stand in the sequence
-        return self.decoder(x, mask, positions, readout)
-
-    def decode(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        cache: Cache,
-        media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
-        """Hidden states of tokens that follow those in the cache, and the cache with them."""
-        del media
-        return self.decoder.decode(x, mask, positions, cache)
-
-    def cache(self, n: int, slots: int) -> Cache:
-        """An empty cache."""
-        return self.decoder.cache(n, slots)
 
     def logits(self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None) -> Float[Array, "n s vocab"]:
         """float32 logits of the tied output layer."""
