@@ -21,7 +21,7 @@ from vla_jax import params as flat
 from vla_jax import sharding, weights
 from vla_jax.language import Decoder, Embed
 from vla_jax.tokenizer import open_tokenizer
-from vla_jax.transformer import BlockConfig, Linear, StackConfig
+from vla_jax.transformer import BlockConfig, Linear, StackConfig, plain_block
 from vla_jax.types import Array
 
 # The other half of a whole CLIP's folder.
@@ -53,20 +53,7 @@ class ClipTextConfig:
     @property
     def block(self) -> BlockConfig:
         """The block the encoder is made of."""
-        head_dim = self.width // self.heads
-        return BlockConfig(
-            width=self.width,
-            mlp=self.mlp,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_dim=head_dim,
-            norm="ln",
-            eps=self.eps,
-            gated=False,
-            bias=True,
-            q_scale=head_dim**-0.5,
-            act=self.act,
-        )
+        return plain_block(self.width, self.mlp, self.heads, self.eps, self.act)
 
 
 CONFIGS = {

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax.losses import smooth_l1
-from vla_jax.transformer import BlockConfig, Linear, Norm, Stack, StackConfig
+from vla_jax.transformer import Linear, Norm, Stack, StackConfig, plain_block
 from vla_jax.types import Array, Future
 
 Pair = tuple[Array, Array]  # sum and weight of each example, [b]
@@ -80,10 +80,7 @@ class ForwardPrediction(nnx.Module):
         self.input = Linear((width, config.width), ("embed", None), True, rngs)
         self.positions = table(config.patches, config.width, axis=None)  # with the mask token, which is all they share
         heads = math.gcd(config.width, max(1, config.width // 64))  # of 64 where that divides
-        block = BlockConfig(
-            width=config.width, mlp=4 * config.width, heads=heads, kv_heads=heads, head_dim=config.width // heads,
-            norm="ln", eps=1e-6, gated=False, bias=True, q_scale=(config.width // heads) ** -0.5,
-        )  # fmt: skip
+        block = plain_block(config.width, 4 * config.width, heads, eps=1e-6)
         self.layers = Stack(block, config.depth, StackConfig(layers="unroll"), rngs)
         self.norm = Norm(config.width, "ln", 1e-6, "embed")
         self.output = Linear((config.width, config.patch**2 * 3), (None, None), True, rngs)

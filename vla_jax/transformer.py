@@ -97,6 +97,27 @@ class BlockConfig:
             )
 
 
+def plain_block(
+    width: int, mlp: int, heads: int, eps: float, act: str = "gelu_tanh", axis: str = "embed"
+) -> BlockConfig:
+    """The usual pre-norm block: LayerNorms, biases, heads that are not grouped, scores over the root of their dim."""
+    dim = width // heads
+    return BlockConfig(
+        width=width,
+        mlp=mlp,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=dim,
+        norm="ln",
+        eps=eps,
+        gated=False,
+        bias=True,
+        q_scale=dim**-0.5,
+        act=act,
+        axis=axis,
+    )
+
+
 @dataclass(frozen=True)
 class StackConfig:
     """How a stack of blocks is run. `layers`: a loop in the program ("scan") or none ("unroll"), on the same

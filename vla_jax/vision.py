@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from vla_jax import weights
-from vla_jax.transformer import BlockConfig, Linear, Norm, Stack, StackConfig
+from vla_jax.transformer import BlockConfig, Linear, Norm, Stack, StackConfig, plain_block
 from vla_jax.types import Array
 
 # RGB mean and standard deviation of the pixels in 0..1, as the towers were trained.
@@ -53,21 +53,7 @@ class VisionConfig:
     @property
     def block(self) -> BlockConfig:
         """The block this tower is made of."""
-        head_dim = self.width // self.heads
-        return BlockConfig(
-            width=self.width,
-            mlp=self.mlp,
-            heads=self.heads,
-            kv_heads=self.heads,
-            head_dim=head_dim,
-            norm="ln",
-            eps=self.eps,
-            gated=False,
-            bias=True,
-            q_scale=head_dim**-0.5,
-            act=self.act,
-            axis="vision",
-        )
+        return plain_block(self.width, self.mlp, self.heads, self.eps, self.act, axis="vision")
 
 
 class ViT(nnx.Module):

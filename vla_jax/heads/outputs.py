@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from vla_jax.losses import ActionLoss, action_loss
-from vla_jax.transformer import BlockConfig, Norm, Stack, StackConfig
+from vla_jax.transformer import BlockConfig, Norm, Stack, StackConfig, plain_block
 from vla_jax.types import Array, Loss
 
 
@@ -49,18 +49,7 @@ class HeadConfig:
                 f"HeadConfig.attention_heads: expected a divisor of hidden {self.hidden}, got {self.attention_heads}; "
                 "set model.head_attention or model.head_hidden"
             )
-        return BlockConfig(
-            width=self.hidden,
-            mlp=4 * self.hidden,
-            heads=self.attention_heads,
-            kv_heads=self.attention_heads,
-            head_dim=self.hidden // self.attention_heads,
-            norm="ln",
-            eps=1e-5,
-            gated=False,
-            bias=True,
-            q_scale=(self.hidden // self.attention_heads) ** -0.5,
-        )
+        return plain_block(self.hidden, 4 * self.hidden, self.attention_heads, eps=1e-5)
 
     @property
     def arm(self) -> tuple[int, ...]:
