@@ -1,4 +1,6 @@
-"""Measures the data loader beside a plain tf.data pipeline, on the same files in the same run.
+"""Benchmarks: `python -m experiments.benchmark inference` is benchmark_inference.py; this file has that of the data.
+
+Measures the data loader beside a plain tf.data pipeline, on the same files in the same run.
 
     python -m experiments.benchmark data [--json=FILE] [--root=DIR] [--windows=100000]
 
@@ -29,6 +31,7 @@ from data_pipelines.index import open_index
 from data_pipelines.loader import Loader, LoaderConfig
 from data_pipelines.mixture import Part
 from data_pipelines.tfrecord import encode
+from experiments import benchmark_inference
 from vla_jax.actions import ActionSpec
 
 EPISODES, STEPS, SHARDS, PIXELS = 256, 40, 8, 256
@@ -48,9 +51,12 @@ OURS = (
 
 
 def main(argv: list[str]) -> None:
-    """Runs the benchmark, or one of its lines."""
+    """Runs a benchmark, or one line of the data's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data"])
+    if argv[:1] == ["inference"]:
+        benchmark_inference.main(argv[1:])
+        return
+    parser.add_argument("what", choices=["data", "inference"])
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--json", type=Path, default=None, help="write the table here too")
     parser.add_argument("--windows", type=int, default=100_000, help="windows of our first line")

@@ -84,6 +84,18 @@ CONFIGS = {
     "2-3b-pt-224": PaliGemmaConfig(
         SO400M, 257216, 2304, 9216, 26, heads=8, kv_heads=4, head_dim=256, q_scale=256**-0.5, **GEMMA2
     ),
+    # Ours, between the tiny one and the released: for latency on CPUs and for ablations; there are no weights of it.
+    "100m": PaliGemmaConfig(
+        VisionConfig(image_size=224, patch=16, width=384, mlp=1536, depth=12, heads=6),
+        vocab=8192,
+        width=768,
+        mlp=3072,
+        depth=8,
+        heads=8,
+        kv_heads=1,
+        head_dim=128,
+        q_scale=128**-0.5,
+    ),
     "tiny": PaliGemmaConfig(
         VisionConfig(image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4),
         vocab=1600,
