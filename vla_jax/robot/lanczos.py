@@ -17,7 +17,7 @@ import numpy as np
 LOBES = 3
 PRECISION = 22  # bits after the point of a weight: Pillow keeps 8 for the byte and 2 for the lobes' overshoot of 32
 # Outputs of one matrix product: their inputs overlap, and the rest of a full matrix would be zeros. As small as this,
-# OpenBLAS starts no threads, which cost more than they bring, most of all beside busy ones (one in 20 calls 10 ms).
+# OpenBLAS starts no threads, which cost more than they bring, most of all beside busy ones.
 BLOCK = 8
 
 
