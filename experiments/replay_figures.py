@@ -36,7 +36,7 @@ def replay(policy: Policy, episode: Episode, dataset: str) -> Replayed:
     sparse = np.concatenate([out["actions"] for out in plans(policy, episode, dataset, k)])[: len(chunks)]
     confidence = {
         name: np.array([np.nan if out["confidence"][name] is None else out["confidence"][name] for out in every])
-        for name in every[0]["confidence"]
+        for name in ("gripper", "agreement", "token")
     }
     times = np.array([[out["timing"][name] for name in TIMES] for out in every])
     return Replayed(episode._replace(frames=[]), chunks, sparse, confidence, times)

@@ -17,7 +17,9 @@ from vla_jax.robot import trigger as events
 from vla_jax.robot.calibration import SCHEMA, identity
 from vla_jax.robot.torch_policy import Policy
 
-TARGET_SAVED, THRESHOLDS = 0.8, 12
+TARGET_SAVED = 0.8
+# Of what occurs within chunks: thresholds to try. Most steps are sure, the unsure ones decide.
+SCENES, SURENESS = np.linspace(0.1, 0.9, 8), np.linspace(0.03, 0.45, 8)
 HALVES = ("fit", "report")
 
 
@@ -52,16 +54,15 @@ def fit(artefact: Path, policy: Policy, recording: Recording, numbers: list[int]
         raise ValueError(f"--trigger: expected two episodes or more, to fit and to report on, got {len(numbers)}")
     k = policy.config["network"]["head"]["chunk"]
     histories = events.HISTORIES if policy.config["network"]["sequence"]["window"] > 1 else events.HISTORIES[:1]
-    loops = [events.Settings(n, history=history) for history in histories for n in range(1, k + 1)]
-    found = measure(policy, recording, numbers, [(f"horizon, {settings.history}", settings) for settings in loops])
-    # A policy in full command of its history plans at each step: what "gaps" is without any.
-    base = found[0]
-    history = best_history(found, k)
     scenes, sure = thresholds(policy, recording, numbers[::2], k)
-    events_of = [("scene", events.Settings(k, scene=float(x), history=history)) for x in scenes]
-    events_of += [("confidence", events.Settings(k, confidence=float(x), history=history)) for x in sure]
-    found += measure(policy, recording, numbers, events_of) if k > 1 else []
-    chosen = choose([point for point in found if point.settings.history == history] + [base], base, allowed)
+    wanted = [("every step", events.Settings(1))]
+    for name in histories:
+        wanted += [(f"horizon, {name}", events.Settings(n, history=name)) for n in range(2, k + 1)]
+        wanted += [(f"scene, {name}", events.Settings(k, scene=float(x), history=name)) for x in scenes]
+        wanted += [(f"confidence, {name}", events.Settings(k, confidence=float(x), history=name)) for x in sure]
+    found = measure(policy, recording, numbers, wanted)
+    base = found[0]
+    chosen = choose(found, base, allowed)
     report = chosen.measured("report", base)
     return {
         "schema": SCHEMA,
@@ -78,16 +79,6 @@ def fit(artefact: Path, policy: Policy, recording: Recording, numbers: list[int]
             for point in found
         ],
     }
-
-
-def best_history(found: list[Point], k: int) -> str:
-    """The history with the lower arm error on the fit half, over all horizons that leave gaps."""
-    total: dict[str, float] = {}
-    for point in found:
-        if point.settings.horizon > 1 or k == 1:
-            name = point.settings.history
-            total[name] = total.get(name, 0.0) + float(point.error[0])
-    return min(total, key=lambda name: total[name])
 
 
 def choose(found: list[Point], base: Point, allowed: float) -> Point:
@@ -138,10 +129,9 @@ def thresholds(policy: Policy, recording: Recording, numbers: list[int], k: int)
             scenes += [events.difference(cells[t], later) for later in cells[t + 1 : t + k]]
         policy.reset(episode.instruction, recording.index.dataset.name)
         for t, images in enumerate(episode.frames):
-            out = policy.act(images, state(episode, t), episode.actions[t - 1] if t else None)["confidence"]
-            sure += [min(value for value in (out["gripper"], out["token"]) if value is not None)]
-    parts = np.linspace(0, 1, THRESHOLDS + 2)[1:-1]
-    return _distinct(scenes, parts), _distinct(sure, parts[::2])
+            out = policy.act(images, state(episode, t), episode.actions[t - 1] if t else None)
+            sure += out["confidence"]["steps"] or []
+    return _distinct(scenes, SCENES), _distinct(sure, SURENESS)
 
 
 def _distinct(values: list[float], parts: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ class Logistic:
     def __call__(self, confidence: Any) -> np.ndarray:
         """Confidences in [0, 1] of any shape to probabilities."""
         c = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
-        return 1 / (1 + np.exp(-(self.slope * np.log(c / (1 - c)) + self.offset)))
+        return np.asarray(1 / (1 + np.exp(-(self.slope * np.log(c / (1 - c)) + self.offset))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Curve:
     def __call__(self, agreement: Any) -> tuple[np.ndarray, np.ndarray]:
         """Agreements of any shape to errors to expect, and those that 9 in 10 stay below."""
         x = np.asarray(agreement, np.float64)
-        return np.interp(x, self.agreement, self.error), np.interp(x, self.agreement, self.error_90)
+        expected, most = (np.interp(x, self.agreement, y) for y in (self.error, self.error_90))
+        return np.asarray(expected), np.asarray(most)
 
 
 @dataclasses.dataclass(frozen=True)

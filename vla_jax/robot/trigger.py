@@ -13,7 +13,7 @@ What asks for a pass, the first that holds counting:
     chunk         as many of its actions were executed as `horizon` allows
     scene         the picture differs from that of the last pass by `scene` or more (`difference`)
     tracking      the measured state is further than `tracking` from where the executed actions should have led
-    confidence    the last pass was less sure than `confidence`
+    confidence    the policy was less sure of the chunk's next action, when it made it, than `confidence`
 
 `experiments.replay --trigger` learns the settings from held-out episodes. numpy and the standard library only.
 """
@@ -22,12 +22,13 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from vla_jax.robot.calibration import Calibration, keys, read
+from vla_jax.robot.calibration import keys, read
 
 REASONS = ("start", "instruction", "chunk", "scene", "tracking", "confidence")
 HISTORIES = ("gaps", "restart")
@@ -45,10 +46,11 @@ class Settings:
         horizon: how many actions of a chunk may be executed; 1 is a pass at every step.
         scene: least `difference` that counts as another scene, in (0, 1].
         tracking: per dim of the state how far from the expected it may be, in robot units; None in it leaves a dim out.
-        confidence: least confidence, in (0, 1], of the last pass.
-        history: "gaps": the policy's window holds the frames of the last passes, which lie further apart than in
-            training. "restart": each pass begins a new episode, its frame standing for those before, as at an
-            episode's start. Which errs less is measured for each artefact.
+        confidence: least confidence, in (0, 1], of an action of a chunk ("steps" of the policy's confidence); the
+            first of a chunk is executed however sure.
+        history: what a policy that looks at several frames sees at a pass that follows skipped ones. "gaps": the
+            frames of the last passes, further apart than in training. "restart": this frame alone, standing for those
+            before as at the start of an episode. Which errs less is measured for each artefact.
     """
 
     horizon: int
@@ -58,16 +60,12 @@ class Settings:
     history: str = "gaps"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.horizon, int) and not isinstance(self.horizon, bool)
-        _need(whole and self.horizon >= 1, "horizon", "1 action or more", self.horizon)
+        _need(self.horizon >= 1, "horizon", "1 action or more", self.horizon)
         for name in ("scene", "confidence"):
             value = getattr(self, name)
-            _need(value is None or (_is_number(value) and 0 < value <= 1), name, "a number in (0, 1], or null", value)
-        if self.tracking is not None:
-            good = isinstance(self.tracking, tuple) and all(
-                x is None or (_is_number(x) and math.isfinite(x) and x >= 0) for x in self.tracking
-            )
-            _need(good, "tracking", "a finite distance, 0 or more, or null for each dim of the state", self.tracking)
+            _need(value is None or 0 < value <= 1, name, "a number in (0, 1], or null", value)
+        good = all(x is None or 0 <= x < math.inf for x in self.tracking or ())
+        _need(good, "tracking", "a finite distance, 0 or more, or null for each dim of the state", self.tracking)
         _need(self.history in HISTORIES, "history", " | ".join(HISTORIES), self.history)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,8 +76,16 @@ class Settings:
     def from_json(cls, body: Any) -> "Settings":
         """Raises ValueError for missing, unknown or wrong fields."""
         values = keys(body, "trigger", tuple(field.name for field in dataclasses.fields(cls)))
-        tracking = values["tracking"]
-        return cls(**{**values, "tracking": tuple(tracking) if isinstance(tracking, list) else tracking})
+        horizon, tracking = values["horizon"], values["tracking"]
+        _need(isinstance(horizon, int) and not isinstance(horizon, bool), "horizon", "a whole number", horizon)
+        _need(tracking is None or isinstance(tracking, list), "tracking", "a list, or null", tracking)
+        return cls(
+            horizon,
+            _number("scene", values["scene"]),
+            None if tracking is None else tuple(_number("tracking", value) for value in tracking),
+            _number("confidence", values["confidence"]),
+            str(values["history"]),
+        )
 
 
 def load(path: Path | str, artefact: str) -> Settings:
@@ -116,7 +122,8 @@ class Trigger:
         """Forgets the last pass: the next step asks for one. The counts go on."""
         self._scene: dict[str, np.ndarray] | None = None
         self._instruction = ""
-        self._left, self._sure = 0, math.inf
+        self._sure: Sequence[float] | None = None
+        self._next, self._end = 0, 0  # of the chunk: the next action, and where it is used up
 
     def reason(self, look: Look) -> str | None:
         """Why the backbone is to run at this step; None: the chunk's next action is to be executed.
@@ -126,14 +133,15 @@ class Trigger:
         found = self._reason(look)
         self.counts[found or "continued"] += 1
         if found is None:
-            self._left -= 1
+            self._next += 1
         return found
 
-    def ran(self, look: Look, actions: int, confidence: float | None) -> None:
-        """The backbone ran at this step and gave so many actions, the first of which is executed in it."""
+    def ran(self, look: Look, actions: int, sure: Sequence[float] | None) -> None:
+        """The backbone ran at this step and gave so many actions, the first of which is executed in it, so sure of
+        each; None where it does not say.
+        """
         self._scene, self._instruction = luminance(look.images), look.instruction
-        self._left = min(actions, self.settings.horizon) - 1
-        self._sure = math.inf if confidence is None else confidence
+        self._next, self._end, self._sure = 1, min(actions, self.settings.horizon), sure
 
     def _reason(self, look: Look) -> str | None:
         settings = self.settings
@@ -141,14 +149,15 @@ class Trigger:
             return "start"
         if look.instruction != self._instruction:
             return "instruction"
-        if self._left < 1:
+        if self._next >= self._end:
             return "chunk"
         # Written so that a NaN asks for a pass.
         if settings.scene is not None and not difference(luminance(look.images), self._scene) < settings.scene:
             return "scene"
         if settings.tracking is not None and not _on_track(look, settings.tracking):
             return "tracking"
-        if settings.confidence is not None and not self._sure >= settings.confidence:
+        sure = None if self._sure is None else self._sure[self._next]
+        if settings.confidence is not None and sure is not None and not sure >= settings.confidence:
             return "confidence"
         return None
 
@@ -202,6 +211,7 @@ def _on_track(look: Look, tolerance: tuple[float | None, ...]) -> bool:
     return all(abs(a - b) <= most for a, b, most in zip(measured, expected, tolerance, strict=True) if most is not None)
 
 
+@runtime_checkable
 class Acting(Protocol):
     """The torch policy, or anything with its two methods (a client of a server)."""
 
@@ -220,12 +230,11 @@ class Acted(NamedTuple):
 class EventPolicy:
     """What a control loop calls once per step: runs the policy when the trigger says so, goes on with its chunk else.
 
-    The confidence that the trigger sees is the least of "gripper" and "token", through `calibration` where there is
-    one. "agreement" is not used: it compares chunks that are one step apart, and here they are not.
+    The policy's "agreement" means nothing here: it compares chunks that are one step apart.
     """
 
-    def __init__(self, policy: Acting, trigger: Trigger, calibration: Calibration | None = None) -> None:
-        self._policy, self.trigger, self._calibration = policy, trigger, calibration
+    def __init__(self, policy: Acting, trigger: Trigger) -> None:
+        self._policy, self.trigger = policy, trigger
         self._instruction: str | None = None
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
@@ -267,7 +276,8 @@ class EventPolicy:
 
     def _run(self, look: Look, executed: Any) -> None:
         self.trigger.reset()  # should the pass fail, there is no chunk to go on with
-        if self.trigger.settings.history == "restart" and not self._fresh:
+        skipped = self._next > 0
+        if self.trigger.settings.history == "restart" and skipped and not self._fresh:
             self._policy.reset(look.instruction, self._dataset, self._seed + self._passes)
             self._fresh = True
         if executed is None and not self._fresh:
@@ -275,15 +285,13 @@ class EventPolicy:
         out = self._policy.act(look.images, look.state, executed)
         self._chunk, self._next, self._fresh = out["actions"], 0, False
         self._passes += 1
-        self.trigger.ran(look, len(self._chunk), self._least(out["confidence"]))
-
-    def _least(self, confidence: dict[str, float | None]) -> float | None:
-        known = confidence if self._calibration is None else self._calibration(confidence)
-        return min((value for value in (known["gripper"], known["token"]) if value is not None), default=None)
+        self.trigger.ran(look, len(self._chunk), out["confidence"]["steps"])
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _number(where: str, value: Any) -> float | None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    _need(value is None or good, where, "a number, or null", value)
+    return None if value is None else float(value)
 
 
 def _need(good: bool, where: str, expected: str, got: object) -> None:
