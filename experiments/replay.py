@@ -58,10 +58,10 @@ def main(argv: list[str]) -> None:
         write(args.out / "calibration.json", made)
         replay_plots.reliability(made["report"], args.out / "reliability.png")
     if args.trigger:
-        body = replay_trigger.fit(args.artefact, policy, recording, numbers, args.allowed)
+        body = replay_trigger.fit(args.artefact, policy, recording, found, args.allowed)
         print(replay_trigger.text(body))
         write(args.out / "trigger.json", body)
-        replay_plots.trigger(body["points"], body["measured"], args.out / "trigger.png")
+        replay_plots.trigger(body, args.out / "trigger.png")
     print(f"written: {', '.join(str(file) for file in sorted(args.out.iterdir()))}")
 
 

@@ -1,8 +1,10 @@
 """Fits what a policy's confidence is worth on held-out episodes: even ones fit, odd ones report.
 
 What counts as right
-    gripper   the next action's gripper state (with several, all of them) is the demonstrated one
-    token     the share of the next action's numbers within one bin of the demonstrated one, network units (discrete)
+    gripper   the gripper's state (with several, all of them) is the demonstrated one, at each step of a chunk that lies
+              within the episode; for the head discrete at the next step
+    token     the share of an action's numbers within one bin of the demonstrated one, network units (discrete), at each
+              step of a chunk that lies within the episode
     agreement nothing is right or wrong: it is mapped to the mean absolute error of the next action's arm
 """
 
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.replay_figures import Replayed, arm
+from experiments.replay_figures import Replayed, ahead, arm, correlation
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.calibration import NEAREST, SCHEMA, Calibration, Curve, Logistic, identity
 
@@ -24,16 +26,18 @@ def calibrate(artefact: Path, spec: ActionSpec, found: list[Replayed]) -> dict[s
     if len(found) < 2:
         raise ValueError(f"--calibrate: expected two episodes or more, to fit and to report on, got {len(found)}")
     head = json.loads((artefact / "config.json").read_text(encoding="utf-8"))["network"]["head"]
-    right = {"gripper": lambda one: gripper_right(spec, one), "token": lambda one: tokens_right(spec, head, one)}
+    kinds = {"gripper": lambda one: gripper(spec, one), "token": lambda one: tokens(spec, head, one)}
+    if head["kind"] != "discrete":
+        del kinds["token"]
     fitted: dict[str, Any] = {"gripper": None, "token": None, "agreement": None}
     report: dict[str, Any] = {}
-    for name in ("gripper", "token"):
-        fit, test = (joined(half, name, right[name]) for half in (found[::2], found[1::2]))
+    for name, kind in kinds.items():
+        fit, test = (joined([kind(one) for one in half]) for half in (found[::2], found[1::2]))
         if len(fit[0]) and len(test[0]):
             fitted[name] = scale = logistic(*fit)
             raw, truth = test
             report[name] = {"raw": reliability(raw, truth), "calibrated": reliability(scale(raw), truth)}
-    fit, test = (joined(half, "agreement", lambda one: arm_mae(spec, one)) for half in (found[::2], found[1::2]))
+    fit, test = (joined([agreement(spec, one) for one in half]) for half in (found[::2], found[1::2]))
     if len(fit[0]) and len(test[0]):
         fitted["agreement"] = curve = monotone(*fit)
         report["agreement"] = agreement_report(curve, *test)
@@ -41,34 +45,36 @@ def calibrate(artefact: Path, spec: ActionSpec, found: list[Replayed]) -> dict[s
     return {"schema": SCHEMA, "artefact": identity(artefact), "calibration": made.to_json(), "report": report}
 
 
-def gripper_right(spec: ActionSpec, one: Replayed) -> np.ndarray:
-    """[t], 0 or 1."""
-    said, true = one.chunks[:, 0] > 0.5, one.episode.actions > 0.5
-    return (said == true)[:, spec.binary].all(1).astype(np.float64)
+Pairs = tuple[np.ndarray, np.ndarray]  # confidences, and what became of them
 
 
-def tokens_right(spec: ActionSpec, head: dict[str, Any], one: Replayed) -> np.ndarray:
-    """[t], the share of the d numbers; a binary one counts where its state is the demonstrated one."""
+def gripper(spec: ActionSpec, one: Replayed) -> Pairs:
+    """Of an episode: confidences, and 1 where all binary dims are right, 0 elsewhere."""
+    within, true = ahead(one)
+    right = ((one.chunks > 0.5) == (true > 0.5))[..., spec.binary].all(-1).astype(np.float64)
+    if np.isfinite(one.confidence["token"]).any():
+        return one.confidence["gripper"], right[:, 0]
+    return one.confidence["steps"][within], right[within]
+
+
+def tokens(spec: ActionSpec, head: dict[str, Any], one: Replayed) -> Pairs:
+    """Of an episode: confidences, and the share of d numbers; a binary one counts where its state is right."""
+    within, true = ahead(one)
     width = (head["high"] - head["low"]) / (head["bins"] - 1)
+    close = np.abs(spec.normalise(one.chunks) - spec.normalise(true)) <= width * (1 + 1e-6)
+    close[..., spec.binary] = ((one.chunks > 0.5) == (true > 0.5))[..., spec.binary]
+    return one.confidence["steps"][within], close.mean(-1)[within]
+
+
+def agreement(spec: ActionSpec, one: Replayed) -> Pairs:
+    """Of an episode: agreements, and the mean absolute error of the next action's arm in network units."""
     error = np.abs(spec.normalise(one.chunks[:, 0]) - spec.normalise(one.episode.actions))
-    close = error <= width * (1 + 1e-6)
-    close[:, spec.binary] = ((one.chunks[:, 0] > 0.5) == (one.episode.actions > 0.5))[:, spec.binary]
-    return close.mean(1)
+    return one.confidence["agreement"], error[:, arm(spec)].mean(1).astype(np.float64)
 
 
-def arm_mae(spec: ActionSpec, one: Replayed) -> np.ndarray:
-    """[t], network units."""
-    error = np.abs(spec.normalise(one.chunks[:, 0]) - spec.normalise(one.episode.actions))
-    return error[:, arm(spec)].mean(1).astype(np.float64)
-
-
-def joined(found: list[Replayed], name: str, truth: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences of all steps that have one, and what became of them."""
-    parts = [(one.confidence[name], one) for one in found]
-    parts = [(values, one) for values, one in parts if np.isfinite(values).any()]
-    if not parts:
-        return np.zeros(0), np.zeros(0)
-    values, after = np.concatenate([v for v, _ in parts]), np.concatenate([truth(one) for _, one in parts])
+def joined(parts: list[Pairs]) -> Pairs:
+    """All steps that have a confidence."""
+    values, after = (np.concatenate(column) for column in zip(*parts, strict=True))
     there = np.isfinite(values)
     return values[there], after[there]
 
@@ -167,9 +173,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     for values in (a, b):
         _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(count) - (count + 1) / 2)[inverse])
-    if any(rank.std() == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return correlation(ranks[0], ranks[1])
 
 
 def text(body: dict[str, Any]) -> str:

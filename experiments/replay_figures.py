@@ -24,7 +24,7 @@ class Replayed(NamedTuple):
     episode: Episode
     chunks: np.ndarray  # t k d, robot units: planned anew at each step
     open_loop: np.ndarray  # t d, robot units: whole chunks executed, the policy sees nothing between
-    confidence: dict[str, np.ndarray]  # name -> t, NaN where there is none
+    confidence: dict[str, np.ndarray]  # name -> t ("steps": t k), NaN where there is none
     milliseconds: np.ndarray  # t of TIMES
 
 
@@ -34,10 +34,11 @@ def replay(policy: Policy, episode: Episode, dataset: str) -> Replayed:
     chunks = np.stack([out["actions"] for out in every])
     k = chunks.shape[1]
     sparse = np.concatenate([out["actions"] for out in plans(policy, episode, dataset, k)])[: len(chunks)]
-    confidence = {
-        name: np.array([np.nan if out["confidence"][name] is None else out["confidence"][name] for out in every])
-        for name in ("gripper", "agreement", "token")
-    }
+    confidence = {}
+    for name in ("gripper", "agreement", "token", "steps"):
+        none: Any = [np.nan] * k if name == "steps" else np.nan
+        said = [out["confidence"][name] for out in every]
+        confidence[name] = np.array([none if value is None else value for value in said])
     times = np.array([[out["timing"][name] for name in TIMES] for out in every])
     return Replayed(episode._replace(frames=[]), chunks, sparse, confidence, times)
 
@@ -121,12 +122,17 @@ def chunk_loss(spec: ActionSpec, found: list[Replayed]) -> float:
     """
     total, count = 0.0, 0
     for one in found:
-        length, k = one.chunks.shape[:2]
-        at = np.arange(length)[:, None] + np.arange(k)
-        inside = at < length
-        errors = arm_error(spec, one.chunks, one.episode.actions[np.minimum(at, length - 1)])
-        total, count = total + float(errors[inside].sum()), count + int(inside.sum())
+        within, true = ahead(one)
+        errors = arm_error(spec, one.chunks, true)
+        total, count = total + float(errors[within].sum()), count + int(within.sum())
     return total / count
+
+
+def ahead(one: Replayed) -> tuple[np.ndarray, np.ndarray]:
+    """Which steps of the chunks lie within the episode [t k], and the recorded actions there [t k d]."""
+    length, k = one.chunks.shape[:2]
+    at = np.arange(length)[:, None] + np.arange(k)
+    return at < length, one.episode.actions[np.minimum(at, length - 1)]
 
 
 def gripper_accuracy(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> float | None:
@@ -187,7 +193,7 @@ def _jerk(spec: ActionSpec, actions: np.ndarray) -> np.ndarray:
 
 def worst(spec: ActionSpec, found: list[Replayed]) -> list[dict[str, Any]]:
     """The episodes with the largest arm error, planned at each step."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in found:
         step, true = one.chunks[:, 0], one.episode.actions
         by_dim = np.abs(spec.normalise(step) - spec.normalise(true)).mean(0)

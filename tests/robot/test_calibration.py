@@ -24,11 +24,22 @@ def test_the_curve_is_straight_between_points_and_flat_outside() -> None:
 
 
 def test_a_policys_confidence_becomes_numbers_to_reckon_with() -> None:
-    out = WHOLE({"gripper": 0.9, "agreement": 0.7, "token": None, "steps": [0.9]})
-    assert out["token"] is None
+    out = WHOLE({"gripper": 0.9, "agreement": 0.7, "token": None, "steps": None})
+    assert out["token"] is out["steps"] is None
     np.testing.assert_allclose([out["gripper"], out["arm_error"], out["arm_error_90"]], [0.75, 0.25, 0.5])
-    nothing = Calibration(None, None, None)({"gripper": 0.9, "agreement": 0.7, "token": 0.5, "steps": None})
-    assert nothing == {"gripper": None, "token": None, "arm_error": None, "arm_error_90": None}
+    continuous = Calibration(Logistic(0.5, 0.0), None, None)
+    said = {"gripper": 0.9, "agreement": None, "token": None, "steps": [0.9, 0.5]}
+    assert continuous(said) == {
+        "gripper": pytest.approx(0.75), "token": None, "steps": pytest.approx([0.75, 0.5]), "arm_error": None,
+        "arm_error_90": None,
+    }  # fmt: skip
+    nothing = Calibration(None, None, None)({"gripper": 0.9, "agreement": 0.7, "token": 0.5, "steps": [0.5]})
+    assert set(nothing.values()) == {None}
+
+
+def test_the_steps_of_a_head_with_tokens_are_scaled_as_tokens() -> None:
+    out = WHOLE({"gripper": 0.9, "agreement": None, "token": 0.5, "steps": [0.5]})
+    assert out["steps"] == [out["token"]] == [pytest.approx(1 / (1 + np.e))]
 
 
 def test_it_survives_json_and_belongs_to_an_artefact(tmp_path) -> None:
@@ -64,5 +75,5 @@ def test_what_is_no_calibration_is_refused_with_its_part(part: str, body: Any) -
 def test_what_is_no_file_of_replay_is_refused(tmp_path, text: str) -> None:
     file = tmp_path / "calibration.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match="calibration.json: expected"):
+    with pytest.raises(ValueError, match=r"calibration\.json: expected"):
         load(file, "abc")

@@ -221,7 +221,7 @@ def test_load_refuses_another_artefacts_file(tmp_path) -> None:
     file = tmp_path / "trigger.json"
     file.write_text(json.dumps({"schema": SCHEMA, "artefact": "abc", "settings": Settings(3).to_json()}))
     assert load(file, "abc") == Settings(3)
-    with pytest.raises(ValueError, match="another|expected measurements of the artefact"):
+    with pytest.raises(ValueError, match="expected measurements of the artefact"):
         load(file, "abd")
     file.write_text("{")
     with pytest.raises(ValueError, match="expected JSON"):

@@ -1,10 +1,12 @@
 """What a policy's confidence is worth, as measured on held-out episodes: applied beside a robot.
 
     calibration = load("replay/calibration.json", identity("artefact"))
-    calibration(out["confidence"])      # {"gripper": 0.97, "token": None, "arm_error": 0.02, "arm_error_90": 0.05}
+    calibration(out["confidence"])      # {"gripper": 0.97, "token": None, "steps": [0.97, 0.93, ...],
+                                        #  "arm_error": 0.02, "arm_error_90": 0.05}
 
 gripper       probability that the gripper's next action is the one a demonstrator would take
 token         share of the next action's numbers that lie within a bin of the demonstrator's (head discrete)
+steps         the same for each action of the chunk: of "token" where there is one, else of "gripper"
 arm_error     mean absolute error of the next action's arm to expect, in network units, from the agreement of
               overlapping chunks; arm_error_90 is what 9 in 10 stay below
 
@@ -74,12 +76,14 @@ class Calibration:
     token: Logistic | None
     agreement: Curve | None
 
-    def __call__(self, confidence: dict[str, float | None]) -> dict[str, float | None]:
+    def __call__(self, confidence: dict[str, Any]) -> dict[str, Any]:
         """What "confidence" of Policy.act amounts to; see the top. None for what is None in it."""
-        out: dict[str, float | None] = {}
+        out: dict[str, Any] = {}
         for name, scale in (("gripper", self.gripper), ("token", self.token)):
             value = confidence[name]
             out[name] = None if value is None or scale is None else float(scale(value))
+        value, scale = confidence["steps"], self.gripper if self.token is None else self.token
+        out["steps"] = None if value is None or scale is None else scale(value).tolist()
         value = confidence["agreement"]
         known = None if value is None or self.agreement is None else self.agreement(value)
         out["arm_error"], out["arm_error_90"] = (None, None) if known is None else (float(known[0]), float(known[1]))
