@@ -13,7 +13,7 @@ The folder is made of a finished artefact, so its proof continues the artefact's
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def hub_config(config: paligemma.PaliGemmaConfig, image: int) -> Any:
     from transformers import PaliGemmaConfig  # here: only this output needs it
 
     vision, second = config.vision, config.post_norms
-    text = {
+    text: dict[str, Any] = {
         "model_type": "gemma2" if second else "gemma", "vocab_size": config.vocab, "hidden_size": config.width,
         "intermediate_size": config.mlp, "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "rms_norm_eps": config.eps,
@@ -122,7 +122,7 @@ def hub_tensors(config: paligemma.PaliGemmaConfig, ours: Mapping[str, Tensor]) -
 
     The output layer is tied and has no name.
     """
-    back = {
+    back: dict[weights.Transform, Callable[[Tensor], Tensor]] = {
         weights.as_is: lambda x: x,
         weights.transposed: lambda x: x.T.contiguous(),
         weights.conv_patches: lambda x: x.unflatten(0, (config.vision.patch,) * 2 + (3,)).permute(3, 2, 0, 1),
