@@ -2,11 +2,16 @@
 
     python -m experiments.export --checkpoint runs/NAME/checkpoints --out artefacts/NAME
     python -m experiments.export --checkpoint DIR --out DIR --dtype bfloat16 [--step N] [--tokenizer DIR]
+    python -m experiments.export --checkpoint DIR --out DIR --hf DIR
+    python -m experiments.export --artefact DIR --hf DIR --tokenizer DIR      # of an artefact that is there
 
 --checkpoint is the checkpoints directory of a run (averaged parameters if it kept them, adapters merged) or of
 import_weights. The folder (vla_jax/export/artefact.py says what is in it) is written only if the torch policy in it
 equals the JAX policy at three stages; the table is printed. Checkpoints of parts that torch does not compute are
 refused by name.
+
+What is derived of an artefact is a folder of its own, written only if it computes what the artefact does:
+--hf    the backbone as transformers reads it, the rest beside it (vla_jax/export/hf.py); PaliGemma only
 """
 
 import argparse
@@ -20,8 +25,9 @@ from ml_collections import ConfigDict
 from experiments import build, sources
 from vla_jax.actions import ActionSpec
 from vla_jax.checkpoint import complete_steps, load_meta, load_params
-from vla_jax.export import artefact
+from vla_jax.export import artefact, hf
 from vla_jax.heads.discrete import action_end
+from vla_jax.robot.torch_policy import golden
 from vla_jax.tokenizer import open_tokenizer, special_tokens
 
 
@@ -30,15 +36,25 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoints directory")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--checkpoint", type=Path, default=None, help="a checkpoints directory")
+    parser.add_argument("--out", type=Path, default=None, help="the folder to write")
+    parser.add_argument("--artefact", type=Path, default=None, help="a folder written before, to derive others of")
+    parser.add_argument("--hf", type=Path, default=None, help="the Hugging Face folder to write")
     parser.add_argument("--step", type=int, default=None, help="of the checkpoint; the newest by default")
     parser.add_argument("--dtype", choices=tuple(artefact.BOUNDS), default="float32", help="of the weights")
     parser.add_argument("--tokenizer", type=Path, default=None, help="folder, where the checkpoint's has moved")
     args = parser.parse_args(argv)
-    proof = artefact.write(source(args.checkpoint, args.step, args.tokenizer), args.out, args.dtype)
-    print(artefact.report(proof))
-    print(f"written: {args.out}")
+    if (args.checkpoint is None, args.out is None) != (args.artefact is not None,) * 2:
+        raise ValueError("expected --checkpoint and --out, or --artefact without them")
+    folder = args.artefact or args.out
+    if args.checkpoint is not None:
+        proof = artefact.write(source(args.checkpoint, args.step, args.tokenizer), folder, args.dtype)
+        print(f"{artefact.report(proof)}\nwritten: {folder}")
+    if args.hf is not None:
+        if args.checkpoint is None and args.tokenizer is None:
+            raise ValueError("--hf with --artefact: expected --tokenizer=DIR, the folder the policy was trained with")
+        words = args.tokenizer or tokenizer_folder(args.checkpoint, load_meta(args.checkpoint, args.step))
+        print(f"{golden.table(hf.write(folder, words, args.hf))}\nwritten: {args.hf}")
 
 
 def source(checkpoint: Path, step: int | None = None, folder: Path | None = None) -> artefact.Source:

@@ -194,15 +194,14 @@ class Network(nn.Module):
 
     def _in_window(self, state: Frame, frame: Frame, first: Tensor) -> Frame:
         """The window's frames with the new one at the end; those before the episode began are not valid."""
-        media = None if frame.media_valid is None else torch.zeros_like(frame.media_valid)
-        unseen = frame._replace(valid=torch.zeros_like(frame.valid), media_valid=media)
         parts: list[Tensor | None] = []
-        for old, new, blank in zip(state, frame, unseen, strict=True):
-            if old is None or new is None or blank is None:
+        for old, new in zip(state, frame, strict=True):
+            if old is None or new is None:
                 parts.append(None)
                 continue
-            begins = first.view(-1, *[1] * (old.ndim - 1))
-            before = torch.where(begins, blank, old[:, 1:])
+            begins, before = first.view(-1, *[1] * (old.ndim - 1)), old[:, 1:]
+            # Masks without torch.where, which onnxruntime does not know for bool.
+            before = before & ~begins if old.dtype == torch.bool else torch.where(begins, new, before)
             parts.append(torch.cat([before, new], 1))
         return Frame(*parts)  # type: ignore[arg-type]
 

@@ -1,0 +1,167 @@
+"""What the outputs derived of an artefact share: one step of the policy as a function of named tensors, and its proof.
+
+All are of one episode and of fixed shapes; io.json lists their inputs and outputs. What a step leaves behind comes out
+as next_X and is the next step's input X; zeros stand before an episode's first frame, where `first` is True.
+
+The proof continues the artefact's: the golden frames, of which it holds what JAX computed, go through the written files
+with the state carried from step to step.
+
+Axes: as in vla_jax/robot/torch_policy/network.py, with b = 1.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_jax.export import artefact
+from vla_jax.robot.torch_policy import Policy, golden
+from vla_jax.robot.torch_policy.network import Frame, Inputs, Network, State
+
+Named = dict[str, Tensor]
+Arrays = dict[str, np.ndarray]
+COPIED = ("config.json", "norm_stats.json", "tokenizer.json", "golden.npz")
+STATE = "state"
+
+
+class OneStep(nn.Module):
+    """Named inputs -> action, readout and vision (the golden stages), probability where there is one, and next_*."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, given: Named) -> Named:
+        inputs = Inputs(*(given.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        visual = self.network.vision(inputs.images)
+        frame = self.network.frame(visual, inputs)
+        state, step = self.network.step(_gathered(given), frame, inputs)
+        out = {"action": step.action.float(), "readout": step.readout, "vision": visual.float()}
+        if step.probability is not None:
+            out["probability"] = step.probability
+        return out | {f"next_{name}": x for name, x in _named(state).items()}
+
+
+def example(policy: Policy) -> Named:
+    """Inputs of a step, in their order, of zeros."""
+    network, config, device = policy.network, policy.config, policy.network.readout_embedding.device
+    size, length = config["image"]["size"], config["prompt"]["length"]
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "images": ((len(policy.cameras), size, size, 3), torch.uint8),
+        "prompt": ((length,), torch.int64),
+        "prompt_mask": ((length,), torch.bool),
+        "first": ((), torch.bool),
+    }
+    if network.state is not None:
+        shapes["proprio"] = (network.state.dims,), torch.float32
+    if network.past is not None:
+        shapes["past"] = (network.past.dims,), torch.float32
+    if network.head.noise_shape is not None:
+        shapes["noise"] = network.head.noise_shape, torch.float32
+    given = {name: torch.zeros(1, *shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
+    with torch.inference_mode():
+        inputs = Inputs(*(given.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        state = network.initial(network.frame(network.vision(inputs.images), inputs))
+    return given | {name: x.clone() for name, x in _named(state).items()}
+
+
+def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
+    """The step of a policy as torch.export sees it."""
+    with torch.no_grad():
+        return torch.export.export(OneStep(policy.network).eval(), (given,), strict=False)
+
+
+def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: Path, dtype: str) -> list[golden.Row]:
+    """The rows of golden.STAGES for what `run` makes of the golden frames, the state carried by hand.
+
+    `policy` is the artefact's: it only prepares the inputs. `given` is of `example`.
+    """
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    policy.reset(str(arrays["instruction"]), str(arrays["dataset"]))
+    state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
+    found: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
+    for i in range(len(arrays["action"])):
+        prepared = policy.prepared(
+            {name: arrays[f"image/{name}"][i] for name in policy.cameras},
+            arrays["proprio"][i] if "proprio" in arrays else None,
+            arrays["robot"][i - 1, 0] if i else None,
+            arrays["noise"][i] if "noise" in arrays else None,
+        )
+        out = run({name: state[name] if name in state else prepared[name][None] for name in given})
+        state = {name: out[f"next_{name}"] for name in state}
+        policy.moved(None, out["action"][0], None)
+        for stage in golden.STAGES:
+            found[stage].append(out[stage][0])
+    bounds = dict(zip(golden.STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
+    rows = []
+    for stage in golden.STAGES:
+        wanted = arrays[stage]
+        difference = float(np.abs(np.stack(found[stage]) - wanted).max())
+        rows.append(golden.Row(stage, float(np.abs(wanted).max()), difference, bounds[stage]))
+    return rows
+
+
+@contextmanager
+def whole(out: Path, flag: str) -> Iterator[Path]:
+    """A folder beside `out` to be filled, which is then signed and becomes `out`, or is removed after an error.
+
+    Raises ValueError for a folder that is there.
+    """
+    if out.exists():
+        raise ValueError(f"{flag}: {out} is there already; give another folder, or remove it")
+    part = out.with_name(f"{out.name}.part{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        artefact.sign(part)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def accompany(origin: Path, part: Path, given: Named, made: dict[str, Any]) -> None:
+    """Writes what a runtime needs beside the program: what the artefact says of it, and io.json.
+
+    `made` are example outputs, or anything with their shapes and dtypes.
+    """
+    for name in COPIED:
+        shutil.copyfile(origin / name, part / name)
+    body = {
+        side: {name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)} for name, x in ports.items()}
+        for side, ports in (("inputs", given), ("outputs", made))
+    }
+    (part / "io.json").write_text(json.dumps(body, indent=1))
+
+
+def check(flag: str, what: str, rows: list[golden.Row]) -> None:
+    """Raises ValueError when a stage exceeds its bound."""
+    bad = [row.stage for row in rows if row.exceeds]
+    if bad:
+        raise ValueError(f"{flag}: {what} and JAX differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}")
+
+
+def array(x: Tensor) -> np.ndarray:
+    """As numpy has it, which does not know bfloat16."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+
+
+def _named(state: State) -> Named:
+    """The tensors of a state under their names."""
+    if isinstance(state, Frame):
+        return {f"{STATE}_{name}": x for name, x in state._asdict().items() if x is not None}
+    return {} if state is None else {STATE: state}
+
+
+def _gathered(given: Named) -> State:
+    """The inverse of `_named`."""
+    if f"{STATE}_tokens" in given:
+        return Frame(*(given.get(f"{STATE}_{name}") for name in Frame._fields))  # type: ignore[arg-type]
+    return given.get(STATE)

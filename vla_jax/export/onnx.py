@@ -1,0 +1,100 @@
+"""A step of the policy in ONNX, checked in onnxruntime: for runtimes without Python or torch, such as TensorRT.
+
+model.onnx, model.onnx.data  one step of one episode, opset 20, float32; the weights are in .data
+io.json                      names, shapes and types of what goes in and comes out: see derived.py
+config.json, norm_stats.json, tokenizer.json, golden.npz
+                             the artefact's: the prompt, what the numbers mean, and frames to check a runtime with
+README.md                    how to run it
+SHA256SUMS                   of all of these
+
+Always float32: it is what every runtime computes, and one for 16 or 8 bits converts by its own rules.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_jax.export import derived
+from vla_jax.robot.torch_policy import golden, load
+from vla_jax.robot.torch_policy.heads import DiscreteHead
+
+OPSET = 20
+FLAG = "--onnx"
+# Passes of a layer over a token that a graph may hold: the loop over the tokens of the head discrete is unrolled.
+PASSES = 256
+
+
+def write(origin: Path, out: Path) -> list[golden.Row]:
+    """Writes the folder `out` of the artefact in `origin` and returns its proof.
+
+    Raises ValueError for a folder that is there, a head that would unroll into too large a graph, and when onnxruntime
+    computes something else than JAX; no folder is left behind then.
+    """
+    policy = load(origin)
+    head, depth = policy.network.head, len(policy.network.backbone.decoder.layers.blocks)
+    if isinstance(head, DiscreteHead) and head.tokens * depth > PASSES:
+        raise ValueError(
+            f"{FLAG}: head discrete: expected at most {PASSES} passes of a layer in its unrolled loop, got {head.tokens} "
+            f"tokens through {depth} layers; use the torch policy"
+        )
+    given = derived.example(policy)
+    with torch.inference_mode():
+        made = derived.OneStep(policy.network)(given)
+    with derived.whole(out, FLAG) as part:
+        program = torch.onnx.export(
+            derived.exported(policy, given), opset_version=OPSET, dynamo=True, verbose=False,
+            input_names=list(given), output_names=list(made),
+        )  # fmt: skip
+        assert program is not None
+        program.save(part / "model.onnx", external_data=True)
+        derived.accompany(origin, part, given, made)
+        (part / "README.md").write_text(readme(policy.config), encoding="utf-8")
+        rows = derived.replay(_session(part), policy, given, part / "golden.npz", "float32")
+        derived.check(FLAG, "onnxruntime", rows)
+    return rows
+
+
+def readme(config: dict[str, Any]) -> str:
+    """How to run the folder; tests run its code."""
+    return f"""# A step of a robot policy in ONNX
+
+`io.json` lists inputs and outputs: one episode, fixed shapes. Beside them stand the artefact's files: `config.json` (the
+prompt's ids before and after the instruction's, image size and resize rule), `norm_stats.json` (per dataset what the
+numbers of an action and a state mean), `tokenizer.json`, and `golden.npz`, whose frames this program was checked with.
+
+```python
+import json, numpy as np, onnxruntime
+io = json.load(open("io.json"))
+session = onnxruntime.InferenceSession("model.onnx")
+state = {{name: np.zeros(x["shape"], x["dtype"]) for name, x in io["inputs"].items() if name.startswith("state")}}
+
+def step(inputs, state):  # inputs: images {config["cameras"]}, prompt, prompt_mask, first (an episode begins) ...
+    out = dict(zip(io["outputs"], session.run(list(io["outputs"]), {{**inputs, **state}})))
+    return out["action"][0], {{name: out["next_" + name] for name in state}}
+
+def robot_units(action, dataset):  # clip what the head made, then undo each step of the normalisation
+    spec = json.load(open("norm_stats.json"))["datasets"][dataset]["action"]
+    for each in reversed(spec["steps"]):
+        action = action * np.array(each["scale"]) + np.array(each["offset"])
+    action[..., spec["binary"]] = action[..., spec["binary"]] > 0.5
+    return action
+```
+"""
+
+
+def _session(part: Path) -> Any:
+    """The written program as a function of arrays."""
+    import onnxruntime  # here: only this output needs it
+
+    session = onnxruntime.InferenceSession(part / "model.onnx", providers=["CPUExecutionProvider"])
+    outputs = list(json.loads((part / "io.json").read_text())["outputs"])
+    known = {port.name for port in session.get_inputs()}
+
+    def run(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = session.run(outputs, {name: x for name, x in given.items() if name in known})
+        return dict(zip(outputs, values, strict=True))
+
+    return run
