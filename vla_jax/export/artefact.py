@@ -4,7 +4,8 @@ model.safetensors  every array by our flat name, one per layer, float32 or bfloa
 config.json        schema, network, cameras, image size and resize rule, prompt, origin
 norm_stats.json    per dataset: what the numbers of an action and of a state mean, their normalisation, control_hz
 tokenizer.json     read by policy_torch/tokenizer.py
-policy_torch/      the standalone policy: torch, numpy, safetensors and the standard library
+policy_torch/      the standalone policy: torch, numpy, safetensors and the standard library; and beside it what stands
+                   between it and motors: runtime.py and what that imports, with a file of limits to copy
 golden.npz         inputs and JAX's outputs at three stages, over more steps than the window
 README.md          how to use it, and the table of the proof
 SHA256SUMS         of all of these; `load` checks them
@@ -39,6 +40,12 @@ from vla_jax.robot.torch_policy import folder, golden, tokenizer
 # larger of this one and twice the error of JAX in bfloat16 at the stage, both against float32.
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
 EXTRA_STEPS = 3  # steps of the proof beyond the window
+
+# Of vla_jax/robot: what a control loop needs, beside the policy.
+RUNTIME = (
+    "runtime.py", "trigger.py", "calibration.py", "lanczos.py", "safety.py", "braking.py", "limits.py",
+    "limits_example.yaml",
+)  # fmt: skip
 
 # Texts of many kinds, on which the standalone tokenizer must give the ids of the original.
 TEXTS = (
@@ -185,10 +192,21 @@ out = policy.act({{{", ".join(f'"{name}": image' for name in body["cameras"])}}}
 out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units
 ```
 
-`arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py.
+`arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py. That is the bare policy; on a robot
+run it behind limits of speed and workspace (policy_torch/runtime.py, limits_example.yaml; reading a file of limits
+needs pyyaml):
 
+```python
+from policy_torch import limits, runtime, safety, trigger
+bounds = safety.SafetyFilter(limits.load("limits.yaml"), gripper=1.0)
+robot = runtime.Runtime(policy, bounds, trigger.Settings(horizon=1))
+robot.reset("put the red block on the plate")
+bounds.reset("your name", gripper=1.0, pose=pose)  # x y z roll pitch yaw; without it the robot stands still
+command = robot.step(images, safety.Reading(observed_at=time.monotonic(), pose=pose))  # at each control step
+```
 
-- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with {body["image"]["resize"]}.
+- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with {body["image"]["resize"]}
+  (policy_torch/lanczos.py).
 - History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
 - State: {proprio}.
 
@@ -223,7 +241,7 @@ def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: 
     (part / "tokenizer.json").write_text(json.dumps(source.tokenizer, ensure_ascii=False), encoding="utf-8")
     code = Path(torch_policy.__file__).parent
     (part / "policy_torch").mkdir()
-    for file in sorted(code.glob("*.py")):
+    for file in (*sorted(code.glob("*.py")), *(code.parent / name for name in RUNTIME)):
         shutil.copyfile(file, part / "policy_torch" / file.name)
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     tensors = {

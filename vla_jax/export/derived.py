@@ -135,7 +135,9 @@ def accompany(origin: Path, part: Path, given: Named, made: dict[str, Any]) -> N
     for name in COPIED:
         shutil.copyfile(origin / name, part / name)
     body = {
-        side: {name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)} for name, x in ports.items()}
+        side: {
+            name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)} for name, x in ports.items()
+        }
         for side, ports in (("inputs", given), ("outputs", made))
     }
     (part / "io.json").write_text(json.dumps(body, indent=1))
@@ -145,7 +147,9 @@ def check(flag: str, what: str, rows: list[golden.Row]) -> None:
     """Raises ValueError when a stage exceeds its bound."""
     bad = [row.stage for row in rows if row.exceeds]
     if bad:
-        raise ValueError(f"{flag}: {what} and JAX differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}")
+        raise ValueError(
+            f"{flag}: {what} and JAX differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}"
+        )
 
 
 def array(x: Tensor) -> np.ndarray:

@@ -58,7 +58,9 @@ def check_compiler() -> None:
     try:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler as error:
-        raise ValueError(f"{FLAG}: AOTInductor needs a C++ compiler, and none is here ({error}): install g++") from error
+        raise ValueError(
+            f"{FLAG}: AOTInductor needs a C++ compiler, and none is here ({error}): install g++"
+        ) from error
 
 
 def _on_arrays(step: Step, given: derived.Named) -> Callable[[derived.Arrays], derived.Arrays]:

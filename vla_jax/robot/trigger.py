@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from vla_jax.robot.calibration import keys, read
+from .calibration import keys, read
 
 REASONS = ("start", "instruction", "chunk", "scene", "tracking", "confidence")
 HISTORIES = ("gaps", "restart")

@@ -1,0 +1,133 @@
+"""The control loop's one call: what the policy says reaches the robot through the filter alone."""
+
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.export.test_export import BLOCKED, exported
+from tests.robot.limits_of_tests import HZ, make_limits
+from vla_jax.robot.limits import NAMES
+from vla_jax.robot.runtime import Runtime
+from vla_jax.robot.safety import Reading, SafetyFilter
+from vla_jax.robot.trigger import Settings
+
+__all__ = ["exported"]  # the fixture
+FRAME = {"primary": np.zeros((8, 8, 3), np.uint8)}
+
+
+class Fake:
+    """A policy whose chunks are given; an exception among them is raised."""
+
+    def __init__(self, *chunks: Any, names: tuple[str, ...] = NAMES) -> None:
+        self.chunks, self.given = list(chunks), []
+        self.action_spec = SimpleNamespace(names=names)
+
+    def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
+        self.instruction = instruction
+
+    def act(self, images: Any, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
+        self.given.append(executed)
+        chunk = self.chunks.pop(0)
+        if isinstance(chunk, Exception):
+            raise chunk
+        return {"actions": np.asarray(chunk, np.float32), "confidence": {"steps": None}}
+
+
+class Loop:
+    """A runtime with a clock that goes on by one period a step, begun at rest."""
+
+    def __init__(self, policy: Fake, horizon: int = 1) -> None:
+        self.now = 10.0
+        safety = SafetyFilter(make_limits(), gripper=1.0, clock=lambda: self.now)
+        self.robot = Runtime(policy, safety, Settings(horizon=horizon))
+        self.robot.reset("push")
+        safety.reset("test", pose=np.zeros(6))
+
+    def step(self, age: float = 0.0) -> Any:
+        self.now += 1 / HZ
+        return self.robot.step(FRAME, Reading(self.now - age))
+
+
+def small(x: float) -> list[float]:
+    return [x, 0, 0, 0, 0, 0, 1]
+
+
+def test_a_chunk_goes_out_step_by_step_and_what_was_sent_comes_back() -> None:
+    policy = Fake([small(0.001), small(0.002)], [small(0.5), small(0.5)])
+    loop = Loop(policy, horizon=2)
+    first, second, third = loop.step(), loop.step(), loop.step()
+    assert [first.reason, second.reason, third.reason] == ["start", None, "chunk"]
+    np.testing.assert_allclose([first.action[0], second.action[0]], [0.001, 0.002], rtol=1e-6)
+    assert first.causes == second.causes == ()
+    assert "velocity" in third.causes
+    assert third.wanted[0] == 0.5
+    assert third.action[0] < 0.02
+    assert policy.given[0] is None
+    np.testing.assert_array_equal(policy.given[1], second.action.astype(np.float32))
+
+
+@pytest.mark.parametrize("failure", [ValueError("images: expected"), RuntimeError("CUDA out of memory")])
+def test_a_policy_that_fails_stops_the_robot_in_that_step_and_says_why(failure: Exception) -> None:
+    loop = Loop(Fake([small(0.001)], failure, [small(0.001)]))
+    assert loop.step().action[0] > 0
+    command = loop.step()
+    assert not command.action[:6].any()
+    assert command.wanted is None
+    assert command.error == f"{type(failure).__name__}: {failure}"
+    assert command.causes == ("latched",)
+    assert loop.robot.safety.latched is not None
+    assert str(failure) in loop.robot.safety.latched.note
+    assert not loop.step().action[:6].any()  # until a person resets it
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_none_do_not_reach_the_robot(bad: float) -> None:
+    command = Loop(Fake([small(bad)])).step()
+    assert not command.action[:6].any()
+    assert command.causes == ("not_finite",)
+
+
+def test_a_frame_that_took_too_long_is_a_stop() -> None:
+    command = Loop(Fake([small(0.001)])).step(age=0.6)
+    assert not command.action[:6].any()
+    assert command.causes == ("stale",)
+
+
+def test_it_stands_still_before_a_person_resets_it() -> None:
+    robot = Runtime(Fake([small(0.001)]), SafetyFilter(make_limits(), gripper=1.0), Settings(horizon=1))
+    robot.reset("push")
+    command = robot.step(FRAME, Reading(0.0))
+    assert not command.action[:6].any()
+    assert command.causes == ("latched",)
+
+
+def test_actions_that_the_limits_do_not_bound_are_refused() -> None:
+    robot = Runtime(Fake(names=("x", "y")), SafetyFilter(make_limits(), gripper=1.0), Settings(horizon=1))
+    with pytest.raises(ValueError, match=r"expected actions of x, y, z, .* got \('x', 'y'\)"):
+        robot.reset("push")
+
+
+IN_ARTEFACT = """
+import numpy as np, time
+from policy_torch import limits, load, runtime, safety, trigger
+policy = load(".")
+filter = safety.SafetyFilter(limits.load("policy_torch/limits_example.yaml"), gripper=1.0)
+robot = runtime.Runtime(policy, filter, trigger.Settings(horizon=1))
+robot.reset("push the red block", "blocks")
+filter.reset("test", pose=np.array([0.4, 0, 0.2, 0, 0, 0]))
+images = {name: np.zeros((32, 32, 3), np.uint8) for name in policy.cameras}
+command = robot.step(images, safety.Reading(time.monotonic()))
+assert command.reason == "start" and command.error is None and command.wanted.shape == (7,), command
+assert abs(command.action[:3]).max() <= 0.15 / 5, command
+"""
+
+
+@pytest.mark.slow
+def test_an_artefact_has_it_with_it(exported) -> None:
+    run = subprocess.run([sys.executable, "-c", BLOCKED + IN_ARTEFACT], cwd=exported, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
