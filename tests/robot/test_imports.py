@@ -11,7 +11,8 @@ import sys
 
 # vla_jax itself is an empty package; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.limits", "vla_jax.robot.braking", "vla_jax.robot.safety",
-        "vla_jax.robot.mobile", "vla_jax.robot.lanczos"}
+        "vla_jax.robot.mobile", "vla_jax.robot.lanczos", "vla_jax.robot.trigger", "vla_jax.robot.calibration",
+        "vla_jax.robot.runtime"}
 allowed = {"numpy", *sys.stdlib_module_names, *sys.builtin_module_names}
 
 class Refuse:
@@ -21,7 +22,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import numpy as np
-from vla_jax.robot import lanczos, mobile
+from vla_jax.robot import lanczos, mobile, runtime
 from vla_jax.robot.limits import STOP_CAUSES, Limits
 from vla_jax.robot.safety import Reading, SafetyFilter
 
