@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 HELP = {
     "requests_total": "requests by outcome",
@@ -64,7 +64,7 @@ class Metrics:
 
     def batch(self, size: int) -> None:
         """How many requests went through the network together."""
-        self._batch.add(size)
+        self._batch.add(float(size))
 
     def text(self, sessions: int, ready: bool) -> str:
         """The page of /metrics."""

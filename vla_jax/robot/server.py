@@ -224,7 +224,7 @@ class Server:
         try:
             message = unpack(data, self.max_bytes)
         except ValueError as error:
-            return {}, str(error), 1007
+            return {}, str(error) or "message: expected one msgpack message, got another format", 1007
         if not isinstance(message, dict):
             return {}, f"message: expected a map, got {type(message).__name__}", 1007
         return message, None, 0
@@ -246,7 +246,7 @@ class Server:
             if message["type"] == "stop":
                 target.stop(fields["why"])
             else:
-                target.safety_reset(fields["by"], fields["gripper"], fields["pose"])
+                target.safety_reset(fields["by"], float(fields["gripper"]), fields["pose"])
         except Refusal as error:
             return sender.error(error.code, error)
         return pack({"type": "safety", "session": name, "latched": target.latched})

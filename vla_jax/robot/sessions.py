@@ -23,8 +23,6 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,7 +86,7 @@ class Settings:
     token: bytes | None = None
     operator_token: bytes | None = None
     limits: Limits | None = None
-    keys: Mapping[str, str] = MappingProxyType({})
+    keys: dict[str, str] = dataclasses.field(default_factory=dict)
     dataset: str | None = None
     sessions: int = 8
     idle: float = 600.0
@@ -127,12 +125,9 @@ class Session:
         try:
             if self.openpi:
                 reply = await self._observation(message, arrived)
-            elif message["type"] == "act":
-                reply = await self._act(checked(message), arrived)
             else:
                 fields = checked(message)
-                await self._begin(fields["instruction"], fields["dataset"], fields["seed"] or 0)
-                reply = {"type": "ready"}
+                reply = await (self._act(fields, arrived) if message["type"] == "act" else self._reset(fields))
             self.answered += 1
             self._metrics.count("requests_total", "ok")
             return pack(reply)
@@ -151,6 +146,10 @@ class Session:
         """Logs the exception that is being handled."""
         if self._metrics.count("failures_total") <= TRACEBACKS:
             log.exception("session %s: internal error", self.name)
+
+    async def _reset(self, fields: dict[str, Any]) -> dict[str, Any]:
+        await self._begin(fields["instruction"], fields["dataset"], fields["seed"] or 0)
+        return {"type": "ready"}
 
     async def _begin(self, instruction: str, dataset: str | None, seed: int) -> None:
         self._instruction = self._sent = None  # an episode that could not begin must not go on as the last one
