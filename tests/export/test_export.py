@@ -144,6 +144,51 @@ def test_the_artefact_is_the_policy(exported):
     assert second["timing"]["total"] >= second["timing"]["vision"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"head": "flow", "window": 3, "past_action": True},
+        {"backbone": "flamingo", "head": "lstm", "history": "interleaved", "window": 2},
+        {"head": "discrete", "bins": 64, "chunk": 2, "temperature": 0.5},
+    ],
+    ids=lambda model: model["head"],
+)
+def test_episodes_together_are_those_apart(model, tmp_path):
+    """Several episodes in one pass, at other steps and with other prompts."""
+    where = checkpoint(tmp_path, **model)
+    artefact.write(export.source(where), tmp_path / "artefact", "float32")
+    alone = torch_policy.load(tmp_path / "artefact")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)  # episode, step
+    texts = ("push the red block", "move", "the green block to the left")
+    expected = []
+    for i in range(3):
+        alone.reset(texts[i], seed=i)
+        expected.append([alone.act({"primary": image})["actions"] for image in frames[i]])
+    together, late = [alone.another() for _ in range(3)], (0, 0, 2)
+    for i, policy in enumerate(together):
+        policy.reset(texts[i], seed=i)
+    for step in range(4):
+        now = {i: step - late[i] for i in range(3) if step >= late[i]}  # episode -> its own step
+        given = [together[i].prepared({"primary": frames[i, own]}) for i, own in now.items()]
+        out = torch_policy.act_together([together[i] for i in now], given)
+        for found, (i, own) in zip(out, now.items(), strict=True):
+            np.testing.assert_allclose(found["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}")
+    with pytest.raises(ValueError, match="different policies on one network"):
+        torch_policy.act_together([alone, alone], [{}, {}])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch._inductor's own import
+def test_compiled_is_the_same(exported):
+    one, two = torch_policy.load(exported), torch_policy.load(exported, compile=True)
+    for policy in (one, two):
+        policy.reset("push the red block", "blocks")
+    for _ in range(4):
+        np.testing.assert_allclose(two.act(images(two))["actions"], one.act(images(one))["actions"], atol=2e-5)
+
+
 BLOCKED = """
 import sys
 class Block:

@@ -32,7 +32,7 @@ from vla_jax.model import VLA
 from vla_jax.params import Build, abstract
 from vla_jax.policy import PolicyIO
 from vla_jax.robot import torch_policy
-from vla_jax.robot.torch_policy import golden, policy, tokenizer
+from vla_jax.robot.torch_policy import folder, golden, tokenizer
 
 # Largest difference allowed at each stage, relative to the largest number where that is above 1. float32: the order of
 # sums. bfloat16 has 8 bits of mantissa, and what counts is that torch errs no more than JAX does: the bound is the
@@ -108,7 +108,7 @@ def config(source: Source, model: VLA, dtype: str) -> dict[str, Any]:
         if state is not None and (spec is None or len(spec.names) != state.dims):
             raise ValueError(f"export: {name}: the model sees the state, and the checkpoint has no spec for it")
     return {
-        "schema": policy.SCHEMA,
+        "schema": folder.SCHEMA,
         "network": describe.network(model, source.prompt["length"]),
         "cameras": list(model.config.cameras),
         "image": {"size": source.image_size, "format": "uint8 RGB, rows first", "resize": "Lanczos"},
@@ -136,7 +136,7 @@ def prove(source: Source, part: Path, dtype: str) -> Proof:
     sign(part)
     proof: Proof = {}
     for compute in dict.fromkeys(("float32", dtype)):
-        proof[compute] = golden.replay(policy.load(part, "cpu", compute), part / "golden.npz", compute)
+        proof[compute] = golden.replay(folder.load(part, "cpu", compute), part / "golden.npz", compute)
         bad = [row.stage for row in proof[compute] if row.exceeds]
         if bad:
             raise ValueError(
@@ -214,7 +214,7 @@ def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: 
         name: torch.from_numpy(np.ascontiguousarray(value, np.float32)).to(kind)
         for name, value in arrays.unstacked(model, source.params).items()
     }
-    header = {"schema": str(policy.SCHEMA), "config": hashlib.sha256(text.encode()).hexdigest()}
+    header = {"schema": str(folder.SCHEMA), "config": hashlib.sha256(text.encode()).hexdigest()}
     save_file(tensors, part / "model.safetensors", header)
     (part / "model.safetensors").chmod(0o644)  # save_file leaves it to its writer alone
     del tensors
@@ -247,10 +247,8 @@ def _rounded(value: np.ndarray, dtype: str) -> np.ndarray:
     return value if dtype == "float32" else value.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def sign(folder: Path) -> None:
+def sign(where: Path) -> None:
     """Writes SHA256SUMS; `sha256sum -c` reads it too."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != policy.SUMS)
-    lines = [
-        f"{policy.digest(file)}  {file.relative_to(folder)}\n" for file in files if "__pycache__" not in file.parts
-    ]
-    (folder / policy.SUMS).write_text("".join(lines))
+    files = sorted(file for file in where.rglob("*") if file.is_file() and file.name != folder.SUMS)
+    lines = [f"{folder.digest(file)}  {file.relative_to(where)}\n" for file in files if "__pycache__" not in file.parts]
+    (where / folder.SUMS).write_text("".join(lines))
