@@ -54,8 +54,8 @@ def open_model(artefact: Path, device: str, dtype: str, compile: bool, sessions:
 
     Raises ValueError for an artefact that is not whole, and when a stage of the replay differs by more than its bound.
     """
-    from vla_jax.robot.torch_policy import golden  # here: the tests of the wire need no torch
-    from vla_jax.robot.torch_policy.policy import SUMS, act_together, digest, load
+    from vla_jax.robot.torch_policy import act_together, golden, load  # here: the tests of the wire need no torch
+    from vla_jax.robot.torch_policy.folder import SUMS, digest
 
     policy = load(artefact, device, dtype, compile)
     file = artefact / "golden.npz"
@@ -68,14 +68,16 @@ def open_model(artefact: Path, device: str, dtype: str, compile: bool, sessions:
     stats = json.loads((artefact / "norm_stats.json").read_text(encoding="utf-8"))
     model = Model(policy, act_together, describe(policy.config, stats, digest(artefact / SUMS)))
     with np.load(file, allow_pickle=False) as arrays:
-        first = {name: arrays[f"image/{name}"][0] for name in policy.config["cameras"]}
+        frame = {name: arrays[f"image/{name}"][0] for name in policy.config["cameras"]}
         proprio = arrays["proprio"][0] if "proprio" in arrays else None
         begin = str(arrays["instruction"]), str(arrays["dataset"])
-    for size in sorted({2, sessions} - {1}):  # a batch of one was the replay's
+    # The replay was a batch of one. What is compiled is so for each size; else the largest one shows that it fits.
+    for size in range(2 if compile else max(sessions, 2), sessions + 1):
         episodes = [policy.another() for _ in range(size)]
         for episode in episodes:
             episode.reset(*begin)
-        act_together(episodes, [episode.prepared(first, proprio, None) for episode in episodes])
+        for _ in range(2 + compile):  # a first frame, a later one; CUDA graphs are recorded at the second such
+            act_together(episodes, [episode.prepared(frame, proprio) for episode in episodes])
     return model
 
 
@@ -201,5 +203,5 @@ class Inference:
         for i, out in zip(good, outs, strict=True):
             answers[i] = out
             if not isinstance(out, Exception):
-                out["timing"] |= {"queue": 1e3 * (begun - jobs[i].arrived), "act": acted}
+                out["timing"] = {**out["timing"], "queue": 1e3 * (begun - jobs[i].arrived), "act": acted}
         return answers
