@@ -53,6 +53,7 @@ class Log:
         self.executed: list[np.ndarray | None] = []
         self.gate, self.begun, self.broken = threading.Event(), threading.Event(), False
         self.gate.set()
+        self.scale = 1.0  # of the arm's motion
 
     def together(self, policies: list[Any], inputs: list[Any]) -> list[dict[str, Any]]:
         self.begun.set()
@@ -63,7 +64,7 @@ class Log:
         outs = []
         for policy, image in zip(policies, inputs, strict=True):
             policy.frames += 1
-            outs.append(answer(image, policy.frames))
+            outs.append(answer(image, policy.frames, self.scale))
         return outs
 
     def model(self) -> Model:
@@ -72,22 +73,22 @@ class Log:
             "cameras": list(CAMERAS),
             "image": {"size": SIZE},
             "chunk": CHUNK,
-            "control_hz": None,
-            "datasets": {name: {"action": NAMES, "state": None} for name in DATASETS},
+            "control_hz": 10.0,
+            "datasets": {name: {"action": NAMES, "state": None, "control_hz": 10.0} for name in DATASETS},
         }
         return Model(FakePolicy(self), self.together, about)
 
 
-def actions(image: np.ndarray, frame: int) -> np.ndarray:
+def actions(image: np.ndarray, frame: int, scale: float = 1.0) -> np.ndarray:
     """What the fake answers at the `frame`-th frame of an episode, from 1 on."""
     steps = np.arange(CHUNK, dtype=np.float32)[:, None] * 1e-4
-    out = np.full((CHUNK, 7), 1e-3 * frame + image.mean() * 1e-5, np.float32) + steps
+    out = scale * (np.full((CHUNK, 7), 1e-3 * frame + image.mean() * 1e-5, np.float32) + steps)
     out[:, 6] = 1
     return out
 
 
-def answer(image: np.ndarray, frame: int) -> dict[str, Any]:
-    out = actions(image, frame)
+def answer(image: np.ndarray, frame: int, scale: float) -> dict[str, Any]:
+    out = actions(image, frame, scale)
     confidence = {"gripper": 0.9, "agreement": None, "token": None}
     timing = {"vision": 1.0, "backbone": 2.0, "total": 3.0}
     return {"actions": out, "arm": out[:, :6], "gripper": out[:, 6:], "confidence": confidence, "timing": timing}

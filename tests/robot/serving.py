@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,6 +16,16 @@ from vla_jax.robot.server import Server
 from vla_jax.robot.sessions import Settings
 
 MAX_BYTES = 1 << 16
+
+
+def run(test: Callable[..., Any]) -> Callable[..., None]:
+    """An async test, which must end within 20 s."""
+
+    @functools.wraps(test)
+    def wrapper(*args: Any, **fixtures: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **fixtures), 20))
+
+    return wrapper
 
 
 @contextlib.asynccontextmanager
@@ -68,6 +79,15 @@ async def robot(server: Server, **options: Any) -> AsyncIterator[Robot]:
 
 def images(shade: int = 0) -> dict[str, np.ndarray]:
     return {camera: np.full((SIZE, SIZE, 3), shade, np.uint8) for camera in CAMERAS}
+
+
+def observation(shade: int = 0, **changes: Any) -> dict[str, Any]:
+    """What openpi's client sends for LIBERO."""
+    body = {
+        "observation/image": images(shade)["primary"], "observation/wrist_image": images()["wrist"],
+        "observation/state": np.zeros(7, np.float32), "prompt": "push",
+    }  # fmt: skip
+    return {**body, **changes}
 
 
 async def page(server: Server, path: str, *headers: str) -> tuple[int, str]:

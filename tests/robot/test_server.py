@@ -1,7 +1,6 @@
 """The server's wire: what it answers, whom it lets in, and what it survives."""
 
 import asyncio
-import functools
 import threading
 
 import numpy as np
@@ -9,25 +8,15 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from experiments import serve as command
-from tests.robot.fake_policy import CHUNK, Log, actions
+from tests.robot.fake_policy import CHUNK, DATASETS, NAMES, Log, actions
 from tests.robot.limits_of_tests import make_limits
-from tests.robot.serving import MAX_BYTES, images, page, robot, serving, token
+from tests.robot.serving import MAX_BYTES, images, observation, page, robot, run, serving, token
 from vla_jax.robot import inference, server
 from vla_jax.robot.client import PROTOCOL, pack
 from vla_jax.robot.server import Server
 from vla_jax.robot.sessions import Settings
 
 SECRET, OPERATOR = "a-token-of-robots", "a-token-of-operators"
-
-
-def run(test):
-    """An async test, which must end within 20 s."""
-
-    @functools.wraps(test)
-    def wrapper(*args, **fixtures):
-        asyncio.run(asyncio.wait_for(test(*args, **fixtures), 20))
-
-    return wrapper
 
 
 @run
@@ -38,9 +27,8 @@ async def test_an_episode_over_the_wire():
         assert told.pop("session")
         assert told == {
             "server": "vla_jax", "protocol": PROTOCOL, "limits": False, "artefact": "ab" * 32,
-            "cameras": ["primary", "wrist"], "image": {"size": 8}, "chunk": CHUNK, "control_hz": None,
-            "datasets": {name: {"action": log.model().about["datasets"][name]["action"], "state": None}
-                         for name in ("blocks", "bridge")},
+            "cameras": ["primary", "wrist"], "image": {"size": 8}, "chunk": CHUNK, "control_hz": 10.0,
+            "datasets": {key: {"action": NAMES, "state": None, "control_hz": 10.0} for key in DATASETS},
         }  # fmt: skip
         await bot.begin("push the block", dataset="bridge", seed=3)
         assert log.resets == [("push the block", "bridge", 3)]
@@ -151,15 +139,6 @@ async def test_what_is_no_message_gets_an_error_and_is_closed():
                 await bot.hear()
             assert closed.value.rcvd.code == 1009
         assert (await good.ask(good.act()))["type"] == "actions"
-
-
-def observation(shade=0, **changes):
-    """What openpi's client sends for LIBERO."""
-    body = {
-        "observation/image": images(shade)["primary"], "observation/wrist_image": images()["wrist"],
-        "observation/state": np.zeros(7, np.float32), "prompt": "push",
-    }  # fmt: skip
-    return {**body, **changes}
 
 
 @run

@@ -1,5 +1,6 @@
 """experiments.serve with a real artefact, in a process of its own."""
 
+import contextlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from experiments.overhead import measure_overhead, served
 from tests.export.test_export import checkpoint
 from vla_jax.robot import torch_policy
 from vla_jax.robot.client import pack, unpack
+from vla_jax.robot.torch_policy.folder import digest
 
 REPO = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -34,9 +36,10 @@ import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "transformers", "tokenizers",
-                                      "sentencepiece", "ml_collections", "jaxtyping", "beartype", "PIL", "fsspec",
-                                      "data_pipelines"}:
+        if name.partition(".")[0] in {
+            "jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "transformers", "tokenizers", "sentencepiece",
+            "ml_collections", "jaxtyping", "beartype", "PIL", "fsspec", "data_pipelines",
+        }:
             raise ImportError(f"refused: {name}")
 
 sys.meta_path.insert(0, Refuse())
@@ -51,6 +54,16 @@ def artefact(tmp_path_factory) -> Path:
     where = checkpoint(root, cameras=("primary", "wrist"), window=3, proprio=True)
     export.main(["--checkpoint", str(where), "--out", str(root / "artefact")])
     return root / "artefact"
+
+
+@contextlib.contextmanager
+def ending(process):
+    """A test that fails does not wait for its server."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 def frames(n):
@@ -104,12 +117,12 @@ def test_it_serves_the_artefact_without_jax_and_ends_cleanly(artefact, tmp_path)
     (tmp_path / "blocked.py").write_text(BLOCKED)
     command = [sys.executable, str(tmp_path / "blocked.py"), "--artefact", str(artefact), "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process, ending(process):
         port = int(re.search(r":(\d+), warming", process.stderr.readline())[1])
         assert " ready: artefact " in (line := process.stderr.readline()), line
         robot = Robot(port)
         np.testing.assert_allclose(robot.episode(), directly(artefact), atol=1e-5)
-        sums = torch_policy.folder.digest(artefact / "SHA256SUMS")
+        sums = digest(artefact / "SHA256SUMS")
         with connect(f"ws://127.0.0.1:{port}") as other:
             assert unpack(other.recv())["artefact"] == sums
         process.send_signal(signal.SIGTERM)
@@ -126,12 +139,12 @@ def test_it_refuses_an_artefact_that_this_machine_does_not_reproduce(artefact, t
     with np.load(copy / "golden.npz") as golden:
         arrays = dict(golden)
     np.savez(copy / "golden.npz", **{**arrays, "action": arrays["action"] + 0.01})
-    with pytest.raises(RuntimeError, match="golden.npz: expected sha256"), served(copy):
+    with pytest.raises(RuntimeError, match=r"golden\.npz: expected sha256"), served(copy):
         pass
     lines = (copy / "SHA256SUMS").read_text().splitlines()
-    fixed = [f"{torch_policy.folder.digest(copy / line[66:])}  {line[66:]}\n" for line in lines]
+    fixed = [f"{digest(copy / line[66:])}  {line[66:]}\n" for line in lines]
     (copy / "SHA256SUMS").write_text("".join(fixed))
-    with pytest.raises(RuntimeError, match=r"does not reproduce golden.npz(.|\n)*action .*EXCEEDED"), served(copy):
+    with pytest.raises(RuntimeError, match=r"does not reproduce golden\.npz(.|\n)*action .*EXCEEDED"), served(copy):
         pass
 
 
@@ -165,8 +178,10 @@ def hostile(rng, valid):
     if kind == 6:
         return "text " * rng.randrange(99)
     odd = (None, True, -1, 1 << 63, 1e308, float("nan"), "", "x" * 5000, b"\xff", [], {}, np.zeros((3, 3)), [[1]] * 9)
-    names = ("type", "id", "observed_at", "images", "proprio", "executed", "steps", "pose", "distance", "prompt",
-             "observation/image", "observation/state", "instruction", "seed", "dataset", "session", "why", "by")  # fmt: skip
+    names = (
+        "type", "id", "observed_at", "images", "proprio", "executed", "steps", "pose", "distance", "prompt", "by",
+        "why", "observation/image", "observation/state", "instruction", "seed", "dataset", "session",
+    )  # fmt: skip
     body = unpack(valid) if kind == 7 else {"type": rng.choice(("act", "reset", "stop", "safety_reset", "?"))}
     for _ in range(rng.randrange(1, 4)):
         body[rng.choice(names)] = rng.choice(odd)

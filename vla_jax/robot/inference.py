@@ -96,15 +96,21 @@ def message_bytes(artefact: Path) -> int:
 
 def describe(config: dict[str, Any], stats: dict[str, Any], artefact: str) -> dict[str, Any]:
     """What a client must know: of config.json and norm_stats.json, and the hash of SHA256SUMS, which names the rest."""
+    datasets = stats["datasets"]
+    rates = {body.get("control_hz") for body in datasets.values()}
     return {
         "artefact": artefact,
         "cameras": list(config["cameras"]),
         "image": config["image"],
         "chunk": config["network"]["head"]["chunk"],
-        "control_hz": config.get("control_hz"),
+        "control_hz": rates.pop() if len(rates) == 1 else None,  # None too where the datasets differ: it is beside each
         "datasets": {
-            name: {"action": body["action"]["names"], "state": body["state"]["names"] if body["state"] else None}
-            for name, body in stats["datasets"].items()
+            name: {
+                "action": body["action"]["names"],
+                "state": body["state"]["names"] if body["state"] else None,
+                "control_hz": body.get("control_hz"),
+            }
+            for name, body in datasets.items()
         },
     }
 

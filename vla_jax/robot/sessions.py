@@ -108,6 +108,7 @@ class Session:
         self._sent: np.ndarray | None = None  # the last actions
         # Made by the first safety_reset, which says where the gripper is: no stop could hold it before.
         self._filter: SafetyFilter | None = None
+        self._planned = False  # since that reset; steps of a chunk that was sent before it mean nothing to the filter
 
     def error(self, code: str, message: object, number: Any = None) -> bytes | str:
         """An error in the words of this session's client, counted."""
@@ -219,7 +220,8 @@ class Session:
         if self._filter is not None:
             begun, before = time.monotonic(), Counter(self._filter.counts)
             # Here, not on the thread: a stop that was answered before this line is in the plan.
-            actions = self._filter.plan(out["actions"], reading, steps).astype(np.float32)
+            actions = self._filter.plan(out["actions"], reading, steps if self._planned else None).astype(np.float32)
+            self._planned = True
             spec = self._policy.action_spec
             out |= {"actions": actions, "arm": actions[:, spec.arm], "gripper": actions[:, spec.binary]}
             causes = Counter(self._filter.counts) - before
@@ -261,7 +263,7 @@ class Session:
             fresh.reset(by, gripper, pose)
         except ValueError as error:
             raise Refusal("bad_request", error) from None
-        self._filter = fresh
+        self._filter, self._planned = fresh, False
         log.warning("session %s: may move again, by %s", self.name, " ".join(by.split())[:200])
 
     def close(self) -> None:
