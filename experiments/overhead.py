@@ -49,7 +49,10 @@ def served(artefact: Path, *options: str) -> Iterator[tuple[int, subprocess.Pope
 def measure_overhead(artefact: Path, n: int, *options: str) -> Overhead:
     """n requests one after the other, after 20 that are not counted. `options` are experiments.serve's."""
     rng = np.random.default_rng(0)
-    with served(artefact, *options) as (port, _), connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
+    with (
+        served(artefact, *options) as (port, _),
+        connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as connection,
+    ):
         about = unpack(connection.recv())  # type: ignore[arg-type]
         size, states = about["image"]["size"], [body["state"] for body in about["datasets"].values()]
         images = {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name in about["cameras"]}

@@ -48,6 +48,12 @@ serve.main(sys.argv[1:])
 """
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Two threads of torch wait for each other longer than they compute, where others use the machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("served")
@@ -79,7 +85,7 @@ class Robot:
     """A client that sends what it is told, by connections that it makes anew when they are closed."""
 
     def __init__(self, port):
-        self.port, self.connection, self.number = port, None, 0
+        self.port, self.connection, self.number, self._open = port, None, 0, contextlib.ExitStack()
 
     def ask(self, message):
         self.send(pack(message))
@@ -87,7 +93,8 @@ class Robot:
 
     def send(self, data):
         if self.connection is None:
-            self.connection = connect(f"ws://127.0.0.1:{self.port}", compression=None, proxy=None)
+            address = f"ws://127.0.0.1:{self.port}"
+            self.connection = self._open.enter_context(connect(address, compression=None, proxy=None, close_timeout=1))
             self.connection.recv(30)
         self.connection.send(data)
 
@@ -102,9 +109,8 @@ class Robot:
         return np.stack([self.act(frame)["actions"] for frame in frames(3)])
 
     def close(self):
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
+        self.connection = None
+        self._open.close()
 
 
 def directly(artefact):
@@ -123,7 +129,7 @@ def test_it_serves_the_artefact_without_jax_and_ends_cleanly(artefact, tmp_path)
         robot = Robot(port)
         np.testing.assert_allclose(robot.episode(), directly(artefact), atol=1e-5)
         sums = digest(artefact / "SHA256SUMS")
-        with connect(f"ws://127.0.0.1:{port}") as other:
+        with connect(f"ws://127.0.0.1:{port}", proxy=None) as other:
             assert unpack(other.recv())["artefact"] == sums
         process.send_signal(signal.SIGTERM)
         with pytest.raises(ConnectionClosed) as closed:
@@ -222,7 +228,7 @@ def fuzz(port, process, n):
                 hostile_one.ask({"type": "reset", "instruction": "push"})
             elif i % 100 == 2:  # goes without waiting
                 hostile_one.send(valid)
-                hostile_one.connection.socket.close()
+                hostile_one.connection.socket.shutdown(socket.SHUT_RDWR)
                 hostile_one.close()
             else:
                 hostile_one.send(hostile(rng, valid))
