@@ -177,7 +177,10 @@ class Server:
             log.info("session %s: ends (%s), %d answered, errors: %s", name, why, session.answered, errors)
 
     async def _talk(self, connection: ServerConnection, session: Session) -> str:
-        """Answers until there is a reason to close; returns it."""
+        """Answers until there is a reason to close; returns it.
+
+        Each request is a task of its own, so that a stop is heard while one computes.
+        """
         while True:
             try:
                 async with asyncio.timeout(self.settings.idle):
@@ -193,16 +196,13 @@ class Server:
                 return broken
             kind = message.get("type")
             if isinstance(kind, str) and kind in ("stop", "safety_reset"):
-                session.openpi = False
                 await connection.send(self._command(session, message))
                 continue
             session.openpi = "type" not in message
             if session.task is not None and not session.task.done():
-                await connection.send(
-                    session.error("busy", "one request at a time: wait for its answer", message.get("id"))
-                )
+                await connection.send(session.error("busy", "one request at a time: wait for its answer", message))
             elif self.state != "ok":
-                await connection.send(session.error("not_ready", "the server is going down", message.get("id")))
+                await connection.send(session.error("not_ready", "the server is going down", message))
             else:
                 session.task = asyncio.create_task(self._answer(connection, session, message, arrived))
                 self._tasks.add(session.task)
@@ -235,7 +235,7 @@ class Server:
             fields = checked(message)
             name = fields["session"] or sender.name
             if message["type"] == "safety_reset" or name != sender.name:
-                self._check_operator(sender, fields["operator_token"])
+                self._check_operator(fields["operator_token"])
             if message["type"] == "stop" and name == ALL:
                 for session in self._sessions.values():
                     session.stop(fields["why"])
@@ -248,10 +248,10 @@ class Server:
             else:
                 target.safety_reset(fields["by"], float(fields["gripper"]), fields["pose"])
         except Refusal as error:
-            return sender.error(error.code, error)
+            return sender.error(error.code, error, message)
         return pack({"type": "safety", "session": name, "latched": target.latched})
 
-    def _check_operator(self, sender: Session, token: str | None) -> None:
+    def _check_operator(self, token: str | None) -> None:
         if not _equal(token or "", self.settings.operator_token):
             raise Refusal("unauthorised", "operator_token: expected the one of --operator_token_file")
 

@@ -99,7 +99,7 @@ class Session:
         self.name, self.model, self.settings = name, model, settings
         self.errors: Counter[str] = Counter()
         self.answered = 0
-        self.openpi = False  # what the last message spoke
+        self.openpi = False  # whose messages they are, as far as they could be read
         self.task: asyncio.Task[None] | None = None  # the request in flight
         self._inference, self._metrics = inference, metrics
         self._policy = model.policy.another()
@@ -110,21 +110,21 @@ class Session:
         self._filter: SafetyFilter | None = None
         self._planned = False  # since that reset; steps of a chunk that was sent before it mean nothing to the filter
 
-    def error(self, code: str, message: object, number: Any = None) -> bytes | str:
-        """An error in the words of this session's client, counted."""
+    def error(self, code: str, message: object, request: dict[Any, Any] | None = None) -> bytes | str:
+        """An error in the words of whoever sent the request, counted. None: a request that could not be read."""
         refusal = Refusal(code, message)
         self.errors[code] += 1
         self._metrics.count("errors_total", code)
-        if self.openpi:
+        if self.openpi if request is None else "type" not in request:
             return f"{code}: {refusal}"
+        number = None if request is None else request.get("id")
         number = number if type(number) is int else None
         return pack({"type": "error", "id": number, "code": code, "message": str(refusal)})
 
-    async def answer(self, message: Any, arrived: float) -> bytes | str:
+    async def answer(self, message: dict[Any, Any], arrived: float) -> bytes | str:
         """The answer to a reset, an act or openpi's observation. Never raises; the episode survives a bad request."""
-        number = message.get("id")
         try:
-            if self.openpi:
+            if "type" not in message:
                 reply = await self._observation(message, arrived)
             else:
                 fields = checked(message)
@@ -133,13 +133,13 @@ class Session:
             self._metrics.count("requests_total", "ok")
             return pack(reply)
         except Refusal as error:
-            refused = self.error(error.code, error, number)
+            refused = self.error(error.code, error, message)
         except BadInput as error:  # whose message begins with the argument that is wrong
-            refused = self.error("bad_image" if str(error).startswith("images") else "bad_request", error, number)
+            refused = self.error("bad_image" if str(error).startswith("images") else "bad_request", error, message)
         except Exception:
             self._instruction = None  # nobody knows where the episode stands
             self.failed()
-            refused = self.error("internal", "the server failed; its log says why. Begin the episode again", number)
+            refused = self.error("internal", "the server failed; its log says why. Begin the episode again", message)
         self._metrics.count("requests_total", "error")
         return refused
 
