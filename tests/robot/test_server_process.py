@@ -92,11 +92,21 @@ class Robot:
         return unpack(self.connection.recv(30))
 
     def send(self, data):
+        """Sends, on a new connection where the server has closed the last one."""
+        try:
+            if self.connection is not None:
+                self.connection.send(data)
+                return
+        except ConnectionClosed:
+            self.close()
+        self.connect()
+        self.connection.send(data)
+
+    def connect(self):
         if self.connection is None:
             address = f"ws://127.0.0.1:{self.port}"
             self.connection = self._open.enter_context(connect(address, compression=None, proxy=None, close_timeout=1))
             self.connection.recv(30)
-        self.connection.send(data)
 
     def act(self, frame):
         self.number += 1
@@ -214,7 +224,14 @@ def resident(process):
 def fuzz(port, process, n):
     """n hostile frames. Returns MiB before and after, and the server's page of metrics."""
     rng, hostile_one, good = random.Random(0), Robot(port), Robot(port)
-    valid = pack({"type": "act", "id": 1, "observed_at": 1.0, "images": frames(1)[0], "proprio": np.zeros(7)})
+    frame, state = frames(1)[0], np.zeros(7)
+    act = {"type": "act", "id": 1, "observed_at": 1.0, "images": frame, "proprio": state}
+    openpi = {
+        "observation/image": frame["primary"],
+        "observation/wrist_image": frame["wrist"],
+        "observation/state": state,
+    }
+    valid = pack(act), pack({**openpi, "prompt": "push"})
     wanted, before = good.episode(), 0.0
     for i in range(n):
         if i == n // 10:
@@ -227,11 +244,11 @@ def fuzz(port, process, n):
             elif i % 50 == 1:  # begins an episode, so that the next frames get further
                 hostile_one.ask({"type": "reset", "instruction": "push"})
             elif i % 100 == 2:  # goes without waiting
-                hostile_one.send(valid)
+                hostile_one.send(valid[0])
                 hostile_one.connection.socket.shutdown(socket.SHUT_RDWR)
                 hostile_one.close()
             else:
-                hostile_one.send(hostile(rng, valid))
+                hostile_one.send(hostile(rng, rng.choice(valid)))
                 hostile_one.connection.recv(30)
         except (ConnectionClosed, InvalidHandshake, OSError):
             hostile_one.close()
