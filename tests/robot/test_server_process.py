@@ -74,11 +74,7 @@ def ending(process):
 
 def frames(n):
     rng = np.random.default_rng(0)
-    shape = (n, 32, 32, 3)
-    return [
-        dict(zip(("primary", "wrist"), pair, strict=True))
-        for pair in rng.integers(0, 256, (2, *shape), np.uint8).swapaxes(0, 1)
-    ]
+    return [{name: rng.integers(0, 256, (32, 32, 3), np.uint8) for name in ("primary", "wrist")} for _ in range(n)]
 
 
 class Robot:

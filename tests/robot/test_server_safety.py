@@ -126,15 +126,20 @@ async def test_the_policy_is_told_what_was_sent_not_what_it_asked_for():
 
 
 @run
-async def test_a_stale_observation_is_a_stop():
+async def test_a_stale_observation_is_a_stop(caplog):
     log = Log()
-    settings = {**FILTERED, "limits": make_limits(max_age=1e-6)}
+    caplog.set_level("INFO")
+    stop_at_once = {**make_limits().latch_after, "stale": 2}
+    settings = {**FILTERED, "limits": make_limits(max_age=1e-6, latch_after=stop_at_once)}
     async with serving(log, **settings) as served, robot(served) as bot:
         await bot.begin()
         await bot.ask(released())
         reply = await bot.ask(bot.act())
         assert not reply["actions"][:, :6].any()
-        assert reply["safety"]["causes"]["stale"] > 0
+        assert reply["safety"] == {"latched": "stale", "causes": {"stale": 2, "latched": 2}}
+        assert "stopped by its filter: stale" in caplog.text
+        me = bot.handshake["session"]
+    assert f"session {me}: ends (closed with 1000): 2 answered; safety: latched 2, stale 2" in caplog.text
 
 
 def test_tls(tmp_path):

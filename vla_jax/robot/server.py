@@ -172,9 +172,7 @@ class Server:
             if session.task is not None:  # it keeps the place, or those who vanish could fill the queue
                 await asyncio.wait({session.task})
             del self._sessions[name]
-            session.close()
-            errors = ", ".join(f"{code} {count}" for code, count in sorted(session.errors.items())) or "none"
-            log.info("session %s: ends (%s), %d answered, errors: %s", name, why, session.answered, errors)
+            log.info("session %s: ends (%s): %s", name, why, session.close())
 
     async def _talk(self, connection: ServerConnection, session: Session) -> str:
         """Answers until there is a reason to close; returns it.

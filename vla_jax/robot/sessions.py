@@ -218,7 +218,7 @@ class Session:
         out = await self._inference.act(self._policy, images, proprio, executed, arrived)
         safety = None
         if self._filter is not None:
-            begun, before = time.monotonic(), Counter(self._filter.counts)
+            begun, before, held = time.monotonic(), Counter(self._filter.counts), self.latched
             # Here, not on the thread: a stop that was answered before this line is in the plan.
             actions = self._filter.plan(out["actions"], reading, steps if self._planned else None).astype(np.float32)
             self._planned = True
@@ -228,6 +228,8 @@ class Session:
             for cause, count in causes.items():
                 self._metrics.count("safety_steps_total", cause, count)
             safety = {"latched": self.latched, "causes": dict(causes)}
+            if self.latched != held:
+                log.warning("session %s: stopped by its filter: %s", self.name, self.latched)
             out["timing"]["safety"] = 1e3 * (time.monotonic() - begun)
         self._sent = out["actions"]
         out["timing"]["total"] = 1e3 * (time.monotonic() - arrived)
@@ -266,9 +268,17 @@ class Session:
         self._filter, self._planned = fresh, False
         log.warning("session %s: may move again, by %s", self.name, " ".join(by.split())[:200])
 
-    def close(self) -> None:
-        """After the connection."""
+    def close(self) -> str:
+        """After the connection. Returns what there was, for the log."""
         self._inference.forget(self._policy)
+        safety = Counter() if self._filter is None else self._filter.counts
+        parts = {"errors": self.errors, "safety": safety}
+        told = (
+            f"{name}: {', '.join(f'{key} {n}' for key, n in sorted(part.items()))}"
+            for name, part in parts.items()
+            if part
+        )
+        return "; ".join((f"{self.answered} answered", *told))
 
 
 def checked(message: dict[Any, Any]) -> dict[str, Any]:
