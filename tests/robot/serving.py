@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from tests.robot.fake_policy import CAMERAS, SIZE, Log
 from vla_jax.robot.client import pack, unpack
@@ -75,6 +77,15 @@ async def robot(server: Server, **options: Any) -> AsyncIterator[Robot]:
     scheme = "ws" if server.settings.tls is None else "wss"
     async with connect(f"{scheme}://127.0.0.1:{server.port}", compression=None, proxy=None, **options) as connection:
         yield Robot(connection, unpack(await connection.recv()))
+
+
+async def refused_with(server: Server) -> int:
+    """The code with which the server closes a connection at once."""
+    with pytest.raises(ConnectionClosed) as closed:
+        async with robot(server):
+            pass
+    assert closed.value.rcvd is not None
+    return closed.value.rcvd.code
 
 
 def images(shade: int = 0) -> dict[str, np.ndarray]:

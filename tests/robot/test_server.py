@@ -1,22 +1,15 @@
-"""The server's wire: what it answers, whom it lets in, and what it survives."""
+"""The wire of a server: what it answers, in which order, and what it survives."""
 
 import asyncio
-import threading
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from experiments import serve as command
 from tests.robot.fake_policy import CHUNK, DATASETS, NAMES, Log, actions
-from tests.robot.limits_of_tests import make_limits
-from tests.robot.serving import MAX_BYTES, images, observation, page, robot, run, serving, token
-from vla_jax.robot import inference, server
+from tests.robot.serving import MAX_BYTES, images, observation, page, refused_with, robot, run, serving
+from vla_jax.robot import inference
 from vla_jax.robot.client import PROTOCOL, pack
-from vla_jax.robot.server import Server
-from vla_jax.robot.sessions import Settings
-
-SECRET, OPERATOR = "a-token-of-robots", "a-token-of-operators"
 
 
 @run
@@ -179,66 +172,6 @@ async def test_openpis_keys_are_the_servers_to_name():
 
 
 @run
-async def test_who_may_connect():
-    async with serving(Log(), token=SECRET.encode(), operator_token=OPERATOR.encode()) as served:
-        for options in (
-            {}, token("wrong"), token(SECRET[:-1]), token(SECRET, "Basic"), token(""), token("ä"),
-        ):  # fmt: skip
-            with pytest.raises(InvalidStatus) as refused:
-                async with robot(served, **options):
-                    pass
-            assert refused.value.response.status_code == 401
-        for options in (token(SECRET), token(SECRET, "Api-Key"), token(OPERATOR)):
-            async with robot(served, **options) as bot:
-                await bot.begin()
-        with pytest.raises(InvalidStatus) as refused:  # a page in a browser
-            async with robot(served, origin="http://elsewhere", **token(SECRET)):
-                pass
-        assert refused.value.response.status_code == 403
-        assert await page(served, "/healthz") == (200, "ok\n")
-        assert (await page(served, "/metrics"))[0] == 401
-        status, text = await page(served, "/metrics", f"Authorization: Bearer {SECRET}")
-        assert status == 200
-        assert 'vla_refused_total{reason="unauthorized"} 7' in text
-        assert (await page(served, "/etc/passwd", f"Authorization: Bearer {SECRET}"))[0] == 404
-
-
-@run
-async def test_health_answers_while_the_policy_warms_up():
-    log, gate = Log(), threading.Event()
-
-    def slowly():
-        assert gate.wait(5)
-        return log.model()
-
-    async with serving(log, slowly) as served:
-        assert await page(served, "/healthz") == (503, "warming\n")
-        assert "vla_ready 0" in (await page(served, "/metrics"))[1]
-        with pytest.raises(InvalidStatus) as refused:
-            async with robot(served):
-                pass
-        assert refused.value.response.status_code == 503
-        gate.set()
-        while served.state == "warming":
-            await asyncio.sleep(0.001)
-        assert await page(served, "/healthz") == (200, "ok\n")
-        async with robot(served) as bot:
-            await bot.begin()
-
-
-@run
-async def test_a_policy_that_does_not_load_ends_the_server():
-    def broken():
-        raise ValueError("does not reproduce golden.npz")
-
-    with pytest.raises(ValueError, match="golden"):
-        await Server(Settings(port=0), MAX_BYTES, broken).run()
-    for settings, words in (({"dataset": "?"}, "--dataset"), ({"keys": {"left": "a"}}, "--camera: expected primary")):
-        with pytest.raises(ValueError, match=words):
-            await Server(Settings(port=0, **settings), MAX_BYTES, Log().model).run()
-
-
-@run
 async def test_one_request_at_a_time():
     log = Log()
     async with serving(log) as served, robot(served) as bot:
@@ -294,8 +227,7 @@ async def test_a_client_that_vanishes_frees_its_place():
             while not log.begun.is_set():
                 await asyncio.sleep(0.001)
             bot.connection.transport.abort()
-        async with robot_refused(served) as code:  # its request still computes, so its place is taken
-            assert code == 1013
+        assert await refused_with(served) == 1013  # its request still computes, so its place is taken
         log.gate.set()
         while served._sessions:
             await asyncio.sleep(0.001)
@@ -304,34 +236,6 @@ async def test_a_client_that_vanishes_frees_its_place():
         text = (await page(served, "/metrics"))[1]
         assert 'vla_requests_total{outcome="vanished"} 1' in text
         assert 'vla_refused_total{reason="full"} 1' in text
-
-
-class robot_refused:
-    """Connects, and gives the code that the connection is closed with."""
-
-    def __init__(self, served):
-        self.served = served
-
-    async def __aenter__(self):
-        with pytest.raises(ConnectionClosed) as closed:
-            async with robot(self.served):
-                pass
-        return closed.value.rcvd.code
-
-    async def __aexit__(self, *error):
-        pass
-
-
-@run
-async def test_operators_get_in_when_robots_do_not_and_idle_ones_leave():
-    async with serving(Log(), sessions=1, operator_token=OPERATOR.encode(), idle=0.2) as served, robot(served) as bot:
-        async with robot_refused(served) as code:
-            assert code == 1013
-        async with robot(served, **token(OPERATOR)) as operator:
-            await operator.begin()
-        with pytest.raises(ConnectionClosed) as closed:
-            await bot.hear()
-        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1000, "idle")
 
 
 @run
@@ -372,38 +276,3 @@ async def test_a_stop_answers_what_is_in_flight():
         with pytest.raises(ConnectionClosed) as closed:
             await bot.hear()
         assert closed.value.rcvd.code == 1001
-
-
-@run
-async def test_the_page_of_metrics():
-    async with serving(Log()) as served, robot(served) as bot:
-        await bot.ask(bot.act())
-        await bot.begin()
-        await bot.ask(bot.act())
-        text = (await page(served, "/metrics"))[1]
-        for line in (
-            'vla_requests_total{outcome="error"} 1', 'vla_requests_total{outcome="ok"} 2',
-            'vla_errors_total{code="not_ready"} 1', "vla_sessions_total 1", "vla_sessions 1", "vla_ready 1",
-            'vla_latency_seconds_bucket{stage="vision",le="0.001"} 1', 'vla_latency_seconds_count{stage="total"} 1',
-            'vla_latency_seconds_bucket{stage="backbone",le="+Inf"} 1', "vla_batch_size_sum 1.000000",
-        ):  # fmt: skip
-            assert line in text.splitlines()
-
-
-def test_unsafe_settings_are_refused(tmp_path):
-    for words, settings in (
-        ("--host 0.0.0.0: expected --token_file", {"host": "0.0.0.0"}),
-        ("--limits: expected --operator_token_file", {"limits": make_limits()}),
-    ):
-        with pytest.raises(ValueError, match=words):
-            Server(Settings(**settings), MAX_BYTES, Log().model)
-    (tmp_path / "short").write_text("abc\n")
-    for words, arguments in (
-        ("config.json: expected the config of an artefact", []),
-        ("expected a token of at least 16 characters, got 3", ["--token_file", str(tmp_path / "short")]),
-        ("--camera: expected NAME=KEY", ["--camera", "primary"]),
-        ("--tls_cert, --tls_key: expected both", ["--tls_cert", "a.pem"]),
-    ):
-        with pytest.raises(ValueError, match=words):
-            command.main(["--artefact", str(tmp_path), *arguments])
-    assert server.PING < 60

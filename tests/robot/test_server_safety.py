@@ -1,12 +1,6 @@
 """A server with limits: nothing that a client sends moves a robot that its operator did not let move."""
 
-import asyncio
-import shutil
-import ssl
-import subprocess
-
 import numpy as np
-import pytest
 
 from tests.robot.fake_policy import Log
 from tests.robot.limits_of_tests import make_limits, violations
@@ -140,27 +134,3 @@ async def test_a_stale_observation_is_a_stop(caplog):
         assert "stopped by its filter: stale" in caplog.text
         me = bot.handshake["session"]
     assert f"session {me}: ends (closed with 1000): 2 answered; safety: latched 2, stale 2" in caplog.text
-
-
-def test_tls(tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate and is not installed")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-keyout", str(key), "-out", str(cert), "-subj", "/CN=robot", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ours.load_cert_chain(cert, key)
-
-    async def talk():
-        async with serving(Log(), tls=ours) as served:
-            async with robot(served, ssl=ssl.create_default_context(cafile=cert)) as bot:
-                await bot.begin()
-                assert (await bot.ask(bot.act(7)))["id"] == 7
-            with pytest.raises(ssl.SSLCertVerificationError):
-                async with robot(served, ssl=ssl.create_default_context()):
-                    pass
-
-    asyncio.run(talk())

@@ -7,7 +7,8 @@ text, both while the policy loads, compiles and computes.
 
 stop and safety_reset act on the sender's session, or on the one they name, which takes the operator's token; stop on
 "*" concerns all. A stop is in every chunk that is sent after its answer; actions that were sent before are in the
-robot's hands, so a stop button belongs at the robot, and this is a second one.
+robot's hands, so a stop button belongs at the robot, and this is a second one. The pose and the distance that a client
+sends are believed: it is the robot's own computer.
 
 Authorization is "Bearer TOKEN", or "Api-Key TOKEN" as openpi's client has it. With the operator's token one gets in
 when the sessions are used up, too. Browsers do not: a page from elsewhere could reach a robot on loopback.
