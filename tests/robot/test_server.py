@@ -189,7 +189,8 @@ async def test_one_request_at_a_time():
 
 @run
 async def test_requests_of_several_sessions_go_together(monkeypatch):
-    monkeypatch.setattr(inference, "WINDOW", 5.0)  # s, so that it does not matter how fast this machine is
+    for name in ("WINDOW", "ACTIVE"):  # s: whoever waited in vain would exceed the test's time
+        monkeypatch.setattr(inference, name, 60.0)
     log = Log()
     async with serving(log) as served, robot(served) as a, robot(served) as b, robot(served) as idle:
         await idle.begin("idle")
@@ -213,6 +214,23 @@ async def test_requests_of_several_sessions_go_together(monkeypatch):
         text = (await page(served, "/metrics"))[1]
         assert 'vla_batch_size_bucket{le="1.0"} 1' in text
         assert 'vla_batch_size_bucket{le="2.0"} 3' in text
+
+
+@run
+async def test_who_asks_during_a_pass_is_in_the_next_one():
+    log = Log()
+    async with serving(log) as served, robot(served) as a, robot(served) as b, robot(served) as c:
+        for bot in (a, b, c):
+            await bot.begin()
+        log.gate.clear()
+        await a.connection.send(pack(a.act(1)))
+        await asyncio.to_thread(log.begun.wait, 5)
+        for bot in (b, c):
+            await bot.connection.send(pack(bot.act(1)))
+        await asyncio.sleep(0.02)
+        log.gate.set()
+        assert [(await bot.hear())["id"] for bot in (a, b, c)] == [1, 1, 1]
+        assert [len(batch) for batch in log.batches] == [1, 2]
 
 
 @run
