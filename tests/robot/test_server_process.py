@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from experiments import export
@@ -208,8 +208,9 @@ def raw(rng, port):
             b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
-        wire.sendall(opening if rng.random() < 0.7 else rng.randbytes(80))
-        wire.sendall(rng.randbytes(rng.randrange(1, 300)))
+        with contextlib.suppress(OSError):  # the server may have had enough after the first part
+            wire.sendall(opening if rng.random() < 0.7 else rng.randbytes(80))
+            wire.sendall(rng.randbytes(rng.randrange(1, 300)))
 
 
 def resident(process):
@@ -218,18 +219,14 @@ def resident(process):
 
 
 def fuzz(port, process, n):
-    """n hostile frames. Returns MiB before and after, and the server's page of metrics."""
+    """n hostile frames that arrive. Returns MiB after the first tenth and at the end, and the page of metrics."""
     rng, hostile_one, good = random.Random(0), Robot(port), Robot(port)
     frame, state = frames(1)[0], np.zeros(7)
     act = {"type": "act", "id": 1, "observed_at": 1.0, "images": frame, "proprio": state}
-    openpi = {
-        "observation/image": frame["primary"],
-        "observation/wrist_image": frame["wrist"],
-        "observation/state": state,
-    }
-    valid = pack(act), pack({**openpi, "prompt": "push"})
-    wanted, before = good.episode(), 0.0
-    for i in range(n):
+    openpi = {"observation/image": frame["primary"], "observation/wrist_image": frame["wrist"], "prompt": "push"}
+    valid = pack(act), pack({**openpi, "observation/state": state})
+    wanted, before, i = good.episode(), 0.0, 0
+    while i < n:
         if i == n // 10:
             before = resident(process)
         if i % max(n // 50, 1) == 0:
@@ -245,8 +242,9 @@ def fuzz(port, process, n):
                 hostile_one.close()
             else:
                 hostile_one.send(hostile(rng, rng.choice(valid)))
-                hostile_one.connection.recv(30)
-        except (ConnectionClosed, InvalidHandshake, OSError):
+                hostile_one.connection.recv(30)  # every frame has an answer
+            i += 1
+        except ConnectionClosed:  # for the frame before, so that this one was not read
             hostile_one.close()
     hostile_one.close()
     np.testing.assert_allclose(good.episode(), wanted, atol=1e-5)
