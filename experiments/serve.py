@@ -5,8 +5,9 @@
     python -m experiments.serve --artefact DIR --limits limits.yaml --operator_token_file operator
 
 Robots connect with vla_jax/robot/client.py, or as they are with openpi's client (vla_jax/robot/sessions.py says which
-messages). It refuses to start on a machine that does not reproduce the artefact's golden file. Needs torch, numpy,
-safetensors, msgpack and websockets (pyyaml for --limits), nothing of JAX, TensorFlow or transformers.
+messages). It refuses to start on a machine that does not reproduce the artefact's golden file. Without TLS a token
+crosses the network as it is. Needs torch, numpy, safetensors, msgpack and websockets (pyyaml for --limits), nothing of
+JAX, TensorFlow or transformers.
 """
 
 import argparse

@@ -42,6 +42,16 @@ async def test_an_episode_over_the_wire():
         np.testing.assert_array_equal(reply["actions"], actions(images(7)["primary"], 1))
 
 
+def test_the_handshake_has_a_rate_where_all_datasets_have_the_same():
+    config = {"cameras": ["a"], "image": {"size": 8}, "network": {"head": {"chunk": 2}}}
+    for first, second, told in ((5.0, 5.0, 5.0), (5.0, 10.0, None), (None, None, None), (5.0, None, None)):
+        body = {"action": {"names": ["x"]}, "state": {"names": ["y"]}}
+        stats = {"datasets": {"one": {**body, "control_hz": first}, "two": {**body, "control_hz": second}}}
+        about = inference.describe(config, stats, "ab")
+        assert about["control_hz"] == told
+        assert about["datasets"]["two"] == {"action": ["x"], "state": ["y"], "control_hz": second}
+
+
 @run
 async def test_every_session_has_its_own_episode():
     log = Log()
@@ -100,9 +110,9 @@ async def test_a_bad_request_has_a_code_and_the_next_good_one_an_answer():
 
 MALFORMED = {
     "text": ("hello", 1003, "got text"),
-    "no msgpack": (b"\xc1", 1007, "message"),
-    "truncated": (pack(images())[:-9], 1007, "message"),
-    "two": (pack({}) * 2, 1007, "message"),
+    "no msgpack": (b"\xc1", 1007, "expected one msgpack message"),
+    "truncated": (pack(images())[:-9], 1007, "expected one msgpack message"),
+    "two": (pack({}) * 2, 1007, "expected one msgpack message"),
     "no map": (pack([1, 2]), 1007, "expected a map, got list"),
     "huge shape": (
         pack({"a": {b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [1 << 30] * 3}}), 1007, "shape",

@@ -110,6 +110,7 @@ def test_unsafe_settings_are_refused(tmp_path):
     for words, settings in (
         ("--host 0.0.0.0: expected --token_file", {"host": "0.0.0.0"}),
         ("--limits: expected --operator_token_file", {"limits": make_limits()}),
+        ("--max_sessions, --idle_timeout: expected", {"sessions": 0}),
     ):
         with pytest.raises(ValueError, match=words):
             Server(Settings(**settings), MAX_BYTES, Log().model)

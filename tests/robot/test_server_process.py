@@ -145,6 +145,15 @@ def test_it_serves_the_artefact_without_jax_and_ends_cleanly(artefact, tmp_path)
         robot.close()
 
 
+def test_a_stop_while_it_loads_ends_it_at_once(artefact):
+    command = [sys.executable, "-m", "experiments.serve", "--artefact", str(artefact), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ending(process):
+        assert "warming up" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert " ready: " not in process.stderr.read()
+        assert process.wait(20) == 0
+
+
 def test_it_refuses_an_artefact_that_this_machine_does_not_reproduce(artefact, tmp_path):
     copy = tmp_path / "artefact"
     shutil.copytree(artefact, copy)

@@ -53,6 +53,11 @@ class Server:
             raise ValueError(f"--host {settings.host}: expected --token_file with it: it is reached from elsewhere")
         if settings.limits is not None and settings.operator_token is None:
             raise ValueError("--limits: expected --operator_token_file with it: without one no robot could ever move")
+        if settings.sessions < 1 or not settings.idle > 0:
+            raise ValueError(
+                f"--max_sessions, --idle_timeout: expected one session and a time or more, got {settings.sessions}, "
+                f"{settings.idle}"
+            )
         self.settings, self.max_bytes, self.metrics = settings, max_bytes, Metrics()
         self.port: int | None = None  # where it listens, once it does
         self.state = "warming"  # then "ok", then "draining"
@@ -105,6 +110,9 @@ class Server:
             raise ValueError(f"--limits: expected actions of 7 numbers, got another width for {', '.join(wrong)}")
         self._model, self.state = model, "ok"
         self.inference.serve(model)
+        if self.settings.limits is not None:
+            rate = self.settings.limits.control_rate
+            log.info("limits: for %g steps per second; the policy learnt at %s", rate, about["control_hz"])
         log.info("ready: artefact %s, cameras %s", about["artefact"][:12], ", ".join(about["cameras"]))
 
     def handshake(self, session: str) -> dict[str, Any]:
@@ -223,7 +231,7 @@ class Server:
         try:
             message = unpack(data, self.max_bytes)
         except ValueError as error:
-            return {}, str(error) or "message: expected one msgpack message, got another format", 1007
+            return {}, str(error), 1007
         if not isinstance(message, dict):
             return {}, f"message: expected a map, got {type(message).__name__}", 1007
         return message, None, 0
