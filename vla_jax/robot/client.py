@@ -32,9 +32,9 @@ def unpack(data: bytes, limit: int = 1 << 26) -> Any:
         raise ValueError(f"message: expected at most {limit} bytes, got {len(data)}")
     try:
         return msgpack.unpackb(data, object_hook=_decode, raw=False, strict_map_key=False)
-    except ValueError:
-        raise
-    except Exception as error:  # msgpack has errors of its own for a truncated, malformed or too deep message
+    except Exception as error:  # msgpack has errors of its own, some without words, for what it cannot read
+        if str(error).startswith("message: "):
+            raise
         raise ValueError(f"message: expected one msgpack message, got {type(error).__name__}: {error}") from None
 
 
