@@ -390,8 +390,10 @@ class Plan:
     def add(self, actions: np.ndarray, observed_at: float, now: float, whole: bool = False) -> None:
         """A chunk [k d] has come. Its actions whose time has passed are dropped, and all of it if a newer one is there.
 
-        whole: it replaces the plan as it stands, and is not blended with it.
+        whole: it replaces the plan as it stands, and is not blended with it. Raises ValueError for a frame after `now`.
         """
+        if not observed_at <= now:
+            raise ValueError(f"observed_at: expected at most {now}, which is now, got {observed_at}; one clock for both")
         if observed_at <= self._newest:
             self.counts["dropped_order"] += 1
             return
@@ -684,9 +686,9 @@ def unpack(data: bytes, limit: int = 1 << 26) -> Any:
         raise ValueError(f"message: expected at most {limit} bytes, got {len(data)}")
     try:
         return msgpack.unpackb(data, object_hook=_decode, raw=False, strict_map_key=False)
-    except ValueError:
-        raise
-    except Exception as error:  # msgpack has errors of its own for a truncated, malformed or too deep message
+    except Exception as error:  # msgpack has errors of its own, some without words, for what it cannot read
+        if str(error).startswith("message: "):
+            raise
         raise ValueError(f"message: expected one msgpack message, got {type(error).__name__}: {error}") from None
 
 
