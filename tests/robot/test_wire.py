@@ -1,5 +1,7 @@
 """The wire: what goes in comes out, and nothing that a stranger sends does more than raise ValueError."""
 
+from __future__ import annotations
+
 import msgpack
 import numpy as np
 import pytest
@@ -42,7 +44,9 @@ def test_numpy_scalars_as_openpi_sends_them() -> None:
     assert unpack(msgpack.packb({"x": {**sent, b"data": 0.25}}))["x"] == 0.25
 
 
-@pytest.mark.parametrize("value", [np.array(["a"]), np.array([None]), np.array([1j]), np.array(["2026"], "M8[Y]"), {1, 2}])
+@pytest.mark.parametrize(
+    "value", [np.array(["a"]), np.array([None]), np.array([1j]), np.array(["2026"], "M8[Y]"), {1, 2}]
+)
 def test_other_values_are_not_sent(value: object) -> None:
     with pytest.raises(ValueError, match="message: expected"):
         pack({"x": value})

@@ -378,7 +378,7 @@ class Plan:
 
     def left(self, now: float) -> float:
         """Control steps that are still to come, this one included; not positive without any."""
-        return self.end - max(self.slot(now), self._last + 1)
+        return float(self.end - max(self.slot(now), self._last + 1))
 
     def executed(self, observed_at: float) -> int | None:
         """How many actions of the newest chunk's time were carried out before a later frame; None without a chunk."""
@@ -393,7 +393,9 @@ class Plan:
         whole: it replaces the plan as it stands, and is not blended with it. Raises ValueError for a frame after `now`.
         """
         if not observed_at <= now:
-            raise ValueError(f"observed_at: expected at most {now}, which is now, got {observed_at}; one clock for both")
+            raise ValueError(
+                f"observed_at: expected at most {now}, which is now, got {observed_at}; one clock for both"
+            )
         if observed_at <= self._newest:
             self.counts["dropped_order"] += 1
             return
@@ -481,7 +483,7 @@ class ChunkBroker:
         self._begin: tuple[str, str | None, int] | None = None  # of one that is still to be sent
         self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = None  # the newest frame, not yet sent
         self._action: np.ndarray | None = None  # the last one carried out
-        self._asked, self._session = 0, -1
+        self._asked, self._replies, self._session = 0, 0, -1
         self._told = self._now = -math.inf
         self._trouble, self._stopped = "", "before the first reset"
         self._fatal: Exception | None = None
@@ -577,14 +579,15 @@ class ChunkBroker:
         self._client.close()
 
     @property
-    def counters(self) -> dict[str, float]:
-        """Since the beginning: requested chunks, used actions, dropped_late actions (their time had passed when they
-        came), dropped_order replies (a newer one was there), starved steps; latency_p50, _p95 and _max (s) of the last
-        20 replies, from request to arrival."""
+    def counters(self) -> dict[str, Any]:
+        """Since the beginning: chunks requested, and replies to them; actions used, and dropped_late (their time had
+        passed when they came); replies dropped_order (a newer one was there); steps starved. Of the last 20 replies, from
+        request to arrival: latency_p50, latency_p95, latency_max (s).
+        """
         with self._changed:
             names = ("used", "dropped_late", "dropped_order", "starved")
-            found: dict[str, float] = {name: self._plan.counts[name] for name in names}
-            found["requested"] = self._asked
+            found: dict[str, Any] = {name: self._plan.counts[name] for name in names}
+            found.update(requested=self._asked, replies=self._replies)
             if self._latencies:
                 p50, p95, top = np.quantile(self._latencies, [0.5, 0.95, 1.0]).tolist()
                 found.update(latency_p50=p50, latency_p95=p95, latency_max=top)
@@ -645,6 +648,7 @@ class ChunkBroker:
             now = self._clock()
             self._session, self._trouble = self._client.reconnects, ""
             self._latencies.append(now - began)
+            self._replies += 1
             safety = reply.get("safety") or {}
             limited = bool(safety.get("latched") or safety.get("causes"))
             self._plan.add(reply["actions"], reply["observed_at"], now, limited)
