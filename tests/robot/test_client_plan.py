@@ -140,7 +140,7 @@ def test_a_chunk_that_limits_touched_replaces_the_plan(blend: str) -> None:
 
 
 def test_a_frame_of_the_future_is_refused() -> None:
-    with pytest.raises(ValueError, match="observed_at: expected at most 5.0, which is now, got 5.1"):
+    with pytest.raises(ValueError, match=r"observed_at: expected at most 5.0, which is now, got 5.1"):
         Plan(P).add(chunk(0), 5.1, 5.0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgpack
 import numpy as np
 import pytest
@@ -105,7 +107,5 @@ def test_strangers_bytes_raise_nothing_but_valueerror(noise: bytes, place: int, 
     valid = bytearray(pack({"type": "act", "images": {"primary": np.zeros((2, 2, 3), np.uint8)}, "x": [1, 0.5, None]}))
     valid[place % len(valid)] = byte
     for data in (noise, bytes(valid)):
-        try:
+        with contextlib.suppress(ValueError):
             unpack(data)
-        except ValueError as error:
-            assert len(str(error)) < 500

@@ -581,8 +581,8 @@ class ChunkBroker:
     @property
     def counters(self) -> dict[str, Any]:
         """Since the beginning: chunks requested, and replies to them; actions used, and dropped_late (their time had
-        passed when they came); replies dropped_order (a newer one was there); steps starved. Of the last 20 replies, from
-        request to arrival: latency_p50, latency_p95, latency_max (s).
+        passed when they came); replies dropped_order (a newer one was there); steps starved. Of the last 20 replies,
+        from request to arrival, s: latency_p50, latency_p95, latency_max.
         """
         with self._changed:
             names = ("used", "dropped_late", "dropped_order", "starved")

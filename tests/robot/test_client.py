@@ -1,0 +1,372 @@
+"""The client against a small server on loopback that misbehaves as the test wants."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.sync.server import ServerConnection, serve
+
+from vla_jax.robot import client as module
+from vla_jax.robot.client import Client, Report, ServerError, Waits, pack, unpack
+
+K = 4
+IMAGES = {"primary": np.zeros((2, 2, 3), np.uint8)}
+HANDSHAKE = {
+    "server": "vla_jax", "protocol": 1, "artefact": "a" * 64, "cameras": ["primary"], "image": {"size": 2}, "chunk": K,
+    "control_hz": 10.0, "datasets": {"blocks": {"action": ["x", "gripper"], "state": None}}, "limits": True,
+}  # fmt: skip
+QUICK = Waits(open=2.0, reply=2.0, total=2.0, first=0.001, longest=0.01)
+
+
+class Server:
+    """Speaks the wire. `script` holds what to do with the next requests of type act, and is then used up."""
+
+    def __init__(self, port: int = 0, **handshake: Any) -> None:
+        self.handshake = {**HANDSHAKE, **handshake}
+        self.received: list[dict[str, Any]] = []
+        self.headers: list[str | None] = []
+        self.script: list[Callable[[ServerConnection, dict[str, Any]], None]] = []
+        self._server = serve(self._session, "127.0.0.1", port, compression=None)
+        self.port = self._server.socket.getsockname()[1]
+        self._connections: list[ServerConnection] = []
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def types(self) -> list[str]:
+        return [message["type"] for message in self.received]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        for connection in self._connections:
+            connection.socket.close()
+        self._thread.join(10)
+
+    def _session(self, connection: ServerConnection) -> None:
+        self._connections.append(connection)
+        assert connection.request is not None
+        self.headers.append(connection.request.headers.get("Authorization"))
+        connection.send(pack({**self.handshake, "session": str(len(self._connections))}))
+        for data in connection:
+            message = unpack(data)
+            self.received.append(message)
+            if message["type"] == "reset":
+                connection.send(pack({"type": "ready"}))
+            elif message["type"] == "stop":
+                connection.send(pack({"type": "safety", "session": "1", "latched": "emergency"}))
+            elif self.script:
+                self.script.pop(0)(connection, message)
+            else:
+                connection.send(reply(message))
+
+
+def reply(message: dict[str, Any], **other: Any) -> bytes:
+    actions = np.full((K, 2), message["id"], np.float32)
+    return pack(
+        {"type": "actions", "id": message["id"], "observed_at": message["observed_at"], "actions": actions, **other}
+    )
+
+
+def refuse(code: str, number: bool = True) -> Callable[[ServerConnection, dict[str, Any]], None]:
+    def act(connection: ServerConnection, message: dict[str, Any]) -> None:
+        found = message["id"] if number else None
+        connection.send(pack({"type": "error", "id": found, "code": code, "message": "because"}))
+
+    return act
+
+
+def vanish(connection: ServerConnection, message: dict[str, Any]) -> None:
+    connection.socket.shutdown(socket.SHUT_RDWR)  # no goodbye: as a cable that is pulled
+
+
+def silent(connection: ServerConnection, message: dict[str, Any]) -> None:
+    """No answer."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with contextlib.closing(Server()) as server:
+        yield server
+
+
+def test_a_request_and_its_answer(server: Server) -> None:
+    with Client(server.url, "secret", "a" * 64, QUICK) as client:
+        assert client.handshake["session"] == "1"
+        client.reset("push the block", seed=3)
+        image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+        out = client.act({"primary": image}, np.zeros(3), 7.5, Report(distance=1))
+        np.testing.assert_array_equal(out["actions"], np.ones((K, 2)))
+    assert server.headers == ["Bearer secret"]
+    reset, act = server.received
+    assert reset == {"type": "reset", "instruction": "push the block", "dataset": None, "seed": 3}
+    np.testing.assert_array_equal(act.pop("images")["primary"], image)
+    np.testing.assert_array_equal(act.pop("proprio"), np.zeros(3))
+    rest = {"executed": None, "steps": None, "pose": None, "distance": 1.0}
+    assert act == {"type": "act", "id": 1, "observed_at": 7.5, **rest}
+    assert type(act["distance"]) is float
+
+
+def test_the_clock_is_the_default_time_of_a_frame(server: Server) -> None:
+    with Client(server.url, waits=QUICK._replace(clock=lambda: 12.25)) as client:
+        client.reset("go")
+        assert client.act(IMAGES)["observed_at"] == 12.25
+
+
+def test_frames_before_a_reset_are_refused(server: Server) -> None:
+    with Client(server.url, waits=QUICK) as client, pytest.raises(ValueError, match="expected reset"):
+        client.act(IMAGES)
+
+
+@pytest.mark.parametrize("number", [True, False])
+@pytest.mark.parametrize("code", ["bad_request", "bad_image", "not_ready", "internal"])
+def test_what_the_server_refuses_is_raised_and_not_sent_again(server: Server, code: str, number: bool) -> None:
+    server.script = [refuse(code, number)]
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("go")
+        with pytest.raises(ServerError, match=f"{code}: because") as raised:
+            client.act(IMAGES)
+        assert raised.value.code == code
+        assert client.act(IMAGES)["id"] == 2
+        assert client.reconnects == 0
+    assert server.types() == ["reset", "act", "act"]
+
+
+def test_a_busy_server_is_asked_again(server: Server) -> None:
+    server.script = [refuse("busy"), refuse("busy")]
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("go")
+        assert client.act(IMAGES)["id"] == 1
+    assert server.types() == ["reset", "act", "act", "act"]
+
+
+@pytest.mark.parametrize("lose", [vanish, silent])
+def test_a_lost_connection_comes_back_with_the_episode(server: Server, lose: Any) -> None:
+    server.script = [lose]
+    with Client(server.url, waits=QUICK._replace(reply=0.2)) as client:
+        client.reset("go", "blocks")
+        out = client.act(IMAGES, report=Report(steps=2))
+        assert out["id"] == 1
+        assert client.reconnects == 1
+        assert client.handshake["session"] == "2"
+        assert client.trouble == ""
+    assert server.types() == ["reset", "act", "reset", "act"]
+    assert server.received[2] == server.received[0]
+    assert [server.received[i]["steps"] for i in (1, 3)] == [2, None]  # the new session sent no chunk
+
+
+def test_without_resend_a_lost_connection_is_raised_at_once(server: Server) -> None:
+    server.script = [vanish]
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("go")
+        with pytest.raises(ConnectionError, match="expected an answer, got Connection"):
+            client.act(IMAGES, resend=False)
+        client.connect()
+        assert client.act(IMAGES, resend=False)["id"] == 2
+        assert client.reconnects == 1
+
+
+def test_answers_to_earlier_requests_and_to_stops_are_passed_over(server: Server) -> None:
+    def late(connection: ServerConnection, message: dict[str, Any]) -> None:
+        connection.send(reply({**message, "id": message["id"] - 1}))
+        connection.send(pack({"type": "error", "id": 99, "code": "busy", "message": "of another"}))
+        connection.send(reply(message))
+
+    server.script = [late]
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("go")
+        client.stop("button")
+        assert client.act(IMAGES)["actions"][0, 0] == 1
+    assert server.types() == ["reset", "stop", "act"]
+    assert server.received[1] == {"type": "stop", "why": "button"}
+
+
+def test_a_stop_that_goes_nowhere_is_raised(server: Server) -> None:
+    client = Client(server.url, waits=QUICK)
+    client.close()
+    with pytest.raises(ConnectionError, match="the stop was not sent"):
+        client.stop("button")
+    client.handshake["limits"] = False
+    with pytest.raises(ValueError, match="this server has no limits to latch; stop the robot itself"):
+        client.stop("button")
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        np.full((K, 2), np.nan, np.float32),
+        np.zeros((K + 1, 2), np.float32),
+        np.zeros(K, np.float32),
+        None,
+        [[0.0] * 2] * K,
+    ],
+)
+def test_actions_that_are_none_are_refused(server: Server, actions: Any) -> None:
+    server.script = [lambda connection, message: connection.send(reply(message, actions=actions))]
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("go")
+        with pytest.raises(ValueError, match="reply: expected 4 finite actions"):
+            client.act(IMAGES)
+
+
+@pytest.mark.parametrize("data", ["text", b"\xc1", pack([1])])
+def test_what_is_no_message_is_refused(server: Server, data: Any) -> None:
+    server.script = [lambda connection, message: connection.send(data)]
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("go")
+        with pytest.raises(ValueError, match="message"):
+            client.act(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("handshake", "match"),
+    [
+        ({"server": "openpi"}, "expected a vla_jax server of protocol 1, got {'server': 'openpi', 'protocol': 1}"),
+        ({"protocol": 2}, "expected a vla_jax server of protocol 1"),
+        ({"artefact": "b" * 64}, "artefact: expected a+, got b+"),
+    ],
+)
+def test_another_server_than_expected_is_refused(handshake: dict[str, Any], match: str) -> None:
+    with contextlib.closing(Server(**handshake)) as server, pytest.raises(ValueError, match=match):
+        Client(server.url, expect_artefact="a" * 64, waits=QUICK)
+
+
+@pytest.mark.parametrize(("name", "value"), [("artefact", "b" * 64), ("limits", False), ("control_hz", 5.0)])
+def test_a_server_that_comes_back_as_another_is_refused(server: Server, name: str, value: Any) -> None:
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("go")
+        server.script = [vanish]
+        server.handshake[name] = value
+        with pytest.raises(ValueError, match=f"{name}: expected .*, got {value}"):
+            client.act(IMAGES)
+        assert client.handshake[name] != value
+
+
+def test_a_server_that_is_restarted_is_found_again() -> None:
+    server = Server()
+    with Client(server.url, waits=QUICK._replace(total=10.0)) as client:
+        client.reset("go")
+        client.act(IMAGES)
+        server.close()
+        with pytest.raises(ConnectionError, match="expected an answer, got"):
+            client.act(IMAGES, resend=False)
+        again: list[Server] = []
+        timer = threading.Timer(0.1, lambda: again.append(Server(server.port)))
+        timer.start()
+        assert client.act(IMAGES)["id"] == 3
+        again[0].close()
+
+
+def test_waits_grow_are_capped_and_spread() -> None:
+    now, slept = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    spread = iter([1.0, 0.0, 1.0, 0.5] + [1.0] * 9)
+    waits = Waits(0.1, 0.1, 10.0, 0.5, 3.0, lambda: now[0], sleep, lambda: next(spread))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        with pytest.raises(ConnectionError, match=r"expected an answer within 10.0 s, got ConnectionRefusedError"):
+            Client(f"ws://127.0.0.1:{port}", waits=waits)
+    assert slept == [0.5, 0.5, 2.0, 2.25, 3.0]  # 0.5 1 2 4 8, at most 3, times 0.5 to 1; the next would be past 10 s
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:8000", "ws://"])
+def test_urls_are_checked(url: str) -> None:
+    with pytest.raises(ValueError, match=r"url: expected ws://host:port"):
+        Client(url)
+
+
+def test_a_wrong_token_is_not_tried_again() -> None:
+    def door(connection: ServerConnection, request: Any) -> Any:
+        return connection.respond(401, "no\n")
+
+    with serve(lambda connection: None, "127.0.0.1", 0, process_request=door) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ServerError, match=r"unauthorised: .*401.*; check the token"):
+            Client(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", "wrong", waits=QUICK._replace(total=60.0))
+        server.shutdown()
+
+
+def test_a_server_that_stops_reading_ends_the_call() -> None:
+    """A listening socket whose process hangs after the handshake: the kernel takes what fits, then nothing more."""
+    opened = threading.Event()
+    done = threading.Event()
+
+    def hang(connection: ServerConnection) -> None:
+        connection.send(pack({**HANDSHAKE, "session": "1"}))
+        connection.send(pack({"type": "ready"}))
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opened.set()
+        done.wait(30)
+
+    with serve(hang, "127.0.0.1", 0, compression=None, max_queue=1) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = Client(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", waits=QUICK._replace(reply=0.3))
+        client.reset("go")
+        opened.wait(10)
+        with pytest.raises(ConnectionError, match="expected an answer, got"):
+            client.act({"primary": np.zeros((2000, 2000, 3), np.uint8)}, resend=False)
+        done.set()
+        client.close()
+        server.shutdown()
+
+
+def test_the_file_is_python_3_8() -> None:
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 8))
+    first = {
+        (node.module or "").partition(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0]
+        for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names
+    }  # fmt: skip
+    assert first <= {"numpy", "msgpack", "websockets", *sys.stdlib_module_names}
+
+
+SCRIPT = """
+import sys, time
+import numpy as np
+from client import ChunkBroker, Client
+assert sys.version_info[:2] == (3, 8)
+client = Client(sys.argv[1], "secret")
+client.reset("go")
+images = {"primary": np.zeros((2, 2, 3), np.uint8)}
+assert client.act(images, np.zeros(3))["actions"].shape == (4, 2)
+with ChunkBroker(client, 0.02, blend="ensemble") as broker:
+    broker.reset("go on")
+    moved, end = 0, time.monotonic() + 20
+    while moved < 20 and time.monotonic() < end:
+        broker.observe(images)
+        moved += broker.next().action is not None
+        time.sleep(0.02)
+print(moved, client.reconnects)
+"""
+
+
+@pytest.mark.slow
+def test_one_copied_file_runs_on_python_3_8(server: Server, tmp_path: Path) -> None:
+    python = os.environ.get("PYTHON38") or shutil.which("python3.8")
+    packages = "import msgpack, numpy, websockets.sync.client"
+    if python is None or subprocess.run([python, "-c", packages], capture_output=True).returncode:
+        pytest.skip("needs a python3.8 with numpy, msgpack and websockets, on PATH or in $PYTHON38")
+    shutil.copy(module.__file__, tmp_path / "client.py")
+    server.script = [lambda connection, message: connection.send(reply(message))] * 5 + [vanish]
+    done = subprocess.run([python, "-c", SCRIPT, server.url], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "20 1\n"
