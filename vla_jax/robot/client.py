@@ -45,6 +45,7 @@ DTYPE_KINDS = "biuf"
 MAX_REPLY = 1 << 24  # bytes
 RETRIED = ("busy",)  # codes of a server that may say something else in a moment
 ANEW = ("internal", "not_ready")  # and after which the episode has to begin again
+SLACK = 0.25  # of a period: how much before its time a control step begins
 PATIENCE = 3  # replies in a row that come too late as a whole, until that is an error
 BLENDS = ("freeze", "ensemble", "newest")
 
@@ -241,7 +242,8 @@ class Client:
         raw = socket.create_connection(self._address, waits.open)
         raw.settimeout(None)
         # What is received has timeouts of its own; what is sent to a server that no longer reads must end as well.
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", math.ceil(waits.reply), 0))
+        limit = struct.pack("@ll", int(waits.reply), int(waits.reply % 1 * 1e6))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         headers = {"Authorization": f"Bearer {self._token}"} if self._token is not None else {}
         with contextlib.ExitStack() as stack:
             try:
@@ -354,10 +356,9 @@ class Plan:
     """Which action is due when, of the chunks that came so far. Knows no clock, network or thread.
 
     Time is cut into control steps of one period, counted from the first time it hears of. Step 0 of a chunk is the
-    action of its frame's own control step, as in training, so step i is carried out i steps after it: at
-    observed_at + i * period, at most one period late (either time is rounded to a control step) and 1.5 early (where
-    jitter puts two calls into one step, the second is the next step's). None is carried out twice, or once it has
-    passed.
+    action of its frame's own control step, as in training, so step i is carried out i steps after that: at
+    observed_at + i * period, less than a period late and at most 1.5 periods early, for both times belong to a control
+    step from a quarter period before it to three quarters after. Nothing is carried out twice, or later than that.
     """
 
     def __init__(self, period: float, blend: str = "freeze", decay: float = 0.01, keep: Sequence[int] = ()) -> None:
@@ -371,14 +372,18 @@ class Plan:
         self._done: deque[float] = deque(maxlen=1000)
 
     def slot(self, at: float) -> int:
-        """The control step of a time."""
+        """The control step that a time belongs to."""
         if math.isnan(self._origin):
             self._origin = at
-        return math.floor((at - self._origin) / self.period + 0.5)
+        return math.floor((at - self._origin) / self.period + SLACK)
+
+    def due(self, now: float) -> int:
+        """The control step that is next: that of now, or the one after the last where a jittery loop is ahead of it."""
+        return int(max(self.slot(now), self._last + 1))
 
     def left(self, now: float) -> float:
         """Control steps that are still to come, this one included; not positive without any."""
-        return float(self.end - max(self.slot(now), self._last + 1))
+        return float(self.end - self.due(now))
 
     def executed(self, observed_at: float) -> int | None:
         """How many actions of the newest chunk's time were carried out before a later frame; None without a chunk."""
@@ -400,7 +405,7 @@ class Plan:
             self.counts["dropped_order"] += 1
             return
         slot, k = self.slot(observed_at), len(actions)
-        late = int(min(max(max(self.slot(now), self._last + 1) - slot, 0), k))
+        late = min(self.due(now) - slot, k)
         self._newest = observed_at
         self.counts["dropped_late"] += late
         self.too_late = self.too_late + 1 if late == k else 0
@@ -418,9 +423,9 @@ class Plan:
 
     def take(self, now: float) -> Step:
         """The action of this control step, and it counts as carried out. `why` is empty where nothing is left."""
-        due = int(max(self.slot(now), self._last + 1))
+        due = self.due(now)
         wait = self._origin + due * self.period - now
-        if wait > self.period * (1 + 1e-6):
+        if wait > (1 - SLACK) * self.period:
             return Step(None, f"early: the next action is due in {1e3 * wait:.0f} ms; call once per period")
         self._chunks = [chunk for chunk in self._chunks if chunk.slot + len(chunk.actions) > due]
         rows = [chunk.actions[due - chunk.slot] for chunk in self._chunks]
@@ -563,11 +568,12 @@ class ChunkBroker:
             return step if step.why or step.action is not None else Step(None, self._why(now))
 
     def stop(self, why: str) -> None:
-        """No action any more until `reset`, from this very step on; and tells the server, where it has limits."""
+        """No action any more until `reset`, from this very step on. Does not wait; the server is told as soon as the
+        network lets it, where it has limits."""
         with self._changed:
             self._stopped = why or "without a reason"
-        if self._client.handshake.get("limits"):
-            self._client.stop(why)
+        if self._client.handshake["limits"]:
+            threading.Thread(target=self._tell, args=(why,), daemon=True).start()
 
     def close(self) -> None:
         """Ends the thread and closes the client."""
@@ -603,7 +609,7 @@ class ChunkBroker:
         if self._latencies:
             found.append(f"replies take up to {1e3 * max(self._latencies):.0f} ms")
         chunk = f"a chunk lasts {1e3 * self._k * self.period:.0f} ms"
-        return "; ".join([*found, chunk, *filter(None, [self._trouble or self._client.trouble])])
+        return "; ".join([*found, chunk, *filter(None, [self._client.trouble or self._trouble])])
 
     def _due(self) -> bool:
         """Whether it is time to ask."""
@@ -615,22 +621,29 @@ class ChunkBroker:
         return self._plan.left(self._clock()) <= max(self._threshold, needed)
 
     def _run(self) -> None:
-        while True:
+        while not self._closed:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._due())
-                if self._closed:
-                    return
-                episode, begin = self._episode, self._begin
+                episode = self._episode
             try:
-                self._client.connect()  # first, so that what is sent then is the newest frame
-                if begin is None:
-                    self._ask(episode)
-                else:
-                    self._client.reset(*begin)
-                    with self._changed:
-                        self._begin = self._begin if self._begin is not begin else None
+                self._serve()
             except Exception as error:  # whatever it is, the control loop must hear of it
                 self._failed(error, episode)
+
+    def _serve(self) -> None:
+        """Waits until something is to be asked, and asks it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._due())
+            episode, begin = self._episode, self._begin
+        if self._closed:
+            return
+        self._client.connect()  # first, so that what is sent then is the newest frame
+        if begin is None:
+            self._ask(episode)
+            return
+        self._client.reset(*begin)
+        with self._changed:
+            if self._begin is begin:
+                self._begin = None
 
     def _ask(self, episode: int) -> None:
         with self._changed:
@@ -657,6 +670,13 @@ class ChunkBroker:
                 self._trouble = f"a reply came {1e3 * (now - seen):.0f} ms after its frame, and a chunk is {lasts}"
             if self._plan.too_late >= PATIENCE:
                 self._fatal = TooSlow(f"{self._trouble}, {PATIENCE} times; a faster server or longer chunks are needed")
+
+    def _tell(self, why: str) -> None:
+        try:
+            self._client.stop(why)
+        except ConnectionError as error:
+            with self._changed:
+                self._trouble = str(error)
 
     def _failed(self, error: Exception, episode: int) -> None:
         code = getattr(error, "code", "") if isinstance(error, ServerError) else ""
