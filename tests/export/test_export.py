@@ -46,7 +46,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     config = oxe_paligemma.get_config("tiny")
     config.model.backbone = backbone
     config.model.head_hidden, config.model.head_mlp, config.model.head_attention = 32, (16,), 4
-    config.lora.rank = model.pop("rank", 0)
+    config.lora.rank, config.ema = model.pop("rank", 0), model.pop("ema", 0.0)
     if model.pop("resampler", False):
         config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
     config.model.update(model)
@@ -57,11 +57,14 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     meta = {
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
-        "datasets": {name: {"action": SPEC, "state": STATE} for name in datasets},
+        "datasets": {name: {"action": SPEC, "state": STATE, "control_hz": 5.0} for name in datasets},
     }
     checkpointer = Checkpointer(root / "checkpoints", meta, {})
     zero = jnp.zeros((), jnp.int32)
-    checkpointer.save(3, TrainState(zero, jax.tree.map(jnp.asarray, params), {}, (), None, zero))
+    state = TrainState(zero, jax.tree.map(jnp.asarray, params), {}, (), None, zero)
+    if config.ema:
+        state = state._replace(ema={name: 0.5 * value for name, value in state.params.items()})
+    checkpointer.save(3, state)
     checkpointer.close()
     return root / "checkpoints"
 
@@ -130,6 +133,16 @@ def test_adapters_are_merged_and_bfloat16_has_both_proofs(tmp_path):
     assert torch.equal(kernel, torch.from_numpy(merged).bfloat16())
 
 
+@pytest.mark.slow
+def test_averaged_parameters_are_exported(tmp_path):
+    where = checkpoint(tmp_path, head="mlp", ema=0.9)
+    artefact.write(export.source(where), tmp_path / "artefact", "float32")
+    with safe_open(tmp_path / "artefact" / "model.safetensors", "np") as file:
+        found = file.get_tensor("readout_embedding")
+    raw = load_params(checkpoint(tmp_path / "raw", head="mlp"))["readout_embedding"]
+    np.testing.assert_array_equal(found, np.float32(0.5) * raw)
+
+
 def test_the_artefact_is_the_policy(exported):
     policy = torch_policy.load(exported)
     policy.reset("push the red block", "blocks")
@@ -142,6 +155,41 @@ def test_the_artefact_is_the_policy(exported):
     assert 0 < second["confidence"]["agreement"] < 1
     assert 0.5 <= second["confidence"]["gripper"] <= 1
     assert second["timing"]["total"] >= second["timing"]["vision"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"head": "flow", "window": 3, "past_action": True},
+        {"backbone": "flamingo", "head": "lstm", "history": "interleaved", "window": 2},
+        {"head": "discrete", "bins": 64, "chunk": 2, "temperature": 0.5},
+    ],
+    ids=lambda model: model["head"],
+)
+def test_episodes_together_are_those_apart(model, tmp_path):
+    """Several episodes in one pass, at other steps and with other prompts."""
+    where = checkpoint(tmp_path, **model)
+    artefact.write(export.source(where), tmp_path / "artefact", "float32")
+    alone = torch_policy.load(tmp_path / "artefact")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)  # episode, step
+    texts = ("push the red block", "move", "the green block to the left")
+    expected = []
+    for i in range(3):
+        alone.reset(texts[i], seed=i)
+        expected.append([alone.act({"primary": image})["actions"] for image in frames[i]])
+    together, late = [alone.another() for _ in range(3)], (0, 0, 2)
+    for i, policy in enumerate(together):
+        policy.reset(texts[i], seed=i)
+    for step in range(4):
+        now = {i: step - late[i] for i in range(3) if step >= late[i]}  # episode -> its own step
+        given = [together[i].prepared({"primary": frames[i, own]}) for i, own in now.items()]
+        out = torch_policy.act_together([together[i] for i in now], given)
+        for found, (i, own) in zip(out, now.items(), strict=True):
+            np.testing.assert_allclose(found["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}")
+    with pytest.raises(ValueError, match="different policies on one network"):
+        torch_policy.act_together([alone, alone], [{}, {}])
 
 
 BLOCKED = """
@@ -160,6 +208,28 @@ def test_it_runs_where_jax_and_transformers_are_not(exported):
     run = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count(" ok") == 4, run.stdout
+
+
+COMPILED = """
+import numpy as np
+from policy_torch import load
+rng = np.random.default_rng(0)
+policies = load("."), load(".", compile=True)
+for policy in policies:
+    policy.reset("push the red block", "blocks")
+for _ in range(4):
+    images = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policies[0].cameras}
+    one, two = (policy.act(images)["actions"] for policy in policies)
+    np.testing.assert_allclose(two, one, atol=2e-5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_compiled_is_the_same(exported):
+    """In a process of its own: what checks types in the tests cannot be compiled."""
+    run = subprocess.run([sys.executable, "-c", COMPILED], cwd=exported, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
 
 
 @pytest.fixture

@@ -303,3 +303,36 @@ def test_a_clock_that_raises_stops_the_robot_and_does_not_hinder_the_button() ->
     assert arm.safety.counts == {"clock": 1}
     arm.safety.emergency_stop("button")
     assert arm.safety.latched.causes == {"latch": (), "emergency": ()}
+
+
+def test_a_plan_is_the_steps_one_by_one() -> None:
+    """In time, and from the first pose on."""
+    limits = make_limits(expected=None)
+    one, two = Arm(limits), Arm(limits)
+    chunk = np.array([[0.05, -0.05, 0.01, 0, 0.1, 0, 1.0 - t / 5] for t in range(5)])
+    steps = [one.step(action) for action in chunk]
+    two.now += 1 / HZ
+    np.testing.assert_array_equal(two.safety.plan(chunk, Reading(two.now)), steps)
+    assert one.safety.counts == two.safety.counts
+
+
+def test_a_plan_told_wrong_is_refused_or_early() -> None:
+    arm = Arm(make_limits(latch_after=latching(early=1)))
+    chunk = np.full((4, 7), 0.001)
+    arm.safety.plan(chunk, Reading(arm.now), steps=0)
+    for steps in (5, -1):
+        with pytest.raises(ValueError, match=f"steps: expected 0 to 4, the steps of the last plan, got {steps}"):
+            arm.safety.plan(chunk, Reading(arm.now), steps)
+    arm.now += 1 / HZ
+    assert not arm.safety.plan(chunk, Reading(arm.now), steps=4)[:, :6].any()  # 4 steps in one period
+    assert "early" in arm.safety.counts
+    assert arm.safety.latched is not None
+
+
+@pytest.mark.parametrize("chunk", [None, 7.0, [], np.zeros((0, 7))])
+def test_what_is_no_chunk_is_one_stop(chunk: Any) -> None:
+    arm = Arm(make_limits())
+    sent = arm.safety.plan(chunk, Reading(arm.now))
+    assert sent.shape == (1, 7)
+    assert not sent[:, :6].any()
+    assert arm.safety.counts == {"malformed": 1}

@@ -184,3 +184,40 @@ def test_motion_is_never_faster_than_the_control_rate(waits: list[float]) -> Non
     for i, begin in enumerate(moved):
         for j in range(i + 1, len(moved)):
             assert moved[j] - begin >= (j - i - bounds.jitter) / bounds.control_rate - 1e-9
+
+
+@property_test
+@given(st.data())
+def test_chunks_executed_in_part_keep_every_limit(data: st.DataObject) -> None:
+    """What is executed of overlapping plans, one behind the other, is a run within the limits."""
+    bounds = make_limits(**data.draw(changes()))
+    wanted = data.draw(actions(bounds, steps=32, bad=False)).reshape(8, 4, 7)
+    clock = Clock()
+    safety = SafetyFilter(bounds, gripper=1.0, clock=clock)
+    safety.reset("test", pose=np.zeros(6))
+    sent: list[np.ndarray] = []
+    steps, told = 0, data.draw(st.booleans())
+    for chunk in wanted:
+        plan = safety.plan(chunk, Reading(clock.now), steps if told else None)
+        assert plan.shape == (4, 7)
+        steps = data.draw(st.integers(1, 4))
+        sent += [*plan[:steps]]
+        clock.now += steps / bounds.control_rate
+    assert not set(safety.counts) & set(STOP_CAUSES)
+    assert violations(bounds, np.array(sent), [False] * len(sent), 1.0) == []
+    for pose in np.cumsum(np.array(sent)[:, :6], 0):
+        assert (outside(bounds, pose) <= 1e-12).all()
+
+
+@property_test
+@given(st.data())
+def test_no_plan_moves_after_what_is_no_action(data: st.DataObject) -> None:
+    bounds = make_limits(latch_after={**dict.fromkeys(STOP_CAUSES), "not_finite": 1})
+    chunk = data.draw(actions(bounds, steps=4, bad=False))
+    row, dim = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 6))
+    chunk[row, dim] = data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+    safety = SafetyFilter(bounds, gripper=1.0, clock=Clock())
+    safety.reset("test", pose=np.zeros(6))
+    assert not safety.plan(chunk, Reading(100.0))[row:, :6].any()
+    assert safety.latched is not None
+    assert not safety.plan(np.ones((2, 7)), Reading(100.0), steps=0)[:, :6].any()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vla_jax.robot.limits import MAX_BRAKING_STEPS, Limits
+from .limits import MAX_BRAKING_STEPS, Limits
 
 # Braking plans keep this part of a limit away from it, so that rounding never crosses it.
 MARGIN = 1e-9

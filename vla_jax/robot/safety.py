@@ -14,13 +14,13 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla_jax.robot.braking import MARGIN, Motion, bounds_per_step, fence, project
-from vla_jax.robot.limits import AXES, NAMES, Limits
+from .braking import MARGIN, Motion, bounds_per_step, fence, project
+from .limits import AXES, NAMES, Limits
 
 Causes = dict[str, tuple[str, ...]]
 
@@ -223,6 +223,14 @@ def _vector(value: Any, size: int) -> np.ndarray | None:
         return array.astype(np.float64)
 
 
+def _rows(actions: Any) -> Sequence[Any]:
+    """The steps of a chunk; a single None, which is no action, for what has none."""
+    try:
+        return list(actions) or [None]
+    except Exception:  # as above
+        return [None]
+
+
 def _real(value: Any) -> float:
     try:
         return float(value)
@@ -251,6 +259,8 @@ class SafetyFilter:
         self._events: deque[Event] = deque(maxlen=limits.events)
         self._counts: Counter[str] = Counter()
         self._step, self._logged = 0, 0
+        self._plan: list[State] = []  # before each step of the last plan, and after it
+        self._planned_at = math.nan
         self._latched: Event | None = None
         self._latch("start", "no motion before the first reset", self._now())
 
@@ -283,21 +293,54 @@ class SafetyFilter:
         Whatever `action` and the fields of `reading` are, it answers and does not raise.
         """
         with self._lock:
-            self._step += 1
-            if self._latched is None:
-                now = self._now()
-                decision = decide(self.limits, self._state, action, reading, now)
-                if decision.causes:
-                    self._log(now, decision, _vector(action, 7))
-                if decision.latch is not None and self._latched is None:
-                    self._latch(decision.latch, f"stop {self.limits.latch_after[decision.latch]} of its cause", now)
-                # The button may have been pressed by a handler since the top; it wins.
-                if self._latched is None or decision.stopped:
-                    self._state = decision.state
-                    return decision.action
-            self._counts["latched"] += 1
-            action, self._state = halt(self.limits, self._state)
-            return action
+            self._plan = []
+            return self._one(action, reading, self._now())
+
+    def plan(self, actions: Any, reading: Reading, steps: int | None = None) -> np.ndarray:
+        """The actions to send in the next k control steps, float64 [k 7], one per period, the first one now.
+
+        For a caller that gets chunks and executes as much of one as it likes before it asks again. A stop pressed after
+        this call comes with the next one: who must stop within one step runs `step` beside the robot as well.
+
+        Args:
+            actions: [k 7]. What is not k > 0 rows is answered by one stop.
+            reading: as the first of them is sent; later ones count on the commands.
+            steps: of the last plan were executed. None: one per period since then.
+
+        Raises ValueError, and moves nothing, when the last plan has no so many steps.
+        """
+        with self._lock:
+            now, period, last = self._now(), 1 / self.limits.control_rate, max(len(self._plan) - 1, 0)
+            if steps is None:
+                passed = (now - self._planned_at) / period if self._plan else 0.0
+                steps = min(max(round(passed), 0), last) if math.isfinite(passed) else 0
+            if not 0 <= steps <= last:
+                raise ValueError(f"steps: expected 0 to {last}, the steps of the last plan, got {steps}")
+            if self._plan:  # a caller who says more steps than time allows is early, and its clock is right
+                before = self._plan[steps]
+                self._state = before._replace(time=min(before.time, now) if math.isfinite(now) else before.time)
+            self._plan, self._planned_at, out = [self._state], now, []
+            for i, row in enumerate(_rows(actions)):
+                later = reading._replace(observed_at=_real(reading.observed_at) + i * period)
+                out.append(self._one(row, later._replace(pose=None) if i else later, now + i * period))
+                self._plan.append(self._state)
+            return np.stack(out)
+
+    def _one(self, action: Any, reading: Reading, now: float) -> np.ndarray:
+        self._step += 1
+        if self._latched is None:
+            decision = decide(self.limits, self._state, action, reading, now)
+            if decision.causes:
+                self._log(now, decision, _vector(action, 7))
+            if decision.latch is not None and self._latched is None:
+                self._latch(decision.latch, f"stop {self.limits.latch_after[decision.latch]} of its cause", now)
+            # The button may have been pressed by a handler since the top; it wins.
+            if self._latched is None or decision.stopped:
+                self._state = decision.state
+                return decision.action
+        self._counts["latched"] += 1
+        action, self._state = halt(self.limits, self._state)
+        return action
 
     def emergency_stop(self, why: str) -> None:
         """The button: the next step is a stop, and so is every one until `reset`. Pressed again, it is logged again."""
@@ -314,7 +357,7 @@ class SafetyFilter:
             place = None if pose is None else _vector(pose, 6)
             if pose is not None and (place is None or not np.isfinite(place).all()):
                 raise ValueError(f"reset: expected a pose of 6 finite numbers (m, rad), got {pose!r}; measure it again")
-            now = self._now()
+            now, self._plan = self._now(), []
             self._state = start(
                 self.limits, self._state.gripper if gripper is None else _checked_gripper(gripper), place,
                 now if math.isfinite(now) else -math.inf,

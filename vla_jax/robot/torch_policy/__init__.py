@@ -10,6 +10,7 @@ The exporter copies this folder into every artefact as `policy_torch`; hence the
     python -m policy_torch                       # in the artefact: replays golden.npz on this machine
 """
 
-from .policy import Policy, load, verify
+from .folder import load, verify
+from .policy import Policy, act_together
 
-__all__ = ["Policy", "load", "verify"]
+__all__ = ["Policy", "act_together", "load", "verify"]

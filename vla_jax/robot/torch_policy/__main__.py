@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from .folder import load
 from .golden import replay, table
-from .policy import load
 
 
 def main(argv: list[str]) -> None:

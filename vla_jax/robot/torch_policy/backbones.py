@@ -89,17 +89,18 @@ class Backbone(nn.Module):
         del media
         return None
 
-    def encode(self, x: Tensor, mask: Tensor, positions: Tensor, readout: int, media: Media | None = None) -> Tensor:
-        """Hidden states [n r c] after the final norm, at the last `readout` positions."""
-        x = self.decoder.layers(self.placed(x, positions), mask, positions, readout, self.before(media))
+    def encode(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        readout: int,
+        media: Media | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states [n r c] after the final norm, at the last `readout` positions; see Stack for the cache."""
+        x = self.decoder.layers(self.placed(x, positions), mask, positions, readout, self.before(media), cache)
         return self.decoder.norm(x)
-
-    def decode(
-        self, x: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None, media: Media | None = None
-    ) -> tuple[Tensor, Cache]:
-        """Hidden states of tokens that follow those in the cache, and the cache with them."""
-        x, cache = self.decoder.layers.decode(self.placed(x, positions), mask, positions, cache, self.before(media))
-        return self.decoder.norm(x), cache
 
     def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
         """float32 logits [n s q] of the tokens from rows[0] to rows[1] - 1."""
@@ -135,7 +136,7 @@ class LatentPool(nn.Module):
         x = torch.cat([self.dense(tokens), self.latents[None].expand(n, -1, -1)], 1)
         s = x.shape[1]
         mask = torch.ones(n, s, s, dtype=torch.bool, device=x.device)
-        return self.attn(x, m, mask, torch.zeros(n, s, dtype=torch.int64, device=x.device))[0]
+        return self.attn(x, m, mask, torch.zeros(n, s, dtype=torch.int64, device=x.device))
 
 
 class Kosmos2(Backbone):

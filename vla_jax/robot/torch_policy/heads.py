@@ -3,7 +3,8 @@
 Each does what its namesake in vla_jax/heads does at the last step of the window. `body` is "head" of config.json;
 binary dims leave as the probability of 1.
 
-Axes: t window step, m = n * c numbers of a frame's readouts, k chunk step, d action dim, a arm dims, f features.
+Axes: b episodes, t window step, m = n * c numbers of a frame's readouts, k chunk step, d action dim, a arm dims,
+f features, q action tokens, n bins.
 """
 
 import itertools
@@ -32,7 +33,7 @@ class MLP(nn.Module):
 
 
 class Outputs(nn.Module):
-    """Features [f] -> [k d]: tanh for arm dims, the probability of 1 for binary ones."""
+    """Features [b f] -> [b k d]: tanh for arm dims, the probability of 1 for binary ones."""
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
@@ -45,9 +46,9 @@ class Outputs(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         parts = []
         if self.arm is not None:
-            parts.append(torch.tanh(self.arm(features)).view(self.chunk, -1))
+            parts.append(torch.tanh(self.arm(features)).unflatten(-1, (self.chunk, -1)))
         if self.gripper is not None:
-            parts.append(torch.sigmoid(self.gripper(features)).view(self.chunk, -1))
+            parts.append(torch.sigmoid(self.gripper(features)).unflatten(-1, (self.chunk, -1)))
         return in_place(parts, self.dims, self.binary)
 
 
@@ -60,15 +61,15 @@ class CausalStack(nn.Module):
         self.norm = Norm(config.width, "ln", config.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1 t c] -> the newest step's [c]."""
-        t = x.shape[1]
-        mask = torch.ones(1, t, t, dtype=torch.bool, device=x.device).tril()
-        positions = torch.arange(t, device=x.device)[None]
-        return self.norm(self.stack(x, mask, positions, 1))[0, -1]
+        """[b t c] -> the newest step's [b c]."""
+        b, t = x.shape[:2]
+        mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril().expand(b, t, t)
+        positions = torch.arange(t, device=x.device).expand(b, t)
+        return self.norm(self.stack(x, mask, positions, 1))[:, -1]
 
 
 class Head(nn.Module):
-    """`act(window [t m], noise) -> [k d]`. `noise_shape` is of the numbers that it draws; None: it draws none."""
+    """`act(window [b t m], noise) -> [b k d]`. `noise_shape` is of what an episode draws per step; None: nothing."""
 
     noise_shape: tuple[int, ...] | None = None
 
@@ -96,7 +97,7 @@ class MLPHead(ContinuousHead):
         self.mlp, self.outputs = MLP(inputs, inputs // 2, features), Outputs(features, body)
 
     def features(self, window: Tensor) -> Tensor:
-        return self.mlp(window[-1])
+        return self.mlp(window[:, -1])
 
 
 class LSTMLayer(nn.Module):
@@ -109,15 +110,15 @@ class LSTMLayer(nn.Module):
         self.bias = nn.Parameter(torch.empty(4 * hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[t i] -> the hidden state after each step, from a zero state."""
-        h = c = x.new_zeros(self.w_hh.shape[0])
+        """[b t i] -> the hidden state after each step, from a zero state."""
+        h = c = x.new_zeros(len(x), self.w_hh.shape[0])
         out = []
-        for gates in x @ self.w_ih + self.bias:
-            i, f, g, o = (gates + h @ self.w_hh).chunk(4)
+        for gates in (x @ self.w_ih + self.bias).unbind(1):
+            i, f, g, o = (gates + h @ self.w_hh).chunk(4, -1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = torch.sigmoid(o) * torch.tanh(c)
             out.append(h)
-        return torch.stack(out)
+        return torch.stack(out, 1)
 
 
 class LSTMHead(ContinuousHead):
@@ -131,7 +132,7 @@ class LSTMHead(ContinuousHead):
     def features(self, window: Tensor) -> Tensor:
         for layer in self.layers:
             window = layer(window)
-        return window[-1]
+        return window[:, -1]
 
 
 class GPTHead(ContinuousHead):
@@ -143,7 +144,7 @@ class GPTHead(ContinuousHead):
         self.outputs = Outputs(body["hidden"], body)
 
     def features(self, window: Tensor) -> Tensor:
-        return self.blocks((self.input(window) + self.positions[: len(window)])[None])
+        return self.blocks(self.input(window) + self.positions[: window.shape[1]])
 
 
 class AttentionHead(ContinuousHead):
@@ -154,7 +155,7 @@ class AttentionHead(ContinuousHead):
         self.outputs = Outputs(body["hidden"], body)
 
     def features(self, window: Tensor) -> Tensor:
-        return self.blocks(self.input(window)[None])
+        return self.blocks(self.input(window))
 
 
 class FlowHead(Head):
@@ -178,21 +179,21 @@ class FlowHead(Head):
     def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
         if noise is None:
             raise ValueError(f"head flow: expected noise of shape {self.noise_shape}, got None")
-        features, x = self.history(self.input(window)[None]), noise
+        features, x = self.history(self.input(window)), noise
         for step in range(FLOW_STEPS):
             x = x - self._velocity(features, x, 1 - step / FLOW_STEPS) / FLOW_STEPS
         parts = [x.clamp(-1, 1)]
         if self.gripper is not None:
-            parts.append(torch.sigmoid(self.gripper(features)).view(len(x), -1))
+            parts.append(torch.sigmoid(self.gripper(features)).unflatten(-1, (x.shape[1], -1)))
         return in_place(parts, self.dims, self.binary)
 
     def _velocity(self, features: Tensor, x: Tensor, time: float) -> Tensor:
-        k, hidden = len(x), len(features)
-        condition = features + self.time(wave(time, hidden, x.device))
-        tokens = self.noisy(x) + self.positions + condition
-        everywhere = torch.ones(1, k, k, dtype=torch.bool, device=x.device)
-        positions = torch.zeros(1, k, dtype=torch.int64, device=x.device)
-        return self.velocity(self.norm(self.blocks(tokens[None], everywhere, positions)))[0]
+        b, k = x.shape[:2]
+        condition = features + self.time(wave(time, features.shape[-1], x.device))
+        tokens = self.noisy(x) + self.positions + condition[:, None]
+        everywhere = torch.ones(b, k, k, dtype=torch.bool, device=x.device)
+        positions = torch.zeros(b, k, dtype=torch.int64, device=x.device)
+        return self.velocity(self.norm(self.blocks(tokens, everywhere, positions, k)))
 
 
 class DiscreteHead(Head):
@@ -209,7 +210,7 @@ class DiscreteHead(Head):
             self.noise_shape = (self.tokens, self.bins)
 
     def choose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """The next token [n] of logits [n q]: the likeliest, or a draw."""
+        """The next token [b] of logits [b n]: the likeliest, or a draw."""
         if self.temperature:
             if noise is None:
                 raise ValueError(f"head discrete: expected noise of shape {self.noise_shape}, got None")
@@ -217,7 +218,7 @@ class DiscreteHead(Head):
         return logits.argmax(-1) + self.rows[0]
 
     def actions(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Tokens [q] and the scores [q n] each was chosen by -> [k d]."""
+        """Tokens [b q] and the scores [b q n] each was chosen by -> [b k d]."""
         # float64, then float32: as the centres are made for training.
         edges = torch.linspace(self.low, self.high, self.bins, dtype=torch.float64, device=ids.device)
         centres = ((edges[:-1] + edges[1:]) / 2).float()
@@ -228,9 +229,10 @@ class DiscreteHead(Head):
         ones = value(torch.arange(*self.rows, device=ids.device)) > (self.high + self.low) / 2
         scores = logits.log_softmax(-1)
         yes, no = (scores.masked_fill(~part, -math.inf).logsumexp(-1) for part in (ones, ~ones))
-        found = value(ids).view(self.chunk, self.action_dim)
-        found[:, self.binary] = torch.sigmoid(yes - no).view(self.chunk, -1)[:, self.binary]
-        return found
+        shape = (self.chunk, self.action_dim)
+        binary = torch.zeros(self.action_dim, dtype=torch.bool, device=ids.device)
+        binary[self.binary] = True
+        return torch.where(binary, torch.sigmoid(yes - no).unflatten(-1, shape), value(ids).unflatten(-1, shape))
 
 
 HEADS: dict[str, type[Head]] = {
@@ -244,9 +246,9 @@ HEADS: dict[str, type[Head]] = {
 
 
 def in_place(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:
-    """[k a] and [k g] -> [k d], each dim in its place."""
+    """[b k a] and [b k g] -> [b k d], each dim in its place."""
     order = sorted(range(len(arm) + len(binary)), key=lambda i: (arm + binary)[i])
-    return torch.cat(parts, -1)[:, order]
+    return torch.cat(parts, -1)[..., order]
 
 
 def wave(time: float, width: int, device: torch.device) -> Tensor:

@@ -88,10 +88,16 @@ class ResamplerConfig:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, [n u j e] each, and the positions [n u] of their tokens."""
+    """Room for the keys and values of every layer, [n u j e] each, for the positions [n u] of their tokens, and how
+    many tokens are there ([]). A pass over a Stack writes into it.
+    """
 
     layers: list[tuple[Tensor, Tensor]]
     positions: Tensor
+    length: Tensor
+
+
+Written = tuple[Tensor, Tensor, Tensor, Tensor]  # a layer's keys and values, all positions, the new tokens' slots
 
 
 class Linear(nn.Module):
@@ -126,7 +132,7 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention of the last `rows` tokens to all of them and to those before."""
+    """Grouped-query attention of the last `rows` tokens to all of them, and to those in a cache."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
@@ -143,12 +149,8 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(inner, config.qk_norm), norm(kv, config.qk_norm)
         self.sub_norm = norm(inner, config.sub_norms)
 
-    def forward(
-        self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, past: tuple[Tensor, Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """[n rows c], and the keys and values of all tokens. mask[n, q, u] is over those too; `past` holds the keys,
-        values and positions before x.
-        """
+    def forward(self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, written: Written | None = None) -> Tensor:
+        """[n rows c]. With a cache, keys and values go into its slots, and mask[n s u] is over all of them."""
         config, (n, s) = self.config, x.shape[:2]
         q, k, v = self.q(x[:, s - rows :]), self.k(x), self.v(x)
         if config.clip_qkv:
@@ -162,12 +164,13 @@ class Attention(nn.Module):
             k = rope(k, positions, config.rope_theta)
         q = scaled(q, config.q_scale)
         keys = positions
-        if past is not None:
-            k, v, keys = (torch.cat(pair, 1) for pair in zip(past, (k, v, positions), strict=True))
+        if written is not None:
+            all_k, all_v, keys, slots = written
+            k, v = all_k.index_copy_(1, slots, k), all_v.index_copy_(1, slots, v)
         bias = alibi(keys, config.heads) if config.alibi else None
         out = attend(q, k, v, mask[:, mask.shape[1] - rows :], config.softcap, bias)
         out = out.reshape(n, rows, config.heads * config.head_dim)
-        return self.o(out if self.sub_norm is None else self.sub_norm(out)), (k, v)
+        return self.o(out if self.sub_norm is None else self.sub_norm(out))
 
 
 class MLP(nn.Module):
@@ -200,13 +203,11 @@ class Block(nn.Module):
         self.post_mlp = norm() if config.post_norms else None
         self.attn, self.mlp = Attention(config), MLP(config)
 
-    def forward(
-        self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, past: tuple[Tensor, Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        y, kept = self.attn(self.norm_attn(x), rows, mask, positions, past)
+    def forward(self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, written: Written | None = None) -> Tensor:
+        y = self.attn(self.norm_attn(x), rows, mask, positions, written)
         x = x[:, x.shape[1] - rows :] + (y if self.post_attn is None else self.post_attn(y))
         y = self.mlp(self.norm_mlp(x))
-        return x + (y if self.post_mlp is None else self.post_mlp(y)), kept
+        return x + (y if self.post_mlp is None else self.post_mlp(y))
 
 
 class Stack(nn.Module):
@@ -217,28 +218,35 @@ class Stack(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList([Block(config) for _ in range(depth)])
 
-    def forward(
-        self, x: Tensor, mask: Tensor, positions: Tensor, readout: int | None = None, before: Before | None = None
-    ) -> Tensor:
-        """[n r c]: the last block's output, at the last `readout` tokens if given."""
-        s, end = x.shape[1], len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            x = x if before is None else before(i, x)
-            rows = readout if i == end and readout is not None else s
-            x, _ = block(x, rows, self._mask(mask, i), positions)
-        return x
+    def cache(self, x: Tensor, room: int) -> Cache:
+        """An empty one for at most `room` tokens of each of the sequences x[n s c]."""
+        shape = (len(x), room, self.config.kv_heads, self.config.head_dim)
+        layers = [(x.new_zeros(shape), x.new_zeros(shape)) for _ in self.blocks]
+        return Cache(layers, x.new_zeros(shape[:2], dtype=torch.int64), x.new_zeros((), dtype=torch.int64))
 
-    def decode(
-        self, x: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None, before: Before | None = None
-    ) -> tuple[Tensor, Cache]:
-        """The last block's output for tokens that follow those in the cache, and the cache with them."""
-        kept = []
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        readout: int,
+        before: Before | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """[n r c]: the last block's output at the last `readout` tokens.
+
+        With a cache, x follows the tokens in it and is put there; mask[n s u] is over its room.
+        """
+        s, end = x.shape[1], len(self.blocks) - 1
+        if cache is not None:
+            slots = cache.length + torch.arange(s, device=x.device)
+            cache.positions.index_copy_(1, slots, positions)
+            cache.length.add_(s)
         for i, block in enumerate(self.blocks):
             x = x if before is None else before(i, x)
-            past = None if cache is None else (*cache.layers[i], cache.positions)
-            x, kv = block(x, x.shape[1], self._mask(mask, i), positions, past)
-            kept.append(kv)
-        return x, Cache(kept, positions if cache is None else torch.cat([cache.positions, positions], 1))
+            written = None if cache is None else (*cache.layers[i], cache.positions, slots)
+            x = block(x, readout if i == end else s, self._mask(mask, i), positions, written)
+        return x
 
     def _mask(self, mask: Tensor, layer: int) -> Tensor:
         """Layers 0, 2, ... look back less than `window` tokens, except between tokens that see each other (Gemma 2)."""
@@ -279,7 +287,7 @@ class ViT(nn.Module):
         tokens = x.shape[1]
         mask = torch.ones(n, tokens, tokens, dtype=torch.bool, device=x.device)
         positions = torch.zeros(n, tokens, dtype=torch.int64, device=x.device)
-        x = self.layers(x, mask, positions, tokens - 1 if config.clip and not config.class_token else None)
+        x = self.layers(x, mask, positions, tokens - 1 if config.clip and not config.class_token else tokens)
         return x if self.norm is None else self.norm(x)
 
 

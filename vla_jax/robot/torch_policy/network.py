@@ -1,16 +1,17 @@
-"""The network in torch: a new frame and the state of the episode in, the chunk of normalised actions and the state out.
+"""The network in torch: new frames and the states of their episodes in, chunks of normalised actions and states out.
 
-    Network.vision(images)            uint8 [cameras h w 3] -> visual tokens [cameras v w]
-    Network.frame(visual, prompt ...) -> Frame: the tokens of one frame, as vla_jax/sequence.py lays them out
-    Network.step(state, frame, noise) -> (state, Step): one pass of the backbone over the new frame (history "head",
-                                         "one_step"), or one over the window's embedded tokens ("interleaved")
+    Network.vision(images)              uint8 [b cameras h w 3] -> visual tokens [b cameras v w]
+    Network.frame(visual, inputs)       -> Frame: the tokens of one frame, as vla_jax/sequence.py lays them out
+    Network.initial(frame)              -> State: zeros, to stand before an episode's first frame
+    Network.step(state, frame, inputs)  -> (State, Step): one pass of the backbone over the new frame (history "head",
+                                           "one_step"), or one over the window's embedded tokens ("interleaved")
 
-State is explicit, so that a server can keep many and a runtime without Python can pass it: with history "head" the
-readouts [t n c] of the window, with "interleaved" its Frames one behind the other; None before the first frame. The
+All shapes are fixed, and so a server can batch episodes and a runtime without Python can carry the state: with history
+"head" the readouts [b t n c] of the window, with "interleaved" its frames; None for a head that looks at one frame. The
 head reads the window again at each step from a zero state, as it was trained.
 
-Axes: f frames, t window step, s tokens of a frame, l text, v visual tokens of an image, m of a frame, n readouts,
-c width, w visual width, k chunk step, d action dim, q action tokens.
+Axes: b episodes, f frames, t window step, s tokens of a frame, l text, v visual tokens of an image, m of a frame, n
+readouts, c width, w visual width, k chunk step, d action dim, p proprio, q action tokens.
 """
 
 from typing import Any, NamedTuple
@@ -20,14 +21,31 @@ from torch import Tensor, nn
 
 from .backbones import BACKBONES, Media
 from .heads import HEADS, DiscreteHead
-from .layers import Linear, Resampler, ResamplerConfig, scaled
+from .layers import Cache, Linear, Resampler, ResamplerConfig, scaled
 
 LAYOUTS = ("prefix", "robovlms")
 HISTORIES = ("head", "interleaved", "one_step")
 
 
+class Inputs(NamedTuple):
+    """What comes in with a new frame of each of b episodes.
+
+    images uint8 [b cameras h w 3]; prompt ids [b l] padded on the right, and their mask; first [b]: the episode begins.
+    proprio [b p] and past, the action before [b d], normalised, and noise, for networks that take them; at an
+    episode's first frame there is no action before, whatever stands there.
+    """
+
+    images: Tensor
+    prompt: Tensor
+    prompt_mask: Tensor
+    first: Tensor
+    proprio: Tensor | None
+    past: Tensor | None
+    noise: Tensor | None
+
+
 class Frame(NamedTuple):
-    """Tokens [f s c] of frames, which of them are real, and the same of visual tokens beside the sequence."""
+    """Tokens [b f s c] of frames and which are real, and the same of visual tokens beside the sequence [b f m w]."""
 
     tokens: Tensor
     valid: Tensor
@@ -39,7 +57,7 @@ State = Tensor | Frame | None
 
 
 class Step(NamedTuple):
-    """readout [n c] of the new frame; action [k d], normalised; probability [q] of each action token (discrete)."""
+    """readout [b n c] of the new frame; action [b k d], normalised; probability [b q] of each token (discrete)."""
 
     readout: Tensor
     action: Tensor
@@ -47,7 +65,7 @@ class Step(NamedTuple):
 
 
 class StateToken(nn.Module):
-    """The robot's normalised state [p] as one token [c]; a gripper above 0 is open."""
+    """The robot's normalised state [b p] as one token [b c]; a gripper above 0 is open."""
 
     def __init__(self, width: int, dims: int, gripper: int | None) -> None:
         super().__init__()
@@ -57,14 +75,14 @@ class StateToken(nn.Module):
         self.output = Linear(width if gripper is None else 2 * width, width)
 
     def forward(self, state: Tensor) -> Tensor:
-        arm = self.arm(state[self.rest])
+        arm = self.arm(state[:, self.rest])
         if self.embedding is None:
             return self.output(arm)
-        return self.output(torch.cat([arm, self.embedding[(state[self.gripper] > 0).long()].to(arm.dtype)]))
+        return self.output(torch.cat([arm, self.embedding[(state[:, self.gripper] > 0).long()].to(arm.dtype)], -1))
 
 
 class ActionToken(nn.Module):
-    """A normalised action [d] as one token [c]."""
+    """A normalised action [b d] as one token [b c]."""
 
     def __init__(self, width: int, dims: int, binary: list[int]) -> None:
         super().__init__()
@@ -74,8 +92,8 @@ class ActionToken(nn.Module):
         self.gripper = Linear(len(binary), half) if binary else None
 
     def forward(self, action: Tensor) -> Tensor:
-        x = self.arm(action[self.rest])
-        x = x if self.gripper is None else x + self.gripper(action[self.binary])
+        x = self.arm(action[:, self.rest])
+        x = x if self.gripper is None else x + self.gripper(action[:, self.binary])
         return self.output(self.middle(x))
 
 
@@ -109,35 +127,36 @@ class Network(nn.Module):
     # ------------------------------------------------------------------------------------------------------ the frame
 
     def vision(self, images: Tensor) -> Tensor:
-        """uint8 [cameras h w 3] in the config's order -> [cameras v w]."""
-        visual = self.backbone.embed_image(images)
-        return visual if self.resampler is None else self.resampler(visual)
+        """uint8 [b cameras h w 3], cameras in the config's order -> [b cameras v w]."""
+        visual = self.backbone.embed_image(images.flatten(0, 1))
+        visual = visual if self.resampler is None else self.resampler(visual)
+        return visual.unflatten(0, images.shape[:2])
 
-    def frame(self, visual: Tensor, prompt: tuple[Tensor, Tensor], state: Tensor | None, past: Tensor | None) -> Frame:
-        """The tokens of one frame. `prompt` is ids [l] padded on the right and their mask [l]; `state` [p] and `past`
-        [d] are normalised; None is an unknown one.
-        """
-        ids, known = prompt
-        words = self.backbone.embed_text(ids[None])  # 1 l c
-        yes = known.new_ones(1, 1)
-        media = (visual if self.layout == "prefix" else visual.flip(0)).flatten(0, 1)[None]  # 1 m w
-        seen = yes.expand(1, media.shape[1])
+    def frame(self, visual: Tensor, inputs: Inputs) -> Frame:
+        """The tokens of one frame [b 1 s c]."""
+        known, first = inputs.prompt_mask, inputs.first[:, None]
+        words = self.backbone.embed_text(inputs.prompt)  # b l c
+        yes = torch.ones_like(first)
+        media = (visual if self.layout == "prefix" else visual.flip(1)).flatten(1, 2)  # b m w
+        seen = yes.expand(-1, media.shape[1])
         images = [] if self.backbone.cross_attends else [(media, seen)]
         numbers = []
-        for token, value in ((self.state, state), (self.past, past)):
+        for token, value, there in ((self.state, inputs.proprio, yes), (self.past, inputs.past, ~first)):
             if token is not None:
-                given = words.new_zeros(token.dims, dtype=torch.float32) if value is None else value
-                numbers.append((self._learned(token(given))[None, None], yes if value is not None else ~yes))
+                assert value is not None
+                numbers.append((self._learned(token(torch.where(there, value, 0)))[:, None], there))
         if self.layout == "prefix":
-            parts = [*images, (words, known[None]), *numbers]
+            parts = [*images, (words, known), *numbers]
         else:  # the prompt's last token stands where nothing sees it: it is left out
-            inner = known[1:] & (torch.arange(1, len(ids), device=ids.device) < known.sum() - 1)
-            parts = [(words[:, :1], known[None, :1]), *images, (words[:, 1:], inner[None]), *numbers]
-        parts.append((self._learned(self.readout_embedding)[None], yes.expand(1, self.readouts)))
-        tokens = torch.cat([part.to(parts[0][0].dtype) for part, _ in parts], 1)
-        valid = torch.cat([mask for _, mask in parts], 1)
+            place = torch.arange(1, known.shape[1], device=known.device)
+            inner = known[:, 1:] & (place < known.sum(1, keepdim=True) - 1)
+            parts = [(words[:, :1], known[:, :1]), *images, (words[:, 1:], inner), *numbers]
+        readouts = self._learned(self.readout_embedding).expand(len(words), -1, -1)
+        parts.append((readouts, yes.expand(-1, self.readouts)))
+        tokens = torch.cat([part.to(parts[0][0].dtype) for part, _ in parts], 1)[:, None]
+        valid = torch.cat([mask for _, mask in parts], 1)[:, None]
         cross = self.backbone.cross_attends
-        return Frame(tokens, valid, media if cross else None, seen if cross else None)
+        return Frame(tokens, valid, media[:, None] if cross else None, seen[:, None] if cross else None)
 
     def _learned(self, tokens: Tensor) -> Tensor:
         """Learned tokens on the scale on which the layout has them."""
@@ -146,45 +165,58 @@ class Network(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------- the step
 
-    def step(self, state: State, frame: Frame, noise: Tensor | None = None) -> tuple[State, Step]:
-        """The new state and what comes out at the new frame."""
-        if isinstance(self.head, DiscreteHead):
-            frames = self._in_window(state, frame) if self.interleaved else frame
-            readout, action, probability = self._tokens(frames, self.head, noise)
-            return (frames if self.interleaved else None), Step(readout, action, probability)
+    def initial(self, frame: Frame) -> State:
+        """What to pass to `step` with an episode's first frame, which does not look at its numbers."""
+        b = len(frame.tokens)
         if self.interleaved:
-            frames = self._in_window(state, frame)
-            kept: State = frames
-            window = self._encode(frames)  # t n c
-        else:
-            new = self._encode(frame)
-            assert not isinstance(state, Frame)
-            # The first frame stands for those before the episode began.
-            kept = window = new.repeat(self.window, 1, 1) if state is None else torch.cat([state[1:], new])
-        return kept, Step(window[-1], self.head.act(window.flatten(1), noise), None)
+            fields: Any = (None if x is None else x.new_zeros(b, self.window, *x.shape[2:]) for x in frame)
+            return Frame(*fields)
+        if isinstance(self.head, DiscreteHead):
+            return None
+        return torch.zeros(b, self.window, self.readouts, self.backbone.width, device=frame.tokens.device)
 
-    def _in_window(self, state: State, frame: Frame) -> Frame:
+    def step(self, state: State, frame: Frame, inputs: Inputs) -> tuple[State, Step]:
+        """The new state and what comes out at the new frame."""
+        if self.interleaved:
+            assert isinstance(state, Frame)
+            state = frame = self._in_window(state, frame, inputs.first)
+        if isinstance(self.head, DiscreteHead):
+            readout, action, probability = self._tokens(frame, self.head, inputs.noise)
+            return state, Step(readout, action, probability)
+        window = self._encode(frame)  # b f n c
+        if not self.interleaved:
+            assert isinstance(state, Tensor)
+            # The first frame stands for those before the episode began.
+            state = window = torch.where(
+                inputs.first[:, None, None, None], window, torch.cat([state[:, 1:], window], 1)
+            )
+        return state, Step(window[:, -1], self.head.act(window.flatten(2), inputs.noise), None)
+
+    def _in_window(self, state: Frame, frame: Frame, first: Tensor) -> Frame:
         """The window's frames with the new one at the end; those before the episode began are not valid."""
-        if state is None:
-            media = None if frame.media_valid is None else torch.zeros_like(frame.media_valid)
-            unseen = frame._replace(valid=torch.zeros_like(frame.valid), media_valid=media)
-            return _joined([unseen] * (self.window - 1) + [frame])
-        assert isinstance(state, Frame)
-        return _joined([Frame(*(x if x is None else x[1:] for x in state)), frame])  # type: ignore[arg-type]
+        media = None if frame.media_valid is None else torch.zeros_like(frame.media_valid)
+        unseen = frame._replace(valid=torch.zeros_like(frame.valid), media_valid=media)
+        parts: list[Tensor | None] = []
+        for old, new, blank in zip(state, frame, unseen, strict=True):
+            if old is None or new is None or blank is None:
+                parts.append(None)
+                continue
+            begins = first.view(-1, *[1] * (old.ndim - 1))
+            before = torch.where(begins, blank, old[:, 1:])
+            parts.append(torch.cat([before, new], 1))
+        return Frame(*parts)  # type: ignore[arg-type]
 
     def _encode(self, frames: Frame) -> Tensor:
-        """float32 hidden states [f n c] at the readouts of f frames in a row."""
-        f, s = frames.valid.shape
+        """float32 hidden states [b f n c] at the readouts of f frames in a row."""
+        b, f, s = frames.valid.shape
         mask, places, media = self._sight(frames)
-        x = frames.tokens.reshape(1, f * s, -1)
-        if f == 1:
-            return self.backbone.encode(x, mask, places, self.readouts, media).float()
-        hidden = self.backbone.encode(x, mask, places, f * s, media).float()
-        return hidden.view(f, s, -1)[:, s - self.readouts :]
+        rows = self.readouts if f == 1 else f * s
+        hidden = self.backbone.encode(frames.tokens.flatten(1, 2), mask, places, rows, media).float()
+        return hidden.view(b, f, -1, hidden.shape[-1])[:, :, -self.readouts :]
 
     def _sight(self, frames: Frame) -> tuple[Tensor, Tensor, Media | None]:
-        """Who sees whom [1 f*s f*s], the places [1 f*s], and the media: see vla_jax/sequence.py."""
-        f, s = frames.valid.shape
+        """Who sees whom [b f*s f*s], the places [b f*s], and the media: see vla_jax/sequence.py."""
+        f, s = frames.valid.shape[1:]
         device, n = frames.valid.device, self.readouts
         token = torch.arange(s, device=device)
         order = (token - (s - n) + 1).clamp(min=0) if self.layout == "prefix" else token
@@ -192,38 +224,60 @@ class Network(nn.Module):
         number, place = torch.arange(f, device=device).repeat_interleave(s), token.repeat(f)
         same, earlier = number[:, None] == number[None], number[:, None] > number[None]
         seen = same & (order[place][None] <= order[place][:, None]) | earlier & (place < s - private)[None]
-        mask = (seen & frames.valid.reshape(1, -1) | torch.eye(f * s, dtype=torch.bool, device=device))[None]
-        inside, counted = frames.valid.cumsum(1), frames.valid[:, : s - private].sum(1)
-        start = counted.cumsum(0) - counted
-        places = (start[:, None] + inside - 1).clamp(min=0).view(1, f * s)
+        own = torch.eye(f * s, dtype=torch.bool, device=device)
+        mask = seen[None] & frames.valid.flatten(1)[:, None] | own[None]
+        inside, counted = frames.valid.cumsum(2), frames.valid[:, :, : s - private].sum(2)
+        start = counted.cumsum(1) - counted
+        places = (start[:, :, None] + inside - 1).clamp(min=0).flatten(1)
         if frames.media is None or frames.media_valid is None:
             return mask, places, None
-        whose = torch.arange(f, device=device).repeat_interleave(frames.media.shape[1])
-        visible = (number[:, None] >= whose[None]) & frames.media_valid.reshape(1, -1)
-        return mask, places, Media(frames.media.flatten(0, 1)[None], visible[None])
+        whose = torch.arange(f, device=device).repeat_interleave(frames.media.shape[2])
+        visible = (number[:, None] >= whose[None])[None] & frames.media_valid.flatten(1)[:, None]
+        return mask, places, Media(frames.media.flatten(1, 2), visible)
 
     def _tokens(self, frames: Frame, head: DiscreteHead, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The newest frame's readout, its decoded actions, and the probability of each token."""
         mask, places, media = self._sight(frames)
-        x = frames.tokens.flatten(0, 1)[None]
-        hidden, cache = self.backbone.decode(x, mask, places, None, media)
-        readout, hidden = hidden[0, -self.readouts :].float(), hidden[:, -1:]
-        seen, last = mask[:, -1:], None if media is None else media._replace(mask=media.mask[:, -1:])
-        chosen, scores = [], []
+        x = frames.tokens.flatten(1, 2)
+        b, s = places.shape
+        room = s + head.tokens - 1
+        cache = self.backbone.decoder.layers.cache(x, room)
+        wide = torch.cat([mask, mask.new_zeros(b, s, room - s)], 2)
+        hidden = self.backbone.encode(x, wide, places, self.readouts, media, cache)
+        readout, hidden = hidden.float(), hidden[:, -1:]
+        seen, place = wide[:, -1:], places[:, -1:]
+        last = None if media is None else media._replace(mask=media.mask[:, -1:])
+        chosen: list[Tensor] = []
+        scores: list[Tensor] = []
         for i in range(head.tokens):
+            if i:
+                seen = seen | (torch.arange(room, device=seen.device) == s + i - 1)
+                place = place + 1
+                hidden = self._after(chosen[-1], seen, place, last, cache)
             logits = self.backbone.logits(hidden, head.rows)[:, 0]
-            chosen.append(head.choose(logits, None if noise is None else noise[i]))
-            scores.append(logits[0])
-            if i + 1 < head.tokens:
-                seen = torch.cat([seen, seen.new_ones(1, 1, 1)], 2)
-                token = self.backbone.embed_text(chosen[-1][None])
-                hidden, cache = self.backbone.decode(token, seen, places[:, -1:] + 1 + i, cache, last)
-        ids, table = torch.cat(chosen), torch.stack(scores)
-        probability = table.softmax(-1).gather(1, (ids - head.rows[0])[:, None])[:, 0]
+            chosen.append(head.choose(logits, None if noise is None else noise[:, i]))
+            scores.append(logits)
+        ids, table = torch.stack(chosen, 1), torch.stack(scores, 1)
+        probability = table.softmax(-1).gather(2, (ids - head.rows[0])[..., None])[..., 0]
         return readout, head.actions(ids, table), probability
 
+    def _after(self, ids: Tensor, seen: Tensor, place: Tensor, media: Media | None, cache: Cache) -> Tensor:
+        """The hidden state [b 1 c] at a token [b] that follows those in the cache."""
+        return self.backbone.encode(self.backbone.embed_text(ids[:, None]), seen, place, 1, media, cache)
 
-def _joined(frames: list[Frame]) -> Frame:
-    """Frames one behind the other."""
-    parts = zip(*frames, strict=True)
-    return Frame(*(None if part[0] is None else torch.cat(part) for part in parts))  # type: ignore[arg-type]
+
+def rows(state: State, b: int) -> list[State]:
+    """The states of b episodes, one by one."""
+    if isinstance(state, Frame):
+        parts: list[Any] = [[None] * b if x is None else x.split(1) for x in state]
+        return [Frame(*part) for part in zip(*parts, strict=True)]
+    return [None] * b if state is None else list(state.split(1))
+
+
+def together(states: list[State]) -> State:
+    """The states of single episodes as one of all of them."""
+    parts: Any = states
+    if isinstance(states[0], Frame):
+        fields: Any = (None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True))
+        return Frame(*fields)
+    return None if states[0] is None else torch.cat(parts)

@@ -14,86 +14,15 @@
 Axes: h w pixels, k chunk step, d action dim, a arm dims, g binary dims, p proprio.
 """
 
-import hashlib
-import json
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
-from .network import Network, State, Step
+from .network import Inputs, Network, State, rows, together
 from .tokenizer import Tokenizer
-
-SCHEMA = 1
-SUMS = "SHA256SUMS"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def load(
-    path: Path | str, device: str | torch.device = "cpu", dtype: str = "float32", compile: bool = False
-) -> "Policy":
-    """The policy of an artefact's folder.
-
-    Args:
-        path: the folder that experiments.export wrote.
-        device: of torch.
-        dtype: "float32" or "bfloat16": what the backbone computes in. The head always computes in float32.
-        compile: with torch.compile; the first frames are then slow. Tokens of the head discrete are decoded without.
-
-    Raises ValueError for a file that is damaged, missing or not the exporter's, another schema, and weights that do
-    not fit.
-    """
-    path = Path(path)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    verify(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if config.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected artefact schema {SCHEMA}, got {config.get('schema')}; export it again")
-    with torch.device("meta"):
-        network = Network(config["network"])
-    with safe_open(path / "model.safetensors", "pt", device=str(device)) as file:
-        arrays = {name.replace("/", "."): file.get_tensor(name).to(DTYPES[dtype]) for name in file.keys()}  # noqa: SIM118
-    _check_fit(path, network, arrays)
-    network.load_state_dict(arrays, strict=True, assign=True)
-    network.requires_grad_(False).eval()
-    network.head.float()
-    if compile:  # what has the same shapes at each frame
-        network.vision = torch.compile(network.vision)  # type: ignore[method-assign]
-        network.backbone.encode = torch.compile(network.backbone.encode)  # type: ignore[method-assign]
-        network.head.act = torch.compile(network.head.act)  # type: ignore[method-assign]
-    stats = json.loads((path / "norm_stats.json").read_text(encoding="utf-8"))
-    return Policy(network, config, stats, Tokenizer.open(path / "tokenizer.json", config["prompt"]))
-
-
-def verify(path: Path) -> None:
-    """Raises ValueError unless the folder holds exactly the files of SHA256SUMS, each with its hash."""
-    listed = path / SUMS
-    if not listed.is_file():
-        raise ValueError(f"{path}: expected an artefact with {SUMS}; experiments.export writes one")
-    sums = dict(line.split("  ", 1)[::-1] for line in listed.read_text().splitlines())
-    there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    there = {name for name in there if name != SUMS and "__pycache__" not in name}
-    wrong = [f"{name}: missing" for name in sorted(sums.keys() - there)]
-    wrong += [f"{name}: not among the exported files" for name in sorted(there - sums.keys())]
-    for name in sorted(sums.keys() & there):
-        found = digest(path / name)
-        if found != sums[name]:
-            wrong.append(f"{name}: expected sha256 {sums[name]}, got {found}")
-    if wrong:
-        raise ValueError(f"{path}: not as it was exported:\n  " + "\n  ".join(wrong) + "\ncopy or export it again")
-
-
-def digest(file: Path) -> str:
-    """sha256 of a file."""
-    sha = hashlib.sha256()
-    with file.open("rb") as handle:
-        while chunk := handle.read(1 << 20):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 class Spec:
@@ -129,14 +58,13 @@ class Spec:
 
 
 class Policy:
-    """One robot's episode on a network. `config` is config.json."""
+    """One robot's episode on a network. `config` is config.json, `state` the network's after the last step."""
 
     def __init__(self, network: Network, config: dict[str, Any], stats: dict[str, Any], tokenizer: Tokenizer) -> None:
-        self.network, self.config, self.tokenizer = network, config, tokenizer
+        self.network, self.config, self.tokenizer, self._stats = network, config, tokenizer, stats
         self._datasets, self._size = stats["datasets"], config["image"]["size"]
         self.cameras = tuple(config["cameras"])
-        self._device = network.readout_embedding.device
-        self._prompt: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._prompt: dict[str, np.ndarray] | None = None
         self.stages: dict[str, torch.Tensor] = {}  # of the last `act`, for golden.py
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
@@ -161,12 +89,16 @@ class Policy:
         body = self._datasets[name]
         self.action_spec = Spec(body["action"])
         self.state_spec = Spec(body["state"]) if body["state"] else None
-        padded = torch.tensor(ids + [0] * (length - len(ids)), device=self._device)
-        self._prompt = padded, torch.arange(length, device=self._device) < len(ids)
-        self._state: State = None
+        padded = np.array(ids + [0] * (length - len(ids)), np.int64)
+        self._prompt = {"prompt": padded, "prompt_mask": np.arange(length) < len(ids)}
+        self.state: State = None
         self._last: np.ndarray | None = None
         self._chunk: np.ndarray | None = None
         self._rng = np.random.default_rng(seed)
+
+    def another(self) -> "Policy":
+        """A policy on the same network for another episode; `act_together` runs several of them at once."""
+        return Policy(self.network, self.config, self._stats, self.tokenizer)
 
     def act(
         self,
@@ -187,34 +119,51 @@ class Policy:
         Raises ValueError for other cameras, sizes or dtypes, and numbers that are missing or not finite. The episode
         then stands where it stood.
         """
+        return act_together([self], [self.prepared(images, proprio, executed, noise)])[0]
+
+    def prepared(
+        self,
+        images: dict[str, np.ndarray],
+        proprio: np.ndarray | None = None,
+        executed: np.ndarray | None = None,
+        noise: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What `act` is given as the rows of Inputs, checked; the episode does not move. Raises as `act` does."""
         if self._prompt is None:
             raise ValueError("Policy.act: expected reset(instruction) before the first frame")
-        pixels = self._pixels(images)
-        state, past = self._proprio(proprio), self._past(executed)
-        start = time.perf_counter()
-        with torch.inference_mode():
-            visual = self.network.vision(pixels)
-            self._wait()
-            seen = time.perf_counter()
-            frame = self.network.frame(visual, self._prompt, state, past)
-            self._state, step = self.network.step(self._state, frame, self._noise(noise))
-            action = step.action.float().cpu().numpy()
-        end = time.perf_counter()
-        confidence = self._confidence(step, action)
-        self._chunk, actions = action, self.action_spec.unnormalise(action)
-        self._last = actions[0]
-        self.stages = {"vision": visual, "readout": step.readout, "action": step.action}
+        found = {"images": self._pixels(images), **self._prompt, "first": np.array(self._chunk is None)}
+        if self.network.state is not None:
+            assert self.state_spec is not None  # the exporter made sure
+            found["proprio"] = self._numbers("proprio", proprio, self.state_spec)
+        if self.network.past is not None:
+            last = self._last if executed is None else executed
+            unknown = np.zeros(len(self.action_spec.names), np.float32)
+            found["past"] = unknown if self._last is None else self._numbers("executed", last, self.action_spec)
+        if noise is not None:
+            if noise.shape != self.network.head.noise_shape:
+                raise ValueError(f"noise: expected shape {self.network.head.noise_shape}, got {noise.shape}")
+            found["noise"] = np.asarray(noise, np.float32)
+        return found
+
+    def drawn(self) -> np.ndarray:
+        """The next step's noise, for a head that draws."""
+        discrete = self.config["network"]["head"]["kind"] == "discrete"
+        draw = self._rng.gumbel if discrete else self._rng.standard_normal
+        return np.asarray(draw(size=self.network.head.noise_shape), np.float32)
+
+    def moved(self, state: State, action: np.ndarray, probability: np.ndarray | None) -> dict[str, Any]:
+        """Puts a step into the episode: its state, its normalised action [k d] and tokens' probabilities [q]."""
+        confidence = self._confidence(action, probability)
+        actions = self.action_spec.unnormalise(action)
+        self.state, self._chunk, self._last = state, action, actions[0]
         return {
             "actions": actions,
             "arm": actions[:, self.action_spec.arm],
             "gripper": actions[:, self.action_spec.binary],
             "confidence": confidence,
-            "timing": {
-                "vision": 1e3 * (seen - start), "backbone": 1e3 * (end - seen), "total": 1e3 * (end - start),
-            },
-        }  # fmt: skip
+        }
 
-    def _confidence(self, step: Step, action: np.ndarray) -> dict[str, float | None]:
+    def _confidence(self, action: np.ndarray, probability: np.ndarray | None) -> dict[str, float | None]:
         """Numbers in [0, 1], 1 is sure; None where there is none.
 
         gripper: the probability of the gripper's state in the next action (the least sure one, with several).
@@ -225,15 +174,14 @@ class Policy:
         """
         sure = np.maximum(action[0], 1 - action[0])[self.action_spec.binary]
         agreement = token = None
-        if step.probability is not None:
-            chosen = step.probability[: action.shape[1]].double().log().mean().exp()
-            token = float(chosen)
+        if probability is not None:
+            token = float(np.exp(np.log(probability[: action.shape[1]].astype(np.float64)).mean()))
         elif self._chunk is not None and len(action) > 1 and self.action_spec.arm:
             difference = (action[:-1] - self._chunk[1:])[:, self.action_spec.arm]
             agreement = float(np.exp(-np.sqrt(np.mean(difference.astype(np.float64) ** 2))))
         return {"gripper": float(sure.min()) if sure.size else None, "agreement": agreement, "token": token}
 
-    def _pixels(self, images: dict[str, np.ndarray]) -> torch.Tensor:
+    def _pixels(self, images: dict[str, np.ndarray]) -> np.ndarray:
         if set(images) != set(self.cameras):
             raise ValueError(f"images: expected the cameras {self.cameras}, got {tuple(images)}")
         size = self._size
@@ -244,51 +192,56 @@ class Policy:
                     f"images[{name!r}]: expected uint8 RGB of shape ({size}, {size}, 3), got {got}; resize with "
                     f"{self.config['image']['resize']}, as in training"
                 )
-        return torch.from_numpy(np.stack([images[name] for name in self.cameras])).to(self._device)
+        return np.stack([images[name] for name in self.cameras])
 
-    def _proprio(self, proprio: np.ndarray | None) -> torch.Tensor | None:
-        if self.network.state is None:
-            return None  # the model does not look
-        assert self.state_spec is not None  # the exporter made sure
-        return self._numbers("proprio", proprio, self.state_spec)
-
-    def _past(self, executed: np.ndarray | None) -> torch.Tensor | None:
-        if self.network.past is None or self._last is None:
-            return None
-        return self._numbers("executed", self._last if executed is None else executed, self.action_spec)
-
-    def _numbers(self, what: str, values: np.ndarray | None, spec: Spec) -> torch.Tensor:
+    def _numbers(self, what: str, values: np.ndarray | None, spec: Spec) -> np.ndarray:
         found = np.asarray(np.nan if values is None else values, np.float32)
         if found.shape != (len(spec.names),) or not np.isfinite(found).all():
             raise ValueError(
                 f"{what}: expected {len(spec.names)} finite numbers ({', '.join(spec.names)}), got {values}"
             )
-        return torch.from_numpy(spec.normalise(found)).to(self._device)
-
-    def _noise(self, noise: np.ndarray | None) -> torch.Tensor | None:
-        shape = self.network.head.noise_shape
-        if shape is None:
-            return None
-        if noise is None:
-            draw = (
-                self._rng.gumbel if self.config["network"]["head"]["kind"] == "discrete" else self._rng.standard_normal
-            )
-            noise = np.asarray(draw(size=shape))
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected shape {shape}, got {noise.shape}")
-        return torch.from_numpy(np.asarray(noise, np.float32)).to(self._device)
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        return spec.normalise(found)
 
 
-def _check_fit(path: Path, network: Network, arrays: dict[str, torch.Tensor]) -> None:
-    wanted = network.state_dict()
-    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - arrays.keys())]
-    wrong += [f"{name} is not wanted" for name in sorted(arrays.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & arrays.keys()):
-        if wanted[name].shape != arrays[name].shape:
-            wrong.append(f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(arrays[name].shape)}")
-    if wrong:
-        raise ValueError(f"{path}: model.safetensors does not fit config.json:\n  " + "\n  ".join(wrong))
+def act_together(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]]) -> list[dict[str, Any]]:
+    """`act` for the episodes of several policies on one network, in one pass; `prepared` is of each one's `prepared`.
+
+    What comes out is as when each acts alone, up to the order of sums.
+    """
+    network, device, b = policies[0].network, policies[0].network.readout_embedding.device, len(policies)
+    if any(policy.network is not network for policy in policies) or len({id(policy) for policy in policies}) != b:
+        raise ValueError("act_together: expected different policies on one network; `another` makes them")
+    start = time.perf_counter()
+    if network.head.noise_shape is not None:
+        prepared = [
+            given if "noise" in given else {**given, "noise": policy.drawn()}
+            for policy, given in zip(policies, prepared, strict=True)
+        ]
+    columns: dict[str, Any] = {name: np.stack([given[name] for given in prepared]) for name in prepared[0]}
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
+        inputs = Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        visual = network.vision(inputs.images)
+        _wait(device)
+        seen = time.perf_counter()
+        frame = network.frame(visual, inputs)
+        before = rows(network.initial(frame), b)
+        before = [
+            new if first else policy.state
+            for policy, new, first in zip(policies, before, columns["first"], strict=True)
+        ]
+        state, step = network.step(together(before), frame, inputs)
+        action = step.action.float().cpu().numpy()
+        probability = None if step.probability is None else step.probability.cpu().numpy()
+    end = time.perf_counter()
+    timing = {"vision": 1e3 * (seen - start), "backbone": 1e3 * (end - seen), "total": 1e3 * (end - start)}
+    out = []
+    for i, (policy, mine) in enumerate(zip(policies, rows(state, b), strict=True)):
+        policy.stages = {"vision": visual[i], "readout": step.readout[i], "action": step.action[i]}
+        out.append({**policy.moved(mine, action[i], None if probability is None else probability[i]), "timing": timing})
+    return out
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

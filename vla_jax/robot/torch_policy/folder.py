@@ -1,0 +1,96 @@
+"""An artefact's folder: its files, their hashes, and the policy in it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from .heads import DiscreteHead
+from .network import Network
+from .policy import Policy
+from .tokenizer import Tokenizer
+
+SCHEMA = 1
+SUMS = "SHA256SUMS"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(path: Path | str, device: str | torch.device = "cpu", dtype: str = "float32", compile: bool = False) -> Policy:
+    """The policy of an artefact's folder.
+
+    Args:
+        path: the folder that experiments.export wrote.
+        device: of torch.
+        dtype: "float32" or "bfloat16": what the backbone computes in. The head always computes in float32.
+        compile: with torch.compile; the first frames are then slow. On a GPU as CUDA graphs.
+
+    Raises ValueError for a file that is damaged, missing or not the exporter's, another schema, and weights that do
+    not fit.
+    """
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    verify(path)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if config.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: expected artefact schema {SCHEMA}, got {config.get('schema')}; export it again")
+    with torch.device("meta"):
+        network = Network(config["network"])
+    with safe_open(path / "model.safetensors", "pt", device=str(device)) as file:
+        arrays = {name.replace("/", "."): file.get_tensor(name).to(DTYPES[dtype]) for name in file.keys()}  # noqa: SIM118
+    _check_fit(path, network, arrays)
+    network.load_state_dict(arrays, strict=True, assign=True)
+    network.requires_grad_(False).eval()
+    network.head.float()
+    if compile:
+        _compile(network)
+    stats = json.loads((path / "norm_stats.json").read_text(encoding="utf-8"))
+    return Policy(network, config, stats, Tokenizer.open(path / "tokenizer.json", config["prompt"]))
+
+
+def _compile(network: Network) -> None:
+    """Compiles what has the same shapes at each frame; of the head discrete the pass over one token."""
+    mode = "reduce-overhead" if network.readout_embedding.device.type == "cuda" else "default"
+    names = ("vision", "_after") if isinstance(network.head, DiscreteHead) else ("vision", "step")
+    for name in names:
+        setattr(network, name, torch.compile(getattr(network, name), mode=mode))
+
+
+def verify(path: Path) -> None:
+    """Raises ValueError unless the folder holds exactly the files of SHA256SUMS, each with its hash."""
+    listed = path / SUMS
+    if not listed.is_file():
+        raise ValueError(f"{path}: expected an artefact with {SUMS}; experiments.export writes one")
+    sums = dict(line.split("  ", 1)[::-1] for line in listed.read_text().splitlines())
+    there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    there = {name for name in there if name != SUMS and "__pycache__" not in name}
+    wrong = [f"{name}: missing" for name in sorted(sums.keys() - there)]
+    wrong += [f"{name}: not among the exported files" for name in sorted(there - sums.keys())]
+    for name in sorted(sums.keys() & there):
+        found = digest(path / name)
+        if found != sums[name]:
+            wrong.append(f"{name}: expected sha256 {sums[name]}, got {found}")
+    if wrong:
+        raise ValueError(f"{path}: not as it was exported:\n  " + "\n  ".join(wrong) + "\ncopy or export it again")
+
+
+def digest(file: Path) -> str:
+    """sha256 of a file."""
+    sha = hashlib.sha256()
+    with file.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _check_fit(path: Path, network: Network, arrays: dict[str, torch.Tensor]) -> None:
+    wanted = network.state_dict()
+    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - arrays.keys())]
+    wrong += [f"{name} is not wanted" for name in sorted(arrays.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & arrays.keys()):
+        if wanted[name].shape != arrays[name].shape:
+            wrong.append(f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(arrays[name].shape)}")
+    if wrong:
+        raise ValueError(f"{path}: model.safetensors does not fit config.json:\n  " + "\n  ".join(wrong))
