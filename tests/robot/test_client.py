@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -36,12 +37,12 @@ QUICK = Waits(open=2.0, reply=2.0, total=2.0, first=0.001, longest=0.01)
 class Server:
     """Speaks the wire. `script` holds what to do with the next requests of type act, and is then used up."""
 
-    def __init__(self, port: int = 0, **handshake: Any) -> None:
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, **handshake: Any) -> None:
         self.handshake = {**HANDSHAKE, **handshake}
         self.received: list[dict[str, Any]] = []
         self.headers: list[str | None] = []
         self.script: list[Callable[[ServerConnection, dict[str, Any]], None]] = []
-        self._server = serve(self._session, "127.0.0.1", port, compression=None)
+        self._server = serve(self._session, "127.0.0.1", port, ssl=tls, compression=None)
         self.port = self._server.socket.getsockname()[1]
         self._connections: list[ServerConnection] = []
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -74,8 +75,9 @@ class Server:
             self.received.append(message)
             if message["type"] == "reset":
                 connection.send(pack({"type": "ready"}))
-            elif message["type"] == "stop":
-                connection.send(pack({"type": "safety", "session": "1", "latched": "emergency"}))
+            elif message["type"] in ("stop", "safety_reset"):
+                latched = "emergency" if message["type"] == "stop" else None
+                connection.send(pack({"type": "safety", "session": message.get("session", "1"), "latched": latched}))
             elif self.script:
                 self.script.pop(0)(connection, message)
             else:
@@ -335,6 +337,32 @@ def test_a_server_that_stops_reading_ends_the_call() -> None:
             client.act({"primary": np.zeros((2000, 2000, 3), np.uint8)}, resend=False)
         client.close()
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
+def test_tls_trusts_what_it_is_told_to_trust(tmp_path: Path) -> None:
+    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    name = ["-subj", "/CN=robot", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", *curve, *name, "-keyout", key, "-out", cert]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    with contextlib.closing(Server(tls=tls)) as server:
+        url = f"wss://127.0.0.1:{server.port}"
+        with pytest.raises(ssl.SSLCertVerificationError):  # at once, though QUICK would try for 2 s
+            Client(url, waits=QUICK._replace(sleep=lambda seconds: pytest.fail("tried again")))
+        with Client(url, waits=QUICK, tls=ssl.create_default_context(cafile=cert)) as client:
+            client.reset("go")
+            assert client.act(IMAGES)["id"] == 1
+
+
+def test_a_reset_of_safety_is_sent_once(server: Server) -> None:
+    with Client(server.url, waits=QUICK) as client:
+        server._connections[0].socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(ConnectionError):
+            client.ask({"type": "safety_reset"}, "safety")
+    assert server.received == []
 
 
 def test_the_file_is_python_3_8() -> None:

@@ -166,7 +166,7 @@ def test_steps_executed_of_the_last_chunk() -> None:
 EVENTS = st.lists(st.tuples(st.floats(0, 0.25), st.integers(0, 9), st.booleans()), min_size=1, max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(events=EVENTS, blend=st.sampled_from(["freeze", "ensemble", "newest"]), k=st.integers(1, 6))
 def test_no_action_is_stale_and_none_is_executed_twice(
     events: list[tuple[float, int, bool]], blend: str, k: int

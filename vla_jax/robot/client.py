@@ -202,8 +202,8 @@ class Client:
             raise ConnectionError(f"{self.url}: the stop was not sent: {error}; stop the robot itself") from error
 
     def ask(self, message: dict[str, Any], answer: str) -> dict[str, Any]:
-        """Any message of the wire, and the answer of that type to it. Raises as `act`."""
-        return self._call(message, answer)
+        """Any message of the wire, sent once, and the answer of that type to it. Raises as `act`."""
+        return self._call(message, answer, resend=False)
 
     def _call(self, request: dict[str, Any] | None, answer: str, resend: bool = True) -> dict[str, Any]:
         """One request (None: only a connection) with as many attempts as `waits.total` has room for."""
