@@ -286,6 +286,37 @@ def test_a_reply_that_the_servers_limits_touched_is_not_blended(robot: Robot) ->
     assert robot.tick().action[0] == 101
 
 
+def test_a_robot_that_the_servers_limits_hold_still_says_so(robot: Robot) -> None:
+    robot.begin()
+    robot.tick()
+    robot.request()
+    robot.replied(0.0, safety={"latched": "emergency", "causes": {"latched": 8}})
+    step = robot.tick()
+    assert step.action[0] == 1
+    assert step.why == "held still by the server's limits: emergency; an operator resets them"
+    for _ in range(2):
+        robot.tick()
+    robot.request()
+    robot.replied(0.0, safety={"latched": None, "causes": {}})
+    assert robot.tick().why == ""
+
+
+def test_after_a_failure_the_server_is_not_told_of_steps(robot: Robot) -> None:
+    robot.begin()
+    robot.tick()
+    robot.request()
+    robot.replied(0.0)
+    for _ in range(3):
+        robot.tick()
+    assert robot.request()[1][3].steps == 2
+    robot.client.answers.put(ServerError("internal", "it failed"))
+    assert robot.request()[0] == "reset"
+    robot.client.answers.put(None)
+    robot.tick()
+    assert robot.request()[1][3].steps is None
+    robot.answer(0.0)
+
+
 def test_a_new_session_is_not_told_of_steps_of_the_last(robot: Robot) -> None:
     robot.begin()
     robot.tick()

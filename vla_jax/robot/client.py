@@ -338,7 +338,8 @@ def ensemble(actions: np.ndarray, decay: float, keep: Sequence[int] = ()) -> np.
 class Step(NamedTuple):
     """What to do in this period: `action` [d] in the robot's units, or None and why, which means: stop the robot.
 
-    `observed_at` is that of the newest frame in it, for a watchdog.
+    There is also a `why` while the server's limits hold the robot still; the action is then theirs. `observed_at` is
+    that of the newest frame in it, for a watchdog.
     """
 
     action: np.ndarray | None
@@ -490,7 +491,7 @@ class ChunkBroker:
         self._action: np.ndarray | None = None  # the last one carried out
         self._asked, self._replies, self._session = 0, 0, -1
         self._told = self._now = -math.inf
-        self._trouble, self._stopped = "", "before the first reset"
+        self._trouble, self._held, self._stopped = "", "", "before the first reset"
         self._fatal: Exception | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ChunkBroker", daemon=True)
@@ -518,7 +519,7 @@ class ChunkBroker:
             self._episode += 1
             self._begin = self._current = (instruction, dataset, seed)
             self._seen = self._action = None
-            self._fatal, self._stopped, self._trouble = None, "", ""
+            self._fatal, self._stopped, self._held, self._trouble = None, "", "", ""
             self._changed.notify()
 
     def observe(
@@ -565,7 +566,8 @@ class ChunkBroker:
             self._changed.notify()
             if step.action is not None:
                 self._action = step.action
-            return step if step.why or step.action is not None else Step(None, self._why(now))
+                return step._replace(why=self._held)
+            return step if step.why else Step(None, self._why(now))
 
     def stop(self, why: str) -> None:
         """No action any more until `reset`, from this very step on. Does not wait; the server is told as soon as the
@@ -663,8 +665,9 @@ class ChunkBroker:
             self._latencies.append(now - began)
             self._replies += 1
             safety = reply.get("safety") or {}
-            limited = bool(safety.get("latched") or safety.get("causes"))
-            self._plan.add(reply["actions"], reply["observed_at"], now, limited)
+            held = safety.get("latched")
+            self._held = f"held still by the server's limits: {held}; an operator resets them" if held else ""
+            self._plan.add(reply["actions"], reply["observed_at"], now, bool(held or safety.get("causes")))
             if self._plan.too_late:
                 lasts = f"{self._k} steps of {1e3 * self.period:.0f} ms"
                 self._trouble = f"a reply came {1e3 * (now - seen):.0f} ms after its frame, and a chunk is {lasts}"
@@ -684,6 +687,7 @@ class ChunkBroker:
             if self._closed or episode != self._episode:
                 return
             self._trouble = f"{type(error).__name__}: {error}"
+            self._session = -1  # nobody knows what the server remembers of the last chunk
             if code in ANEW:
                 self._begin = self._begin or self._current
             elif code not in RETRIED and not isinstance(error, ConnectionError):
