@@ -45,7 +45,8 @@ DTYPE_KINDS = "biuf"
 MAX_REPLY = 1 << 24  # bytes
 RETRIED = ("busy",)  # codes of a server that may say something else in a moment
 ANEW = ("internal", "not_ready")  # and after which the episode has to begin again
-SLACK = 0.25  # of a period: how much before its time a control step begins
+SLACK = 0.25  # of a period: how long before a control step its frame may have been taken
+EARLY = 0.75  # of a period: how long before its time a control step may be carried out
 PATIENCE = 3  # replies in a row that come too late as a whole, until that is an error
 BLENDS = ("freeze", "ensemble", "newest")
 
@@ -358,8 +359,8 @@ class Plan:
 
     Time is cut into control steps of one period, counted from the first time it hears of. Step 0 of a chunk is the
     action of its frame's own control step, as in training, so step i is carried out i steps after that: at
-    observed_at + i * period, less than a period late and at most 1.5 periods early, for both times belong to a control
-    step from a quarter period before it to three quarters after. Nothing is carried out twice, or later than that.
+    observed_at + i * period, at most 1.25 periods late and 1.75 early, however the loop and the frames jitter. Nothing
+    is carried out twice, and a step that was missed is skipped.
     """
 
     def __init__(self, period: float, blend: str = "freeze", decay: float = 0.01, keep: Sequence[int] = ()) -> None:
@@ -373,14 +374,17 @@ class Plan:
         self._done: deque[float] = deque(maxlen=1000)
 
     def slot(self, at: float) -> int:
-        """The control step that a time belongs to."""
-        if math.isnan(self._origin):
-            self._origin = at
-        return math.floor((at - self._origin) / self.period + SLACK)
+        """The control step that a frame belongs to: it may have been taken a little before it began."""
+        return math.floor(self._phase(at) + SLACK)
 
     def due(self, now: float) -> int:
-        """The control step that is next: that of now, or the one after the last where a jittery loop is ahead of it."""
-        return int(max(self.slot(now), self._last + 1))
+        """The control step to carry out: the one after the last, or that of now where there is a gap."""
+        return int(max(math.floor(self._phase(now) + 1e-6), self._last + 1))
+
+    def _phase(self, at: float) -> float:
+        if math.isnan(self._origin):
+            self._origin = at
+        return (at - self._origin) / self.period
 
     def left(self, now: float) -> float:
         """Control steps that are still to come, this one included; not positive without any."""
@@ -405,8 +409,9 @@ class Plan:
         if observed_at <= self._newest:
             self.counts["dropped_order"] += 1
             return
-        slot, k = self.slot(observed_at), len(actions)
-        late = min(self.due(now) - slot, k)
+        due, k = self.due(now), len(actions)
+        slot = min(self.slot(observed_at), due)
+        late = min(due - slot, k)
         self._newest = observed_at
         self.counts["dropped_late"] += late
         self.too_late = self.too_late + 1 if late == k else 0
@@ -426,7 +431,7 @@ class Plan:
         """The action of this control step, and it counts as carried out. `why` is empty where nothing is left."""
         due = self.due(now)
         wait = self._origin + due * self.period - now
-        if wait > (1 - SLACK) * self.period:
+        if wait > EARLY * self.period:
             return Step(None, f"early: the next action is due in {1e3 * wait:.0f} ms; call once per period")
         self._chunks = [chunk for chunk in self._chunks if chunk.slot + len(chunk.actions) > due]
         rows = [chunk.actions[due - chunk.slot] for chunk in self._chunks]
