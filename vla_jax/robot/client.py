@@ -449,7 +449,8 @@ class ChunkBroker:
 
     `observe` and `next` are for the control loop and never wait. A thread of its own talks to the server: it sends the
     newest frame once no more than `share` of a chunk is left, or no more than the longest of the last 20 latencies
-    needs. Where nothing valid is left, `next` gives no action and says why; an old one it never gives.
+    needs. One request is under way at a time, so there are gaps where a reply takes more than half of a chunk. Where
+    nothing valid is left, `next` gives no action and says why; an old one it never gives.
 
     A blend is not what the server's limits have passed: on the robot, `next` goes through a SafetyFilter of its own.
     A chunk that the server's limits changed or stopped replaces the plan as it is.
