@@ -12,99 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
+from tests.robot.fake_server import HANDSHAKE, IMAGES, QUICK, K, Server, refuse, reply, silent, vanish
 from vla_jax.robot import client as module
-from vla_jax.robot.client import ChunkBroker, Client, Report, ServerError, Waits, pack, unpack
-
-K = 4
-IMAGES = {"primary": np.zeros((2, 2, 3), np.uint8)}
-HANDSHAKE = {
-    "server": "vla_jax", "protocol": 1, "artefact": "a" * 64, "cameras": ["primary"], "image": {"size": 2}, "chunk": K,
-    "control_hz": 10.0, "datasets": {"blocks": {"action": ["x", "gripper"], "state": None}}, "limits": True,
-}  # fmt: skip
-QUICK = Waits(open=2.0, reply=2.0, total=2.0, first=0.001, longest=0.01)
-
-
-class Server:
-    """Speaks the wire. `script` holds what to do with the next requests of type act, and is then used up."""
-
-    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, **handshake: Any) -> None:
-        self.handshake = {**HANDSHAKE, **handshake}
-        self.received: list[dict[str, Any]] = []
-        self.headers: list[str | None] = []
-        self.script: list[Callable[[ServerConnection, dict[str, Any]], None]] = []
-        self._server = serve(self._session, "127.0.0.1", port, ssl=tls, compression=None)
-        self.port = self._server.socket.getsockname()[1]
-        self._connections: list[ServerConnection] = []
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}"
-
-    def types(self) -> list[str]:
-        return [message["type"] for message in self.received]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        for connection in self._connections:
-            connection.socket.close()
-        self._thread.join(10)
-
-    def _session(self, connection: ServerConnection) -> None:
-        self._connections.append(connection)
-        with contextlib.suppress(ConnectionClosed):
-            self._talk(connection)
-
-    def _talk(self, connection: ServerConnection) -> None:
-        assert connection.request is not None
-        self.headers.append(connection.request.headers.get("Authorization"))
-        connection.send(pack({**self.handshake, "session": str(len(self._connections))}))
-        for data in connection:
-            message = unpack(data)
-            self.received.append(message)
-            if message["type"] == "reset":
-                connection.send(pack({"type": "ready"}))
-            elif message["type"] in ("stop", "safety_reset"):
-                latched = "emergency" if message["type"] == "stop" else None
-                connection.send(pack({"type": "safety", "session": message.get("session", "1"), "latched": latched}))
-            elif self.script:
-                self.script.pop(0)(connection, message)
-            else:
-                connection.send(reply(message))
-
-
-def reply(message: dict[str, Any], **other: Any) -> bytes:
-    actions = np.full((K, 2), message["id"], np.float32)
-    return pack(
-        {"type": "actions", "id": message["id"], "observed_at": message["observed_at"], "actions": actions, **other}
-    )
-
-
-def refuse(code: str, number: bool = True) -> Callable[[ServerConnection, dict[str, Any]], None]:
-    def act(connection: ServerConnection, message: dict[str, Any]) -> None:
-        found = message["id"] if number else None
-        connection.send(pack({"type": "error", "id": found, "code": code, "message": "because"}))
-
-    return act
-
-
-def vanish(connection: ServerConnection, message: dict[str, Any]) -> None:
-    connection.socket.shutdown(socket.SHUT_RDWR)  # no goodbye: as a cable that is pulled
-
-
-def silent(connection: ServerConnection, message: dict[str, Any]) -> None:
-    """No answer."""
+from vla_jax.robot.client import Client, Report, ServerError, Waits, pack
 
 
 @pytest.fixture
@@ -387,79 +306,6 @@ def test_the_file_is_python_3_8() -> None:
     }  # fmt: skip
     allowed = {"numpy", "msgpack", "websockets"}
     assert first <= allowed | sys.stdlib_module_names
-
-
-class Weather:
-    """A server's answers over a bad network, by a seed: late, after a copy of an older one, or not at all."""
-
-    def __init__(self, loss: float) -> None:
-        self._rng, self._loss = np.random.default_rng(7), loss
-        self.lost, self._older = 0, b""
-
-    def pop(self, _: int) -> Callable[[ServerConnection, dict[str, Any]], None]:
-        return self._act
-
-    def _act(self, connection: ServerConnection, message: dict[str, Any]) -> None:
-        time.sleep(self._rng.uniform(0.0, 0.1))
-        if self._rng.uniform() < self._loss:
-            self.lost += 1
-            vanish(connection, message)
-            return
-        due = message["observed_at"] / PERIOD + np.arange(HORIZON)  # actions say when they are due, in periods
-        answer = reply(message, actions=np.stack([due, due], 1))
-        if self._older and self._rng.uniform() < 0.3:
-            connection.send(self._older)
-        connection.send(answer)
-        self._older = answer
-
-
-PERIOD, HORIZON = 0.02, 50
-ROUGH = Waits(reply=0.5, first=0.005, longest=0.05)
-
-
-def drive(broker: ChunkBroker, seconds: float, rng: np.random.Generator) -> list[bool]:
-    """A jittery control loop, which checks every action's time. Whether there was one, per period."""
-    found, last, tick = [], 0.0, time.monotonic()
-    end = tick + seconds
-    while tick < end:
-        tick = max(tick + PERIOD, time.monotonic() + 0.6 * PERIOD)  # where it was held up, it does not catch up
-        time.sleep(max(tick + rng.uniform(0.0, 0.4) * PERIOD - time.monotonic(), 0.0))
-        broker.observe(IMAGES)
-        before = time.monotonic()
-        step = broker.next()
-        after = time.monotonic()
-        found.append(step.action is not None)
-        if step.action is None:
-            assert step.why
-            continue
-        due = float(step.action[0])
-        assert before / PERIOD - due <= 1.25, "stale"
-        assert after / PERIOD - due >= -1.75, "before its time"
-        assert due > last - 1e-3, "executed before"
-        last = due
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("blend", ["freeze", "ensemble"])
-def test_jitter_loss_and_outages(blend: str) -> None:
-    """No gap while an outage is shorter than what is left of the plan; after that nothing old, and it comes back."""
-    rng, weather = np.random.default_rng(3), Weather(loss=0.15)
-    server = Server(chunk=HORIZON)
-    server.script = weather  # type: ignore[assignment]
-    with ChunkBroker(Client(server.url, waits=ROUGH), PERIOD, 0.7, blend) as broker:
-        broker.reset("go")
-        assert drive(broker, 1.0, rng)[-1]
-        assert all(drive(broker, 4.0, rng)), broker.counters
-        assert weather.lost > 0
-        server.close()
-        assert not any(drive(broker, 2.0, rng)[-40:])  # a chunk lasts a second
-        why = broker.next().why
-        assert "the plan ended" in why
-        assert "refused" in why
-        with contextlib.closing(Server(server.port, chunk=HORIZON)) as server:
-            server.script = weather  # type: ignore[assignment]
-            assert drive(broker, 2.0, rng)[-1]
 
 
 SCRIPT = """
