@@ -1,20 +1,709 @@
 """The robot's side of a server: one file to copy, Python 3.8, numpy + msgpack + websockets.
 
+    client = Client("ws://gpu-box:8000", token, expect_artefact="9f2c...")
+    client.reset("put the red block on the plate")
+    out = client.act({"primary": image}, proprio)  # waits; out["actions"][0] belongs to this very frame
+
+or, in a control loop that must not wait,
+
+    broker = ChunkBroker(client, period=0.1)
+    broker.reset("put the red block on the plate")
+    while True:  # once per period
+        broker.observe({"primary": image}, proprio, observed_at)
+        action, why, seen = broker.next()
+        robot.stop(why) if action is None else robot.move(safety.step(action, Reading(seen)))
+
 The wire. A message is one binary websocket frame that holds one msgpack map. An array is the map {b"__ndarray__": True,
 b"data": its bytes in C order, b"dtype": as numpy spells it ("<f4"), b"shape": [...]}, as openpi's client has it. Only
 bool, integers and floats cross: nothing is ever unpickled.
+
+Axes: k chunk step, d action dim, n overlapping steps or chunks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any
+import random
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgpack
 import numpy as np
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import connect
 
 PROTOCOL = 1
 DTYPE_KINDS = "biuf"
+MAX_PARTS = 1000
+MAX_REPLY = 1 << 24  # bytes
+RETRIED = ("busy",)  # codes of a server that may say something else in a moment
+ANEW = ("internal", "not_ready")  # and after which the episode has to begin again
+SLACK = 0.25  # of a period: how long before a control step its frame may have been taken
+EARLY = 0.75  # of a period: how long before its time a control step may be carried out
+PATIENCE = 3  # replies in a row that come too late as a whole, until that is an error
+BLENDS = ("freeze", "ensemble", "newest")
+
+
+class ServerError(RuntimeError):
+    """The server did not carry out a request: `code` is one of the wire's words, `message` one line."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code, self.message = code, message
+
+
+class TooSlow(RuntimeError):
+    """Replies take longer than a chunk lasts, so that none of their actions can ever be executed in time."""
+
+
+class Waits(NamedTuple):
+    """How long to wait, in seconds, and where time comes from."""
+
+    open: float = 5.0  # for a connection, and for the server's first message
+    reply: float = 5.0  # for an answer
+    total: float = 30.0  # for a call with all its attempts
+    first: float = 0.1  # before the second attempt; then twice as long each time, but at most
+    longest: float = 2.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    random: Callable[[], float] = random.random  # the waits are multiplied by 0.5 to 1, so that robots spread out
+
+
+class Report(NamedTuple):
+    """What the robot says of itself beside its state; the server's limits and models of past actions ask for it."""
+
+    executed: np.ndarray | None = None  # [d], the last action carried out
+    steps: int | None = None  # how many actions of the last chunk were carried out
+    pose: np.ndarray | None = None  # [6], x y z roll pitch yaw, m and rad
+    distance: float | None = None  # to the nearest obstacle, m
+
+
+WAITS, SILENT = Waits(), Report()
+
+
+class Client:
+    """A connection to a server, which comes back by itself.
+
+    A new connection is a new session: the episode is begun again with the last `reset`, but the policy has forgotten
+    the frames before, and a server with limits holds the new session still until an operator resets it. `reconnects`
+    counts them, and `handshake` is the last one's. One thread at a time, except for `stop`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        expect_artefact: str | None = None,
+        waits: Waits = WAITS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Connects.
+
+        Args:
+            url: ws://host:port, or wss:// with TLS. Proxies that the environment names are not used.
+            token: what the server was started with.
+            expect_artefact: the hash of the policy that is wanted, see `handshake`. A later connection must find the
+                same policy, rate and limits as the first in any case: they do not change under a moving robot.
+            waits: timeouts.
+            tls: to trust a certificate of one's own: ssl.create_default_context(cafile=...).
+
+        Raises ConnectionError after `waits.total`, ServerError for a wrong token, ValueError for another artefact,
+        protocol or kind of server.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ValueError(f"url: expected ws://host:port or wss://host:port, got {url!r}")
+        self.url, self.waits = url, waits
+        self.handshake: dict[str, Any] = {}
+        self.reconnects = -1  # the first connection is none
+        self.trouble = ""  # what went wrong at the last attempt
+        self._address = parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80)
+        self._token, self._artefact, self._tls = token, expect_artefact, tls
+        self._episode: dict[str, Any] | None = None
+        self._connection: Any = None
+        self._closing = contextlib.ExitStack()
+        self._closed, self._requests = False, 0
+        self.connect()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Connects if there is no connection; `act` and `reset` do so by themselves. Raises as the constructor."""
+        self._call(None, "")
+
+    def close(self) -> None:
+        """Ends the session. A call that waits in another thread raises ConnectionError."""
+        self._closed = True
+        self._drop()
+
+    def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
+        """Begins an episode; arguments as of the policy's `reset`. Raises ServerError if the server refuses them."""
+        episode = {"type": "reset", "instruction": instruction, "dataset": dataset, "seed": seed}
+        self._episode = None  # a connection that comes back meanwhile is not to begin the old one
+        self._call(episode, "ready")
+        self._episode = episode
+
+    def act(
+        self,
+        images: dict[str, np.ndarray],
+        proprio: np.ndarray | None = None,
+        observed_at: float | None = None,
+        report: Report = SILENT,
+        resend: bool = True,
+    ) -> dict[str, Any]:
+        """The server's answer to a frame: "actions" float32 [k d] in the robot's units, "confidence", "timing" ...
+
+        Args:
+            images: uint8 RGB [size, size, 3] of the handshake's cameras.
+            proprio: the state [p].
+            observed_at: when the frame was taken, on any clock that never goes back; by default now.
+            report: of the robot.
+            resend: whether to try again, with the same frame, when the connection is lost.
+
+        Raises ServerError when the server refuses, ConnectionError after `waits.total`, ValueError before the first
+        `reset` and for an answer that is not finite or not of the chunk's length.
+        """
+        if self._episode is None:
+            raise ValueError("Client.act: expected reset(instruction) before the first frame")
+        self._requests += 1
+        seen = self.waits.clock() if observed_at is None else float(observed_at)
+        request = {"type": "act", "id": self._requests, "observed_at": seen, "images": images, "proprio": proprio}
+        if report.distance is not None:
+            report = report._replace(distance=float(report.distance))
+        reply = self._call({**request, **report._asdict()}, "actions", resend)
+        actions: Any = reply.get("actions")
+        k = self.handshake["chunk"]
+        fits = isinstance(actions, np.ndarray) and actions.dtype.kind == "f" and actions.ndim == 2 and len(actions) == k
+        if not fits or not np.isfinite(actions).all() or reply.get("observed_at") != seen:
+            raise ValueError(f"{self.url}: reply: expected {k} finite actions of the frame of {seen}, got {reply}")
+        return reply
+
+    def stop(self, why: str) -> None:
+        """Latches the stop of this session's limits at the server. From any thread; does not wait for an answer.
+
+        Raises ConnectionError when it cannot be sent, ValueError for a server without limits. What was received before
+        is not taken back: the robot needs a stop of its own anyway.
+        """
+        if not self.handshake["limits"]:
+            raise ValueError(f"{self.url}: stop: this server has no limits to latch; stop the robot itself")
+        try:
+            self._connection.send(pack({"type": "stop", "why": why}))
+        except (AttributeError, OSError, WebSocketException) as error:
+            raise ConnectionError(f"{self.url}: the stop was not sent: {error}; stop the robot itself") from error
+
+    def ask(self, message: dict[str, Any], answer: str) -> dict[str, Any]:
+        """Any message of the wire, sent once, and the answer of that type to it. Raises as `act`."""
+        return self._call(message, answer, resend=False)
+
+    def _call(self, request: dict[str, Any] | None, answer: str, resend: bool = True) -> dict[str, Any]:
+        """One request (None: only a connection) with as many attempts as `waits.total` has room for."""
+        waits, pause = self.waits, self.waits.first
+        end = waits.clock() + waits.total
+        while True:
+            try:
+                if self._connection is None:
+                    self._open()
+                done = self.handshake if request is None else self._exchange(self._connection, request, answer)
+                self.trouble = ""
+                return done
+            except ssl.SSLCertVerificationError:
+                raise
+            except ServerError as error:
+                if error.code not in RETRIED or not resend:
+                    raise
+                last: Exception = error
+            except (OSError, WebSocketException) as error:
+                self._drop()
+                last = error
+                if request and "steps" in request:
+                    request = {**request, "steps": None}  # of a chunk that a new session knows nothing of
+            self.trouble = f"{type(last).__name__}: {last}"
+            wait = pause * (0.5 + 0.5 * waits.random())
+            if self._closed or not resend or waits.clock() + wait > end:
+                wanted = "an answer" if not resend else f"an answer within {waits.total} s"
+                raise ConnectionError(f"{self.url}: expected {wanted}, got {self.trouble}; is the server up?") from last
+            waits.sleep(wait)
+            pause = min(2 * pause, waits.longest)
+
+    def _open(self) -> None:
+        if self._closed:
+            raise ConnectionError("this client was closed")
+        waits = self.waits
+        raw = socket.create_connection(self._address, waits.open)
+        raw.settimeout(None)
+        # What is received has timeouts of its own; what is sent to a server that no longer reads must end as well.
+        limit = struct.pack("@ll", int(waits.reply), int(waits.reply % 1 * 1e6))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token is not None else {}
+        with contextlib.ExitStack() as stack:
+            try:
+                opened = connect(
+                    self.url, sock=raw, ssl=self._tls, additional_headers=headers, compression=None,
+                    open_timeout=waits.open, close_timeout=0.5, max_size=MAX_REPLY,
+                )  # fmt: skip
+            except InvalidStatus as error:
+                if error.response.status_code in (401, 403):
+                    raise ServerError("unauthorised", f"{self.url}: {error}; check the token") from None
+                raise
+            connection = stack.enter_context(opened)
+            self._check(self._receive(connection, waits.open))
+            if self._episode is not None:
+                self._exchange(connection, self._episode, "ready")
+            self._closing, self._connection = stack.pop_all(), connection
+        self.reconnects += 1
+
+    def _check(self, found: dict[str, Any]) -> None:
+        if found.get("server") != "vla_jax" or found.get("protocol") != PROTOCOL:
+            got = {name: found.get(name) for name in ("server", "protocol")}
+            raise ValueError(f"{self.url}: expected a vla_jax server of protocol {PROTOCOL}, got {got}; update one")
+        missing = {"artefact", "cameras", "chunk", "datasets", "limits", "session"} - found.keys()
+        if missing:
+            raise ValueError(f"{self.url}: handshake: {', '.join(sorted(missing))} missing; update the server")
+        wanted = {**found, "artefact": self._artefact or found["artefact"], **self.handshake}
+        for name in sorted(found.keys() | self.handshake.keys()):
+            if name != "session" and found.get(name) != wanted[name]:
+                fix = "another server than this client wants or began with; stop, and make a new client to accept it"
+                raise ValueError(f"{self.url}: {name}: expected {wanted[name]}, got {found.get(name)}: {fix}")
+        self.handshake = found
+
+    def _exchange(self, connection: Any, request: dict[str, Any], answer: str) -> dict[str, Any]:
+        """Sends, and waits for the answer; what answers an earlier request, or a `stop`, is passed over."""
+        number = request.get("id")
+        connection.send(pack(request))
+        end = self.waits.clock() + self.waits.reply
+        while True:
+            found = self._receive(connection, end - self.waits.clock())
+            if found.get("type") == "error" and found.get("id") in (None, number):
+                raise ServerError(str(found.get("code")), str(found.get("message")))
+            if found.get("type") == answer and found.get("id") == number:
+                return found
+
+    def _receive(self, connection: Any, timeout: float) -> dict[str, Any]:
+        data = connection.recv(max(timeout, 0.0))
+        found = data if isinstance(data, str) else unpack(data)
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.url}: expected a msgpack map, got {found!r:.200}")
+        return found
+
+    def _drop(self) -> None:
+        self._connection = None
+        self._closing.close()
+
+
+def freeze(present: np.ndarray, new: np.ndarray, delay: int, keep: Sequence[int] = ()) -> np.ndarray:
+    """A new chunk that begins as the present plan goes on.
+
+    The present plan's weight at step i is 1 for i < delay, then c (e^c - 1) / (e - 1), c = (n - i) / (n - delay + 1),
+    and 0 from n on: the soft mask of real-time chunking (arXiv 2506.07339, eq. 5). There it guides the sampler of a
+    flow, which inpaints; here finished chunks are averaged, so it is continuous, and no sample of the policy.
+
+    Args:
+        present: the plan from the new chunk's step 0 on, [n d], n <= k.
+        new: [k d].
+        delay: steps that were carried out, or are due, before the new chunk was there.
+        keep: dims that are not averaged: the present plan's before `delay`, the new one's after.
+    """
+    n, step = len(present), np.arange(len(present))
+    c = np.clip((n - step) / (max(n - delay, 0) + 1), 0, 1)
+    weight = np.where(step < delay, 1.0, c * np.expm1(c) / np.expm1(1))[:, None]
+    weight = np.repeat(weight, new.shape[1], 1)
+    weight[:, list(keep)] = (step < delay)[:, None]
+    blended = np.array(new, np.float64)
+    blended[:n] = weight * present + (1 - weight) * new[:n]
+    return blended
+
+
+def ensemble(actions: np.ndarray, decay: float, keep: Sequence[int] = ()) -> np.ndarray:
+    """One action [d] from what n chunks say of the same step, oldest first, [n d].
+
+    Weights exp(-decay * i), i = 0 the oldest: temporal ensembling of ACT (arXiv 2304.13705). Dims of `keep` are the
+    newest chunk's.
+    """
+    weight = np.exp(-decay * np.arange(len(actions)))
+    action = weight @ actions / weight.sum()
+    action[list(keep)] = actions[-1, list(keep)]
+    return action
+
+
+class Step(NamedTuple):
+    """What to do in this period: `action` [d] in the robot's units, or None and why, which means: stop the robot.
+
+    There is also a `why` while the server's limits hold the robot still; the action is then theirs. `observed_at` is
+    that of the newest frame in it, for a watchdog.
+    """
+
+    action: np.ndarray | None
+    why: str = ""
+    observed_at: float | None = None
+
+
+class _Chunk(NamedTuple):
+    slot: int  # the control step its frame belongs to, and its first action
+    observed_at: float
+    actions: np.ndarray  # [k d]
+
+
+class Plan:
+    """Which action is due when, of the chunks that came so far. Knows no clock, network or thread.
+
+    Time is cut into control steps of one period, counted from the first time it hears of. Step 0 of a chunk is the
+    action of its frame's own control step, as in training, so step i is carried out i steps after that: at
+    observed_at + i * period, at most 1.25 periods late and 1.75 early, however the loop and the frames jitter. Nothing
+    is carried out twice, and a step that was missed is skipped.
+    """
+
+    def __init__(self, period: float, blend: str = "freeze", decay: float = 0.01, keep: Sequence[int] = ()) -> None:
+        self.period, self.keep = period, keep
+        self.counts: Counter[str] = Counter()
+        self.too_late = 0  # replies in a row of which nothing was left
+        self.end = -math.inf  # the control step at which the chunks are used up
+        self._blend, self._decay, self._origin, self._last = blend, decay, math.nan, -math.inf
+        self._chunks: list[_Chunk] = []
+        self._newest = -math.inf
+        self._done: deque[float] = deque(maxlen=1000)
+
+    def slot(self, at: float) -> int:
+        """The control step that a frame belongs to: it may have been taken a little before it began."""
+        return math.floor(self._phase(at) + SLACK)
+
+    def due(self, now: float) -> int:
+        """The control step to carry out: the one after the last, or that of now where there is a gap."""
+        return int(max(math.floor(self._phase(now) + 1e-6), self._last + 1))
+
+    def _phase(self, at: float) -> float:
+        if math.isnan(self._origin):
+            self._origin = at
+        return (at - self._origin) / self.period
+
+    def left(self, now: float) -> float:
+        """Control steps that are still to come, this one included; not positive without any."""
+        return float(self.end - self.due(now))
+
+    def executed(self, observed_at: float) -> int | None:
+        """How many actions of the newest chunk's time were carried out before a later frame; None without a chunk."""
+        if not math.isfinite(self._newest):
+            return None
+        first, before = self.slot(self._newest), self.slot(observed_at)
+        return sum(first <= slot < before for slot in self._done)
+
+    def add(self, actions: np.ndarray, observed_at: float, now: float, whole: bool = False) -> None:
+        """A chunk [k d] has come. Its actions whose time has passed are dropped, and all of it if a newer one is there.
+
+        whole: it replaces the plan as it stands, and is not blended with it. Raises ValueError for a frame after `now`.
+        """
+        if not observed_at <= now:
+            raise ValueError(
+                f"observed_at: expected at most {now}, which is now, got {observed_at}; one clock for both"
+            )
+        if observed_at <= self._newest:
+            self.counts["dropped_order"] += 1
+            return
+        due, k = self.due(now), len(actions)
+        slot = min(self.slot(observed_at), due)
+        late = min(due - slot, k)
+        self._newest = observed_at
+        self.counts["dropped_late"] += late
+        self.too_late = self.too_late + 1 if late == k else 0
+        if late == k:
+            return
+        chunk = _Chunk(slot, observed_at, np.array(actions, np.float64))
+        if self._chunks and self._blend == "freeze" and not whole:
+            before = self._chunks[-1]
+            present = before.actions[slot - before.slot :]
+            chunk = chunk._replace(actions=freeze(present, chunk.actions, late, self.keep))
+        if self._blend != "ensemble" or whole:
+            self._chunks.clear()
+        self._chunks.append(chunk)
+        self.end = slot + k
+
+    def take(self, now: float) -> Step:
+        """The action of this control step, and it counts as carried out. `why` is empty where nothing is left."""
+        due = self.due(now)
+        wait = self._origin + due * self.period - now
+        if wait > EARLY * self.period:
+            return Step(None, f"early: the next action is due in {1e3 * wait:.0f} ms; call once per period")
+        self._chunks = [chunk for chunk in self._chunks if chunk.slot + len(chunk.actions) > due]
+        rows = [chunk.actions[due - chunk.slot] for chunk in self._chunks]
+        if not rows:
+            self.counts["starved"] += 1
+            return Step(None)
+        self.counts["used"] += 1
+        self._last = due
+        self._done.append(due)
+        return Step(ensemble(np.array(rows), self._decay, self.keep), "", self._chunks[-1].observed_at)
+
+
+class ChunkBroker:
+    """Actions at a fixed rate from a policy that takes longer than a period: asks for the next chunk in time.
+
+    `observe` and `next` are for the control loop and never wait. A thread of its own talks to the server: it sends the
+    newest frame once no more than `share` of a chunk is left, or no more than the longest of the last 20 latencies
+    needs. One request is under way at a time, so there are gaps where a reply takes more than half of a chunk. Where
+    nothing valid is left, `next` gives no action and says why; an old one it never gives.
+
+    A blend is not what the server's limits have passed: on the robot, `next` goes through a SafetyFilter of its own.
+    A chunk that the server's limits changed or stopped replaces the plan as it is.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        period: float | None = None,
+        share: float = 0.5,
+        blend: str = "freeze",
+        decay: float = 0.01,
+        keep: Sequence[int] | None = None,
+    ) -> None:
+        """Starts the thread; `reset` comes next.
+
+        Args:
+            client: nobody else is to use it, and `close` closes it.
+            period: of the control loop, s; by default that of the data the policy was trained on.
+            share: of a chunk; when to ask.
+            blend: where chunks overlap: "freeze", "ensemble" (see these functions; best with share=1) or "newest".
+            decay: of `ensemble`.
+            keep: dims never averaged; by default those with "gripper" in their name. Absolute angles belong there too.
+        """
+        if period is None:
+            hertz: Any = client.handshake.get("control_hz")
+            if not hertz:
+                raise ValueError("period: expected seconds, got None; this policy does not know the rate of its data")
+            period = 1 / hertz
+        self.period = float(period)
+        if not 0 < self.period < math.inf or not 0 <= share <= 1 or blend not in BLENDS or not 0 <= decay < math.inf:
+            wanted = f"period > 0, 0 <= share <= 1, blend of {', '.join(BLENDS)}, decay >= 0"
+            raise ValueError(f"ChunkBroker: expected {wanted}; got {period}, {share}, {blend!r}, {decay}")
+        self._client, self._clock = client, client.waits.clock
+        self._settings, self._keep, self._k = (self.period, blend, decay), keep, client.handshake["chunk"]
+        self._threshold = share * self._k
+        self._changed = threading.Condition(threading.RLock())
+        self._latencies: deque[float] = deque(maxlen=20)
+        self._plan = Plan(*self._settings)
+        self._episode = 0  # counts resets: what answers an earlier one is dropped
+        self._current: tuple[str, str | None, int] | None = None  # the arguments of the last reset
+        self._begin: tuple[str, str | None, int] | None = None  # of one that is still to be sent
+        self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = None  # the newest frame, not yet sent
+        self._action: np.ndarray | None = None  # the last one carried out
+        self._asked, self._replies, self._session = 0, 0, -1
+        self._told = self._now = -math.inf
+        self._trouble, self._held, self._stopped = "", "", "before the first reset"
+        self._fatal: Exception | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="ChunkBroker", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> ChunkBroker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
+        """Begins an episode, and motion after a `stop` or an error. Returns at once; a refusal comes out of `next`.
+
+        Nothing of the last episode is executed any more: `next` gives no action until the first chunk of this one.
+        """
+        keep = self._keep
+        if keep is None:
+            sets = self._client.handshake["datasets"]
+            names = [body["action"] for name, body in sets.items() if dataset in (None, name)]
+            keep = sorted({i for each in names for i, name in enumerate(each) if "gripper" in name})
+        with self._changed:
+            counts, self._plan = self._plan.counts, Plan(*self._settings, keep)
+            self._plan.counts = counts
+            self._episode += 1
+            self._begin = self._current = (instruction, dataset, seed)
+            self._seen = self._action = None
+            self._fatal, self._stopped, self._held, self._trouble = None, "", "", ""
+            self._changed.notify()
+
+    def observe(
+        self,
+        images: dict[str, np.ndarray],
+        proprio: np.ndarray | None = None,
+        observed_at: float | None = None,
+        report: Report = SILENT,
+    ) -> None:
+        """The newest frame, copied; arguments as of `Client.act`. `report` needs `executed` only if the robot did not
+        do what `next` said, and never `steps`.
+
+        Raises ValueError for a time before the last frame's or after now: times are of the clock in the client's waits
+        (time.monotonic), and it does not go backwards.
+        """
+        now = self._clock()
+        seen = now if observed_at is None else float(observed_at)
+        with self._changed:
+            if not self._told <= seen <= now:
+                raise ValueError(f"observed_at: expected {self._told} (the last) to {now} (now), got {seen}; one clock")
+            self._told = seen
+            if report.executed is None:
+                report = report._replace(executed=self._action)
+            self._seen = seen, {name: np.array(image) for name, image in images.items()}, _copied(proprio), report
+            self._changed.notify()
+
+    def next(self) -> Step:
+        """The action of this control step. Call it once per period; it does not wait.
+
+        Raises ServerError or ValueError where the server refused something for good, TooSlow when three replies in a
+        row came after the end of their chunk, and ValueError when the clock went backwards. The robot is then to stop,
+        as without an action.
+        """
+        now = self._clock()
+        with self._changed:
+            if now < self._now:
+                raise ValueError(f"clock: expected at least {self._now}, the last time, got {now}; use time.monotonic")
+            self._now = now
+            if self._fatal is not None:
+                raise self._fatal
+            if self._stopped:
+                return Step(None, f"stopped: {self._stopped}")
+            step = self._plan.take(now)
+            self._changed.notify()
+            if step.action is not None:
+                self._action = step.action
+                return step._replace(why=self._held)
+            return step if step.why else Step(None, self._why(now))
+
+    def stop(self, why: str) -> None:
+        """No action any more until `reset`, from this very step on. Does not wait; the server is told as soon as the
+        network lets it, where it has limits."""
+        with self._changed:
+            self._stopped = why or "without a reason"
+        if self._client.handshake["limits"]:
+            threading.Thread(target=self._tell, args=(why,), daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread and closes the client."""
+        with self._changed:
+            self._closed, self._stopped = True, "closed"
+            self._changed.notify()
+        self._client.close()  # which ends what the thread waits for
+        self._thread.join(10.0)
+        self._client.close()
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """Since the beginning: chunks requested, and replies to them; actions used, and dropped_late (their time had
+        passed when they came); replies dropped_order (a newer one was there); steps starved. Of the last 20 replies,
+        from request to arrival, s: latency_p50, latency_p95, latency_max.
+        """
+        with self._changed:
+            names = ("used", "dropped_late", "dropped_order", "starved")
+            found: dict[str, Any] = {name: self._plan.counts[name] for name in names}
+            found.update(requested=self._asked, replies=self._replies)
+            if self._latencies:
+                p50, p95, top = np.quantile(self._latencies, [0.5, 0.95, 1.0]).tolist()
+                found.update(latency_p50=p50, latency_p95=p95, latency_max=top)
+            return found
+
+    def _why(self, now: float) -> str:
+        """Why there is no action."""
+        found = [
+            "no frame yet" if self._told < now - 1e9 else f"the newest frame is {1e3 * (now - self._told):.0f} ms old"
+        ]
+        if math.isfinite(self._plan.end):
+            found.append(f"the plan ended {-self._plan.left(now):.0f} steps ago")
+        if self._latencies:
+            found.append(f"replies take up to {1e3 * max(self._latencies):.0f} ms")
+        chunk = f"a chunk lasts {1e3 * self._k * self.period:.0f} ms"
+        return "; ".join([*found, chunk, *filter(None, [self._client.trouble or self._trouble])])
+
+    def _due(self) -> bool:
+        """Whether it is time to ask."""
+        if self._fatal is not None or self._stopped:
+            return False
+        if self._begin is not None or self._seen is None:
+            return self._begin is not None
+        needed = max(self._latencies, default=0.0) / self.period + 1
+        return self._plan.left(self._clock()) <= max(self._threshold, needed)
+
+    def _run(self) -> None:
+        while not self._closed:
+            with self._changed:
+                episode = self._episode
+            try:
+                self._serve()
+            except Exception as error:  # whatever it is, the control loop must hear of it
+                self._failed(error, episode)
+
+    def _serve(self) -> None:
+        """Waits until something is to be asked, and asks it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._due())
+            episode, begin = self._episode, self._begin
+        if self._closed:
+            return
+        self._client.connect()  # first, so that what is sent then is the newest frame
+        if begin is None:
+            self._ask(episode)
+            return
+        self._client.reset(*begin)
+        with self._changed:
+            if self._begin is begin:
+                self._begin = None
+
+    def _ask(self, episode: int) -> None:
+        with self._changed:
+            if self._seen is None or episode != self._episode:
+                return
+            (seen, images, proprio, report), self._seen = self._seen, None
+            same = self._session == self._client.reconnects  # the session that knows of the last chunk
+            report = report._replace(steps=self._plan.executed(seen) if same else None)
+            self._asked += 1
+        began = self._clock()
+        reply = self._client.act(images, proprio, seen, report, resend=False)
+        with self._changed:
+            if episode != self._episode:
+                return
+            now = self._clock()
+            self._session, self._trouble = self._client.reconnects, ""
+            self._latencies.append(now - began)
+            self._replies += 1
+            safety = reply.get("safety") or {}
+            held = safety.get("latched")
+            self._held = f"held still by the server's limits: {held}; an operator resets them" if held else ""
+            self._plan.add(reply["actions"], reply["observed_at"], now, bool(held or safety.get("causes")))
+            if self._plan.too_late:
+                lasts = f"{self._k} steps of {1e3 * self.period:.0f} ms"
+                self._trouble = f"a reply came {1e3 * (now - seen):.0f} ms after its frame, and a chunk is {lasts}"
+            if self._plan.too_late >= PATIENCE:
+                self._fatal = TooSlow(f"{self._trouble}, {PATIENCE} times; a faster server or longer chunks are needed")
+
+    def _tell(self, why: str) -> None:
+        try:
+            self._client.stop(why)
+        except ConnectionError as error:
+            with self._changed:
+                self._trouble = str(error)
+
+    def _failed(self, error: Exception, episode: int) -> None:
+        code = getattr(error, "code", "") if isinstance(error, ServerError) else ""
+        with self._changed:
+            if self._closed or episode != self._episode:
+                return
+            self._trouble = f"{type(error).__name__}: {error}"
+            self._session = -1  # nobody knows what the server remembers of the last chunk
+            if code in ANEW:
+                self._begin = self._begin or self._current
+            elif code not in RETRIED and not isinstance(error, ConnectionError):
+                self._fatal = error
+        self._client.waits.sleep(self._client.waits.first)
+
+
+def _copied(values: Any) -> np.ndarray | None:
+    return None if values is None else np.array(values)
 
 
 def pack(message: Any) -> bytes:
@@ -25,13 +714,22 @@ def pack(message: Any) -> bytes:
 def unpack(data: bytes, limit: int = 1 << 26) -> Any:
     """A message from bytes; arrays are views of them, not to be written to.
 
-    Raises ValueError for bytes that are not exactly one message, larger than `limit`, and for an array whose dtype,
-    shape and bytes do not belong together.
+    Raises ValueError for bytes that are not exactly one message, larger than `limit` or of more than MAX_PARTS maps and
+    lists, and for an array whose dtype, shape and bytes do not belong together.
     """
     if len(data) > limit:
         raise ValueError(f"message: expected at most {limit} bytes, got {len(data)}")
+    parts = 0
+
+    def counted(found: Any) -> Any:  # an empty map is one byte on the wire and a hundred here
+        nonlocal parts
+        parts += 1
+        if parts > MAX_PARTS:
+            raise ValueError(f"message: expected at most {MAX_PARTS} maps and lists, got more")
+        return _decode(found) if isinstance(found, dict) else found
+
     try:
-        return msgpack.unpackb(data, object_hook=_decode, raw=False, strict_map_key=False)
+        return msgpack.unpackb(data, object_hook=counted, list_hook=counted, raw=False, strict_map_key=False)
     except Exception as error:  # msgpack has errors of its own, some without words, for what it cannot read
         if str(error).startswith("message: "):
             raise
