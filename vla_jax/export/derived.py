@@ -83,11 +83,28 @@ def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: 
 
     `policy` is the artefact's: it only prepares the inputs. `given` is of `example`.
     """
+    state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
+    found: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
+    for inputs in frames(policy, file):
+        now = {name: array(x) for name, x in inputs._asdict().items() if x is not None}
+        out = run({name: (state | now)[name] for name in given})
+        state = {name: out[f"next_{name}"] for name in state}
+        for stage in golden.STAGES:
+            found[stage].append(out[stage][0])
+    with np.load(file, allow_pickle=False) as archive:
+        wanted, limits = {stage: archive[stage] for stage in golden.STAGES}, archive[f"bound/{dtype}"].tolist()
+    rows = []
+    for stage, limit in zip(golden.STAGES, limits, strict=True):
+        difference = float(np.abs(np.stack(found[stage]) - wanted[stage]).max())
+        rows.append(golden.Row(stage, float(np.abs(wanted[stage]).max()), difference, limit))
+    return rows
+
+
+def frames(policy: Policy, file: Path) -> Iterator[Inputs]:
+    """What goes into the network at each step of a golden file, on the CPU."""
     with np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     policy.reset(str(arrays["instruction"]), str(arrays["dataset"]))
-    state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
-    found: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
     for i in range(len(arrays["action"])):
         prepared = policy.prepared(
             {name: arrays[f"image/{name}"][i] for name in policy.cameras},
@@ -95,18 +112,9 @@ def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: 
             arrays["robot"][i - 1, 0] if i else None,
             arrays["noise"][i] if "noise" in arrays else None,
         )
-        out = run({name: state[name] if name in state else prepared[name][None] for name in given})
-        state = {name: out[f"next_{name}"] for name in state}
-        policy.moved(None, out["action"][0], None)
-        for stage in golden.STAGES:
-            found[stage].append(out[stage][0])
-    bounds = dict(zip(golden.STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
-    rows = []
-    for stage in golden.STAGES:
-        wanted = arrays[stage]
-        difference = float(np.abs(np.stack(found[stage]) - wanted).max())
-        rows.append(golden.Row(stage, float(np.abs(wanted).max()), difference, bounds[stage]))
-    return rows
+        values = {name: torch.from_numpy(x[None]) for name, x in prepared.items()}
+        yield Inputs(*(values.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        policy.moved(None, arrays["action"][i], None)
 
 
 @contextmanager
@@ -135,17 +143,19 @@ def accompany(origin: Path, part: Path, given: Named, made: dict[str, Any]) -> N
     for name in COPIED:
         shutil.copyfile(origin / name, part / name)
     body = {
-        side: {name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)} for name, x in ports.items()}
+        side: {
+            name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)} for name, x in ports.items()
+        }
         for side, ports in (("inputs", given), ("outputs", made))
     }
     (part / "io.json").write_text(json.dumps(body, indent=1))
 
 
-def check(flag: str, what: str, rows: list[golden.Row]) -> None:
+def check(flag: str, both: str, rows: list[golden.Row]) -> None:
     """Raises ValueError when a stage exceeds its bound."""
     bad = [row.stage for row in rows if row.exceeds]
     if bad:
-        raise ValueError(f"{flag}: {what} and JAX differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}")
+        raise ValueError(f"{flag}: {both} differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}")
 
 
 def array(x: Tensor) -> np.ndarray:
