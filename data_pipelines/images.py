@@ -26,6 +26,12 @@ def decode(data: bytes, size: int, bgr: bool = False) -> UInt8[np.ndarray, "size
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
 
 
+def raw(data: bytes, bgr: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of a JPEG or PNG at the size it was recorded in; arguments and errors as of `decode`."""
+    pixels = np.asarray(_open(data))
+    return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Height and width of an image that decodes. Raises ValueError when it does not."""
     width, height = _open(data).size

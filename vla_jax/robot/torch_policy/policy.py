@@ -163,23 +163,32 @@ class Policy:
             "confidence": confidence,
         }
 
-    def _confidence(self, action: np.ndarray, probability: np.ndarray | None) -> dict[str, float | None]:
+    def _confidence(self, action: np.ndarray, probability: np.ndarray | None) -> dict[str, Any]:
         """Numbers in [0, 1], 1 is sure; None where there is none.
 
         gripper: the probability of the gripper's state in the next action (the least sure one, with several).
         agreement: exp(-r), r the root mean square difference of the arm, in network units, between this chunk and the
-            last one where they overlap (one control step apart); None at the first frame, for chunks of one action,
-            and for the head discrete.
+            last one (one control step apart) in this chunk's first half, which is where a difference was found to go
+            with error; None at the first frame, for chunks of one action, and for the head discrete.
         token: the geometric mean of the probabilities of the next action's tokens, for the head discrete.
+        steps: for each of the k actions what "token" is for the next one, or "gripper" where there are no tokens.
         """
-        sure = np.maximum(action[0], 1 - action[0])[self.action_spec.binary]
+        k, d = action.shape
+        grippers = np.maximum(action, 1 - action)[:, self.action_spec.binary]
+        steps = grippers.min(1) if grippers.size else None
         agreement = token = None
         if probability is not None:
-            token = float(np.exp(np.log(probability[: action.shape[1]].astype(np.float64)).mean()))
-        elif self._chunk is not None and len(action) > 1 and self.action_spec.arm:
-            difference = (action[:-1] - self._chunk[1:])[:, self.action_spec.arm]
+            steps = np.exp(np.log(probability.astype(np.float64)).reshape(k, d).mean(1))
+            token = float(steps[0])
+        elif self._chunk is not None and k > 1 and self.action_spec.arm:
+            difference = (action[: k // 2] - self._chunk[1 : k // 2 + 1])[:, self.action_spec.arm]
             agreement = float(np.exp(-np.sqrt(np.mean(difference.astype(np.float64) ** 2))))
-        return {"gripper": float(sure.min()) if sure.size else None, "agreement": agreement, "token": token}
+        return {
+            "gripper": float(grippers[0].min()) if grippers.size else None,
+            "agreement": agreement,
+            "token": token,
+            "steps": None if steps is None else steps.tolist(),
+        }
 
     def _pixels(self, images: dict[str, np.ndarray]) -> np.ndarray:
         if set(images) != set(self.cameras):

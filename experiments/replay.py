@@ -1,0 +1,121 @@
+"""Replays recorded episodes through an exported policy exactly as it is deployed, and says how far off it is.
+
+    python -m experiments.replay --artefact DIR --data ROOT --dataset NAME --out DIR [--split val] [--episodes N]
+    ... --trigger      also fits and measures event-triggered inference: trigger.json, trigger.png
+    ... --calibrate    also fits and measures the confidence: calibration.json, reliability.png
+
+The tool that tells data trouble from pipeline trouble: frames are decoded as recorded and resized as on a robot, the
+torch policy of the artefact does the rest, and its actions are compared with the recorded ones in robot units. It
+writes OUT/replay.json and OUT/traces.png. An artefact whose statistics are not those of the data is refused.
+
+How to read it: a low arm loss here and in experiments.evaluate means that the pipeline is right, whatever the robot
+does. A dim worse than the best constant action, or with a correlation near 0 or below, points at the data (units,
+order, sign); a better fit at another lag than 0 at actions that are recorded early or late.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.progress import Progress
+from experiments import replay_calibration, replay_plots, replay_trigger
+from experiments.recorded import Recording, Where, open_recording
+from experiments.replay_figures import Replayed, figures, replay, text
+from vla_jax.robot import torch_policy
+
+TRACES = 4  # episodes in the picture
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    args = _arguments(argv)
+    where = Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
+    recording = open_recording(args.artefact, where)
+    policy = torch_policy.load(args.artefact, args.device, args.dtype)
+    numbers = recording.episodes(args.episodes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = run(policy, recording, numbers)
+    body = {
+        "artefact": str(args.artefact.absolute()),
+        "origin": policy.config["origin"],
+        "data": {"dataset": args.dataset, "split": recording.split.name, "digest": recording.index.digest},
+        "device": args.device,
+        "dtype": args.dtype,
+        **figures(recording, found),
+    }
+    print(text(body))
+    write(args.out / "replay.json", body)
+    shown = found[:: max(1, len(found) // TRACES)][:TRACES]
+    replay_plots.traces(shown, recording.spec.names, args.out / "traces.png")
+    if args.calibrate:
+        made = replay_calibration.calibrate(args.artefact, recording.spec, found)
+        print(replay_calibration.text(made))
+        write(args.out / "calibration.json", made)
+        replay_plots.reliability(made["report"], args.out / "reliability.png")
+    if args.trigger:
+        body = replay_trigger.fit(args.artefact, policy, recording, found, args.allowed)
+        print(replay_trigger.text(body))
+        write(args.out / "trigger.json", body)
+        replay_plots.trigger(body, args.out / "trigger.png")
+    print(f"written: {', '.join(str(file) for file in sorted(args.out.iterdir()))}")
+
+
+def run(policy: torch_policy.Policy, recording: Recording, numbers: list[int]) -> list[Replayed]:
+    """Every episode twice: planning at each step, and executing whole chunks."""
+    found = []
+    steps = int(recording.split.length[numbers].sum())
+    with Progress("replay", steps, "frames") as progress:
+        for number in numbers:
+            episode = recording.episode(number)
+            found.append(replay(policy, episode, recording.index.dataset.name))
+            progress.add(len(episode.frames))
+    return found
+
+
+def write(file: Path, body: dict[str, Any]) -> None:
+    """JSON, whole or not at all. NaN, which JSON has not, is null."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(_plain(body), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--artefact", type=Path, required=True, help="the folder that experiments.export wrote")
+    parser.add_argument("--data", required=True, help="the folder or URL that holds the datasets")
+    parser.add_argument("--dataset", default="blocks", help="its name in data_pipelines/datasets or in --datasets")
+    parser.add_argument("--datasets", default="", help="your own Python file that describes datasets")
+    parser.add_argument("--quarantine", default="", help="the list that the training left out")
+    parser.add_argument("--split", default=None, help="the held-out one by default")
+    parser.add_argument("--episodes", type=int, default=None, help="the first N; all by default")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16: what the backbone computes in")
+    parser.add_argument("--out", type=Path, required=True, help="where report and pictures go")
+    parser.add_argument("--trigger", action="store_true", help="fit event-triggered inference")
+    parser.add_argument("--allowed", type=float, default=0.05, help="with --trigger: arm error that may be added")
+    parser.add_argument("--calibrate", action="store_true", help="fit the confidence")
+    args = parser.parse_args(argv)
+    if args.episodes is not None and args.episodes < 1:
+        parser.error(f"--episodes: expected 1 or more, got {args.episodes}")
+    return args
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
