@@ -51,6 +51,11 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if (args.checkpoint is None, args.out is None) != (args.artefact is not None,) * 2:
         raise ValueError("expected --checkpoint and --out, or --artefact without them")
+    if args.hf is not None and args.checkpoint is None and args.tokenizer is None:
+        raise ValueError("--hf with --artefact: expected --tokenizer=DIR, the folder the policy was trained with")
+    there = [str(path) for path in (args.onnx, args.pt2, args.hf) if path is not None and path.exists()]
+    if there:
+        raise ValueError(f"{', '.join(there)}: is there already; give another folder, or remove it")
     folder = args.artefact or args.out
     if args.checkpoint is not None:
         proof = artefact.write(source(args.checkpoint, args.step, args.tokenizer), folder, args.dtype)
@@ -60,8 +65,6 @@ def main(argv: list[str]) -> None:
 
 def derive(args: argparse.Namespace, folder: Path) -> None:
     """Writes what was asked for of the artefact in `folder`."""
-    if args.hf is not None and args.checkpoint is None and args.tokenizer is None:
-        raise ValueError("--hf with --artefact: expected --tokenizer=DIR, the folder the policy was trained with")
     if args.onnx is not None:
         print(f"{golden.table(onnx.write(folder, args.onnx))}\nwritten: {args.onnx}")
     if args.pt2 is not None:

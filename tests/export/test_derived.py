@@ -136,17 +136,20 @@ def test_a_difference_leaves_no_folder(policy, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_refused_by_name(tmp_path):
     head = torch_policy.heads.DiscreteHead(
         8, {"chunk": 10, "action_dim": 7, "binary": [6], "end": 100, "bins": 64, "low": -1, "high": 1, "temperature": 0}
     )
     decoder = SimpleNamespace(layers=SimpleNamespace(blocks=[None] * 18))
     network = SimpleNamespace(head=head, backbone=SimpleNamespace(decoder=decoder))
-    monkeypatch.setattr(onnx, "load", lambda origin: SimpleNamespace(network=network))
+    policy = torch_policy.Policy.__new__(torch_policy.Policy)
+    policy.network = network
     with pytest.raises(
-        ValueError, match=r"head discrete: expected at most 256 passes .* got 70 tokens through 18 layers"
+        ValueError, match=r"--onnx: head discrete: expected at most 256 .* got 70 tokens through 18 layers"
     ):
-        onnx.write(tmp_path, tmp_path / "onnx")
+        derived.check_length("--onnx", policy)
+    head.tokens = 14
+    derived.check_length("--onnx", policy)
     with pytest.raises(ValueError, match=r"--pt2: .* is there already"), derived.whole(tmp_path, "--pt2"):
         pass
 

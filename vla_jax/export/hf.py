@@ -5,6 +5,7 @@ config.json, model.safetensors, tokenizer*, preprocessor_config.json
 head.safetensors     what transformers has no place for, by our names: head, readouts, tokens of state and past action
 policy.json, norm_stats.json
                      config.json and norm_stats.json of the artefact: they say how the two make a policy
+README.md            how the two belong together
 SHA256SUMS           of all of these
 
 The folder is made of a finished artefact, so its proof continues the artefact's: JAX = torch = transformers.
@@ -35,6 +36,15 @@ IMAGE = "<image>"
 LANCZOS = 1  # of PIL: how the policy's images are resized
 # The hub's spelling of the names that weights.normalise makes.
 HUB = {"language_model.": "language_model.model.", "vision_tower.": "vision_tower.vision_model."}
+
+README = """# A robot policy's PaliGemma, and its head
+
+`PaliGemmaForConditionalGeneration.from_pretrained` and `AutoProcessor.from_pretrained` read this folder; the backbone
+is as it was trained for the robot. `head.safetensors` holds the rest of the policy by the names of vla_jax: the readout
+embeddings that stand behind images and prompt, and the head that reads the hidden states there. `policy.json` says the
+layout of the sequence and the sizes, `norm_stats.json` what the numbers of an action mean. The artefact of which this
+folder was made runs the whole policy in torch.
+"""
 
 
 def write(origin: Path, tokenizer: Path, out: Path) -> list[golden.Row]:
@@ -169,6 +179,8 @@ def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tenso
 def _files(origin: Path, tokenizer: Path, config: paligemma.PaliGemmaConfig, body: dict[str, Any], part: Path) -> None:
     """Everything but SHA256SUMS."""
     words = open_tokenizer(tokenizer, ())
+    if json.loads(words.backend_tokenizer.to_str()) != json.loads((origin / "tokenizer.json").read_text("utf-8")):
+        raise ValueError(f"{FLAG}: the tokenizer in {tokenizer} is not the one in {origin}; give --tokenizer=DIR")
     image = words.convert_tokens_to_ids(IMAGE)
     if image is None or image == words.unk_token_id or image >= config.vocab:
         raise ValueError(f"{FLAG}: tokenizer {tokenizer}: expected the token {IMAGE} with a row in the table, got none")
@@ -188,6 +200,7 @@ def _files(origin: Path, tokenizer: Path, config: paligemma.PaliGemmaConfig, bod
     save_file(rest, part / "head.safetensors", {"format": "pt"})
     for file in part.glob("*.safetensors"):
         file.chmod(0o644)  # save_file leaves it to its writer alone
+    (part / "README.md").write_text(README)
     shutil.copyfile(origin / "config.json", part / "policy.json")
     shutil.copyfile(origin / "norm_stats.json", part / "norm_stats.json")
 

@@ -19,12 +19,9 @@ import torch
 
 from vla_jax.export import derived
 from vla_jax.robot.torch_policy import golden, load
-from vla_jax.robot.torch_policy.heads import DiscreteHead
 
 OPSET = 20
 FLAG = "--onnx"
-# Passes of a layer over a token that a graph may hold: the loop over the tokens of the head discrete is unrolled.
-PASSES = 256
 
 
 def write(origin: Path, out: Path) -> list[golden.Row]:
@@ -34,12 +31,7 @@ def write(origin: Path, out: Path) -> list[golden.Row]:
     computes something else than JAX; no folder is left behind then.
     """
     policy = load(origin)
-    head, depth = policy.network.head, len(policy.network.backbone.decoder.layers.blocks)
-    if isinstance(head, DiscreteHead) and head.tokens * depth > PASSES:
-        raise ValueError(
-            f"{FLAG}: head discrete: expected at most {PASSES} passes of a layer in its unrolled loop, got "
-            f"{head.tokens} tokens through {depth} layers; use the torch policy"
-        )
+    derived.check_length(FLAG, policy)
     given = derived.example(policy)
     with torch.inference_mode():
         made = derived.OneStep(policy.network)(given)
