@@ -2,8 +2,8 @@
 
     python -m experiments.export --checkpoint runs/NAME/checkpoints --out artefacts/NAME
     python -m experiments.export --checkpoint DIR --out DIR --dtype bfloat16 [--step N] [--tokenizer DIR]
-    python -m experiments.export --checkpoint DIR --out DIR --hf DIR
-    python -m experiments.export --artefact DIR --hf DIR --tokenizer DIR      # of an artefact that is there
+    python -m experiments.export --checkpoint DIR --out DIR --onnx DIR --pt2 DIR --hf DIR
+    python -m experiments.export --artefact DIR --pt2 DIR --device cuda       # of an artefact that is there
 
 --checkpoint is the checkpoints directory of a run (averaged parameters if it kept them, adapters merged) or of
 import_weights. The folder (vla_jax/export/artefact.py says what is in it) is written only if the torch policy in it
@@ -11,7 +11,9 @@ equals the JAX policy at three stages; the table is printed. Checkpoints of part
 refused by name.
 
 What is derived of an artefact is a folder of its own, written only if it computes what the artefact does:
---hf    the backbone as transformers reads it, the rest beside it (vla_jax/export/hf.py); PaliGemma only
+--onnx  one step in ONNX, float32, with the state as inputs and outputs (vla_jax/export/onnx.py)
+--pt2   the same through torch.export, and compiled by AOTInductor for the machine this runs on (pt2.py)
+--hf    the backbone as transformers reads it, the rest of the policy beside it (hf.py); PaliGemma only
 """
 
 import argparse
@@ -25,7 +27,7 @@ from ml_collections import ConfigDict
 from experiments import build, sources
 from vla_jax.actions import ActionSpec
 from vla_jax.checkpoint import complete_steps, load_meta, load_params
-from vla_jax.export import artefact, hf
+from vla_jax.export import artefact, hf, onnx, pt2
 from vla_jax.heads.discrete import action_end
 from vla_jax.robot.torch_policy import golden
 from vla_jax.tokenizer import open_tokenizer, special_tokens
@@ -39,6 +41,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--checkpoint", type=Path, default=None, help="a checkpoints directory")
     parser.add_argument("--out", type=Path, default=None, help="the folder to write")
     parser.add_argument("--artefact", type=Path, default=None, help="a folder written before, to derive others of")
+    parser.add_argument("--onnx", type=Path, default=None, help="the folder with an ONNX program to write")
+    parser.add_argument("--pt2", type=Path, default=None, help="the folder with programs of torch.export to write")
+    parser.add_argument("--device", default="cpu", help="that --pt2 compiles for")
     parser.add_argument("--hf", type=Path, default=None, help="the Hugging Face folder to write")
     parser.add_argument("--step", type=int, default=None, help="of the checkpoint; the newest by default")
     parser.add_argument("--dtype", choices=tuple(artefact.BOUNDS), default="float32", help="of the weights")
@@ -46,13 +51,27 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if (args.checkpoint is None, args.out is None) != (args.artefact is not None,) * 2:
         raise ValueError("expected --checkpoint and --out, or --artefact without them")
+    if args.hf is not None and args.checkpoint is None and args.tokenizer is None:
+        raise ValueError("--hf with --artefact: expected --tokenizer=DIR, the folder the policy was trained with")
+    there = [str(path) for path in (args.onnx, args.pt2, args.hf) if path is not None and path.exists()]
+    if there:
+        raise ValueError(f"{', '.join(there)}: is there already; give another folder, or remove it")
     folder = args.artefact or args.out
     if args.checkpoint is not None:
         proof = artefact.write(source(args.checkpoint, args.step, args.tokenizer), folder, args.dtype)
         print(f"{artefact.report(proof)}\nwritten: {folder}")
+    derive(args, folder)
+
+
+def derive(args: argparse.Namespace, folder: Path) -> None:
+    """Writes what was asked for of the artefact in `folder`."""
+    if args.onnx is not None:
+        print(f"{golden.table(onnx.write(folder, args.onnx))}\nwritten: {args.onnx}")
+    if args.pt2 is not None:
+        for name, rows in pt2.write(folder, args.pt2, args.device).items():
+            print(f"{name}\n{golden.table(rows)}")
+        print(f"written: {args.pt2}")
     if args.hf is not None:
-        if args.checkpoint is None and args.tokenizer is None:
-            raise ValueError("--hf with --artefact: expected --tokenizer=DIR, the folder the policy was trained with")
         words = args.tokenizer or tokenizer_folder(args.checkpoint, load_meta(args.checkpoint, args.step))
         print(f"{golden.table(hf.write(folder, words, args.hf))}\nwritten: {args.hf}")
 

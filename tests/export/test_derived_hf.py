@@ -87,6 +87,9 @@ def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
     write = ["--artefact", str(tmp_path / "artefact"), "--hf", str(tmp_path / "hf")]
     with pytest.raises(ValueError, match="expected --tokenizer=DIR"):
         export.main(write)
+    paligemma.train_tiny_tokenizer(["other words"], tmp_path / "other")
+    with pytest.raises(ValueError, match=r"the tokenizer in .*other is not the one in"):
+        export.main([*write, "--tokenizer", str(tmp_path / "other")])
     names = paligemma.hf_names
 
     def swapped(config):  # two norms of a layer change places: every name fits, and the numbers do not
@@ -97,7 +100,7 @@ def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(paligemma, "hf_names", swapped)
     with pytest.raises(ValueError, match="transformers and the artefact differ at hidden"):
         export.main([*write, "--tokenizer", str(tmp_path / "tokenizer")])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "checkpoints", "tokenizer"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "checkpoints", "other", "tokenizer"]
 
 
 def test_what_has_no_counterpart_is_refused_by_name(tmp_path):

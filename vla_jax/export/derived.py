@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
+from vla_jax.robot.torch_policy.heads import DiscreteHead
 from vla_jax.robot.torch_policy.network import Frame, Inputs, Network, State
 
 Named = dict[str, Tensor]
 Arrays = dict[str, np.ndarray]
 COPIED = ("config.json", "norm_stats.json", "tokenizer.json", "golden.npz")
 STATE = "state"
+# Passes of a layer over a token that a graph may hold: the loop over the tokens of the head discrete is unrolled.
+PASSES = 256
 
 
 class OneStep(nn.Module):
@@ -72,6 +75,16 @@ def example(policy: Policy) -> Named:
     return given | {name: x.clone() for name, x in _named(state).items()}
 
 
+def check_length(flag: str, policy: Policy) -> None:
+    """Raises ValueError for a head that would unroll into too large a graph."""
+    head, depth = policy.network.head, len(policy.network.backbone.decoder.layers.blocks)
+    if isinstance(head, DiscreteHead) and head.tokens * depth > PASSES:
+        raise ValueError(
+            f"{flag}: head discrete: expected at most {PASSES} passes of a layer in its unrolled loop, got "
+            f"{head.tokens} tokens through {depth} layers; use the torch policy"
+        )
+
+
 def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
     """The step of a policy as torch.export sees it."""
     with torch.no_grad():
@@ -83,11 +96,28 @@ def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: 
 
     `policy` is the artefact's: it only prepares the inputs. `given` is of `example`.
     """
+    state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
+    found: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
+    for inputs in frames(policy, file):
+        now = {name: array(x) for name, x in inputs._asdict().items() if x is not None}
+        out = run({name: (state | now)[name] for name in given})
+        state = {name: out[f"next_{name}"] for name in state}
+        for stage in golden.STAGES:
+            found[stage].append(out[stage][0])
+    with np.load(file, allow_pickle=False) as archive:
+        wanted, limits = {stage: archive[stage] for stage in golden.STAGES}, archive[f"bound/{dtype}"].tolist()
+    rows = []
+    for stage, limit in zip(golden.STAGES, limits, strict=True):
+        difference = float(np.abs(np.stack(found[stage]) - wanted[stage]).max())
+        rows.append(golden.Row(stage, float(np.abs(wanted[stage]).max()), difference, limit))
+    return rows
+
+
+def frames(policy: Policy, file: Path) -> Iterator[Inputs]:
+    """What goes into the network at each step of a golden file, on the CPU."""
     with np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     policy.reset(str(arrays["instruction"]), str(arrays["dataset"]))
-    state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
-    found: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
     for i in range(len(arrays["action"])):
         prepared = policy.prepared(
             {name: arrays[f"image/{name}"][i] for name in policy.cameras},
@@ -95,18 +125,9 @@ def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: 
             arrays["robot"][i - 1, 0] if i else None,
             arrays["noise"][i] if "noise" in arrays else None,
         )
-        out = run({name: state[name] if name in state else prepared[name][None] for name in given})
-        state = {name: out[f"next_{name}"] for name in state}
-        policy.moved(None, out["action"][0], None)
-        for stage in golden.STAGES:
-            found[stage].append(out[stage][0])
-    bounds = dict(zip(golden.STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
-    rows = []
-    for stage in golden.STAGES:
-        wanted = arrays[stage]
-        difference = float(np.abs(np.stack(found[stage]) - wanted).max())
-        rows.append(golden.Row(stage, float(np.abs(wanted).max()), difference, bounds[stage]))
-    return rows
+        values = {name: torch.from_numpy(x[None]) for name, x in prepared.items()}
+        yield Inputs(*(values.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        policy.moved(None, arrays["action"][i], None)
 
 
 @contextmanager
@@ -143,13 +164,11 @@ def accompany(origin: Path, part: Path, given: Named, made: dict[str, Any]) -> N
     (part / "io.json").write_text(json.dumps(body, indent=1))
 
 
-def check(flag: str, what: str, rows: list[golden.Row]) -> None:
+def check(flag: str, both: str, rows: list[golden.Row]) -> None:
     """Raises ValueError when a stage exceeds its bound."""
     bad = [row.stage for row in rows if row.exceeds]
     if bad:
-        raise ValueError(
-            f"{flag}: {what} and JAX differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}"
-        )
+        raise ValueError(f"{flag}: {both} differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}")
 
 
 def array(x: Tensor) -> np.ndarray:

@@ -5,19 +5,18 @@ config.json, model.safetensors, tokenizer*, preprocessor_config.json
 head.safetensors     what transformers has no place for, by our names: head, readouts, tokens of state and past action
 policy.json, norm_stats.json
                      config.json and norm_stats.json of the artefact: they say how the two make a policy
+README.md            how the two belong together
 SHA256SUMS           of all of these
 
 The folder is made of a finished artefact, so its proof continues the artefact's: JAX = torch = transformers.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,45 +24,45 @@ from torch import Tensor
 
 from vla_jax import weights
 from vla_jax.backbones import paligemma
-from vla_jax.export import artefact
-from vla_jax.robot.torch_policy import golden, policy
-from vla_jax.robot.torch_policy.network import Network
+from vla_jax.export import derived
+from vla_jax.robot.torch_policy import golden, load
+from vla_jax.robot.torch_policy.network import Inputs, Network
 from vla_jax.tokenizer import open_tokenizer
 from vla_jax.vision import VisionConfig
 
+FLAG = "--hf"
 BACKBONE = "backbone/"
 IMAGE = "<image>"
 LANCZOS = 1  # of PIL: how the policy's images are resized
 # The hub's spelling of the names that weights.normalise makes.
 HUB = {"language_model.": "language_model.model.", "vision_tower.": "vision_tower.vision_model."}
 
+README = """# A robot policy's PaliGemma, and its head
 
-def write(folder: Path, tokenizer: Path, out: Path) -> list[golden.Row]:
-    """Writes the Hugging Face folder `out` of the artefact in `folder` and returns its proof.
+`PaliGemmaForConditionalGeneration.from_pretrained` and `AutoProcessor.from_pretrained` read this folder; the backbone
+is as it was trained for the robot. `head.safetensors` holds the rest of the policy by the names of vla_jax: the readout
+embeddings that stand behind images and prompt, and the head that reads the hidden states there. `policy.json` says the
+layout of the sequence and the sizes, `norm_stats.json` what the numbers of an action mean. The artefact of which this
+folder was made runs the whole policy in torch.
+"""
+
+
+def write(origin: Path, tokenizer: Path, out: Path) -> list[golden.Row]:
+    """Writes the Hugging Face folder `out` of the artefact in `origin` and returns its proof.
 
     `tokenizer` is the folder that the policy was trained with. Raises ValueError for another backbone than PaliGemma, a
     folder that is there, a tokenizer without <image>, and when transformers computes something else than the artefact;
     no folder is left behind then.
     """
-    body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    body = json.loads((origin / "config.json").read_text(encoding="utf-8"))
     kind = body["network"]["backbone"]["kind"]
     if kind != "paligemma":
-        raise ValueError(f"--hf: expected the backbone paligemma, got {kind}: its folder has no counterpart here")
-    if out.exists():
-        raise ValueError(f"--hf: {out} is there already; give another folder, or remove it")
+        raise ValueError(f"{FLAG}: expected the backbone paligemma, got {kind}: its folder has no counterpart here")
     config = sizes(body["network"]["backbone"])
-    part = out.with_name(f"{out.name}.part{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
-        _files(folder, tokenizer, config, body, part)
-        rows = prove(folder, part)
-        bad = [row.stage for row in rows if row.exceeds]
-        if bad:
-            raise ValueError(f"--hf: transformers and the artefact differ at {', '.join(bad)}\n{golden.table(rows)}")
-        artefact.sign(part)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with derived.whole(out, FLAG) as part:
+        _files(origin, tokenizer, config, body, part)
+        rows = prove(origin, part)
+        derived.check(FLAG, "transformers and the artefact", rows)
     return rows
 
 
@@ -113,7 +112,7 @@ def hub_config(config: paligemma.PaliGemmaConfig, image: int) -> Any:
     read = paligemma.hf_config(found.to_dict())
     wrong = [name for name in vars(read) if getattr(read, name) != getattr(config, name)]
     if wrong:
-        raise ValueError(f"--hf: {', '.join(wrong)}: transformers' config cannot say {config}")
+        raise ValueError(f"{FLAG}: {', '.join(wrong)}: transformers' config cannot say {config}")
     return found
 
 
@@ -136,7 +135,7 @@ def hub_tensors(config: paligemma.PaliGemmaConfig, ours: Mapping[str, Tensor]) -
     return found
 
 
-def prove(folder: Path, part: Path) -> list[golden.Row]:
+def prove(origin: Path, part: Path) -> list[golden.Row]:
     """What transformers computes of the golden frames in float32, against the artefact's torch policy.
 
     Stages: image features, embedded words, and hidden states of the frame's tokens, readouts included.
@@ -149,41 +148,42 @@ def prove(folder: Path, part: Path) -> list[golden.Row]:
     )
     lost = {key: sorted(names) for key, names in info.items() if names}
     if lost:
-        raise ValueError(f"--hf: from_pretrained: expected every name to fit, got {lost}")
-    ours, model = policy.load(folder), theirs.eval().model
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {"features": [], "words": [], "hidden": []}
-    with np.load(folder / "golden.npz", allow_pickle=False) as file, torch.inference_mode():
-        ours.reset(str(file["instruction"]), str(file["dataset"]))
-        prompt: Any = ours._prompt  # is there after a reset
-        for i in range(len(file["action"])):
-            images = torch.from_numpy(np.stack([file[f"image/{name}"][i] for name in ours.cameras]))
-            visual = ours.network.backbone.embed_image(images)
+        raise ValueError(f"{FLAG}: from_pretrained: expected every name to fit, got {lost}")
+    ours, model = load(origin), theirs.eval().model
+    network = ours.network
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {stage: [] for stage in ("features", "words", "hidden")}
+    for inputs in derived.frames(ours, origin / "golden.npz"):
+        with torch.inference_mode():
+            images = inputs.images[0]
             pixels = (images.float() / 127.5 - 1).permute(0, 3, 1, 2)
             features = model.multi_modal_projector(model.vision_tower(pixels).last_hidden_state)
-            found["features"].append((features, visual))
-            words = model.get_input_embeddings()(prompt[0][None])
-            found["words"].append((words, ours.network.backbone.embed_text(prompt[0][None])))
-            found["hidden"].append(_hidden(ours.network, model, images, prompt))
+            found["features"].append((features, network.backbone.embed_image(images)))
+            words = model.get_input_embeddings()(inputs.prompt)
+            found["words"].append((words, network.backbone.embed_text(inputs.prompt)))
+            found["hidden"].append(_hidden(network, model, inputs))
     return [_row(stage, pairs) for stage, pairs in found.items()]
 
 
-def _hidden(network: Network, model: Any, images: Tensor, prompt: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Hidden states of one frame's tokens [s c] by both, where a state and a past action are not known."""
-    frame = network.frame(network.vision(images), prompt, None, None)
+def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Hidden states [1 s c] of one frame's tokens by both."""
+    frame = network.frame(network.vision(inputs.images), inputs)
     mask, places, _ = network._sight(frame)
-    stack, lowest = network.backbone.decoder.layers, torch.finfo(torch.float32).min
+    x, stack = frame.tokens[:, 0], network.backbone.decoder.layers
+    lowest = torch.finfo(torch.float32).min
     full, near = (torch.where(stack._mask(mask, i), 0.0, lowest)[:, None] for i in (1, 0))
     kinds = {"full_attention": full, "sliding_attention": near} if network.backbone.block.post_norms else full
-    out = model.language_model(inputs_embeds=frame.tokens, attention_mask=kinds, position_ids=places, use_cache=False)
-    return out.last_hidden_state[0], network.backbone.encode(frame.tokens, mask, places, mask.shape[1])[0]
+    out = model.language_model(inputs_embeds=x, attention_mask=kinds, position_ids=places, use_cache=False)
+    return out.last_hidden_state, network.backbone.encode(x, mask, places, x.shape[1])
 
 
-def _files(folder: Path, tokenizer: Path, config: paligemma.PaliGemmaConfig, body: dict[str, Any], part: Path) -> None:
+def _files(origin: Path, tokenizer: Path, config: paligemma.PaliGemmaConfig, body: dict[str, Any], part: Path) -> None:
     """Everything but SHA256SUMS."""
     words = open_tokenizer(tokenizer, ())
+    if json.loads(words.backend_tokenizer.to_str()) != json.loads((origin / "tokenizer.json").read_text("utf-8")):
+        raise ValueError(f"{FLAG}: the tokenizer in {tokenizer} is not the one in {origin}; give --tokenizer=DIR")
     image = words.convert_tokens_to_ids(IMAGE)
     if image is None or image == words.unk_token_id or image >= config.vocab:
-        raise ValueError(f"--hf: tokenizer {tokenizer}: expected the token {IMAGE} with a row in the table, got none")
+        raise ValueError(f"{FLAG}: tokenizer {tokenizer}: expected the token {IMAGE} with a row in the table, got none")
     for pattern in ("tokenizer*", "special_tokens*", "added_tokens*"):
         for file in tokenizer.glob(pattern):
             shutil.copyfile(file, part / file.name)
@@ -192,7 +192,7 @@ def _files(folder: Path, tokenizer: Path, config: paligemma.PaliGemmaConfig, bod
     hub.dtype = kind
     hub.save_pretrained(part)
     (part / "preprocessor_config.json").write_text(json.dumps(_preprocessor(config.vision), indent=1))
-    with safe_open(folder / "model.safetensors", "pt") as file:
+    with safe_open(origin / "model.safetensors", "pt") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     ours = {name.removeprefix(BACKBONE): x for name, x in arrays.items() if name.startswith(BACKBONE)}
     save_file(hub_tensors(config, ours), part / "model.safetensors", {"format": "pt"})
@@ -200,8 +200,9 @@ def _files(folder: Path, tokenizer: Path, config: paligemma.PaliGemmaConfig, bod
     save_file(rest, part / "head.safetensors", {"format": "pt"})
     for file in part.glob("*.safetensors"):
         file.chmod(0o644)  # save_file leaves it to its writer alone
-    shutil.copyfile(folder / "config.json", part / "policy.json")
-    shutil.copyfile(folder / "norm_stats.json", part / "norm_stats.json")
+    (part / "README.md").write_text(README)
+    shutil.copyfile(origin / "config.json", part / "policy.json")
+    shutil.copyfile(origin / "norm_stats.json", part / "norm_stats.json")
 
 
 def _preprocessor(vision: VisionConfig) -> dict[str, Any]:

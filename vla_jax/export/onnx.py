@@ -19,12 +19,9 @@ import torch
 
 from vla_jax.export import derived
 from vla_jax.robot.torch_policy import golden, load
-from vla_jax.robot.torch_policy.heads import DiscreteHead
 
 OPSET = 20
 FLAG = "--onnx"
-# Passes of a layer over a token that a graph may hold: the loop over the tokens of the head discrete is unrolled.
-PASSES = 256
 
 
 def write(origin: Path, out: Path) -> list[golden.Row]:
@@ -34,12 +31,7 @@ def write(origin: Path, out: Path) -> list[golden.Row]:
     computes something else than JAX; no folder is left behind then.
     """
     policy = load(origin)
-    head, depth = policy.network.head, len(policy.network.backbone.decoder.layers.blocks)
-    if isinstance(head, DiscreteHead) and head.tokens * depth > PASSES:
-        raise ValueError(
-            f"{FLAG}: head discrete: expected at most {PASSES} passes of a layer in its unrolled loop, got {head.tokens} "
-            f"tokens through {depth} layers; use the torch policy"
-        )
+    derived.check_length(FLAG, policy)
     given = derived.example(policy)
     with torch.inference_mode():
         made = derived.OneStep(policy.network)(given)
@@ -51,9 +43,9 @@ def write(origin: Path, out: Path) -> list[golden.Row]:
         assert program is not None
         program.save(part / "model.onnx", external_data=True)
         derived.accompany(origin, part, given, made)
-        (part / "README.md").write_text(readme(policy.config), encoding="utf-8")
+        (part / "README.md").write_text(readme(policy.config))
         rows = derived.replay(_session(part), policy, given, part / "golden.npz", "float32")
-        derived.check(FLAG, "onnxruntime", rows)
+        derived.check(FLAG, "onnxruntime and JAX", rows)
     return rows
 
 
@@ -61,22 +53,27 @@ def readme(config: dict[str, Any]) -> str:
     """How to run the folder; tests run its code."""
     return f"""# A step of a robot policy in ONNX
 
-`io.json` lists inputs and outputs: one episode, fixed shapes. Beside them stand the artefact's files: `config.json` (the
-prompt's ids before and after the instruction's, image size and resize rule), `norm_stats.json` (per dataset what the
-numbers of an action and a state mean), `tokenizer.json`, and `golden.npz`, whose frames this program was checked with.
+`io.json` lists inputs and outputs: one episode, fixed shapes. The artefact's files are beside it: `config.json` (ids
+before and after the instruction's, image size and resize rule), `norm_stats.json` (per dataset what the numbers of an
+action and a state mean), `tokenizer.json`, and `golden.npz`, whose frames this program was checked with.
 
 ```python
 import json, numpy as np, onnxruntime
-io = json.load(open("io.json"))
+from pathlib import Path
+
+io = json.loads(Path("io.json").read_text())
+stats = json.loads(Path("norm_stats.json").read_text())["datasets"]
 session = onnxruntime.InferenceSession("model.onnx")
 state = {{name: np.zeros(x["shape"], x["dtype"]) for name, x in io["inputs"].items() if name.startswith("state")}}
 
-def step(inputs, state):  # inputs: images {config["cameras"]}, prompt, prompt_mask, first (an episode begins) ...
+# inputs: all that is not state. Cameras: {", ".join(config["cameras"])}; `first` is True at an episode's first frame.
+def step(inputs, state):
     out = dict(zip(io["outputs"], session.run(list(io["outputs"]), {{**inputs, **state}})))
     return out["action"][0], {{name: out["next_" + name] for name in state}}
 
-def robot_units(action, dataset):  # clip what the head made, then undo each step of the normalisation
-    spec = json.load(open("norm_stats.json"))["datasets"][dataset]["action"]
+# proprio and past go the other way, step by step: clip to low and high, minus offset, divided by scale.
+def robot_units(action, dataset):
+    spec = stats[dataset]["action"]
     for each in reversed(spec["steps"]):
         action = action * np.array(each["scale"]) + np.array(each["offset"])
     action[..., spec["binary"]] = action[..., spec["binary"]] > 0.5

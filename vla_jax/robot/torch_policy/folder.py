@@ -10,6 +10,7 @@ from safetensors import safe_open
 from .heads import DiscreteHead
 from .network import Network
 from .policy import Policy
+from .quantise import to_8_bits
 from .tokenizer import Tokenizer
 
 SCHEMA = 1
@@ -17,7 +18,13 @@ SUMS = "SHA256SUMS"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(path: Path | str, device: str | torch.device = "cpu", dtype: str = "float32", compile: bool = False) -> Policy:
+def load(
+    path: Path | str,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    compile: bool = False,
+    quantise: str | None = None,
+) -> Policy:
     """The policy of an artefact's folder.
 
     Args:
@@ -25,6 +32,8 @@ def load(path: Path | str, device: str | torch.device = "cpu", dtype: str = "flo
         device: of torch.
         dtype: "float32" or "bfloat16": what the backbone computes in. The head always computes in float32.
         compile: with torch.compile; the first frames are then slow. On a GPU as CUDA graphs.
+        quantise: "int8", "int8_dynamic" or "float8": the backbone's weights in 8 bits, see quantise.py; needs torchao.
+            The artefact's proof does not hold for it: experiments.quantise says what it costs.
 
     Raises ValueError for a file that is damaged, missing or not the exporter's, another schema, and weights that do
     not fit.
@@ -44,6 +53,8 @@ def load(path: Path | str, device: str | torch.device = "cpu", dtype: str = "flo
     network.load_state_dict(arrays, strict=True, assign=True)
     network.requires_grad_(False).eval()
     network.head.float()
+    if quantise is not None:
+        to_8_bits(network, quantise)
     if compile:
         _compile(network)
     stats = json.loads((path / "norm_stats.json").read_text(encoding="utf-8"))

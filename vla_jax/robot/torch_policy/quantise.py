@@ -11,7 +11,6 @@ head, which are small or read by rows, and whose errors the robot would feel dir
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,11 +23,17 @@ KINDS = ("int8", "int8_dynamic", "float8")
 class Transposed(nn.Linear):
     """A Linear as torch has it, weight [out, in]: torchao knows no other."""
 
+    def __init__(self, layer: Linear) -> None:
+        inputs, outputs = layer.kernel.shape
+        super().__init__(inputs, outputs, bias=False, device="meta")
+        self.weight = nn.Parameter(layer.kernel.T.contiguous(), requires_grad=False)
+        self.bias = layer.bias  # type: ignore[assignment]
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-def quantise(network: Network, kind: str) -> None:
+def to_8_bits(network: Network, kind: str) -> None:
     """Quantises a loaded network in place. Raises ValueError for another kind than KINDS, and without torchao."""
     if kind not in KINDS:
         raise ValueError(f"quantise: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -41,18 +46,9 @@ def quantise(network: Network, kind: str) -> None:
         "int8_dynamic": ao.Int8DynamicActivationInt8WeightConfig,
         "float8": ao.Float8WeightOnlyConfig,
     }
-    for part in (network.backbone, network.resampler):
-        for parent in [] if part is None else list(part.modules()):
+    for part in filter(None, (network.backbone, network.resampler)):
+        for parent in list(part.modules()):
             for name, layer in list(parent.named_children()):
-                if isinstance(layer, Linear):
-                    setattr(parent, name, _transposed(layer))
-        if part is not None:
-            ao.quantize_(part, configs[kind](set_inductor_config=False))
-
-
-def _transposed(layer: Linear) -> Transposed:
-    with torch.device("meta"):
-        new = Transposed(*layer.kernel.shape, bias=layer.bias is not None)
-    new.weight = nn.Parameter(layer.kernel.T.contiguous(), requires_grad=False)
-    new.bias = layer.bias
-    return new
+                if isinstance(layer, Linear) and name != "lm_head":  # which is read by rows, as the token table is
+                    setattr(parent, name, Transposed(layer))
+        ao.quantize_(part, configs[kind](set_inductor_config=False))

@@ -1,0 +1,176 @@
+"""ONNX and torch.export: the written programs compute what JAX recorded, the state carried outside of them."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import export
+from tests.export.test_export import TWO, checkpoint
+from vla_jax.backbones import flamingo
+from vla_jax.export import artefact, derived, onnx, pt2
+from vla_jax.robot import torch_policy
+
+# Of torch's own exporters and compiler, about calls of their own.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\):FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+]
+
+
+def made(root: Path, **model) -> Path:
+    """An artefact of a jittered tiny policy."""
+    artefact.write(export.source(checkpoint(root, **model)), root / "artefact", "float32")
+    return root / "artefact"
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    """An artefact with a state, an action before and a window of readouts."""
+    root = tmp_path_factory.mktemp("derived")
+    return made(root, window=3, cameras=TWO, proprio=True, past_action=True)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """An artefact with what the other has not: frames as state, media beside the sequence, an unrolled loop, noise."""
+    root, shallow = tmp_path_factory.mktemp("drawn"), dataclasses.replace(flamingo.CONFIGS["tiny"], depth=1, every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(flamingo.CONFIGS, "tiny", shallow)
+        sizes = {"backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1, "temperature": 0.5}
+        return made(root, history="interleaved", window=2, **sizes)
+
+
+def by_the_readme() -> dict:
+    """What the code in README.md defines, here."""
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[1], names)
+    return names
+
+
+@pytest.mark.slow
+def test_onnxruntime_computes_the_same_and_the_readme_says_how(policy, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "onnx"
+    export.main(["--artefact", str(policy), "--onnx", str(out)])
+    printed = capsys.readouterr().out
+    for stage in ("vision", "readout", "action"):
+        found = re.search(rf"{stage} +(\S+) +(\S+) +\S+ ok", printed)
+        assert float(found[2]) <= 1e-5 * max(1, float(found[1]))
+    torch_policy.verify(out)
+    monkeypatch.chdir(out)
+    names = by_the_readme()
+    with np.load("golden.npz") as file:
+        golden, state = dict(file), names["state"]
+    reference = torch_policy.load(policy)
+    for i, inputs in enumerate(derived.frames(reference, policy / "golden.npz")):
+        given = {name: x.numpy() for name, x in inputs._asdict().items() if x is not None}
+        action, state = names["step"](given, state)
+        np.testing.assert_allclose(action, golden["action"][i], atol=1e-5)
+        units = names["robot_units"](golden["action"][i], str(golden["dataset"]))
+        np.testing.assert_allclose(units, golden["robot"][i], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_onnx_of_frames_as_state_and_of_drawn_tokens(drawn, tmp_path):
+    for row in onnx.write(drawn, tmp_path / "onnx"):
+        assert row.difference <= 1e-5 * max(1, row.largest), row
+        assert row.largest > 0.05, row
+    io = json.loads((tmp_path / "onnx" / "io.json").read_text())
+    state = ["state_tokens", "state_valid", "state_media", "state_media_valid"]
+    assert [*io["inputs"]] == ["images", "prompt", "prompt_mask", "first", "noise", *state]
+    assert io["outputs"]["probability"]["shape"] == [1, 7]
+    for name in state:
+        assert io["outputs"][f"next_{name}"] == io["inputs"][name]
+
+
+@pytest.mark.slow
+def test_torch_loads_both_programs_again(policy, tmp_path, monkeypatch):
+    proof = pt2.write(policy, tmp_path / "pt2")
+    assert set(proof) == {"step.pt2", "compiled.pt2"}
+    for row in (*proof["step.pt2"], *proof["compiled.pt2"]):
+        assert row.difference <= 1e-5 * max(1, row.largest), row
+    torch_policy.verify(tmp_path / "pt2")
+    weights = (policy / "model.safetensors").stat().st_size
+    for name in proof:  # none is there twice
+        assert weights < (tmp_path / "pt2" / name).stat().st_size < 1.5 * weights + 2**21
+    monkeypatch.chdir(tmp_path / "pt2")
+    names = by_the_readme()
+    with np.load("golden.npz") as file, torch.no_grad():
+        golden, state = dict(file), names["state"]
+        for i, inputs in enumerate(derived.frames(torch_policy.load(policy), policy / "golden.npz")):
+            given = {name: x for name, x in inputs._asdict().items() if x is not None}
+            action, state = names["step"](given, state)
+            np.testing.assert_allclose(action, golden["action"][i], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_state_in_bfloat16_is_carried(drawn):
+    policy = torch_policy.load(drawn, dtype="bfloat16")
+    given = derived.example(policy)
+    assert given["state_tokens"].dtype == torch.bfloat16
+    step = pt2.on_arrays(derived.OneStep(policy.network), given)
+    vision, readout, _ = derived.replay(step, policy, given, drawn / "golden.npz", "float32")
+    for row in (vision, readout):
+        assert 1e-4 < row.difference < 0.05 * row.largest, row
+
+
+@pytest.mark.slow
+def test_a_difference_leaves_no_folder(policy, tmp_path, monkeypatch):
+    """The program's actions are off by a hundredth."""
+    step = derived.OneStep(torch_policy.load(policy).network)
+
+    def session(part):
+        right = pt2.on_arrays(step, derived.example(torch_policy.load(policy)))
+        return lambda given: (out := right(given)) | {"action": out["action"] + 0.01}
+
+    empty = SimpleNamespace(save=lambda file, external_data: file.write_bytes(b""))
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: empty)
+    monkeypatch.setattr(onnx, "_session", session)
+    with pytest.raises(ValueError, match="--onnx: onnxruntime and JAX differ at action; no folder is written"):
+        onnx.write(policy, tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_refused_by_name(tmp_path):
+    head = torch_policy.heads.DiscreteHead(
+        8, {"chunk": 10, "action_dim": 7, "binary": [6], "end": 100, "bins": 64, "low": -1, "high": 1, "temperature": 0}
+    )
+    decoder = SimpleNamespace(layers=SimpleNamespace(blocks=[None] * 18))
+    network = SimpleNamespace(head=head, backbone=SimpleNamespace(decoder=decoder))
+    policy = torch_policy.Policy.__new__(torch_policy.Policy)
+    policy.network = network
+    with pytest.raises(
+        ValueError, match=r"--onnx: head discrete: expected at most 256 .* got 70 tokens through 18 layers"
+    ):
+        derived.check_length("--onnx", policy)
+    head.tokens = 14
+    derived.check_length("--onnx", policy)
+    with pytest.raises(ValueError, match=r"--pt2: .* is there already"), derived.whole(tmp_path, "--pt2"):
+        pass
+
+
+@pytest.mark.slow
+def test_without_a_compiler_aotinductor_is_refused(tmp_path, monkeypatch):
+    from torch._inductor import cpp_builder, exc
+
+    def none():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(ValueError, match=r"--pt2: AOTInductor needs a C\+\+ compiler, and none is here .*: install g"):
+        pt2.write(tmp_path, tmp_path / "pt2")
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    with derived.whole(tmp_path / "good", "--onnx") as part:
+        (part / "file").write_text("x")
+        assert not (tmp_path / "good").exists()
+    torch_policy.verify(tmp_path / "good")
+    with pytest.raises(KeyError), derived.whole(tmp_path / "bad", "--onnx"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
