@@ -56,9 +56,10 @@ def source(checkpoint: Path, step: int | None = None, folder: Path | None = None
         end = action_end(plain.vocab_size, special_tokens(plain))
     blank = config.data.blank_instruction
     specs = {
-        name: (
-            ActionSpec.from_json(body["action"]),
-            ActionSpec.from_json(body["state"]) if body.get("state") else None,
+        name: artefact.Numbers(
+            action=ActionSpec.from_json(body["action"]),
+            state=ActionSpec.from_json(body["state"]) if body.get("state") else None,
+            control_hz=body.get("control_hz"),
         )
         for name, body in meta["datasets"].items()
     }
@@ -78,6 +79,8 @@ def source(checkpoint: Path, step: int | None = None, folder: Path | None = None
         origin={
             "checkpoint": str(checkpoint.absolute()),
             "step": complete_steps(checkpoint)[-1] if step is None else step,
+            "trained_at": meta.get("revision"),
+            "exported_at": sources.revision(),
             "libraries": meta["libraries"] | {"torch": importlib.metadata.version("torch")},
         },
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,7 @@ def meta(config: ConfigDict, source: Data) -> dict[str, Any]:
     """What a checkpoint must carry to be used without this repository's config files."""
     return {
         "config": config.to_dict(),
+        "revision": revision(),
         "cameras": list(config.model.cameras),
         "tokenizer": {"folder": str(source.tokenizer), "sha256": digest(source.tokenizer)},
         "datasets": {
@@ -192,6 +194,7 @@ def meta(config: ConfigDict, source: Data) -> dict[str, Any]:
                 "digest": part.index.digest,
                 "action": part.action_spec.to_json(),
                 "state": part.state_spec.to_json(),
+                "control_hz": part.index.dataset.control_hz,
             }
             for part in source.train
         },
@@ -203,6 +206,15 @@ def meta(config: ConfigDict, source: Data) -> dict[str, Any]:
             for part in source.train
         },
     }
+
+
+def revision() -> str | None:
+    """The commit of this repository, with "-dirty" where files differ from it; None outside of a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _rules(config: ConfigDict) -> tuple[Any, ...]:

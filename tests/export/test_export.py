@@ -46,7 +46,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     config = oxe_paligemma.get_config("tiny")
     config.model.backbone = backbone
     config.model.head_hidden, config.model.head_mlp, config.model.head_attention = 32, (16,), 4
-    config.lora.rank = model.pop("rank", 0)
+    config.lora.rank, config.ema = model.pop("rank", 0), model.pop("ema", 0.0)
     if model.pop("resampler", False):
         config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
     config.model.update(model)
@@ -57,11 +57,14 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     meta = {
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
-        "datasets": {name: {"action": SPEC, "state": STATE} for name in datasets},
+        "datasets": {name: {"action": SPEC, "state": STATE, "control_hz": 5.0} for name in datasets},
     }
     checkpointer = Checkpointer(root / "checkpoints", meta, {})
     zero = jnp.zeros((), jnp.int32)
-    checkpointer.save(3, TrainState(zero, jax.tree.map(jnp.asarray, params), {}, (), None, zero))
+    state = TrainState(zero, jax.tree.map(jnp.asarray, params), {}, (), None, zero)
+    if config.ema:
+        state = state._replace(ema={name: 0.5 * value for name, value in state.params.items()})
+    checkpointer.save(3, state)
     checkpointer.close()
     return root / "checkpoints"
 
@@ -128,6 +131,16 @@ def test_adapters_are_merged_and_bfloat16_has_both_proofs(tmp_path):
     merged = load_params(where)["backbone/decoder/layers/blocks/attn/q/kernel"][1]
     assert kernel.dtype == torch.bfloat16
     assert torch.equal(kernel, torch.from_numpy(merged).bfloat16())
+
+
+@pytest.mark.slow
+def test_averaged_parameters_are_exported(tmp_path):
+    where = checkpoint(tmp_path, head="mlp", ema=0.9)
+    artefact.write(export.source(where), tmp_path / "artefact", "float32")
+    with safe_open(tmp_path / "artefact" / "model.safetensors", "np") as file:
+        found = file.get_tensor("readout_embedding")
+    raw = load_params(checkpoint(tmp_path / "raw", head="mlp"))["readout_embedding"]
+    np.testing.assert_array_equal(found, np.float32(0.5) * raw)
 
 
 def test_the_artefact_is_the_policy(exported):

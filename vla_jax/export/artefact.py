@@ -2,7 +2,7 @@
 
 model.safetensors  every array by our flat name, one per layer, float32 or bfloat16
 config.json        schema, network, cameras, image size and resize rule, prompt, origin
-norm_stats.json    per dataset: what the numbers of an action and of a state mean, and their normalisation
+norm_stats.json    per dataset: what the numbers of an action and of a state mean, their normalisation, control_hz
 tokenizer.json     read by policy_torch/tokenizer.py
 policy_torch/      the standalone policy: torch, numpy, safetensors and the standard library
 golden.npz         inputs and JAX's outputs at three stages, over more steps than the window
@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -48,6 +48,14 @@ TEXTS = (
 )  # fmt: skip
 
 
+class Numbers(NamedTuple):
+    """What a dataset's numbers mean: its actions', its state's where it has one, and its steps per second if known."""
+
+    action: ActionSpec
+    state: ActionSpec | None
+    control_hz: float | None
+
+
 @dataclass(frozen=True)
 class Source:
     """All that an artefact is made of.
@@ -55,7 +63,7 @@ class Source:
     Attributes:
         build: makes the policy, without adapters.
         params: its parameters as numpy, adapters merged.
-        specs: per dataset the specs of its actions and, where there is one, of its state.
+        specs: per dataset what its numbers mean.
         tokenizer: the effective tokenizer.json.
         prompt: {"before": ids, "template": text with {} for the instruction, "after": ids, "length": tokens}.
         encode: the original tokenizer, to be equalled.
@@ -64,7 +72,7 @@ class Source:
 
     build: Build
     params: Mapping[str, np.ndarray]
-    specs: Mapping[str, tuple[ActionSpec, ActionSpec | None]]
+    specs: Mapping[str, Numbers]
     tokenizer: dict[str, Any]
     prompt: dict[str, Any]
     encode: Any
@@ -104,8 +112,8 @@ def config(source: Source, model: VLA, dtype: str) -> dict[str, Any]:
     if not source.specs:
         raise ValueError("export: the checkpoint has no action spec; it comes with the data at the first training")
     state = model.config.state
-    for name, (_, spec) in source.specs.items():
-        if state is not None and (spec is None or len(spec.names) != state.dims):
+    for name, numbers in source.specs.items():
+        if state is not None and (numbers.state is None or len(numbers.state.names) != state.dims):
             raise ValueError(f"export: {name}: the model sees the state, and the checkpoint has no spec for it")
     return {
         "schema": folder.SCHEMA,
@@ -157,8 +165,11 @@ def report(proof: Proof) -> str:
 def readme(body: dict[str, Any], source: Source, proof: str) -> str:
     """What the one who gets the folder must know."""
     head, sequence = body["network"]["head"], body["network"]["sequence"]
-    specs = "\n".join(f"- `{name}`: {', '.join(action.names)}" for name, (action, _) in source.specs.items())
-    state = next(iter(source.specs.values()))[1] if sequence["state"] else None
+    specs = "\n".join(
+        f"- `{name}`, {numbers.control_hz or 'unknown'} steps per second: {', '.join(numbers.action.names)}"
+        for name, numbers in source.specs.items()
+    )
+    state = next(iter(source.specs.values())).state if sequence["state"] else None
     proprio = ", ".join(state.names) if state else "not looked at"
     return f"""# A robot policy
 
@@ -201,7 +212,12 @@ def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: 
     text = json.dumps(body, indent=1)
     (part / "config.json").write_text(text)
     stats = {
-        name: {"action": a.to_json(), "state": s.to_json() if s else None} for name, (a, s) in source.specs.items()
+        name: {
+            "action": numbers.action.to_json(),
+            "state": numbers.state.to_json() if numbers.state else None,
+            "control_hz": numbers.control_hz,
+        }
+        for name, numbers in source.specs.items()
     }
     (part / "norm_stats.json").write_text(json.dumps({"datasets": stats}, indent=1))
     (part / "tokenizer.json").write_text(json.dumps(source.tokenizer, ensure_ascii=False), encoding="utf-8")
@@ -223,7 +239,7 @@ def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: 
 
 def _golden(source: Source, model: VLA, dtype: str) -> record.Golden:
     """What JAX makes of the weights as the file has them, and the bounds for each type that is proven."""
-    name, (action, state) = next(iter(source.specs.items()))
+    name, (action, state, _) = next(iter(source.specs.items()))
 
     def encode(text: str) -> np.ndarray:
         return np.asarray(source.encode(text), np.int32)
