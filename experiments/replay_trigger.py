@@ -2,7 +2,8 @@
 
 Every policy of one threshold is run over whole episodes as deployed (`EventPolicy` on the frames). Half of the episodes
 fit, the others report. In a replay the frames are the demonstrator's whatever is executed: the error of an action is
-its difference to the demonstrated one at that step; what a robot's own errors lead to is not seen here.
+its difference to the demonstrated one at that step; what a robot's own errors lead to is not seen here. For the same
+reason no tolerance of the tracking error can be learnt from recordings: the state follows the demonstrator.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ import sys
 
 # vla_jax itself is an empty package; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.limits", "vla_jax.robot.braking", "vla_jax.robot.safety",
-        "vla_jax.robot.mobile", "vla_jax.robot.lanczos"}
+        "vla_jax.robot.mobile", "vla_jax.robot.lanczos", "vla_jax.robot.calibration", "vla_jax.robot.trigger"}
 allowed = {"numpy", *sys.stdlib_module_names, *sys.builtin_module_names}
 
 class Refuse:
@@ -21,7 +21,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import numpy as np
-from vla_jax.robot import lanczos, mobile
+from vla_jax.robot import lanczos, mobile, trigger
 from vla_jax.robot.limits import STOP_CAUSES, Limits
 from vla_jax.robot.safety import Reading, SafetyFilter
 
@@ -37,7 +37,7 @@ limits = Limits(10.0, six, six, six, (-1.0,) * 6, six, 1.0, None, 1.0, 0.5, None
 safety = SafetyFilter(limits, 1.0, lambda: 0.0)
 safety.reset("test", pose=np.zeros(6))
 sent = safety.step([0.001, 0, 0, 0, 0, 0, 1], Reading(0.0))
-lanczos.resize(np.zeros((4, 6, 3), np.uint8), 3)
+trigger.luminance({"primary": lanczos.resize(np.zeros((4, 6, 3), np.uint8), 3)})
 print(mobile.to_base(sent).tolist())
 """
 
