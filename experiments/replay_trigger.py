@@ -20,7 +20,7 @@ from vla_jax.robot.torch_policy import Policy
 
 TARGET_SAVED = 0.8
 # Of what occurs within chunks: thresholds to try. Most steps are sure, the unsure ones decide.
-SCENES, SURENESS = np.linspace(0.1, 0.9, 6), np.linspace(0.02, 0.24, 9)
+SCENES, SURENESS = np.linspace(0.1, 0.9, 6), np.linspace(0.02, 0.5, 12)
 SURE = 1.28  # standard errors: 9 in 10 from one side
 PRICES = (0.0, *np.geomspace(1e-3, 1.0, 19))  # of a pass, in arm error: what hindsight weighs
 

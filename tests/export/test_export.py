@@ -157,7 +157,7 @@ def test_the_artefact_is_the_policy(exported):
     assert second["timing"]["total"] >= second["timing"]["vision"] > 0
 
 
-def test_confidence_is_told_of_each_action_and_agreement_of_the_first_half(exported):
+def test_confidence_is_told_of_each_action_and_agreement_of_the_next(exported):
     policy = torch_policy.load(exported)
     policy.reset("push the red block", "blocks")
     chunk = np.zeros((4, 7), np.float32)
@@ -167,10 +167,10 @@ def test_confidence_is_told_of_each_action_and_agreement_of_the_first_half(expor
     assert first["gripper"] == pytest.approx(0.9)
     assert first["agreement"] is first["token"] is None
     later = chunk.copy()
-    later[2:, :6] = 0.7
+    later[1:, :6] = 0.7
     assert policy.moved(None, later.copy(), None)["confidence"]["agreement"] == 1
-    later[1, 0] = 0.5  # one number of the twelve; the last chunk had 0.7 in its third action
-    difference = np.sqrt((0.2**2 + 5 * 0.7**2) / 12)
+    later[0, 0] = 0.5  # where the last chunk had 0.7 in all six
+    difference = np.sqrt((0.2**2 + 5 * 0.7**2) / 6)
     assert policy.moved(None, later, None)["confidence"]["agreement"] == pytest.approx(np.exp(-difference), rel=1e-5)
     tokens = policy.moved(None, chunk, np.repeat(np.float32([0.5, 0.25, 1, 1]), 7))["confidence"]
     assert tokens["steps"] == pytest.approx([0.5, 0.25, 1, 1])
