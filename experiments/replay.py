@@ -52,17 +52,19 @@ def main(argv: list[str]) -> None:
     write(args.out / "replay.json", body)
     shown = found[:: max(1, len(found) // TRACES)][:TRACES]
     replay_plots.traces(shown, recording.spec.names, args.out / "traces.png")
+    print(f"written: {args.out}/replay.json, traces.png")
     if args.calibrate:
-        made = replay_calibration.calibrate(args.artefact, recording.spec, found)
-        print(replay_calibration.text(made))
-        write(args.out / "calibration.json", made)
-        replay_plots.reliability(made["report"], args.out / "reliability.png")
+        fitted = replay_calibration.calibrate(args.artefact, recording.spec, found)
+        print(replay_calibration.text(fitted))
+        write(args.out / "calibration.json", fitted)
+        replay_plots.reliability(fitted["report"], args.out / "reliability.png")
+        print(f"written: {args.out}/calibration.json, reliability.png")
     if args.trigger:
-        body = replay_trigger.fit(args.artefact, policy, recording, found, args.allowed)
-        print(replay_trigger.text(body))
-        write(args.out / "trigger.json", body)
-        replay_plots.trigger(body, args.out / "trigger.png")
-    print(f"written: {', '.join(str(file) for file in sorted(args.out.iterdir()))}")
+        curve = replay_trigger.fit(args.artefact, policy, recording, found, args.allowed)
+        print(replay_trigger.text(curve))
+        write(args.out / "trigger.json", curve)
+        replay_plots.trigger(curve, args.out / "trigger.png")
+        print(f"written: {args.out}/trigger.json, trigger.png")
 
 
 def run(policy: torch_policy.Policy, recording: Recording, numbers: list[int]) -> list[Replayed]:

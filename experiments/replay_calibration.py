@@ -1,4 +1,4 @@
-"""Fits what a policy's confidence is worth on held-out episodes: even ones fit, odd ones report.
+"""Fits what a policy's confidence is worth on held-out episodes: one half of them fits, the other reports.
 
 What counts as right
     gripper   the gripper's state (with several, all of them) is the demonstrated one, at each step of a chunk that lies
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.replay_figures import Replayed, ahead, arm, correlation
+from experiments.replay_figures import Replayed, ahead, arm, correlation, halves
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.calibration import NEAREST, SCHEMA, Calibration, Curve, Logistic, identity
 
@@ -31,13 +31,14 @@ def calibrate(artefact: Path, spec: ActionSpec, found: list[Replayed]) -> dict[s
         del kinds["token"]
     fitted: dict[str, Any] = {"gripper": None, "token": None, "agreement": None}
     report: dict[str, Any] = {}
+    parts = [[found[i] for i in places] for places in halves(len(found)).values()]
     for name, kind in kinds.items():
-        fit, test = (joined([kind(one) for one in half]) for half in (found[::2], found[1::2]))
+        fit, test = (joined([kind(one) for one in half]) for half in parts)
         if len(fit[0]) and len(test[0]):
             fitted[name] = scale = logistic(*fit)
             raw, truth = test
             report[name] = {"raw": reliability(raw, truth), "calibrated": reliability(scale(raw), truth)}
-    fit, test = (joined([agreement(spec, one) for one in half]) for half in (found[::2], found[1::2]))
+    fit, test = (joined([agreement(spec, one) for one in half]) for half in parts)
     if len(fit[0]) and len(test[0]):
         fitted["agreement"] = curve = monotone(*fit)
         report["agreement"] = agreement_report(curve, *test)
@@ -178,7 +179,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def text(body: dict[str, Any]) -> str:
     """The report half's figures."""
-    lines = ["confidence on the report half (odd episodes):"]
+    lines = ["confidence on the report half:"]
     for name, what in (("gripper", "P(gripper state right)"), ("token", "share of numbers within a bin")):
         if name in body["report"]:
             raw, scaled = body["report"][name]["raw"], body["report"][name]["calibrated"]

@@ -57,6 +57,12 @@ def state(episode: Episode, t: int) -> np.ndarray | None:
     return episode.state[t] if episode.state.shape[1] else None
 
 
+def halves(count: int) -> dict[str, np.ndarray]:
+    """Places of `count` episodes, "fit" and "report": drawn, because recordings often come in turns of tasks."""
+    order = np.random.default_rng(0).permutation(count)
+    return {"fit": np.sort(order[: count // 2]), "report": np.sort(order[count // 2 :])}
+
+
 def figures(recording: Recording, found: list[Replayed]) -> dict[str, Any]:
     """All figures as a JSON-able dict."""
     spec, k = recording.spec, found[0].chunks.shape[1]

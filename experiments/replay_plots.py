@@ -68,7 +68,7 @@ def reliability(report: dict[str, Any], out: Path) -> None:
             x = [row["agreement"] for row in bins]
             axis.plot(x, [row["error"] for row in bins], "o-", label="found")
             axis.plot(x, [row["expected"] for row in bins], "--", label="expected", color="black")
-            axis.set(xlabel="agreement of overlapping chunks", ylabel="mean absolute arm error, network units")
+            axis.set(xlabel="agreement with the last chunk", ylabel="mean absolute arm error, network units")
         else:
             low = min(min(row["confidence"], row["right"]) for kind in report[name].values() for row in kind["bins"])
             axis.plot([min(low, 0.5), 1], [min(low, 0.5), 1], color="grey", linestyle=":")

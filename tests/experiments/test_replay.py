@@ -264,7 +264,7 @@ def test_right_is_counted_within_the_episode(recording: Recording, artefact: Pat
     found = [replayed(recording, i) for i in range(4)]
     body = replay_calibration.calibrate(artefact, recording.spec, found)
     raw = body["report"]["gripper"]["raw"]
-    steps = [len(one.chunks) for one in found[1::2]]
+    steps = [len(found[i].chunks) for i in replay_figures.halves(4)["report"]]
     assert raw["steps"] == sum(K * n - K * (K - 1) // 2 for n in steps)
     assert raw["mean_right"] == 1
     assert Calibration.from_json(body["calibration"]).agreement is None
@@ -285,16 +285,26 @@ def test_tokens_are_right_within_a_bin(recording: Recording) -> None:
 # --------------------------------------------------------------------------------------------------------- the trigger
 
 
-def point(saved: float, errors: list[float]) -> replay_trigger.Point:
-    frames = np.full(8, 10.0)
+def point(saved: float, fit: list[float], report: float) -> replay_trigger.Point:
+    """What gave the errors `fit` in the four episodes of the fit half, and `report` in all of the other."""
+    frames, errors = np.full(8, 10.0), np.full(8, report)
+    errors[replay_figures.halves(8)["fit"]] = fit
     settings = Settings(2, scene=max(saved, 0.01))
-    return replay_trigger.Point("scene", settings, frames, (1 - saved) * frames, np.array(errors), frames)
+    return replay_trigger.Point("scene", settings, frames, (1 - saved) * frames, errors, frames)
+
+
+def test_halves_share_no_episode_and_no_pattern() -> None:
+    parts = replay_figures.halves(200)
+    assert sorted([*parts["fit"], *parts["report"]]) == list(range(200))
+    assert len(parts["fit"]) == 100
+    for period in (2, 3, 12):  # the embedded data has 3 colours and 4 directions in turn
+        assert len(set(parts["fit"] % period)) == len(set(parts["report"] % period)) == period
 
 
 def test_the_choice_saves_most_within_the_allowed_error_of_the_fit_half_alone() -> None:
-    base = point(0.0, [1.0, 1.0] * 4)
-    good = point(0.5, [1.04, 9.0] * 4)  # bad on the report half, which must not be looked at
-    bad = point(0.9, [1.06, 0.0] * 4)
+    base = point(0.0, [1.0] * 4, 1.0)
+    good = point(0.5, [1.04] * 4, 9.0)  # bad on the report half, which must not be looked at
+    bad = point(0.9, [1.06] * 4, 0.0)
     assert replay_trigger.choose([base, good, bad], base, 0.05) is good
     assert good.measured("fit", base)["added"] == pytest.approx(0.04)
     assert good.measured("report", base)["added"] == pytest.approx(8.0)
@@ -302,8 +312,8 @@ def test_the_choice_saves_most_within_the_allowed_error_of_the_fit_half_alone() 
 
 
 def test_a_mean_within_the_limit_by_luck_is_not_chosen() -> None:
-    base = point(0.0, [1.0] * 8)
-    lucky = point(0.5, [0.5, 1.0, 0.5, 1.0, 0.5, 1.0, 2.6, 1.0])
+    base = point(0.0, [1.0] * 4, 1.0)
+    lucky = point(0.5, [0.5, 0.5, 0.5, 2.6], 1.0)
     assert lucky.measured("fit", base)["added"] == pytest.approx(0.025)
     assert replay_trigger.choose([base, lucky], base, 0.05) is base
 

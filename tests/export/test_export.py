@@ -157,6 +157,27 @@ def test_the_artefact_is_the_policy(exported):
     assert second["timing"]["total"] >= second["timing"]["vision"] > 0
 
 
+def test_confidence_is_told_of_each_action_and_agreement_of_the_next(exported):
+    policy = torch_policy.load(exported)
+    policy.reset("push the red block", "blocks")
+    chunk = np.zeros((4, 7), np.float32)
+    chunk[:, 6] = [0.9, 0.2, 0.5, 0.6]
+    first = policy.moved(None, chunk, None)["confidence"]
+    assert first["steps"] == pytest.approx([0.9, 0.8, 0.5, 0.6])
+    assert first["gripper"] == pytest.approx(0.9)
+    assert first["agreement"] is first["token"] is None
+    later = chunk.copy()
+    later[1:, :6] = 0.7
+    assert policy.moved(None, later.copy(), None)["confidence"]["agreement"] == 1
+    later[0, 0] = 0.5  # where the last chunk had 0.7 in all six
+    difference = np.sqrt((0.2**2 + 5 * 0.7**2) / 6)
+    assert policy.moved(None, later, None)["confidence"]["agreement"] == pytest.approx(np.exp(-difference), rel=1e-5)
+    tokens = policy.moved(None, chunk, np.repeat(np.float32([0.5, 0.25, 1, 1]), 7))["confidence"]
+    assert tokens["steps"] == pytest.approx([0.5, 0.25, 1, 1])
+    assert tokens["token"] == pytest.approx(0.5)
+    assert tokens["agreement"] is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",

@@ -44,7 +44,7 @@ def write(origin: Path, out: Path) -> list[golden.Row]:
         program.save(part / "model.onnx", external_data=True)
         derived.accompany(origin, part, given, made)
         (part / "README.md").write_text(readme(policy.config))
-        rows = derived.replay(_session(part), policy, given, part / "golden.npz", "float32")
+        rows = derived.replay(session(part), policy, given, part / "golden.npz", "float32")
         derived.check(FLAG, "onnxruntime and JAX", rows)
     return rows
 
@@ -82,7 +82,7 @@ def robot_units(action, dataset):
 """
 
 
-def _session(part: Path) -> Any:
+def session(part: Path) -> Any:
     """The written program as a function of arrays."""
     import onnxruntime  # here: only this output needs it
 

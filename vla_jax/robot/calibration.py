@@ -7,8 +7,8 @@
 gripper       probability that the gripper's next action is the one a demonstrator would take
 token         share of the next action's numbers that lie within a bin of the demonstrator's (head discrete)
 steps         the same for each action of the chunk: of "token" where there is one, else of "gripper"
-arm_error     mean absolute error of the next action's arm to expect, in network units, from the agreement of
-              overlapping chunks; arm_error_90 is what 9 in 10 stay below
+arm_error     mean absolute error of the next action's arm to expect, in network units, from its agreement with the last
+              chunk; arm_error_90 is what 9 in 10 stay below
 
 `experiments.replay --calibrate` fits and writes the file. numpy and the standard library only.
 """

@@ -50,7 +50,8 @@ class Settings:
             first of a chunk is executed however sure.
         history: what a policy that looks at several frames sees at a pass that follows skipped ones. "gaps": the
             frames of the last passes, further apart than in training. "restart": this frame alone, standing for those
-            before as at the start of an episode. Which errs less is measured for each artefact.
+            before as at the start of an episode. Which errs less is measured for each artefact: on the embedded data
+            "gaps" where every other step is a pass, "restart" where fewer are.
     """
 
     horizon: int

@@ -167,9 +167,10 @@ class Policy:
         """Numbers in [0, 1], 1 is sure; None where there is none.
 
         gripper: the probability of the gripper's state in the next action (the least sure one, with several).
-        agreement: exp(-r), r the root mean square difference of the arm, in network units, between this chunk and the
-            last one (one control step apart) in this chunk's first half, which is where a difference was found to go
-            with error; None at the first frame, for chunks of one action, and for the head discrete.
+        agreement: exp(-r), r the root mean square difference of the arm, in network units, between the next action and
+            what the last chunk (of one control step before) had in its place; None at the first frame, for chunks of
+            one action, and for the head discrete. Later actions are left out: they may lie beyond the task's end,
+            where nothing was trained, and with them more agreement was found to go with more error.
         token: the geometric mean of the probabilities of the next action's tokens, for the head discrete.
         steps: for each of the k actions what "token" is for the next one, or "gripper" where there are no tokens.
         """
@@ -181,7 +182,7 @@ class Policy:
             steps = np.exp(np.log(probability.astype(np.float64)).reshape(k, d).mean(1))
             token = float(steps[0])
         elif self._chunk is not None and k > 1 and self.action_spec.arm:
-            difference = (action[: k // 2] - self._chunk[1 : k // 2 + 1])[:, self.action_spec.arm]
+            difference = (action[0] - self._chunk[1])[self.action_spec.arm]
             agreement = float(np.exp(-np.sqrt(np.mean(difference.astype(np.float64) ** 2))))
         return {
             "gripper": float(grippers[0].min()) if grippers.size else None,
