@@ -2,11 +2,12 @@
 
     python -m experiments.benchmark inference [--size tiny|100m|3b] [--head lstm] [--frames 50] [--device cuda]
 
-Random weights, window 8 and chunk 10 (tiny: its own), one camera. The policy is exported first, so that its proof is
+Random weights, window 8 and chunk 10 (tiny: its own), two cameras. The policy is exported first, so that its proof is
 the guarantee that all compute the same; the actions are compared once more here. Lines are measured one after the other
 in this process, each after warm-up. "vision" is the image tower with its projector, "backbone" the rest of a pass with
 the head, "frame" the whole call: uint8 image in, actions in robot units out. "action" is what one executed action costs
-when all of a chunk is executed before the next pass. The ratio is of JAX's p50 to the line's.
+when all of a chunk is executed before the next pass. The ratio is of JAX's p50 to the line's. Last, what
+experiments.serve adds to a request of one client on loopback.
 
 On a GPU torch.compile makes CUDA graphs, and the floor is the time that reading every weight once takes at the rate of
 a plain copy, measured in this run.
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from experiments import build
+from experiments import build, overhead
 from experiments.configs import oxe_paligemma
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
@@ -38,11 +39,14 @@ from vla_jax.robot import torch_policy
 
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 TEXTS = ("push the red block to the left", "move the green block to the right side")
+CAMERAS = ("primary", "wrist")
 VARIANTS = {"tiny": "tiny", "100m": "100m", "3b": "3b-pt-224"}
 STAGES = ("vision", "backbone", "frame", "action")
 WARM = 12  # calls before the clock runs: more than the window, and than what torch.compile compiles anew
 
-Call = Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]  # image -> chunk in robot units, ms by stage
+Call = Callable[
+    [np.ndarray], tuple[np.ndarray, dict[str, float]]
+]  # images [cameras h w 3] -> chunk in robot units, ms by stage
 
 
 def main(argv: list[str]) -> None:
@@ -78,7 +82,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     )
     rng = np.random.default_rng(0)
     size = config.model.image_size
-    images = rng.integers(0, 256, (WARM + args.frames, size, size, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (WARM + args.frames, len(CAMERAS), size, size, 3), dtype=np.uint8)
     lines: dict[str, Callable[[], Call]] = {
         "JAX": lambda: _jax(source, args.dtype),
         "torch eager": lambda: _torch(root / "artefact", args, compile=False),
@@ -102,6 +106,11 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         stages = " ".join(f"{p50:8.2f} {p95:8.2f}" for p50, p95 in (row[stage] for stage in STAGES))
         print(f"{name:18s} {row['first_s']:7.2f}s {stages} {row['ratio']:6.2f} {row['difference']:11.1e}", flush=True)
         found[name] = row
+    options = ("--device", args.device, "--dtype", args.dtype)
+    server = overhead.measure_overhead(root / "artefact", args.frames, *options)
+    trip, policy, added = (f"{p50:.2f} {p95:.2f}" for p50, p95 in (server.round_trip, server.policy, server.added))
+    print(f"served to one client on loopback, torch eager: round trip {trip}, of it the policy {policy}; added {added}")
+    found["server"] = server._asdict()
     if args.device.startswith("cuda"):
         width = 2 if args.dtype == "bfloat16" else 4
         print(f"floor: {1e3 * count * width / _bandwidth(args.device):.2f} ms to read every weight once")
@@ -113,7 +122,7 @@ def configuration(size: str, head: str) -> ConfigDict:
     config = oxe_paligemma.get_config(",".join(word for word in ("tiny" * (size == "tiny"), head) if word != "lstm"))
     config.model.variant, config.model.weights = VARIANTS[size], "none"
     config.model.dtype, config.model.layers, config.model.remat = "float32", "unroll", "none"
-    config.model.cameras = ("primary",)
+    config.model.cameras = CAMERAS
     if size == "100m":
         config.model.head_hidden, config.model.head_layers, config.model.head_mlp = 512, 2, (512, 256)
     return config
@@ -172,9 +181,9 @@ def _jax(source: artefact.Source, dtype: str) -> Call:
     def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         # The policy's own program does vision and tokens at once: the tower alone is timed beside it.
         begin = time.perf_counter()
-        look(params, image[None]).block_until_ready()
+        look(params, image).block_until_ready()
         seen = time.perf_counter()
-        actions = policy.act({"primary": image})
+        actions = policy.act(dict(zip(CAMERAS, image, strict=True)))
         vision, frame = 1e3 * (seen - begin), 1e3 * (time.perf_counter() - seen)
         return actions, {"vision": vision, "backbone": frame - vision, "frame": frame}
 
@@ -192,7 +201,7 @@ def _torch(folder: Path, args: argparse.Namespace, compile: bool) -> Call:
 
     def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
-        out = policy.act({"primary": image})
+        out = policy.act(dict(zip(CAMERAS, image, strict=True)))
         frame = 1e3 * (time.perf_counter() - begin)
         return out["actions"], {**{name: out["timing"][name] for name in ("vision", "backbone")}, "frame": frame}
 
@@ -209,7 +218,7 @@ def _onnx(root: Path) -> Call:
 
     def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
-        prepared = policy.prepared({"primary": image})
+        prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)))
         out = run({name: state[name] if name in state else prepared[name][None] for name in given})
         state.update({name: out[f"next_{name}"] for name in state})
         actions = policy.moved(None, out["action"][0], None)["actions"]

@@ -12,13 +12,19 @@ The policy's numbers reach the caller through the safety filter alone. numpy and
 artefact this file and those that it imports stand beside the policy's, in policy_torch/.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .limits import NAMES
 from .safety import Reading, SafetyFilter
 from .trigger import Acting, EventPolicy, Settings, Trigger
+
+
+class Named(Acting, Protocol):
+    """The torch policy: after `reset`, `action_spec.names` says what its numbers are."""
+
+    action_spec: Any
 
 
 class Command(NamedTuple):
@@ -40,7 +46,7 @@ class Command(NamedTuple):
 class Runtime:
     """A policy, when it runs, and the filter before the motors. `safety` is the filter: its events, its reset."""
 
-    def __init__(self, policy: Acting, safety: SafetyFilter, settings: Settings) -> None:
+    def __init__(self, policy: Named, safety: SafetyFilter, settings: Settings) -> None:
         """`settings`: horizon 1 runs the backbone at every step; trigger.load reads fitted ones."""
         self.safety, self.policy = safety, EventPolicy(policy, Trigger(settings))
         self._inner = policy
