@@ -1,6 +1,6 @@
 """What 8 bits cost a policy and what they save, on held-out frames: look at this before a robot runs them.
 
-    python -m experiments.quantise --artefact DIR --data ROOT --dataset NAME [--episodes N] [--device cuda] [--compile]
+    python -m experiments.quantise --artefact DIR --data ROOT --dataset NAME [--episodes N] [--device cuda --compile]
 
 Every row is the same artefact loaded another way: `policy_torch.load(DIR, dtype=..., quantise=...)`;
 vla_jax/robot/torch_policy/quantise.py says what is quantised and what is not. All see the same frames, with the
@@ -22,10 +22,7 @@ from experiments.recorded import Episode, Where, open_recording
 from experiments.replay_figures import arm, arm_error, gripper_accuracy, plans
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.torch_policy import Policy, load
-
-ROWS: tuple[tuple[str, str | None], ...] = (
-    ("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("bfloat16", "int8_dynamic"), ("bfloat16", "float8"),
-)  # fmt: skip
+from vla_jax.robot.torch_policy.quantise import KINDS
 
 
 class Found(NamedTuple):
@@ -50,13 +47,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--split", default=None, help="the held-out one by default")
     parser.add_argument("--episodes", type=int, default=None, help="the first N; all by default")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16", help="what the quantised rows compute in")
     parser.add_argument("--compile", action="store_true", help="with torch.compile: slow to begin with")
     args = parser.parse_args(argv)
     where = Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
     recording = open_recording(args.artefact, where)
     episodes = [recording.episode(number) for number in recording.episodes(args.episodes)]
     found = []
-    for dtype, kind in ROWS:
+    rows = [("float32", None), ("bfloat16", None), *((args.dtype, kind) for kind in KINDS)]
+    for dtype, kind in rows:
         policy = load(args.artefact, args.device, dtype, args.compile, kind)
         found.append(run(f"{dtype} {kind or ''}".strip(), policy, episodes, args.dataset))
         print(f"{found[-1].name}: {len(found[-1].actions)} frames", flush=True)

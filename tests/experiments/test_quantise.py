@@ -83,7 +83,9 @@ def test_the_table_says_what_changed():
     assert lines[-1].split() == ["bfloat16", "int8", "1.00e-02", "2.00e-02", "5.00e-02", "1.00e-01"]
 
 
-def test_other_kinds_and_a_machine_without_torchao_are_refused(monkeypatch):
+def test_what_cannot_run_here_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="compile: int8 in bfloat16 on a CPU kills the process"):
+        torch_policy.load(tmp_path, dtype="bfloat16", compile=True, quantise="int8")
     network = Network.__new__(Network)  # which is not looked at
     with pytest.raises(ValueError, match="quantise: expected one of int8, int8_dynamic, float8, got 'int4'"):
         to_8_bits(network, "int4")

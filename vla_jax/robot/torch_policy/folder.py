@@ -35,12 +35,17 @@ def load(
         quantise: "int8", "int8_dynamic" or "float8": the backbone's weights in 8 bits, see quantise.py; needs torchao.
             The artefact's proof does not hold for it: experiments.quantise says what it costs.
 
-    Raises ValueError for a file that is damaged, missing or not the exporter's, another schema, and weights that do
-    not fit.
+    Raises ValueError for a file that is damaged, missing or not the exporter's, another schema, weights that do not
+    fit, and int8 compiled in bfloat16 for a CPU.
     """
     path = Path(path)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if compile and (quantise, dtype, torch.device(device).type) == ("int8", "bfloat16", "cpu"):
+        raise ValueError(
+            "compile: int8 in bfloat16 on a CPU kills the process (seen with torch 2.13, torchao 0.18); "
+            "use dtype float32, or int8_dynamic"
+        )
     verify(path)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if config.get("schema") != SCHEMA:
