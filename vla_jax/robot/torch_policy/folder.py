@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .heads import DiscreteHead
 from .network import Network
@@ -68,10 +72,18 @@ def load(
 
 def _compile(network: Network) -> None:
     """Compiles what has the same shapes at each frame; of the head discrete the pass over one token."""
-    mode = "reduce-overhead" if network.readout_embedding.device.type == "cuda" else "default"
+    graphs = network.readout_embedding.device.type == "cuda"
     names = ("vision", "_after") if isinstance(network.head, DiscreteHead) else ("vision", "step")
     for name in names:
-        setattr(network, name, torch.compile(getattr(network, name), mode=mode))
+        made = torch.compile(getattr(network, name), mode="reduce-overhead" if graphs else "default")
+        setattr(network, name, _kept(made) if graphs else made)
+
+
+def _kept(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` with copies of what it returns: a CUDA graph writes its outputs over those of its last call, and the state
+    of an episode, or a stage that is looked at, must outlive it.
+    """
+    return lambda *args: tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, run(*args))
 
 
 def verify(path: Path) -> None:
