@@ -130,7 +130,7 @@ def test_a_difference_leaves_no_folder(policy, tmp_path, monkeypatch):
 
     empty = SimpleNamespace(save=lambda file, external_data: file.write_bytes(b""))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: empty)
-    monkeypatch.setattr(onnx, "_session", session)
+    monkeypatch.setattr(onnx, "session", session)
     with pytest.raises(ValueError, match="--onnx: onnxruntime and JAX differ at action; no folder is written"):
         onnx.write(policy, tmp_path / "onnx")
     assert not list(tmp_path.iterdir())

@@ -6,8 +6,6 @@ compiled.pt2  the same through AOTInductor, for the device and processor it is m
 io.json       names, shapes and types of what goes in and comes out: see derived.py
 config.json, norm_stats.json, tokenizer.json, golden.npz
               the artefact's: the prompt, what the numbers mean, and frames to check a machine with
-SHA256SUMS    of all of these
-
 README.md     how to run them
 SHA256SUMS    of all of these
 

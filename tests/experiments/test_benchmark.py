@@ -1,0 +1,23 @@
+"""The benchmark of inference runs whole, and what it compares is the same policy."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_all_lines_compute_the_same(tmp_path):
+    """In a process of its own, as torch.compile does not take what checks types here."""
+    command = [sys.executable, "-m", "experiments.benchmark", "inference", "--frames", "4", f"--json={tmp_path}/table"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads((tmp_path / "table").read_text())
+    assert list(table) == ["JAX", "torch eager", "torch.compile", "onnxruntime (CPU)", "server"]
+    lines = [table[name] for name in table if name != "server"]
+    assert all(line["difference"] < 2e-5 for line in lines)
+    assert all(0 < line["action"][0] < line["frame"][0] <= line["frame"][1] for line in lines)
+    assert all(len(pair) == 2 for pair in table["server"].values())
