@@ -10,15 +10,13 @@ gripper's accuracy, against the demonstration; how many grippers flip against fl
 robot units.
 """
 
-import argparse
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from experiments.recorded import Episode, Where, open_recording
+from experiments.recorded import Episode, command_line, open_recording, where
 from experiments.replay_figures import arm, arm_error, gripper_accuracy, plans
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.torch_policy import Policy, load
@@ -36,22 +34,11 @@ class Found(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--artefact", type=Path, required=True, help="the folder that experiments.export wrote")
-    parser.add_argument("--data", required=True, help="the folder or URL that holds the datasets")
-    parser.add_argument("--dataset", default="blocks", help="its name in data_pipelines/datasets or in --datasets")
-    parser.add_argument("--datasets", default="", help="your own Python file that describes datasets")
-    parser.add_argument("--quarantine", default="", help="the list that the training left out")
-    parser.add_argument("--split", default=None, help="the held-out one by default")
-    parser.add_argument("--episodes", type=int, default=None, help="the first N; all by default")
-    parser.add_argument("--device", default="cpu")
+    parser = command_line(__doc__)
     parser.add_argument("--dtype", default="bfloat16", help="what the quantised rows compute in")
     parser.add_argument("--compile", action="store_true", help="with torch.compile: slow to begin with")
     args = parser.parse_args(argv)
-    where = Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
-    recording = open_recording(args.artefact, where)
+    recording = open_recording(args.artefact, where(args))
     episodes = [recording.episode(number) for number in recording.episodes(args.episodes)]
     found = []
     rows = [("float32", None), ("bfloat16", None), *((args.dtype, kind) for kind in KINDS)]

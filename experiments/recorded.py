@@ -3,6 +3,7 @@
 What the commands that replay an artefact share. Nothing of JAX is imported: a robot computer can run them.
 """
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -80,6 +81,33 @@ class Where(NamedTuple):
     split: str | None  # the held-out one by default
     datasets: str = ""  # a Python file that describes more
     quarantine: str = ""
+
+
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """The options of a command that runs an artefact on recorded episodes; `about` is its docstring."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--artefact", type=Path, required=True, help="the folder that experiments.export wrote")
+    parser.add_argument("--data", required=True, help="the folder or URL that holds the datasets")
+    parser.add_argument("--dataset", default="blocks", help="its name in data_pipelines/datasets or in --datasets")
+    parser.add_argument("--datasets", default="", help="your own Python file that describes datasets")
+    parser.add_argument("--quarantine", default="", help="the list that the training left out")
+    parser.add_argument("--split", default=None, help="the held-out one by default")
+    parser.add_argument("--episodes", type=_positive, default=None, help="the first N; all by default")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def where(args: argparse.Namespace) -> Where:
+    """Which data the options of `command_line` name."""
+    return Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return int(text)
 
 
 def open_recording(artefact: Path, where: Where) -> Recording:

@@ -24,7 +24,7 @@ import numpy as np
 
 from data_pipelines.progress import Progress
 from experiments import replay_calibration, replay_plots, replay_trigger
-from experiments.recorded import Recording, Where, open_recording
+from experiments.recorded import Recording, command_line, open_recording, where
 from experiments.replay_figures import Replayed, figures, replay, text
 from vla_jax.robot import torch_policy
 
@@ -34,8 +34,7 @@ TRACES = 4  # episodes in the picture
 def main(argv: list[str]) -> None:
     """Command line."""
     args = _arguments(argv)
-    where = Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
-    recording = open_recording(args.artefact, where)
+    recording = open_recording(args.artefact, where(args))
     policy = torch_policy.load(args.artefact, args.device, args.dtype)
     numbers = recording.episodes(args.episodes)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -97,26 +96,13 @@ def _plain(value: Any) -> Any:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--artefact", type=Path, required=True, help="the folder that experiments.export wrote")
-    parser.add_argument("--data", required=True, help="the folder or URL that holds the datasets")
-    parser.add_argument("--dataset", default="blocks", help="its name in data_pipelines/datasets or in --datasets")
-    parser.add_argument("--datasets", default="", help="your own Python file that describes datasets")
-    parser.add_argument("--quarantine", default="", help="the list that the training left out")
-    parser.add_argument("--split", default=None, help="the held-out one by default")
-    parser.add_argument("--episodes", type=int, default=None, help="the first N; all by default")
-    parser.add_argument("--device", default="cpu")
+    parser = command_line(__doc__)
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16: what the backbone computes in")
     parser.add_argument("--out", type=Path, required=True, help="where report and pictures go")
     parser.add_argument("--trigger", action="store_true", help="fit event-triggered inference")
     parser.add_argument("--allowed", type=float, default=0.05, help="with --trigger: arm error that may be added")
     parser.add_argument("--calibrate", action="store_true", help="fit the confidence")
-    args = parser.parse_args(argv)
-    if args.episodes is not None and args.episodes < 1:
-        parser.error(f"--episodes: expected 1 or more, got {args.episodes}")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
