@@ -52,10 +52,10 @@ OURS = (
 
 def main(argv: list[str]) -> None:
     """Runs a benchmark, or one line of the data's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     if argv[:1] == ["inference"]:
         benchmark_inference.main(argv[1:])
         return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["data", "inference"])
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--json", type=Path, default=None, help="write the table here too")

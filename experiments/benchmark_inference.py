@@ -44,9 +44,8 @@ VARIANTS = {"tiny": "tiny", "100m": "100m", "3b": "3b-pt-224"}
 STAGES = ("vision", "backbone", "frame", "action")
 WARM = 12  # calls before the clock runs: more than the window, and than what torch.compile compiles anew
 
-Call = Callable[
-    [np.ndarray], tuple[np.ndarray, dict[str, float]]
-]  # images [cameras h w 3] -> chunk in robot units, ms by stage
+# Images [cameras h w 3] -> the chunk in robot units, and milliseconds by stage.
+Call = Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]
 
 
 def main(argv: list[str]) -> None:
@@ -218,7 +217,8 @@ def _onnx(root: Path) -> Call:
 
     def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
-        prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)))
+        noise = None if policy.network.head.noise_shape is None else policy.drawn()
+        prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)), noise=noise)
         out = run({name: state[name] if name in state else prepared[name][None] for name in given})
         state.update({name: out[f"next_{name}"] for name in state})
         actions = policy.moved(None, out["action"][0], None)["actions"]
