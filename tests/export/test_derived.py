@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from onnx import load as load_graph
 
 from experiments import export
 from tests.export.test_export import TWO, checkpoint
@@ -38,7 +41,7 @@ def policy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """An artefact with what the other has not: frames as state, media beside the sequence, an unrolled loop, noise."""
+    """An artefact with what the other has not: frames as state, media beside the sequence, a loop, noise."""
     root, shallow = tmp_path_factory.mktemp("drawn"), dataclasses.replace(flamingo.CONFIGS["tiny"], depth=1, every=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(flamingo.CONFIGS, "tiny", shallow)
@@ -53,14 +56,19 @@ def by_the_readme() -> dict:
     return names
 
 
+def exact(printed: str) -> None:
+    """The printed table of a proof has small differences of numbers that are not small."""
+    for stage in ("vision", "readout", "action"):
+        found = re.search(rf"{stage} +(\S+) +(\S+) +\S+ ok", printed)
+        assert float(found[2]) <= 1e-5 * max(1, float(found[1]))
+        assert float(found[1]) > 0.05
+
+
 @pytest.mark.slow
 def test_onnxruntime_computes_the_same_and_the_readme_says_how(policy, tmp_path, monkeypatch, capsys):
     out = tmp_path / "onnx"
     export.main(["--artefact", str(policy), "--onnx", str(out)])
-    printed = capsys.readouterr().out
-    for stage in ("vision", "readout", "action"):
-        found = re.search(rf"{stage} +(\S+) +(\S+) +\S+ ok", printed)
-        assert float(found[2]) <= 1e-5 * max(1, float(found[1]))
+    exact(capsys.readouterr().out)
     torch_policy.verify(out)
     monkeypatch.chdir(out)
     names = by_the_readme()
@@ -76,10 +84,14 @@ def test_onnxruntime_computes_the_same_and_the_readme_says_how(policy, tmp_path,
 
 
 @pytest.mark.slow
-def test_onnx_of_frames_as_state_and_of_drawn_tokens(drawn, tmp_path):
-    for row in onnx.write(drawn, tmp_path / "onnx"):
-        assert row.difference <= 1e-5 * max(1, row.largest), row
-        assert row.largest > 0.05, row
+def test_onnx_of_frames_as_state_and_of_a_loop_that_draws_tokens(drawn, tmp_path):
+    """In a process of its own: under the tests' type checks torch cannot trace the body of a loop."""
+    command = [sys.executable, "-m", "experiments.export", "--artefact", drawn, "--onnx", tmp_path / "onnx"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    exact(run.stdout)
+    graph = load_graph(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
+    assert [node.op_type for node in graph.node].count("Loop") == 1  # of 7 tokens, and as large for 70
     io = json.loads((tmp_path / "onnx" / "io.json").read_text())
     state = ["state_tokens", "state_valid", "state_media", "state_media_valid"]
     assert [*io["inputs"]] == ["images", "prompt", "prompt_mask", "first", "noise", *state]
@@ -136,20 +148,7 @@ def test_a_difference_leaves_no_folder(policy, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_is_refused_by_name(tmp_path):
-    head = torch_policy.heads.DiscreteHead(
-        8, {"chunk": 10, "action_dim": 7, "binary": [6], "end": 100, "bins": 64, "low": -1, "high": 1, "temperature": 0}
-    )
-    decoder = SimpleNamespace(layers=SimpleNamespace(blocks=[None] * 18))
-    network = SimpleNamespace(head=head, backbone=SimpleNamespace(decoder=decoder))
-    policy = torch_policy.Policy.__new__(torch_policy.Policy)
-    policy.network = network
-    with pytest.raises(
-        ValueError, match=r"--onnx: head discrete: expected at most 256 .* got 70 tokens through 18 layers"
-    ):
-        derived.check_length("--onnx", policy)
-    head.tokens = 14
-    derived.check_length("--onnx", policy)
+def test_a_folder_that_is_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--pt2: .* is there already"), derived.whole(tmp_path, "--pt2"):
         pass
 

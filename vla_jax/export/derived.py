@@ -23,15 +23,12 @@ from torch import Tensor, nn
 
 from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
-from vla_jax.robot.torch_policy.heads import DiscreteHead
 from vla_jax.robot.torch_policy.network import Frame, Inputs, Network, State
 
 Named = dict[str, Tensor]
 Arrays = dict[str, np.ndarray]
 COPIED = ("config.json", "norm_stats.json", "tokenizer.json", "golden.npz")
 STATE = "state"
-# Passes of a layer over a token that a graph may hold: the loop over the tokens of the head discrete is unrolled.
-PASSES = 256
 
 
 class OneStep(nn.Module):
@@ -73,16 +70,6 @@ def example(policy: Policy) -> Named:
         inputs = Inputs(*(given.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
         state = network.initial(network.frame(network.vision(inputs.images), inputs))
     return given | {name: x.clone() for name, x in _named(state).items()}
-
-
-def check_length(flag: str, policy: Policy) -> None:
-    """Raises ValueError for a head that would unroll into too large a graph."""
-    head, depth = policy.network.head, len(policy.network.backbone.decoder.layers.blocks)
-    if isinstance(head, DiscreteHead) and head.tokens * depth > PASSES:
-        raise ValueError(
-            f"{flag}: head discrete: expected at most {PASSES} passes of a layer in its unrolled loop, got "
-            f"{head.tokens} tokens through {depth} layers; use the torch policy"
-        )
 
 
 def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:

@@ -10,6 +10,7 @@ dim, v visual tokens of an image, w width.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +87,7 @@ class ResamplerConfig:
     latents: int
 
 
-@dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
     """Room for the keys and values of every layer, [n u j e] each, for the positions [n u] of their tokens, and how
     many tokens are there ([]). A pass over a Stack writes into it.
     """
@@ -350,7 +350,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float = 0.0, 
 
 def scaled(x: Tensor, by: float) -> Tensor:
     """x times a number that is first rounded to x's dtype, as JAX does it: bfloat16 rounds sqrt(2048) to 45.25."""
-    return x * torch.tensor(by, dtype=x.dtype, device=x.device)
+    return x * torch.full((), by, dtype=x.dtype, device=x.device)
 
 
 def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -366,11 +366,11 @@ def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 def alibi(positions: Tensor, heads: int) -> Tensor:
     """Linear attention biases [n h u]: slope times the key's distance from the last one."""
     power = 2 ** math.ceil(math.log2(heads))
-    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    slopes = torch.exp2(torch.arange(1, power + 1, dtype=torch.float64, device=positions.device) * (-8.0 / power))
     if power != heads:
-        slopes = (slopes[1::2] + slopes[0::2])[:heads]
+        slopes = torch.cat([slopes[1::2], slopes[0::2]])[:heads]
     distance = positions - positions.amax(1, keepdim=True)
-    return torch.tensor(slopes, dtype=torch.float32, device=positions.device)[:, None] * distance[:, None].float()
+    return slopes.float()[:, None] * distance[:, None].float()
 
 
 def sinusoid(positions: Tensor, width: int) -> Tensor:

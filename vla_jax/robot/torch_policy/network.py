@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+from torch.utils._pytree import tree_map
 
 from .backbones import BACKBONES, Media
 from .heads import HEADS, DiscreteHead
@@ -62,6 +64,15 @@ class Step(NamedTuple):
     readout: Tensor
     action: Tensor
     probability: Tensor | None
+
+
+class Decoded(NamedTuple):
+    """Action tokens so far: their number [1], ids [b q] and scores [b q bins], zeros after them, and what is cached."""
+
+    number: Tensor
+    ids: Tensor
+    scores: Tensor
+    cache: Cache
 
 
 class StateToken(nn.Module):
@@ -243,22 +254,32 @@ class Network(nn.Module):
         cache = self.backbone.decoder.layers.cache(x, room)
         wide = torch.cat([mask, mask.new_zeros(b, s, room - s)], 2)
         hidden = self.backbone.encode(x, wide, places, self.readouts, media, cache)
-        readout, hidden = hidden.float(), hidden[:, -1:]
-        seen, place = wide[:, -1:], places[:, -1:]
+        readout, seen, place = hidden.float(), wide[:, -1:], places[:, -1:]
         last = None if media is None else media._replace(mask=media.mask[:, -1:])
-        chosen: list[Tensor] = []
-        scores: list[Tensor] = []
-        for i in range(head.tokens):
-            if i:
-                seen = seen | (torch.arange(room, device=seen.device) == s + i - 1)
-                place = place + 1
-                hidden = self._after(chosen[-1], seen, place, last, cache)
-            logits = self.backbone.logits(hidden, head.rows)[:, 0]
-            chosen.append(head.choose(logits, None if noise is None else noise[:, i]))
-            scores.append(logits)
-        ids, table = torch.stack(chosen, 1), torch.stack(scores, 1)
-        probability = table.softmax(-1).gather(2, (ids - head.rows[0])[..., None])[..., 0]
-        return readout, head.actions(ids, table), probability
+        slots = torch.arange(room, device=x.device)
+
+        def another(done: Decoded, hidden: Tensor) -> Decoded:
+            logits = self.backbone.logits(hidden, head.rows)
+            drawn = None if noise is None else noise.index_select(1, done.number)[:, 0]
+            ids = done.ids.index_copy(1, done.number, head.choose(logits[:, 0], drawn)[:, None])
+            return Decoded(done.number + 1, ids, done.scores.index_copy(1, done.number, logits), done.cache)
+
+        def further(done: Decoded) -> Decoded:
+            now = seen | (slots >= s) & (slots < s + done.number)
+            last_id = done.ids.index_select(1, done.number - 1)[:, 0]
+            return another(done, self._after(last_id, now, place + done.number, last, done.cache))
+
+        ids, scores = places.new_zeros(b, head.tokens), readout.new_zeros(b, head.tokens, head.bins)
+        done = another(Decoded(places.new_zeros(1), ids, scores, cache), hidden[:, -1:])
+        if torch.compiler.is_exporting():  # a program holds the loop once, whatever its length; its body writes nothing
+            done = while_loop(
+                lambda done: done.number[0] < head.tokens, lambda done: (further(tree_map(torch.clone, done)),), (done,)
+            )[0]
+        else:
+            for _ in range(head.tokens - 1):
+                done = further(done)
+        probability = done.scores.softmax(-1).gather(2, (done.ids - head.rows[0])[..., None])[..., 0]
+        return readout, head.actions(done.ids, done.scores), probability
 
     def _after(self, ids: Tensor, seen: Tensor, place: Tensor, media: Media | None, cache: Cache) -> Tensor:
         """The hidden state [b 1 c] at a token [b] that follows those in the cache."""
