@@ -94,7 +94,7 @@ def command_line(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--datasets", default="", help="your own Python file that describes datasets")
     parser.add_argument("--quarantine", default="", help="the list that the training left out")
     parser.add_argument("--split", default=None, help="the held-out one by default")
-    parser.add_argument("--episodes", type=_positive, default=None, help="the first N; all by default")
+    parser.add_argument("--episodes", type=positive, default=None, help="the first N; all by default")
     parser.add_argument("--device", default="cpu")
     return parser
 
@@ -104,7 +104,8 @@ def where(args: argparse.Namespace) -> Where:
     return Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of the command line, 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return int(text)

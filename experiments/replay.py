@@ -24,7 +24,7 @@ import numpy as np
 
 from data_pipelines.progress import Progress
 from experiments import replay_calibration, replay_plots, replay_trigger
-from experiments.recorded import Recording, command_line, open_recording, where
+from experiments.recorded import Recording, command_line, open_recording, positive, where
 from experiments.replay_figures import Replayed, figures, replay, text
 from vla_jax.robot import torch_policy
 
@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
         replay_plots.reliability(fitted["report"], args.out / "reliability.png")
         print(f"written: {args.out}/calibration.json, reliability.png")
     if args.trigger:
-        curve = replay_trigger.fit(args.artefact, policy, recording, found, args.allowed)
+        curve = replay_trigger.fit(
+            args.artefact, policy, recording, found, replay_trigger.Aim(args.allowed, args.learn)
+        )
         print(replay_trigger.text(curve))
         write(args.out / "trigger.json", curve)
         replay_plots.trigger(curve, args.out / "trigger.png")
@@ -101,6 +103,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where report and pictures go")
     parser.add_argument("--trigger", action="store_true", help="fit event-triggered inference")
     parser.add_argument("--allowed", type=float, default=0.05, help="with --trigger: arm error that may be added")
+    parser.add_argument(
+        "--learn", type=positive, default=2000, help="with --trigger: episodes of the training split to learn from"
+    )
     parser.add_argument("--calibrate", action="store_true", help="fit the confidence")
     return parser.parse_args(argv)
 

@@ -1,9 +1,10 @@
 """Learns when the backbone may rest: passes saved against arm error added, on held-out episodes.
 
-Every policy of one threshold is run over whole episodes as deployed (`EventPolicy` on the frames). Half of the episodes
-fit, the others report. In a replay the frames are the demonstrator's whatever is executed: the error of an action is
-its difference to the demonstrated one at that step; what a robot's own errors lead to is not seen here. For the same
-reason no tolerance of the tracking error can be learnt from recordings: the state follows the demonstrator.
+Every setting is run over whole episodes as deployed (`EventPolicy` on the frames). Half of the episodes choose among
+them, the others report; the regret is learnt before, from the training split. In a replay the frames are the
+demonstrator's whatever is executed: the error of an action is its difference to the demonstrated one at that step; what
+a robot's own errors lead to is not seen here. For the same reason no tolerance of the tracking error can be learnt from
+recordings: the state follows the demonstrator.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.progress import Progress
+from experiments import replay_regret
 from experiments.recorded import Episode, Recording
 from experiments.replay_figures import Replayed, ahead, arm_error, gripper_accuracy, halves, state
 from vla_jax.robot import trigger as events
@@ -25,11 +27,25 @@ SURE = 1.28  # standard errors: 9 in 10 from one side
 PRICES = (0.0, *np.geomspace(1e-3, 1.0, 19))  # of a pass, in arm error: what hindsight weighs
 
 
+class Aim(NamedTuple):
+    """Arm error that may be added, as a share, and how many episodes of the training split to learn the regret from."""
+
+    allowed: float
+    learn: int
+
+
+class Trial(NamedTuple):
+    """A setting to measure. `value` is the threshold of its family, or the price that its regret was learnt for."""
+
+    family: str
+    value: float | None
+    settings: events.Settings
+
+
 class Point(NamedTuple):
     """One setting, and what it gave in each of e episodes: sums over frames."""
 
-    family: str
-    settings: events.Settings
+    trial: Trial
     frames: np.ndarray
     passes: np.ndarray
     error: np.ndarray
@@ -52,45 +68,53 @@ class Point(NamedTuple):
         return bool(over.mean() + SURE * over.std(ddof=1) / np.sqrt(len(over)) <= 0)
 
 
-def fit(
-    artefact: Path, policy: Policy, recording: Recording, replayed: list[Replayed], allowed: float
-) -> dict[str, Any]:
-    """trigger.json: the settings that save most passes at no more than `allowed` added arm error on the fit half.
+def fit(artefact: Path, policy: Policy, recording: Recording, replayed: list[Replayed], aim: Aim) -> dict[str, Any]:
+    """trigger.json: the settings that save most passes at no more than `aim.allowed` added arm error on the fit half.
 
     `replayed` are the episodes, with the chunks planned at each step. Raises ValueError for less than four.
     """
-    numbers = [one.episode.number for one in replayed]
-    if len(numbers) < 4:
-        raise ValueError(f"--trigger: expected four episodes or more, to fit and to report on, got {len(numbers)}")
-    k = policy.config["network"]["head"]["chunk"]
-    histories = events.HISTORIES if policy.config["network"]["sequence"]["window"] > 1 else events.HISTORIES[:1]
+    if len(replayed) < 4:
+        raise ValueError(f"--trigger: expected four episodes or more, to fit and to report on, got {len(replayed)}")
     parts = {half: [replayed[i] for i in places] for half, places in halves(len(replayed)).items()}
-    scenes, sure = thresholds(recording, parts["fit"], k)
-    wanted = [("every step", events.Settings(1))]
-    for name in histories:
-        wanted += [(f"horizon, {name}", events.Settings(n, history=name)) for n in range(2, k + 1)]
-        wanted += [(f"scene, {name}", events.Settings(k, scene=float(x), history=name)) for x in scenes]
-        wanted += [(f"confidence, {name}", events.Settings(k, confidence=float(x), history=name)) for x in sure]
-    found = measure(policy, recording, numbers, wanted)
+    found = measure(policy, recording, replayed, trials(policy, recording, parts["fit"], aim.learn))
     base = found[0]
-    chosen = choose(found, base, allowed)
+    chosen = choose(found, base, aim.allowed)
     report = chosen.measured("report", base)
     return {
         "schema": SCHEMA,
         "artefact": identity(artefact),
-        "data": {"dataset": recording.index.dataset.name, "split": recording.split.name, "episodes": len(numbers)},
-        "allowed": allowed,
-        "chunk": k,
-        "settings": chosen.settings.to_json(),
+        "data": {"dataset": recording.index.dataset.name, "split": recording.split.name, "episodes": len(replayed)},
+        "allowed": aim.allowed,
+        "chunk": policy.config["network"]["head"]["chunk"],
+        "settings": chosen.trial.settings.to_json(),
+        "chosen": _row(chosen.trial),
         "measured": report,
-        "target_met": report["saved"] >= TARGET_SAVED and report["added"] <= allowed,
-        "points": [
-            {"family": point.family, "settings": point.settings.to_json()}
-            | {half: point.measured(half, base) for half in parts}
-            for point in found
-        ],
+        "target_met": report["saved"] >= TARGET_SAVED and report["added"] <= aim.allowed,
+        "points": [_row(point.trial) | {half: point.measured(half, base) for half in parts} for point in found],
         "hindsight": hindsight(recording, parts["report"], base.measured("report", base)["arm_error"]),
     }
+
+
+def trials(policy: Policy, recording: Recording, fitted: list[Replayed], learn: int) -> list[Trial]:
+    """What is tried; planning at every step comes first. With a regret, a scene further from the pass's than any seen
+    within a chunk asks for a pass too: there the regret knows nothing.
+    """
+    k, one_frame = policy.config["network"]["head"]["chunk"], policy.config["network"]["sequence"]["window"] == 1
+    scenes, sure = thresholds(recording, fitted, k)
+    regrets = replay_regret.learn(policy, recording, learn) if k > 1 else []
+    furthest = float(scenes.max(initial=0.0)) or None
+    out = [Trial("every step", None, events.Settings(1))]
+    for name in events.HISTORIES[: 1 if one_frame else 2]:
+        out += [Trial(f"horizon, {name}", None, events.Settings(n, history=name)) for n in range(2, k + 1)]
+        for x in _quantiles(scenes, SCENES):
+            out.append(Trial(f"scene, {name}", x, events.Settings(k, scene=x, history=name)))
+        for x in _quantiles(sure, SURENESS):
+            out.append(Trial(f"confidence, {name}", x, events.Settings(k, confidence=x, history=name)))
+        out += [
+            Trial(f"regret, {name}", float(price), events.Settings(k, scene=furthest, regret=regret, history=name))
+            for price, regret in zip(replay_regret.PRICES, regrets, strict=bool(regrets))
+        ]
+    return out
 
 
 def choose(found: list[Point], base: Point, allowed: float) -> Point:
@@ -101,49 +125,78 @@ def choose(found: list[Point], base: Point, allowed: float) -> Point:
     )
 
 
-def measure(
-    policy: Policy, recording: Recording, numbers: list[int], wanted: list[tuple[str, events.Settings]]
-) -> list[Point]:
+def measure(policy: Policy, recording: Recording, replayed: list[Replayed], tried: list[Trial]) -> list[Point]:
     """Runs each setting over all episodes."""
-    sums = np.zeros((len(wanted), 4, len(numbers)))
-    with Progress("trigger", len(numbers) * len(wanted), "runs") as progress:
-        for e, number in enumerate(numbers):
-            episode = recording.episode(number)
-            for i, (_, settings) in enumerate(wanted):
-                actions, passes = execute(policy, episode, recording.index.dataset.name, settings)
+    sums = np.zeros((len(tried), 4, len(replayed)))
+    one_frame = policy.config["network"]["sequence"]["window"] == 1
+    with Progress("trigger", len(replayed) * len(tried), "runs") as progress:
+        for e, one in enumerate(replayed):
+            episode = recording.episode(one.episode.number)
+            acting = Planned(one) if one_frame else policy
+            for i, (_, _, settings) in enumerate(tried):
+                actions, passes = execute(acting, episode, recording.index.dataset.name, settings)
                 error = arm_error(recording.spec, actions, episode.actions).sum()
                 right = gripper_accuracy(recording.spec, actions, episode.actions)
                 sums[i, :, e] = len(actions), passes, error, np.nan if right is None else right * len(actions)
                 progress.add(1)
-    return [Point(*name, *values) for name, values in zip(wanted, sums, strict=True)]
+    return [Point(each, *values) for each, values in zip(tried, sums, strict=True)]
 
 
-def execute(policy: Policy, episode: Episode, dataset: str, settings: events.Settings) -> tuple[np.ndarray, int]:
+class Planned:
+    """A policy that sees one frame has planned the same at each step of an episode before: its chunks are looked up."""
+
+    def __init__(self, one: Replayed) -> None:
+        self._one, self.step = one, 0
+
+    def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
+        """As of the policy; there is nothing to forget."""
+
+    def act(self, images: Any, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
+        """As of the policy, at `step`."""
+        sure = self._one.confidence["steps"][self.step]
+        steps = sure.tolist() if np.isfinite(sure).all() else None
+        return {"actions": self._one.chunks[self.step], "confidence": {"steps": steps}}
+
+
+def execute(
+    policy: Policy | Planned, episode: Episode, dataset: str, settings: events.Settings
+) -> tuple[np.ndarray, int]:
     """The actions [t d] that a control loop executes over the episode's frames, and how often the backbone ran."""
     loop = events.EventPolicy(policy, events.Trigger(settings))
     loop.reset(episode.instruction, dataset)
-    actions = [
-        loop.act(images, state(episode, t), executed=episode.actions[t - 1] if t else None).action
-        for t, images in enumerate(episode.frames)
-    ]
+    actions = []
+    for t, images in enumerate(episode.frames):
+        if isinstance(policy, Planned):
+            policy.step = t
+        before = episode.actions[t - 1] if t else None
+        actions.append(loop.act(images, state(episode, t), executed=before).action)
     return np.stack(actions), len(actions) - loop.trigger.counts["continued"]
 
 
 def thresholds(recording: Recording, replayed: list[Replayed], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds to try, of the scene and of the confidence: quantiles of what occurs within a chunk."""
+    """What occurs within chunks: differences of the scene to that of the pass, and confidences."""
     scenes: list[float] = []
     for one in replayed:
         cells = [events.luminance(images) for images in recording.episode(one.episode.number).frames]
         for t in range(len(cells)):
             scenes += [events.difference(cells[t], later) for later in cells[t + 1 : t + k]]
     sure = np.concatenate([one.confidence["steps"].ravel() for one in replayed])
-    return _distinct(np.array(scenes), SCENES), _distinct(sure[np.isfinite(sure)], SURENESS)
+    return np.array(scenes), sure[np.isfinite(sure)]
 
 
-def _distinct(values: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Quantiles within (0, 1], each once."""
+def _quantiles(values: np.ndarray, parts: np.ndarray) -> list[float]:
+    """Within (0, 1], each once."""
     found = np.unique(np.quantile(values, parts)) if len(values) else np.zeros(0)
-    return found[(found > 0) & (found <= 1)]
+    return found[(found > 0) & (found <= 1)].tolist()
+
+
+def _setting(row: dict[str, Any]) -> str:
+    return f"{row['family']}, horizon {row['horizon']}" + ("" if row["value"] is None else f", {row['value']:.3f}")
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    """A setting as a file and people have it."""
+    return {"family": trial.family, "horizon": trial.settings.horizon, "value": trial.value}
 
 
 def hindsight(recording: Recording, replayed: list[Replayed], every: float) -> list[dict[str, float]]:
@@ -179,16 +232,15 @@ def text(body: dict[str, Any]) -> str:
         f"{'error':>8s} {'added':>8s}  gripper",
     ]
     for point in body["points"]:
-        settings, one, two = point["settings"], point["fit"], point["report"]
-        value = settings["scene"] or settings["confidence"]
+        value, one, two = point["value"], point["fit"], point["report"]
         lines.append(
-            f"{point['family']:20s} {settings['horizon']:7d} {'' if value is None else f'{value:.3f}':>6s} "
+            f"{point['family']:20s} {point['horizon']:7d} {'' if value is None else f'{value:.3f}':>6s} "
             f"{one['saved']:8.1%} {one['arm_error']:8.4f} {one['added']:8.1%} {two['saved']:9.1%} "
             f"{two['arm_error']:8.4f} {two['added']:8.1%}  {two['gripper_accuracy']:7.4f}"
         )
     got, free = body["measured"], [row["saved"] for row in body["hindsight"] if row["added"] <= body["allowed"]]
     lines.append(
-        f"chosen on the fit half, most saved at {body['allowed']:.0%} added (90% sure): {body['settings']}\n"
+        f"chosen on the fit half, most saved at {body['allowed']:.0%} added (90% sure): {_setting(body['chosen'])}\n"
         f"report half: {got['saved']:.1%} of passes saved, arm error {got['added']:+.1%}; target {TARGET_SAVED:.0%} at "
         f"{body['allowed']:.0%}: {'met' if body['target_met'] else 'NOT MET'}\n"
         f"with the errors known beforehand this policy's passes could be cut by {max(free, default=0.0):.1%} for that"

@@ -1,5 +1,6 @@
 """Replay: the right data or none, frames as training decodes them, figures that are known beforehand, and the whole."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from data_pipelines import images, remote
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import open_index
-from experiments import replay, replay_calibration, replay_figures, replay_trigger
+from experiments import recorded, replay, replay_calibration, replay_figures, replay_regret, replay_trigger
 from experiments.recorded import Episode, Recording, Where, check, open_recording
 from experiments.replay_figures import Replayed
 from vla_jax.actions import ActionSpec
@@ -79,6 +80,12 @@ class FakePolicy:
         actions[:, 0] += self.offset
         confidence = {"gripper": 0.9, "agreement": None, "token": None, "steps": [0.9, 0.9, 0.4]}
         return {"actions": actions, "confidence": confidence, "timing": dict.fromkeys(replay_figures.TIMES, 1.0)}
+
+
+def fake_of_all(recording: Recording, offset: tuple[float, ...]) -> FakePolicy:
+    """It knows the training split too."""
+    train = dataclasses.replace(recording, split=recording.index.splits["train"])
+    return FakePolicy([part.episode(i) for part in (recording, train) for i in part.episodes(None)], offset=offset)
 
 
 def replayed(recording: Recording, number: int = 0, late: int = 0, offset: float = 0.0) -> Replayed:
@@ -289,8 +296,8 @@ def point(saved: float, fit: list[float], report: float) -> replay_trigger.Point
     """What gave the errors `fit` in the four episodes of the fit half, and `report` in all of the other."""
     frames, errors = np.full(8, 10.0), np.full(8, report)
     errors[replay_figures.halves(8)["fit"]] = fit
-    settings = Settings(2, scene=max(saved, 0.01))
-    return replay_trigger.Point("scene", settings, frames, (1 - saved) * frames, errors, frames)
+    trial = replay_trigger.Trial("scene", saved, Settings(2, scene=max(saved, 0.01)))
+    return replay_trigger.Point(trial, frames, (1 - saved) * frames, errors, frames)
 
 
 def test_halves_share_no_episode_and_no_pattern() -> None:
@@ -349,18 +356,108 @@ def test_hindsight_is_no_worse_than_any_fixed_horizon(recording: Recording) -> N
             assert cost <= price * passes + error * frames + 1e-6
 
 
-def test_the_fit_finds_what_the_policy_can_be_trusted_with(recording: Recording, artefact: Path) -> None:
-    policy = FakePolicy([recording.episode(i) for i in range(4)], offset=(0.001, 0.001, 0.05))
-    found = [replay_figures.replay(policy, episode, "blocks") for episode in policy.episodes]
-    body = replay_trigger.fit(artefact, policy, recording, found, 0.05)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is learnt in a second."""
+    monkeypatch.setattr(replay_regret, "HIDDEN", 32)
+    monkeypatch.setattr(replay_regret, "EPOCHS", 6)
+    monkeypatch.setattr(replay_regret, "LEAST_UPDATES", 400)
+
+
+def brute(error: np.ndarray, price: float, t: int, j: int, on: bool) -> float:
+    """Least cost from step t + j on of the chunk made at t, beginning with going on or with a pass; by trying all."""
+    length, k = error.shape
+    if t + j >= length:
+        return 0.0
+    if on:
+        return float(error[t, j]) + min(
+            brute(error, price, t, j + 1, way) for way in ((True, False) if j + 1 < k else (False,))
+        )
+    now = t + j
+    ways = (True, False) if k > 1 else (False,)
+    return price + float(error[now, 0]) + min(brute(error, price, now, 1, way) for way in ways)
+
+
+def test_regret_is_what_trying_all_ways_says() -> None:
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 5, 7):
+        error = rng.uniform(0, 1, (length, K))
+        error[np.add.outer(np.arange(length), np.arange(K)) >= length] = 0
+        found = replay_regret.regret(error, 0.3)
+        for t in range(length):
+            for j in range(1, min(K, length - t)):
+                wanted = brute(error, 0.3, t, j, True) - brute(error, 0.3, t, j, False)
+                assert found[t, j] == pytest.approx(wanted)
+    assert found[0, 0] == 0
+
+
+def test_the_network_learns_a_mean_for_each_price(small: None) -> None:
+    """The second signal never varies, and is no hindrance."""
+    rng = np.random.default_rng(0)
+    seen = np.stack([rng.uniform(-1, 1, 4000), np.ones(4000)], 1).astype(np.float32)
+    noise = rng.normal(0, 0.5, 4000)
+    target = np.stack([np.abs(seen[:, 0]) + noise, 3 * seen[:, 0] + noise], 1).astype(np.float32)
+    first, second = replay_regret.regress(seen, np.zeros(2, np.float32), target)
+    for x in (-0.8, -0.3, 0.4, 0.9):
+        signals = np.array([x, 1], np.float32)
+        assert first(signals) == pytest.approx(abs(x), abs=0.15)
+        assert second(signals) / 3 == pytest.approx(x, abs=0.15)
+
+
+def test_the_fit_finds_what_the_policy_can_be_trusted_with(recording: Recording, artefact: Path, small: None) -> None:
+    policy = fake_of_all(recording, (0.001, 0.001, 0.05))
+    found = [replay_figures.replay(policy, recording.episode(i), "blocks") for i in range(4)]
+    body = replay_trigger.fit(artefact, policy, recording, found, replay_trigger.Aim(0.05, 6))
     # Two actions of three are as good as the first, the third is announced as unsure.
-    assert body["settings"]["horizon"] == 2 or body["settings"]["confidence"] is not None
+    assert body["chosen"]["horizon"] == 2 or body["chosen"]["family"].split(",")[0] in ("confidence", "regret")
     assert 0.3 < body["measured"]["saved"] < 0.6
     assert abs(body["measured"]["added"]) < 0.05
     assert not body["target_met"]
     assert "NOT MET" in replay_trigger.text(body)
+    assert Settings.from_json(body["settings"]).horizon == body["chosen"]["horizon"]
     with pytest.raises(ValueError, match="four episodes"):
-        replay_trigger.fit(artefact, policy, recording, found[:3], 0.05)
+        replay_trigger.fit(artefact, policy, recording, found[:3], replay_trigger.Aim(0.05, 6))
+
+
+def test_the_regret_tells_what_no_confidence_says(artefact: Path, tmp_path: Path, small: None, monkeypatch) -> None:
+    """The third action of a chunk is bad while the gripper is open; the policy does not say how sure it is."""
+    monkeypatch.setattr(recorded, "check", lambda *args: None)  # these are other statistics, which nothing here uses
+    write_blocks(tmp_path, train=40, val=4)
+    recording = open_recording(artefact, Where(str(tmp_path), "blocks", None))
+    policy = fake_of_all(recording, (0.01, 0.01, 0.01))
+    act = policy.act
+
+    def half_bad(images: Any, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
+        out = act(images, proprio, executed)
+        out["actions"][2, 0] += 0.1 * out["actions"][0, 6]
+        out["confidence"]["steps"] = None
+        return out
+
+    policy.act = half_bad  # type: ignore[method-assign]
+    regrets = replay_regret.learn(policy, recording, 40)
+    assert len(regrets) == len(replay_regret.PRICES)
+
+    def run(settings: Settings) -> tuple[int, int]:
+        passes = bad = 0
+        for i in range(4):
+            episode = recording.episode(i)
+            actions, ran = replay_trigger.execute(policy, episode, "blocks", settings)
+            passes, bad = passes + ran, bad + int((np.abs(actions - episode.actions)[:, 0] > 0.05).sum())
+        return passes, bad
+
+    (passes, bad), (_, whole) = run(Settings(K, regret=regrets[-4])), run(Settings(K))
+    assert bad <= whole / 4
+    assert passes < run(Settings(2))[0]
+
+
+def test_a_policy_of_one_frame_is_looked_up(recording: Recording) -> None:
+    episode, one = recording.episode(0), replayed(recording)
+    policy = FakePolicy([episode])
+    for settings in (Settings(1), Settings(K), Settings(K, confidence=0.5)):
+        wanted, passes = replay_trigger.execute(policy, episode, "blocks", settings)
+        found, looked_up = replay_trigger.execute(replay_trigger.Planned(one), episode, "blocks", settings)
+        np.testing.assert_array_equal(found, wanted)
+        assert looked_up == passes
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole

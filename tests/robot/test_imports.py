@@ -12,7 +12,7 @@ import sys
 # vla_jax itself is an empty package; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.limits", "vla_jax.robot.braking", "vla_jax.robot.safety",
         "vla_jax.robot.mobile", "vla_jax.robot.lanczos", "vla_jax.robot.trigger", "vla_jax.robot.calibration",
-        "vla_jax.robot.runtime"}
+        "vla_jax.robot.regret", "vla_jax.robot.runtime"}
 allowed = {"numpy", *sys.stdlib_module_names, *sys.builtin_module_names}
 
 class Refuse:

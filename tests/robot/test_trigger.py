@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vla_jax.robot.calibration import SCHEMA
+from vla_jax.robot.regret import Regret, signals
 from vla_jax.robot.trigger import EventPolicy, Look, Settings, Trigger, difference, load, luminance
 
 K = 4
@@ -176,7 +177,7 @@ def test_a_frozen_camera_never_passes_for_motion_and_noise_of_a_level_does_not_e
 
 def test_other_cameras_than_at_the_last_pass_are_refused() -> None:
     trigger = Trigger(Settings(K, scene=0.1))
-    trigger.ran(Look({"primary": image(0)}, "push"), K, None)
+    trigger.ran(Look({"primary": image(0)}, "push"), np.zeros((K, 1)), None)
     for images in ({"wrist": image(0)}, {}):
         with pytest.raises(ValueError, match="expected the cameras and sizes of the last pass"):
             trigger.reason(Look(images, "push"))
@@ -186,14 +187,91 @@ def test_other_cameras_than_at_the_last_pass_are_refused() -> None:
 
 def test_states_of_another_length_are_refused() -> None:
     trigger = Trigger(Settings(K, tracking=(0.1,)))
-    trigger.ran(Look({"primary": image(0)}, "push"), K, None)
+    trigger.ran(Look({"primary": image(0)}, "push"), np.zeros((K, 1)), None)
     with pytest.raises(ValueError, match="expected states of 1 numbers"):
         trigger.reason(Look({"primary": image(0)}, "push", np.zeros(2), np.zeros(2)))
 
 
 def test_settings_survive_json() -> None:
-    settings = Settings(5, 0.2, (0.1, None), 0.9, "restart")
+    settings = Settings(5, 0.2, (0.1, None), 0.9, None, "restart")
     assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+# ----------------------------------------------------------------------------------------------------------- the regret
+
+
+def brightness(least: float) -> Regret:
+    """Above 0 where the mean luminance of a frame of 4 x 4 pixels has risen by more than `least` since the pass."""
+    kernel = np.zeros((7 + 2 * 16, 1), np.float32)
+    kernel[-16:] = 1 / 16
+    return Regret(np.zeros(len(kernel)), np.full(len(kernel), 100.0), [(kernel, np.array([-least / 100]))])
+
+
+def test_a_pass_where_going_on_is_expected_to_cost_more() -> None:
+    events, _ = loop(Settings(K, regret=brightness(10)))
+    said = [events.act({"primary": image(level, 4)}) for level in (50, 59, 61, 61, 20)]
+    assert [step.reason for step in said] == ["start", None, "regret", None, None]
+
+
+def test_what_the_regret_sees() -> None:
+    chunk = np.arange(8.0).reshape(4, 2)
+    now, then = (
+        {"b": np.full((1, 1), 9.0), "a": np.full((1, 2), 5.0)},
+        {"b": np.full((1, 1), 8.0), "a": np.zeros((1, 2))},
+    )
+    found = signals(chunk, 2, [0.0, 0.5, 0.9, 0.1], now, then)
+    pictures = [5, 5, 5, 5, 9, 1]  # camera a now and since the pass, then b
+    np.testing.assert_allclose(
+        found, [2, np.log(0.1), np.log(0.5), 2, 3, 4, 5, 6, 7, 0 + 2, 1 + 3, *pictures], rtol=1e-6
+    )
+    last = signals(chunk, 3, [0.0, 1.0, 1.0, 1.0], now, then)
+    np.testing.assert_allclose(last[:9], [3, np.log(1e-4), np.log(1e-4), 4, 5, 6, 7, 6, 7], rtol=1e-6)
+    assert signals(chunk, 1, None, now, then)[1:3].tolist() == [0, 0]
+
+
+def test_the_network_is_linear_layers_with_relu_between_and_far_signals_count_as_five_deviations() -> None:
+    network = Regret(
+        np.array([1.0]), np.array([2.0]),
+        [(np.array([[1.0, -1.0]]), np.array([0.0, 0.5])), (np.array([[2.0], [3.0]]), np.array([-1.0]))],
+    )  # fmt: skip
+    for signal, x in ((3.0, 1.0), (-5.0, -3.0), (1e9, 5.0)):
+        assert network(np.array([signal])) == pytest.approx(2 * max(x, 0) + 3 * max(0.5 - x, 0) - 1)
+
+
+def test_a_nan_among_the_signals_asks_for_a_pass() -> None:
+    trigger = Trigger(Settings(K, regret=brightness(10)))
+    look = Look({"primary": image(0, 4)}, "push")
+    trigger.ran(look, np.full((K, 1), np.nan), None)
+    assert trigger.reason(look) == "regret"
+
+
+def test_a_regret_survives_json_and_wrong_ones_are_refused() -> None:
+    settings = Settings(5, regret=brightness(10))
+    body = json.loads(json.dumps(settings.to_json()))
+    again = Settings.from_json(body).regret
+    seen = np.linspace(0, 200, 39)
+    assert again is not None
+    assert again(seen) == pytest.approx(brightness(10)(seen), rel=1e-6)
+    with pytest.raises(ValueError, match="expected 39 signals, as it was learnt from, got \\(38,\\)"):
+        again(seen[1:])
+    right = body["regret"]
+    for change, message in (
+        ({"speed": 1}, "expected the keys"),
+        ({"layers": {}}, "expected a list of layers"),
+        ({"layers": []}, "expected finite layers"),
+        ({"layers": right["layers"] * 2}, "expected finite layers"),
+        ({"deviation": right["layers"][0]["kernel"]}, "expected finite layers"),
+        ({"mean": {"shape": [39], "float32": "?"}}, "expected an array of float32"),
+        ({"mean": {"shape": [40], "float32": right["mean"]["float32"]}}, "expected an array of float32"),
+        ({"mean": {"shape": "x", "float32": right["mean"]["float32"]}}, "expected an array of float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Regret.from_json(right | change)
+    with pytest.raises(ValueError, match="expected finite layers"):
+        Regret(np.array([np.nan]), np.ones(1), [(np.ones((1, 1)), np.ones(1))])
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ EXTRA_STEPS = 3  # steps of the proof beyond the window
 
 # Of vla_jax/robot: what a control loop needs, beside the policy.
 RUNTIME = (
-    "runtime.py", "trigger.py", "calibration.py", "lanczos.py", "safety.py", "braking.py", "limits.py",
+    "runtime.py", "trigger.py", "regret.py", "calibration.py", "lanczos.py", "safety.py", "braking.py", "limits.py",
     "limits_example.yaml",
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ What asks for a pass, the first that holds counting:
     scene         the picture differs from that of the last pass by `scene` or more (`difference`)
     tracking      the measured state is further than `tracking` from where the executed actions should have led
     confidence    the policy was less sure of the chunk's next action, when it made it, than `confidence`
+    regret        going on is expected to cost more than a pass: a small network's word, see regret.py
 
 `experiments.replay --trigger` learns the settings from held-out episodes. numpy and the standard library only.
 """
@@ -29,8 +30,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from .calibration import keys, read
+from .regret import Regret, signals
 
-REASONS = ("start", "instruction", "chunk", "scene", "tracking", "confidence")
+REASONS = ("start", "instruction", "chunk", "scene", "tracking", "confidence", "regret")
 HISTORIES = ("gaps", "restart")
 GRID = 16  # cells of a picture's luminance, each way
 LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601
@@ -48,6 +50,7 @@ class Settings:
         tracking: per dim of the state how far from the expected it may be, in robot units; None in it leaves a dim out.
         confidence: least confidence, in (0, 1], of an action of a chunk ("steps" of the policy's confidence); the
             first of a chunk is executed however sure.
+        regret: what going on costs; a pass is asked for where that is above 0.
         history: what a policy that looks at several frames sees at a pass that follows skipped ones. "gaps": the
             frames of the last passes, further apart than in training. "restart": this frame alone, standing for those
             before as at the start of an episode. Which errs less is measured for each artefact: on the embedded data
@@ -58,6 +61,7 @@ class Settings:
     scene: float | None = None
     tracking: tuple[float | None, ...] | None = None
     confidence: float | None = None
+    regret: Regret | None = None
     history: str = "gaps"
 
     def __post_init__(self) -> None:
@@ -71,7 +75,8 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        regret = None if self.regret is None else self.regret.to_json()
+        return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(self, regret=None)))) | {"regret": regret}
 
     @classmethod
     def from_json(cls, body: Any) -> "Settings":
@@ -85,6 +90,7 @@ class Settings:
             _number("scene", values["scene"]),
             None if tracking is None else tuple(_number("tracking", value) for value in tracking),
             _number("confidence", values["confidence"]),
+            None if values["regret"] is None else Regret.from_json(values["regret"]),
             str(values["history"]),
         )
 
@@ -123,6 +129,7 @@ class Trigger:
         """Forgets the last pass: the next step asks for one. The counts go on."""
         self._scene: dict[str, np.ndarray] | None = None
         self._instruction = ""
+        self._chunk = np.zeros((0, 0), np.float32)
         self._sure: Sequence[float] | None = None
         self._next, self._end = 0, 0  # of the chunk: the next action, and where it is used up
 
@@ -137,12 +144,13 @@ class Trigger:
             self._next += 1
         return found
 
-    def ran(self, look: Look, actions: int, sure: Sequence[float] | None) -> None:
-        """The backbone ran at this step and gave so many actions, the first of which is executed in it, so sure of
-        each; None where it does not say.
+    def ran(self, look: Look, chunk: np.ndarray, sure: Sequence[float] | None) -> None:
+        """The backbone ran at this step and gave the actions `chunk` [k d], in robot units, the first of which is
+        executed in it, so sure of each; None where it does not say.
         """
         self._scene, self._instruction = luminance(look.images), look.instruction
-        self._next, self._end, self._sure = 1, min(actions, self.settings.horizon), sure
+        self._chunk, self._sure = chunk, sure
+        self._next, self._end = 1, min(len(chunk), self.settings.horizon)
 
     def _reason(self, look: Look) -> str | None:
         settings = self.settings
@@ -153,13 +161,20 @@ class Trigger:
         if self._next >= self._end:
             return "chunk"
         # Written so that a NaN asks for a pass.
-        if settings.scene is not None and not difference(luminance(look.images), self._scene) < settings.scene:
+        looks = settings.scene is not None or settings.regret is not None
+        scene = luminance(look.images) if looks else {}
+        away = difference(scene, self._scene) if looks else 0.0
+        if settings.scene is not None and not away < settings.scene:
             return "scene"
         if settings.tracking is not None and not _on_track(look, settings.tracking):
             return "tracking"
         sure = None if self._sure is None else self._sure[self._next]
         if settings.confidence is not None and sure is not None and not sure >= settings.confidence:
             return "confidence"
+        if settings.regret is not None:
+            seen = signals(self._chunk, self._next, self._sure, scene, self._scene)
+            if not settings.regret(seen) <= 0:
+                return "regret"
         return None
 
 
@@ -286,7 +301,7 @@ class EventPolicy:
         out = self._policy.act(look.images, look.state, executed)
         self._chunk, self._next, self._fresh = out["actions"], 0, False
         self._passes += 1
-        self.trigger.ran(look, len(self._chunk), out["confidence"]["steps"])
+        self.trigger.ran(look, self._chunk, out["confidence"]["steps"])
 
 
 def _number(where: str, value: Any) -> float | None:
