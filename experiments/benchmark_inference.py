@@ -14,7 +14,6 @@ a plain copy, measured in this run.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from ml_collections import ConfigDict
 
 from experiments import build, overhead
 from experiments.configs import oxe_paligemma
+from experiments.replay import write
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact, derived, onnx
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), args)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        write(args.json, found)
 
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         "torch eager": lambda: _torch(root / "artefact", args, compile=False),
         "torch.compile": lambda: _torch(root / "artefact", args, compile=True),
     }
-    if args.dtype == "float32" and args.head != "discrete":
+    if args.dtype == "float32":
         lines["onnxruntime (CPU)"] = lambda: _onnx(root)
     stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
     print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")

@@ -55,7 +55,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     for part in source.train:
         constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
         if constant:
-            _say(f"{part.index.dataset.name}: near-constant action dims pass through unnormalised: {constant}")
+            _say(f"{part.index.dataset.name}: action dims that hardly vary, held in the range of the data: {constant}")
 
     make = build.training_model(config, source.action_end)
     graphdef, shapes, logical = flat.abstract(make)

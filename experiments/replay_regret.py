@@ -26,7 +26,7 @@ from vla_jax.robot.torch_policy import Policy
 from vla_jax.robot.trigger import luminance
 
 PRICES = np.geomspace(0.25, 8.0, 24)  # of a pass, in mean arm errors of a step that is planned anew
-PAIRS = 200_000  # at most: 0.4 GB with two cameras
+PAIRS = 300_000  # at most: 0.7 GB with one camera
 HIDDEN, EPOCHS, LEAST_UPDATES, BATCH, RATE, DECAY, DROPOUT = 256, 10, 300, 256, 1e-3, 0.01, 0.05
 LEAST_CHANGE = 2.5  # of a cell's luminance that counts as one deviation: a cell that hardly changes is not magnified
 TAILS = 0.005  # of the regrets, each side, that count as its quantile: rare ones would drown the rest

@@ -55,11 +55,26 @@ def test_chain_is_the_composition() -> None:
     )
 
 
-def test_near_constant_dims_pass_through_and_are_named() -> None:
-    for rule in ("bounds", "q99", "gaussian"):
-        spec = ActionSpec.fit(NAMES, (3,), make_stats(), (rule,))
+def test_near_constant_dims_are_named_not_scaled_and_stay_in_the_range_of_the_data() -> None:
+    assert ActionSpec.fit(NAMES, (3,), make_stats(), ("bounds",)).constant == (2,)
+    for rules in (("q99",), ("gaussian",), ("q99", ("bounds", -0.65, 0.65))):
+        stats = make_stats()
+        stats["max"][2] = 7.5  # once
+        spec = ActionSpec.fit(NAMES, (3,), stats, rules)
         assert [spec.names[i] for i in spec.constant] == ["flat"]
         assert spec.normalise(np.array([0, 0, 7.25, 0.0]))[2] == np.float32(7.25)
+        assert spec.unnormalise(np.array([0, 0, 7.25, 0.0]))[2] == np.float32(7.25)
+        again = ActionSpec.from_json(spec.to_json())
+        for said, moved in ((7.6, 7.5), (6.9, 7.0)):
+            assert spec.unnormalise(np.array([0, 0, said, 0.0]))[2] == np.float32(moved)
+            assert again.unnormalise(np.array([[0, 0, said, 0.0]]))[0, 2] == np.float32(moved)
+
+
+def test_specs_of_older_checkpoints_let_constant_dims_pass() -> None:
+    spec = ActionSpec.fit(NAMES, (3,), make_stats(), ("q99",))
+    body = spec.to_json()
+    body["steps"][0]["low"][2] = body["steps"][0]["high"][2] = None
+    assert ActionSpec.from_json(body).unnormalise(np.array([0, 0, 6.9, 0.0]))[2] == np.float32(6.9)
 
 
 def test_probability_of_a_binary_dim_becomes_zero_or_one() -> None:

@@ -44,7 +44,8 @@ class ActionSpec:
     Attributes:
         names: one word per dim, e.g. ("x", "y", "z", "roll", "pitch", "yaw", "gripper").
         binary: indices of dims that are 0 or 1 (gripper: 1 = open). Never normalised; thresholded at 0.5 on the way
-        out. constant: indices of dims that hardly vary in the training data. They pass through unchanged.
+        out. constant: indices of dims that hardly vary in the training data. They are not scaled, and never leave the
+        range that the data has: a policy's noise does not move a robot where no demonstration did.
         steps: normalisation steps in the order they are applied; RoboVLMs' OXE models chain q99 and bounds(+-0.65).
     """
 
@@ -73,6 +74,9 @@ class ActionSpec:
                 passing |= set(constant)
             for j in passing:
                 low[j], high[j], offset[j], scale[j] = -np.inf, np.inf, 0.0, 1.0
+            if i == 0:
+                for j in constant:
+                    low[j], high[j] = stats["min"][j], stats["max"][j]
             kind = rule if isinstance(rule, str) else rule[0]
             steps.append(Affine(kind, *(tuple(float(v) for v in a) for a in (low, high, offset, scale))))
         return cls(tuple(names), tuple(binary), constant, tuple(steps))
@@ -87,11 +91,13 @@ class ActionSpec:
     def unnormalise(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """Network units to robot units, float32: the exact inverse of `normalise` within its limits.
 
-        Binary dims come in as probabilities and leave as 0 or 1.
+        Binary dims come in as probabilities and leave as 0 or 1; constant ones are clipped to their range.
         """
         x = self._checked(values)
         for step in reversed(self.steps):
             x = x * step.scale + step.offset
+        for j in self.constant:
+            x[..., j] = np.clip(x[..., j], self.steps[0].low[j], self.steps[0].high[j])
         for j in self.binary:
             x[..., j] = x[..., j] > 0.5
         return x.astype(np.float32)

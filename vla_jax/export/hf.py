@@ -167,10 +167,10 @@ def prove(origin: Path, part: Path) -> list[golden.Row]:
 def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Hidden states [1 s c] of one frame's tokens by both."""
     frame = network.frame(network.vision(inputs.images), inputs)
-    mask, places, _ = network._sight(frame)
+    mask, places, _ = network.sight(frame)
     x, stack = frame.tokens[:, 0], network.backbone.decoder.layers
     lowest = torch.finfo(torch.float32).min
-    full, near = (torch.where(stack._mask(mask, i), 0.0, lowest)[:, None] for i in (1, 0))
+    full, near = (torch.where(stack.mask(mask, i), 0.0, lowest)[:, None] for i in (1, 0))
     kinds = {"full_attention": full, "sliding_attention": near} if network.backbone.block.post_norms else full
     out = model.language_model(inputs_embeds=x, attention_mask=kinds, position_ids=places, use_cache=False)
     return out.last_hidden_state, network.backbone.encode(x, mask, places, x.shape[1])

@@ -75,6 +75,9 @@ def robot_units(action, dataset):
     spec = stats[dataset]["action"]
     for each in reversed(spec["steps"]):
         action = action * np.array(each["scale"]) + np.array(each["offset"])
+    for i in spec["constant"]:  # hardly any motion in the training data: none is made up
+        low, high = spec["steps"][0]["low"][i], spec["steps"][0]["high"][i]
+        action[..., i] = np.clip(action[..., i], -np.inf if low is None else low, np.inf if high is None else high)
     action[..., spec["binary"]] = action[..., spec["binary"]] > 0.5
     return action
 ```

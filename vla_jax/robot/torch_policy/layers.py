@@ -245,10 +245,10 @@ class Stack(nn.Module):
         for i, block in enumerate(self.blocks):
             x = x if before is None else before(i, x)
             written = None if cache is None else (*cache.layers[i], cache.positions, slots)
-            x = block(x, readout if i == end else s, self._mask(mask, i), positions, written)
+            x = block(x, readout if i == end else s, self.mask(mask, i), positions, written)
         return x
 
-    def _mask(self, mask: Tensor, layer: int) -> Tensor:
+    def mask(self, mask: Tensor, layer: int) -> Tensor:
         """Layers 0, 2, ... look back less than `window` tokens, except between tokens that see each other (Gemma 2)."""
         window, tokens = self.config.window, mask.shape[2]
         if layer % 2 or not 0 < window < tokens:

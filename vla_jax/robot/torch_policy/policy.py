@@ -29,7 +29,7 @@ class Spec:
     """What a vector's numbers mean and how they are normalised: vla_jax.actions.ActionSpec, as JSON holds it."""
 
     def __init__(self, body: dict[str, Any]) -> None:
-        self.names, self.binary = tuple(body["names"]), list(body["binary"])
+        self.names, self.binary, self._constant = tuple(body["names"]), list(body["binary"]), list(body["constant"])
         self.arm = [i for i in range(len(self.names)) if i not in self.binary]
         self._steps = [
             (
@@ -49,10 +49,12 @@ class Spec:
         return x.astype(np.float32)
 
     def unnormalise(self, values: np.ndarray) -> np.ndarray:
-        """Network units to robot units, float32; binary dims leave as 0 or 1."""
+        """Network units to robot units, float32; binary dims leave as 0 or 1, constant ones within their range."""
         x = np.array(values, np.float64)
         for _, _, offset, scale in reversed(self._steps):
             x = x * scale + offset
+        for i in self._constant:
+            x[..., i] = np.clip(x[..., i], self._steps[0][0][i], self._steps[0][1][i])
         x[..., self.binary] = x[..., self.binary] > 0.5
         return x.astype(np.float32)
 
