@@ -6,8 +6,10 @@
 
 Robots connect with vla_jax/robot/client.py, or as they are with openpi's client (vla_jax/robot/sessions.py says which
 messages). It refuses to start on a machine that does not reproduce the artefact's golden file. Without TLS a token
-crosses the network as it is. Needs torch, numpy, safetensors, msgpack and websockets (pyyaml for --limits), nothing of
-JAX, TensorFlow or transformers.
+crosses the network as it is. On a CPU that has other work too, start it with OMP_WAIT_POLICY=passive: torch's threads
+wait for each other in a loop, and one that is not running holds up the rest (p95 of 650 ms became 100 on a small policy
+with two busy cores; p50 of 23 became 50 on idle ones). Needs torch, numpy, safetensors, msgpack and websockets (pyyaml
+for --limits), nothing of JAX, TensorFlow or transformers.
 """
 
 import argparse
