@@ -87,12 +87,14 @@ def regret(error: np.ndarray, price: float) -> np.ndarray:
 def regress(seen: np.ndarray, least: np.ndarray, target: np.ndarray) -> list[Regret]:
     """Means of `target` [n q] given `seen` [n f], one network per column; they share all but the last layer.
 
-    `least` [f] is what a signal's deviation is at least taken for.
+    `least` [f] is what a signal's deviation is at least taken for. `seen` is overwritten: a copy could be a gigabyte.
     """
     torch.manual_seed(0)
     mean, deviation = seen.mean(0), np.maximum(seen.std(0), least)
     deviation = np.where(deviation > 0, deviation, 1).astype(np.float32)
-    x, scale = torch.from_numpy(((seen - mean) / deviation).clip(-FAR, FAR)), float(target.std()) or 1.0
+    seen -= mean
+    seen /= deviation
+    x, scale = torch.from_numpy(np.clip(seen, -FAR, FAR, out=seen)), float(target.std()) or 1.0
     y = torch.from_numpy(target / scale)
     linear = [nn.Linear(x.shape[1], HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, y.shape[1])]
     network = nn.Sequential(
