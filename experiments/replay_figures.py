@@ -23,6 +23,7 @@ class Replayed(NamedTuple):
 
     episode: Episode
     chunks: np.ndarray  # t k d, robot units: planned anew at each step
+    normalised: np.ndarray  # t k d: the same as the network says it
     open_loop: np.ndarray  # t d, robot units: whole chunks executed, the policy sees nothing between
     confidence: dict[str, np.ndarray]  # name -> t ("steps": t k), NaN where there is none
     milliseconds: np.ndarray  # t of TIMES
@@ -40,16 +41,21 @@ def replay(policy: Policy, episode: Episode, dataset: str) -> Replayed:
         said = [out["confidence"][name] for out in every]
         confidence[name] = np.array([none if value is None else value for value in said])
     times = np.array([[out["timing"][name] for name in TIMES] for out in every])
-    return Replayed(episode._replace(frames=[]), chunks, sparse, confidence, times)
+    normalised = np.stack([out["normalised"] for out in every])
+    return Replayed(episode._replace(frames=[]), chunks, normalised, sparse, confidence, times)
 
 
 def plans(policy: Policy, episode: Episode, dataset: str, every: int) -> list[dict[str, Any]]:
-    """What `Policy.act` gives at each `every`-th frame. The actions carried out between are the recorded ones."""
+    """What `Policy.act` gives at each `every`-th frame, and as "normalised" what the network said: clipped to no range,
+    with probabilities. The actions carried out between are the recorded ones.
+    """
     policy.reset(episode.instruction, dataset)
-    return [
-        policy.act(episode.frames[t], state(episode, t), episode.actions[t - 1] if t else None)
-        for t in range(0, len(episode.frames), every)
-    ]
+    out = []
+    for t in range(0, len(episode.frames), every):
+        before = episode.actions[t - 1] if t else None
+        found = policy.act(episode.frames[t], state(episode, t), before)
+        out.append(found | {"normalised": policy.stages["action"].float().cpu().numpy()})
+    return out
 
 
 def state(episode: Episode, t: int) -> np.ndarray | None:
@@ -129,7 +135,7 @@ def chunk_loss(spec: ActionSpec, found: list[Replayed]) -> float:
     total, count = 0.0, 0
     for one in found:
         within, true = ahead(one)
-        errors = arm_error(spec, one.chunks, true)
+        errors = huber(one.normalised - spec.normalise(true))[..., arm(spec)].mean(-1)
         total, count = total + float(errors[within].sum()), count + int(within.sum())
     return total / count
 

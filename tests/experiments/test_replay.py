@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data_pipelines import images, remote
 from data_pipelines.builders.blocks import write_blocks
@@ -63,7 +64,10 @@ class FakePolicy:
     late, with `offset` of each chunk step added to x. Sure of all but the third action.
     """
 
-    def __init__(self, episodes: list[Episode], late: int = 0, offset: tuple[float, ...] = (0.0,) * K) -> None:
+    def __init__(
+        self, spec: ActionSpec, episodes: list[Episode], late: int = 0, offset: tuple[float, ...] = (0.0,) * K
+    ) -> None:
+        self.spec, self.stages = spec, {}
         self.episodes, self.late, self.offset, self.seen = episodes, late, offset, []
         self.config = {"network": {"sequence": {"window": 1}, "head": {"chunk": K}}}
 
@@ -78,6 +82,7 @@ class FakePolicy:
         self.seen.append((t, None if executed is None else executed.tolist()))
         actions = episode.actions[np.clip(t + np.arange(K) - self.late, 0, len(episode.actions) - 1)].copy()
         actions[:, 0] += self.offset
+        self.stages = {"action": torch.from_numpy(self.spec.normalise(actions))}
         confidence = {"gripper": 0.9, "agreement": None, "token": None, "steps": [0.9, 0.9, 0.4]}
         return {"actions": actions, "confidence": confidence, "timing": dict.fromkeys(replay_figures.TIMES, 1.0)}
 
@@ -85,12 +90,14 @@ class FakePolicy:
 def fake_of_all(recording: Recording, offset: tuple[float, ...]) -> FakePolicy:
     """It knows the training split too."""
     train = dataclasses.replace(recording, split=recording.index.splits["train"])
-    return FakePolicy([part.episode(i) for part in (recording, train) for i in part.episodes(None)], offset=offset)
+    return FakePolicy(
+        recording.spec, [part.episode(i) for part in (recording, train) for i in part.episodes(None)], offset=offset
+    )
 
 
 def replayed(recording: Recording, number: int = 0, late: int = 0, offset: float = 0.0) -> Replayed:
     episode = recording.episode(number)
-    return replay_figures.replay(FakePolicy([episode], late, (offset,) * K), episode, "blocks")
+    return replay_figures.replay(FakePolicy(recording.spec, [episode], late, (offset,) * K), episode, "blocks")
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -198,7 +205,7 @@ def test_actions_that_come_a_step_late_show(recording: Recording) -> None:
 
 def test_whole_chunks_are_planned_at_their_first_frame_alone(recording: Recording) -> None:
     episode = recording.episode(0)
-    policy = FakePolicy([episode])
+    policy = FakePolicy(recording.spec, [episode])
     replay_figures.plans(policy, episode, "blocks", K)
     said = [None if t == 0 else episode.actions[t - 1].tolist() for t in range(0, len(episode.frames), K)]
     assert policy.seen == list(zip(range(0, len(episode.frames), K), said, strict=True))
@@ -215,9 +222,11 @@ def test_jerk_at_borders_is_apart_from_that_inside(recording: Recording) -> None
 
 def test_the_chunk_loss_leaves_out_what_lies_after_the_episode(recording: Recording) -> None:
     one = replayed(recording)
-    chunks = one.chunks.copy()
-    chunks[-1, 1:] = 1e3
-    assert replay_figures.chunk_loss(recording.spec, [one._replace(chunks=chunks)]) == 0
+    normalised = one.normalised.copy()
+    normalised[-1, 1:] = 1e3
+    assert replay_figures.chunk_loss(recording.spec, [one._replace(normalised=normalised)]) == 0
+    normalised[0, 1] += 1
+    assert replay_figures.chunk_loss(recording.spec, [one._replace(normalised=normalised)]) > 0
 
 
 def test_files_are_whole_and_hold_no_nan(tmp_path: Path) -> None:
@@ -327,7 +336,7 @@ def test_a_mean_within_the_limit_by_luck_is_not_chosen() -> None:
 
 def test_passes_and_actions_of_a_run(recording: Recording) -> None:
     episode = recording.episode(0)
-    policy = FakePolicy([episode])
+    policy = FakePolicy(recording.spec, [episode])
     actions, passes = replay_trigger.execute(policy, episode, "blocks", Settings(K))
     np.testing.assert_array_equal(actions, episode.actions)
     assert passes == -(-len(actions) // K)
@@ -452,7 +461,7 @@ def test_the_regret_tells_what_no_confidence_says(artefact: Path, tmp_path: Path
 
 def test_a_policy_of_one_frame_is_looked_up(recording: Recording) -> None:
     episode, one = recording.episode(0), replayed(recording)
-    policy = FakePolicy([episode])
+    policy = FakePolicy(recording.spec, [episode])
     for settings in (Settings(1), Settings(K), Settings(K, confidence=0.5)):
         wanted, passes = replay_trigger.execute(policy, episode, "blocks", settings)
         found, looked_up = replay_trigger.execute(replay_trigger.Planned(one), episode, "blocks", settings)

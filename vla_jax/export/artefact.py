@@ -181,7 +181,7 @@ def readme(body: dict[str, Any], source: Source, proof: str) -> str:
     return f"""# A robot policy
 
 Backbone {body["network"]["backbone"]["kind"]}, head {head["kind"]}, from {body["origin"]["checkpoint"]}.
-Needs torch, numpy and safetensors, nothing else.
+Needs torch (2.4.1 to 2.13 were tried), numpy and safetensors, nothing else.
 
 ```python
 import sys; sys.path.insert(0, "this folder")

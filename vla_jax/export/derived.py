@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+from torch.utils._pytree import tree_map
 
 from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
-from vla_jax.robot.torch_policy.network import Frame, Inputs, Network, State
+from vla_jax.robot.torch_policy.network import Decoded, Frame, Inputs, Network, State, repeated
 
 Named = dict[str, Tensor]
 Arrays = dict[str, np.ndarray]
@@ -74,8 +76,24 @@ def example(policy: Policy) -> Named:
 
 def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
     """The step of a policy as torch.export sees it."""
-    with torch.no_grad():
-        return torch.export.export(OneStep(policy.network).eval(), (given,), strict=False)
+    network = policy.network
+    network.repeat = looped
+    try:
+        with torch.no_grad():
+            return torch.export.export(OneStep(network).eval(), (given,), strict=False)
+    finally:
+        network.repeat = repeated
+
+
+def looped(further: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
+    """`repeated` as a loop that a program holds once, whatever its length. Its body may not write into what it is given
+    (a pass over a cache does): it gets copies. `done` holds one token.
+    """
+
+    def copied(now: Decoded) -> tuple[Decoded]:
+        return (further(tree_map(torch.clone, now)),)
+
+    return while_loop(lambda now: now.number[0] <= times, copied, (done,))[0]
 
 
 def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: Path, dtype: str) -> list[golden.Row]:

@@ -14,12 +14,11 @@ Axes: b episodes, f frames, t window step, s tokens of a frame, l text, v visual
 readouts, c width, w visual width, k chunk step, d action dim, p proprio, q action tokens.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.while_loop import while_loop
-from torch.utils._pytree import tree_map
 
 from .backbones import BACKBONES, Media
 from .heads import HEADS, DiscreteHead
@@ -73,6 +72,13 @@ class Decoded(NamedTuple):
     ids: Tensor
     scores: Tensor
     cache: Cache
+
+
+def repeated(further: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
+    """further(further(... done))."""
+    for _ in range(times):
+        done = further(done)
+    return done
 
 
 class StateToken(nn.Module):
@@ -130,6 +136,9 @@ class Network(nn.Module):
         self.readout_embedding = nn.Parameter(torch.empty(self.readouts, width))
         resampler = sequence["resampler"]
         visual = self.backbone.visual_width
+        self.repeat = (
+            repeated  # of a function of what has been decoded; programs made of the network have their own loop
+        )
         self.resampler = Resampler(visual, ResamplerConfig(**resampler)) if resampler else None
         state, past = sequence["state"], sequence["past"]
         self.state = StateToken(width, state["dims"], state["gripper"]) if state else None
@@ -271,13 +280,7 @@ class Network(nn.Module):
 
         ids, scores = places.new_zeros(b, head.tokens), readout.new_zeros(b, head.tokens, head.bins)
         done = another(Decoded(places.new_zeros(1), ids, scores, cache), hidden[:, -1:])
-        if torch.compiler.is_exporting():  # a program holds the loop once, whatever its length; its body writes nothing
-            done = while_loop(
-                lambda done: done.number[0] < head.tokens, lambda done: (further(tree_map(torch.clone, done)),), (done,)
-            )[0]
-        else:
-            for _ in range(head.tokens - 1):
-                done = further(done)
+        done = self.repeat(further, done, head.tokens - 1)
         probability = done.scores.softmax(-1).gather(2, (done.ids - head.rows[0])[..., None])[..., 0]
         return readout, head.actions(done.ids, done.scores), probability
 
