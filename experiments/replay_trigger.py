@@ -169,7 +169,7 @@ def execute(
         if isinstance(policy, Planned):
             policy.step = t
         before = episode.actions[t - 1] if t else None
-        actions.append(loop.act(images, state(episode, t), executed=before).action)
+        actions.append(loop.act(images, state(episode, t), before).action)
     return np.stack(actions), len(actions) - loop.trigger.counts["continued"]
 
 

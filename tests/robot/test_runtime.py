@@ -41,16 +41,16 @@ class Fake:
 class Loop:
     """A runtime with a clock that goes on by one period a step, begun at rest."""
 
-    def __init__(self, policy: Fake, horizon: int = 1) -> None:
+    def __init__(self, policy: Fake, settings: Settings | None = None) -> None:
         self.now = 10.0
         safety = SafetyFilter(make_limits(), gripper=1.0, clock=lambda: self.now)
-        self.robot = Runtime(policy, safety, Settings(horizon=horizon))
+        self.robot = Runtime(policy, safety, settings or Settings(horizon=1))
         self.robot.reset("push")
         safety.reset("test", pose=np.zeros(6))
 
-    def step(self, age: float = 0.0) -> Any:
+    def step(self, age: float = 0.0, pose: np.ndarray | None = None) -> Any:
         self.now += 1 / HZ
-        return self.robot.step(FRAME, Reading(self.now - age))
+        return self.robot.step(FRAME, Reading(self.now - age, pose))
 
 
 def small(x: float) -> list[float]:
@@ -59,7 +59,7 @@ def small(x: float) -> list[float]:
 
 def test_a_chunk_goes_out_step_by_step_and_what_was_sent_comes_back() -> None:
     policy = Fake([small(0.001), small(0.002)], [small(0.5), small(0.5)])
-    loop = Loop(policy, horizon=2)
+    loop = Loop(policy, Settings(horizon=2))
     first, second, third = loop.step(), loop.step(), loop.step()
     assert [first.reason, second.reason, third.reason] == ["start", None, "chunk"]
     np.testing.assert_allclose([first.action[0], second.action[0]], [0.001, 0.002], rtol=1e-6)
@@ -69,6 +69,49 @@ def test_a_chunk_goes_out_step_by_step_and_what_was_sent_comes_back() -> None:
     assert third.action[0] < 0.02
     assert policy.given[0] is None
     np.testing.assert_array_equal(policy.given[1], second.action.astype(np.float32))
+
+
+def test_a_robot_that_is_not_where_it_was_sent_plans_anew() -> None:
+    """Chunks of five steps of 1 mm along x, yaw about half a turn; something holds the robot at the fourth step."""
+    policy = Fake(*[[small(0.001)] * 5] * 3)
+    loop = Loop(policy, Settings(5, tracking=(0.0015, None, None, None, None, 0.01)))
+    said = []
+    for t, x in enumerate((0.0, 0.001, 0.002, 0.002, 0.002, 0.003)):
+        yaw = math.pi if t % 2 else -math.pi
+        said.append(loop.step(pose=np.array([x, 0.01 * t, 0, 0, 0, yaw])).reason)
+    assert said == ["start", None, None, None, "tracking", None]
+    assert loop.step(pose=np.array([0.004, 0, 0, 0, 0, math.nan])).reason == "tracking"
+
+
+def test_tracking_is_against_what_the_filter_let_through() -> None:
+    """The policy wants half a metre, the filter sends what the limits allow."""
+    loop = Loop(Fake([small(0.5)] * 5), Settings(5, tracking=(1e-6,) * 6))
+    pose, reasons = np.zeros(6), []
+    for _ in range(3):
+        command = loop.step(pose=pose)
+        reasons.append(command.reason)
+        pose = pose + command.action[:6]
+    assert reasons == ["start", None, None]
+    assert 0 < pose[0] < 0.1
+
+
+def test_without_a_pose_there_is_no_tracking_error() -> None:
+    loop = Loop(Fake([small(0.001)] * 3), Settings(3, tracking=(0.0,) * 6))
+    assert [loop.step().reason for _ in range(3)] == ["start", None, None]
+
+
+@pytest.mark.parametrize("pose", [np.zeros(7), [[0.0], [0.0, 1.0]], "here"])
+def test_a_pose_that_is_none_stops_the_robot_and_breaks_nothing(pose: Any) -> None:
+    loop = Loop(Fake([small(0.001)] * 3), Settings(3, tracking=(0.1,) * 6))
+    for _ in range(2):
+        command = loop.step(pose=pose)
+        assert not command.action[:6].any()
+        assert "pose" in command.causes
+
+
+def test_tolerances_are_of_the_pose() -> None:
+    with pytest.raises(ValueError, match="expected 6 tolerances, of x, y, z, roll, pitch, yaw"):
+        Runtime(Fake(), SafetyFilter(make_limits(), gripper=1.0), Settings(1, tracking=(0.1,) * 7))
 
 
 @pytest.mark.parametrize("failure", [ValueError("images: expected"), RuntimeError("CUDA out of memory")])

@@ -90,7 +90,7 @@ def test_a_policy_that_does_not_say_how_sure_it_is_goes_on() -> None:
 def test_tracking_looks_at_the_dims_that_have_a_tolerance(measured, expected, reason) -> None:
     events, _ = loop(Settings(K, tracking=(0.02, None)))
     events.act({"primary": image(0)})
-    assert events.act({"primary": image(0)}, np.array(measured), expected).reason == reason
+    assert events.act({"primary": image(0)}, None, None, np.array(measured), expected).reason == reason
 
 
 def test_other_words_within_an_episode() -> None:
@@ -188,7 +188,7 @@ def test_other_cameras_than_at_the_last_pass_are_refused() -> None:
 def test_states_of_another_length_are_refused() -> None:
     trigger = Trigger(Settings(K, tracking=(0.1,)))
     trigger.ran(Look({"primary": image(0)}, "push"), np.zeros((K, 1)), None)
-    with pytest.raises(ValueError, match="expected states of 1 numbers"):
+    with pytest.raises(ValueError, match="expected 1 measured numbers"):
         trigger.reason(Look({"primary": image(0)}, "push", np.zeros(2), np.zeros(2)))
 
 

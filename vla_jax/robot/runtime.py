@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .limits import NAMES
-from .safety import Reading, SafetyFilter
+from .safety import Reading, SafetyFilter, vector
 from .trigger import Acting, EventPolicy, Settings, Trigger
+
+POSE, ANGLES = 6, slice(3, 6)  # of an action, as limits.NAMES has them
 
 
 class Named(Acting, Protocol):
@@ -47,10 +49,18 @@ class Runtime:
     """A policy, when it runs, and the filter before the motors. `safety` is the filter: its events, its reset."""
 
     def __init__(self, policy: Named, safety: SafetyFilter, settings: Settings) -> None:
-        """`settings`: horizon 1 runs the backbone at every step; trigger.load reads fitted ones."""
+        """`settings`: horizon 1 runs the backbone at every step; trigger.load reads fitted ones. Their `tracking` is of
+        the pose (x y z roll pitch yaw, m and rad): a robot that is not where the actions sent since the last pass
+        should have led it plans anew. Raises ValueError for tolerances of anything else.
+        """
+        if settings.tracking is not None and len(settings.tracking) != POSE:
+            raise ValueError(
+                f"trigger.tracking: expected {POSE} tolerances, of x, y, z, roll, pitch, yaw, got {settings.tracking}"
+            )
         self.safety, self.policy = safety, EventPolicy(policy, Trigger(settings))
         self._inner = policy
         self._sent: np.ndarray | None = None
+        self._expected: np.ndarray | None = None
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         """Begins an episode, and does not clear a stop. Arguments and errors as of the policy's reset.
@@ -61,7 +71,7 @@ class Runtime:
         names = tuple(self._inner.action_spec.names)
         if names != NAMES:
             raise ValueError(f"Runtime: expected actions of {', '.join(NAMES)}, as the limits have, got {names}")
-        self._sent = None
+        self._sent = self._expected = None
 
     def step(self, images: dict[str, np.ndarray], reading: Reading, proprio: Any = None) -> Command:
         """The action of this control step, whatever happens: where the policy raises, it is a stop that stays.
@@ -71,14 +81,26 @@ class Runtime:
             reading: when the images were taken, by the filter's clock, and what sensors say; see safety.Reading.
         """
         wanted = reason = error = None
-        before = self.safety.counts
+        before, pose = self.safety.counts, vector(reading.pose, POSE)
         try:
-            wanted, reason = self.policy.act(images, proprio, executed=self._sent)
+            wanted, reason = self.policy.act(images, proprio, self._sent, pose, _near(self._expected, pose))
+            if reason is not None:
+                self._expected = pose
         except Exception as failure:  # a robot that moves needs an answer at every step
             error = f"{type(failure).__name__}: {failure}"
             self.safety.emergency_stop(f"policy: {error}")
         action = self.safety.step(wanted, reading)
         self._sent = action.astype(np.float32)
+        if self._expected is not None:
+            self._expected = self._expected + action[:POSE]
         after = self.safety.counts
         causes = tuple(cause for cause, n in after.items() if n > before.get(cause, 0))
         return Command(action, wanted, reason, causes, error)
+
+
+def _near(expected: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray | None:
+    """The expected pose with angles that are within half a turn of the measured ones."""
+    if expected is None or pose is None:
+        return None
+    turns = np.round((expected - pose)[ANGLES] / (2 * np.pi))
+    return np.concatenate([expected[:3], expected[ANGLES] - 2 * np.pi * turns])

@@ -89,10 +89,10 @@ def start(limits: Limits, gripper: float, pose: np.ndarray | None = None, now: f
 
 def decide(limits: Limits, state: State, action: Any, reading: Reading, now: float) -> Decision:
     """One step, as a pure function: the action to send instead of `action`, which may be anything at all."""
-    request = _vector(action, 7)
+    request = vector(action, 7)
     backwards = not now >= state.time
     causes = _refusals(limits, state, request, reading, now)
-    measured = None if reading.pose is None else _vector(reading.pose, 6)
+    measured = None if reading.pose is None else vector(reading.pose, 6)
     if measured is not None and np.isfinite(measured).all():
         state = state._replace(motion=state.motion._replace(pose=_wrapped(limits, measured)))
     period = 1 / limits.control_rate
@@ -159,7 +159,7 @@ def _refusals(limits: Limits, state: State, request: np.ndarray | None, reading:
             causes["early"] = ()
     if limits.stop_distance is not None and not _real(reading.distance) >= limits.stop_distance:
         causes["collision"] = ()
-    pose = state.motion.pose if reading.pose is None else _vector(reading.pose, 6)
+    pose = state.motion.pose if reading.pose is None else vector(reading.pose, 6)
     if pose is None or not np.isfinite(pose).all():
         causes["pose"] = ()
     return causes
@@ -211,7 +211,7 @@ def _wrapped(limits: Limits, pose: np.ndarray) -> np.ndarray:
     return pose
 
 
-def _vector(value: Any, size: int) -> np.ndarray | None:
+def vector(value: Any, size: int) -> np.ndarray | None:
     """`value` as float64 [size], or None if it is not that many real numbers."""
     try:
         array = np.asarray(value)
@@ -331,7 +331,7 @@ class SafetyFilter:
         if self._latched is None:
             decision = decide(self.limits, self._state, action, reading, now)
             if decision.causes:
-                self._log(now, decision, _vector(action, 7))
+                self._log(now, decision, vector(action, 7))
             if decision.latch is not None and self._latched is None:
                 self._latch(decision.latch, f"stop {self.limits.latch_after[decision.latch]} of its cause", now)
             # The button may have been pressed by a handler since the top; it wins.
@@ -354,7 +354,7 @@ class SafetyFilter:
         the pose comes with the next reading. Raises ValueError, and stays stopped, if they are not finite.
         """
         with self._lock:
-            place = None if pose is None else _vector(pose, 6)
+            place = None if pose is None else vector(pose, 6)
             if pose is not None and (place is None or not np.isfinite(place).all()):
                 raise ValueError(f"reset: expected a pose of 6 finite numbers (m, rad), got {pose!r}; measure it again")
             now, self._plan = self._now(), []

@@ -47,7 +47,8 @@ class Settings:
     Attributes:
         horizon: how many actions of a chunk may be executed; 1 is a pass at every step.
         scene: least `difference` that counts as another scene, in (0, 1].
-        tracking: per dim of the state how far from the expected it may be, in robot units; None in it leaves a dim out.
+        tracking: per measured dim (of the pose, in a Runtime) how far from the expected it may be, in robot units; None
+            in it leaves a dim out.
         confidence: least confidence, in (0, 1], of an action of a chunk ("steps" of the policy's confidence); the
             first of a chunk is executed however sure.
         regret: what going on costs; a pass is asked for where that is above 0.
@@ -105,12 +106,12 @@ def load(path: Path | str, artefact: str) -> Settings:
 
 class Look(NamedTuple):
     """What there is to judge by at a step: images uint8 [h w 3] by camera, the instruction, and, where the caller has
-    them, the measured state [p] and the one that the executed actions should have led to, in robot units.
+    them, where the robot is and where the actions executed since the last pass should have led to, in robot units.
     """
 
     images: Images
     instruction: str
-    state: np.ndarray | None = None
+    measured: np.ndarray | None = None
     expected: np.ndarray | None = None
 
 
@@ -215,12 +216,12 @@ def _cells(name: str, image: np.ndarray) -> np.ndarray:
 
 
 def _on_track(look: Look, tolerance: tuple[float | None, ...]) -> bool:
-    if look.state is None or look.expected is None:
+    if look.measured is None or look.expected is None:
         return True
-    measured, expected = np.asarray(look.state, np.float64), np.asarray(look.expected, np.float64)
+    measured, expected = np.asarray(look.measured, np.float64), np.asarray(look.expected, np.float64)
     if measured.shape != (len(tolerance),) or expected.shape != measured.shape:
         raise ValueError(
-            f"tracking: expected states of {len(tolerance)} numbers, as the trigger has tolerances, got "
+            f"tracking: expected {len(tolerance)} measured numbers, as the trigger has tolerances, got "
             f"{measured.shape} and {expected.shape}"
         )
     # A dim without a tolerance may be anything; one with may not be NaN.
@@ -268,29 +269,32 @@ class EventPolicy:
             self._policy.reset(instruction, self._dataset, self._seed + self._passes)
             self._instruction, self._fresh = instruction, True
 
-    def act(self, images: Images, proprio: Any = None, expected: Any = None, executed: Any = None) -> Acted:
+    def act(
+        self, images: Images, proprio: Any = None, executed: Any = None, measured: Any = None, expected: Any = None
+    ) -> Acted:
         """The action at a new frame.
 
         Args:
             images, proprio: as of the policy's act.
-            expected: the state [p] that the actions so far should have led to; None leaves the tracking error out.
             executed: the action [d] carried out since the last step, where it is not the one that was given out
                 (a safety filter changed it); for models that see it.
+            measured, expected: where the robot is, and where the actions executed since the last pass should have led
+                to, of the same dims; None leaves the tracking error out.
 
         Raises ValueError as the policy and the trigger do, and before `reset`. After a pass that failed the next step
         asks for one.
         """
         if self._instruction is None:
             raise ValueError("EventPolicy.act: expected reset(instruction) before the first frame")
-        look = Look(images, self._instruction, proprio, expected)
+        look = Look(images, self._instruction, measured, expected)
         reason = self.trigger.reason(look)
         if reason is None:
             self._next += 1
         else:
-            self._run(look, executed)
+            self._run(look, proprio, executed)
         return Acted(self._chunk[self._next], reason)
 
-    def _run(self, look: Look, executed: Any) -> None:
+    def _run(self, look: Look, proprio: Any, executed: Any) -> None:
         self.trigger.reset()  # should the pass fail, there is no chunk to go on with
         skipped = self._next > 0
         if self.trigger.settings.history == "restart" and skipped and not self._fresh:
@@ -298,7 +302,7 @@ class EventPolicy:
             self._fresh = True
         if executed is None and not self._fresh:
             executed = self._chunk[self._next]  # by default the policy takes the first of its chunk
-        out = self._policy.act(look.images, look.state, executed)
+        out = self._policy.act(look.images, proprio, executed)
         self._chunk, self._next, self._fresh = out["actions"], 0, False
         self._passes += 1
         self.trigger.ran(look, self._chunk, out["confidence"]["steps"])
