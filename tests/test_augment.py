@@ -161,6 +161,7 @@ def test_cameras_may_differ_in_size():
     assert [x.shape for x in out] == [(3, 2, 12, 12, 3), (3, 2, 7, 7, 3)]
 
 
+@pytest.mark.slow
 def test_any_mesh_draws_the_same():
     images = pair(b=8)
     alone = jax.jit(lambda x, key: augment(x, key, FULL))(images, KEY)

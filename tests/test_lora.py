@@ -250,6 +250,7 @@ def test_only_adapters_and_what_is_not_backbone_train():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
     setup = setup_of(noise=0.0, adapter_dropout=0.5, dtype="float32")
     placed = setup.start()

@@ -101,6 +101,7 @@ def test_auxiliary_tasks_do_not_change_the_action():
     np.testing.assert_allclose(alone.sums["action"], run(graphdef, flat, batch)[0].sums["action"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_off_costs_nothing():
     """By the FLOPs of the traced program and of its HLO: each task adds its own, and what is off adds none."""
     batch = make_data()

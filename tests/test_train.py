@@ -62,6 +62,7 @@ def run_one(setup, batch):
     return jax.device_get(setup.step(setup.start(), batch)[1])
 
 
+@pytest.mark.slow
 def test_mesh_changes_nothing():
     one, many = run(setup_of(), 5)[1], run(setup_of((2, 2, 2)), 5)[1]
     for a, b in zip(one, many, strict=True):
@@ -92,6 +93,7 @@ def test_augmentation_does_not_depend_on_mesh_or_accumulation():
         assert a["loss"] != c["loss"]
 
 
+@pytest.mark.slow
 def test_augmentation_is_new_each_step_and_again_the_same_and_never_in_evaluation():
     setup = setup_of(noise=0.0, augment=AUGMENTED)
     batch, state = setup.batch(0), setup.start()
@@ -158,6 +160,7 @@ def test_state_is_donated_and_a_masked_batch_gives_zero():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
 
+@pytest.mark.slow
 def test_train_2n_equals_n_and_n(tmp_path):
     setup = setup_of(augment=AUGMENTED)
     whole = setup.fit(tmp_path / "whole", steps=6)
@@ -222,6 +225,7 @@ def test_sigterm_saves_the_running_step(tmp_path, capsys):
     assert_continues(tmp_path, "stopped", 9)
 
 
+@pytest.mark.slow
 def test_sigkill_leaves_the_last_complete_checkpoint(tmp_path):
     flags = ["--workdir", str(tmp_path / "killed"), "--steps=12", "--save_every=5", "--slow"]
     command = [sys.executable, "-m", "tests.tiny_run", *flags]

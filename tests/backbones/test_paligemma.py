@@ -223,6 +223,7 @@ MUTATIONS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 def test_parity_sees_every_wrong_number(folders: dict[int, tuple[Any, Path]], case: Case) -> None:
     graphdef, params = paligemma.from_pretrained(case.folder)
     for name, (generation, changes) in MUTATIONS.items():

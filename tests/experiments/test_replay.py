@@ -428,6 +428,7 @@ def test_the_fit_finds_what_the_policy_can_be_trusted_with(recording: Recording,
         replay_trigger.fit(artefact, policy, recording, found[:3], replay_trigger.Aim(0.05, 6))
 
 
+@pytest.mark.slow
 def test_the_regret_tells_what_no_confidence_says(artefact: Path, tmp_path: Path, small: None, monkeypatch) -> None:
     """The third action of a chunk is bad while the gripper is open; the policy does not say how sure it is."""
     monkeypatch.setattr(recorded, "check", lambda *args: None)  # these are other statistics, which nothing here uses

@@ -334,6 +334,7 @@ def test_gpt_equals_transformers_gpt2():
         params.merge(graphdef, flat).features(jnp.zeros((1, 7, 2, C)))
 
 
+@pytest.mark.slow
 def test_flow_follows_the_field_it_was_given(monkeypatch):
     """With the velocity noise - a, which is what it is trained to say, ten Euler steps land on a exactly."""
     config = HeadConfig(2, 3, (1,), hidden=8, mlp=(8,), attention_heads=2)
@@ -354,6 +355,7 @@ def test_flow_times_are_those_of_beta():
     assert noise.std() == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_flow_acts_otherwise_with_another_key():
     graphdef, flat = initialise(lambda rngs: FlowHead(C, CONFIG, rngs))
     flat, readouts = jitter(flat), example()[0]
