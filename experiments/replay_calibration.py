@@ -51,7 +51,7 @@ Pairs = tuple[np.ndarray, np.ndarray]  # confidences, and what became of them
 
 def gripper(spec: ActionSpec, one: Replayed) -> Pairs:
     """Of an episode: confidences, and 1 where all binary dims are right, 0 elsewhere."""
-    within, true = ahead(one)
+    within, true = ahead(one.episode.actions, one.chunks.shape[1])
     right = ((one.chunks > 0.5) == (true > 0.5))[..., spec.binary].all(-1).astype(np.float64)
     if np.isfinite(one.confidence["token"]).any():
         return one.confidence["gripper"], right[:, 0]
@@ -60,7 +60,7 @@ def gripper(spec: ActionSpec, one: Replayed) -> Pairs:
 
 def tokens(spec: ActionSpec, head: dict[str, Any], one: Replayed) -> Pairs:
     """Of an episode: confidences, and the share of d numbers; a binary one counts where its state is right."""
-    within, true = ahead(one)
+    within, true = ahead(one.episode.actions, one.chunks.shape[1])
     width = (head["high"] - head["low"]) / (head["bins"] - 1)
     close = np.abs(spec.normalise(one.chunks) - spec.normalise(true)) <= width * (1 + 1e-6)
     close[..., spec.binary] = ((one.chunks > 0.5) == (true > 0.5))[..., spec.binary]

@@ -134,17 +134,22 @@ def chunk_loss(spec: ActionSpec, found: list[Replayed]) -> float:
     """
     total, count = 0.0, 0
     for one in found:
-        within, true = ahead(one)
+        within, true = ahead(one.episode.actions, one.chunks.shape[1])
         errors = huber(one.normalised - spec.normalise(true))[..., arm(spec)].mean(-1)
         total, count = total + float(errors[within].sum()), count + int(within.sum())
     return total / count
 
 
-def ahead(one: Replayed) -> tuple[np.ndarray, np.ndarray]:
-    """Which steps of the chunks lie within the episode [t k], and the recorded actions there [t k d]."""
-    length, k = one.chunks.shape[:2]
-    at = np.arange(length)[:, None] + np.arange(k)
-    return at < length, one.episode.actions[np.minimum(at, length - 1)]
+def ahead(actions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which steps of chunks lie within an episode of `actions` [t d]: [t k], and the actions there [t k d]."""
+    at = np.arange(len(actions))[:, None] + np.arange(k)
+    return at < len(actions), actions[np.minimum(at, len(actions) - 1)]
+
+
+def chunk_errors(spec: ActionSpec, chunks: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """`arm_error` [t k] of chunks [t k d] against an episode's actions [t d]; 0 past its end."""
+    within, true = ahead(actions, chunks.shape[1])
+    return np.where(within, arm_error(spec, chunks, true), 0.0)
 
 
 def gripper_accuracy(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> float | None:

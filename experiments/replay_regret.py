@@ -20,7 +20,7 @@ from torch import nn
 
 from data_pipelines.progress import Progress
 from experiments.recorded import Recording
-from experiments.replay_figures import arm_error, plans
+from experiments.replay_figures import chunk_errors, plans
 from vla_jax.robot.regret import FAR, Regret, signals
 from vla_jax.robot.torch_policy import Policy
 from vla_jax.robot.trigger import luminance
@@ -50,7 +50,7 @@ def learn(policy: Policy, recording: Recording, episodes: int) -> list[Regret]:
             known.append(_watched(policy, source, number))
             progress.add(1)
     every = float(np.concatenate([one.error[:, 0] for one in known]).mean())
-    regrets = [np.stack([regret(one.error, price * every) for price in PRICES], -1) for one in known]  # t k q
+    regrets = [regret(one.error, every * PRICES) for one in known]  # t k q
     pairs = np.array(
         [(e, t, j) for e, one in enumerate(known) for t in range(len(one.error)) for j in _later(one.error, t)]
     ).reshape(-1, 3)
@@ -65,22 +65,22 @@ def learn(policy: Policy, recording: Recording, episodes: int) -> list[Regret]:
     return regress(seen, least, np.clip(target, *np.quantile(target, (TAILS, 1 - TAILS), axis=0)).astype(np.float32))
 
 
-def regret(error: np.ndarray, price: float) -> np.ndarray:
-    """[t k] of executing step j >= 1 of the chunk made at t, at step t + j; 0 where there is none.
+def regret(error: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """[t k q] of executing step j >= 1 of the chunk made at t, at step t + j; 0 where there is none.
 
-    `error` is as in Known, `price` of a pass in the same units. From the end backwards: `ahead` is the least cost from
-    a step on with a pass at it, and both choices of a step lead to costs that are known by then.
+    `error` is as in Known, `prices` [q] of a pass in the same units. From the end backwards: `ahead` is the least cost
+    from a step on with a pass at it, and both choices of a step lead to costs that are known by then.
     """
     length, k = error.shape
-    out, ahead = np.zeros(error.shape), np.zeros(length + 1)
+    out, ahead = np.zeros((length, k, len(prices))), np.zeros((length + 1, len(prices)))
     for t in range(length - 1, -1, -1):
         last = min(k, length - t)
         rest = ahead[t + last]  # after the chunk, or the episode
         for j in range(last - 1, 0, -1):
             on = error[t, j] + rest
             out[t, j] = on - ahead[t + j]
-            rest = min(on, ahead[t + j])
-        ahead[t] = price + error[t, 0] + rest
+            rest = np.minimum(on, ahead[t + j])
+        ahead[t] = prices + error[t, 0] + rest
     return out
 
 
@@ -121,10 +121,7 @@ def _watched(policy: Policy, recording: Recording, number: int) -> Known:
     episode = recording.episode(number)
     outs = plans(policy, episode, recording.index.dataset.name, 1)
     chunks = np.stack([out["actions"] for out in outs])
-    length, k = chunks.shape[:2]
-    at = np.arange(length)[:, None] + np.arange(k)
-    true = episode.actions[np.minimum(at, length - 1)]
-    error = np.where(at < length, arm_error(recording.spec, chunks, true), 0.0)
+    error = chunk_errors(recording.spec, chunks, episode.actions)
     return Known(
         error, chunks, [out["confidence"]["steps"] for out in outs], [luminance(images) for images in episode.frames]
     )

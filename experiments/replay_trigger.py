@@ -14,8 +14,8 @@ import numpy as np
 
 from data_pipelines.progress import Progress
 from experiments import replay_regret
-from experiments.recorded import Episode, Recording
-from experiments.replay_figures import Replayed, ahead, arm_error, gripper_accuracy, halves, state
+from experiments.recorded import Episode, Images, Recording
+from experiments.replay_figures import Replayed, arm_error, chunk_errors, gripper_accuracy, halves, state
 from vla_jax.robot import trigger as events
 from vla_jax.robot.calibration import SCHEMA, identity
 from vla_jax.robot.torch_policy import Policy
@@ -24,7 +24,7 @@ TARGET_SAVED = 0.8
 # Of what occurs within chunks: thresholds to try. Most steps are sure, the unsure ones decide.
 SCENES, SURENESS = np.linspace(0.1, 0.9, 6), np.linspace(0.02, 0.5, 12)
 SURE = 1.28  # standard errors: 9 in 10 from one side
-PRICES = (0.0, *np.geomspace(1e-3, 1.0, 19))  # of a pass, in arm error: what hindsight weighs
+PRICES = np.array([0.0, *np.geomspace(1e-3, 1.0, 19)])  # of a pass, in arm error: what hindsight weighs
 
 
 class Aim(NamedTuple):
@@ -132,7 +132,7 @@ def measure(policy: Policy, recording: Recording, replayed: list[Replayed], trie
     with Progress("trigger", len(replayed) * len(tried), "runs") as progress:
         for e, one in enumerate(replayed):
             episode = recording.episode(one.episode.number)
-            acting = Planned(one) if one_frame else policy
+            acting = Planned(one, episode.frames) if one_frame else policy
             for i, (_, _, settings) in enumerate(tried):
                 actions, passes = execute(acting, episode, recording.index.dataset.name, settings)
                 error = arm_error(recording.spec, actions, episode.actions).sum()
@@ -145,31 +145,28 @@ def measure(policy: Policy, recording: Recording, replayed: list[Replayed], trie
 class Planned:
     """A policy that sees one frame has planned the same at each step of an episode before: its chunks are looked up."""
 
-    def __init__(self, one: Replayed) -> None:
-        self._one, self.step = one, 0
+    def __init__(self, one: Replayed, frames: list[Images]) -> None:
+        self._one, self._step = one, {id(images): t for t, images in enumerate(frames)}
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         """As of the policy; there is nothing to forget."""
 
-    def act(self, images: Any, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
-        """As of the policy, at `step`."""
-        sure = self._one.confidence["steps"][self.step]
+    def act(self, images: Images, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
+        """As of the policy, for one of the `frames` themselves."""
+        step = self._step[id(images)]
+        sure = self._one.confidence["steps"][step]
         steps = sure.tolist() if np.isfinite(sure).all() else None
-        return {"actions": self._one.chunks[self.step], "confidence": {"steps": steps}}
+        return {"actions": self._one.chunks[step], "confidence": {"steps": steps}}
 
 
-def execute(
-    policy: Policy | Planned, episode: Episode, dataset: str, settings: events.Settings
-) -> tuple[np.ndarray, int]:
+def execute(policy: events.Acting, episode: Episode, dataset: str, settings: events.Settings) -> tuple[np.ndarray, int]:
     """The actions [t d] that a control loop executes over the episode's frames, and how often the backbone ran."""
     loop = events.EventPolicy(policy, events.Trigger(settings))
     loop.reset(episode.instruction, dataset)
-    actions = []
-    for t, images in enumerate(episode.frames):
-        if isinstance(policy, Planned):
-            policy.step = t
-        before = episode.actions[t - 1] if t else None
-        actions.append(loop.act(images, state(episode, t), before).action)
+    actions = [
+        loop.act(images, state(episode, t), executed=episode.actions[t - 1] if t else None).action
+        for t, images in enumerate(episode.frames)
+    ]
     return np.stack(actions), len(actions) - loop.trigger.counts["continued"]
 
 
@@ -200,27 +197,29 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def hindsight(recording: Recording, replayed: list[Replayed], every: float) -> list[dict[str, float]]:
-    """Passes saved and arm error added if passes stood where the errors, known beforehand, are best: what no trigger
-    for this policy can hope to beat, since the chunks it picks from are made with the full history.
-
-    For each price of a pass the cheapest way through an episode, from its end backwards.
+    """Passes saved and arm error added, for each of PRICES, if passes stood where the errors, known beforehand, are
+    best: what no trigger for this policy can hope to beat, since its chunks are made with the full history.
     """
-    tables = []
-    for one in replayed:
-        within, true = ahead(one)
-        tables.append(np.where(within, arm_error(recording.spec, one.chunks, true), 0.0).cumsum(1))  # t k
-    frames, rows = sum(len(table) for table in tables), []
-    for price in PRICES:
-        passes, error = 0, 0.0
-        for table in tables:
-            length, k = table.shape
-            best = [(0.0, 0, 0.0)] * (length + 1)  # cost, passes, error from a step on
-            for t in range(length - 1, -1, -1):
-                ways = [(n, best[t + n], float(table[t, n - 1])) for n in range(1, min(k, length - t) + 1)]
-                best[t] = min((price + mine + cost, 1 + more, mine + rest) for _, (cost, more, rest), mine in ways)
-            passes, error = passes + best[0][1], error + best[0][2]
-        rows.append({"saved": 1 - passes / frames, "added": error / frames / every - 1})
-    return rows
+    tables = [chunk_errors(recording.spec, one.chunks, one.episode.actions) for one in replayed]  # t k
+    frames, sums = sum(len(table) for table in tables), np.zeros((2, len(PRICES)))  # passes, error
+    for table in tables:
+        regrets = replay_regret.regret(table, PRICES)  # t k q
+        sums += np.array([_cheapest(table, regrets[..., q]) for q in range(len(PRICES))]).T
+    return [
+        {"saved": float(1 - passes / frames), "added": float(error / frames / every - 1)} for passes, error in sums.T
+    ]
+
+
+def _cheapest(error: np.ndarray, regret: np.ndarray) -> tuple[int, float]:
+    """Passes and error of an episode when each action whose `regret` [t k] is not above 0 is executed."""
+    t = passes = 0
+    total = 0.0
+    while t < len(error):
+        n = 1
+        while n < min(error.shape[1], len(error) - t) and regret[t, n] <= 0:
+            n += 1
+        t, passes, total = t + n, passes + 1, total + float(error[t, :n].sum())
+    return passes, total
 
 
 def text(body: dict[str, Any]) -> str:

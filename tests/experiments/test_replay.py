@@ -294,7 +294,7 @@ def test_tokens_are_right_within_a_bin(recording: Recording) -> None:
     chunks[..., 0] += 1.5 * width * recording.spec.units()[0] * rest
     head = {"low": -1.0, "high": 1.0, "bins": 11}
     _, right = replay_calibration.tokens(recording.spec, head, one._replace(chunks=chunks))
-    within, _ = replay_figures.ahead(one)
+    within, _ = replay_figures.ahead(one.episode.actions, K)
     np.testing.assert_allclose(right, np.where(rest, 6 / 7, 1)[within])
 
 
@@ -353,7 +353,10 @@ def test_hindsight_is_no_worse_than_any_fixed_horizon(recording: Recording) -> N
         noise = np.zeros_like(one.chunks)
         noise[..., 0] = 0.02 * rng.normal(size=noise.shape[:2])
         found.append(one._replace(chunks=one.chunks + noise))
-    tables = [replay_figures.arm_error(recording.spec, one.chunks, replay_figures.ahead(one)[1]) for one in found]
+    tables = [
+        replay_figures.arm_error(recording.spec, one.chunks, replay_figures.ahead(one.episode.actions, K)[1])
+        for one in found
+    ]
     frames = sum(map(len, tables))
     every = sum(float(table[:, 0].sum()) for table in tables) / frames
     rows = replay_trigger.hindsight(recording, found, every)
@@ -392,7 +395,7 @@ def test_regret_is_what_trying_all_ways_says() -> None:
     for length in (1, 2, 5, 7):
         error = rng.uniform(0, 1, (length, K))
         error[np.add.outer(np.arange(length), np.arange(K)) >= length] = 0
-        found = replay_regret.regret(error, 0.3)
+        found = replay_regret.regret(error, np.array([0.3]))[..., 0]
         for t in range(length):
             for j in range(1, min(K, length - t)):
                 wanted = brute(error, 0.3, t, j, True) - brute(error, 0.3, t, j, False)
@@ -465,7 +468,9 @@ def test_a_policy_of_one_frame_is_looked_up(recording: Recording) -> None:
     policy = FakePolicy(recording.spec, [episode])
     for settings in (Settings(1), Settings(K), Settings(K, confidence=0.5)):
         wanted, passes = replay_trigger.execute(policy, episode, "blocks", settings)
-        found, looked_up = replay_trigger.execute(replay_trigger.Planned(one), episode, "blocks", settings)
+        found, looked_up = replay_trigger.execute(
+            replay_trigger.Planned(one, episode.frames), episode, "blocks", settings
+        )
         np.testing.assert_array_equal(found, wanted)
         assert looked_up == passes
 

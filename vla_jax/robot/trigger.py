@@ -20,7 +20,6 @@ What asks for a pass, the first that holds counting:
 """
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -76,8 +75,14 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
-        regret = None if self.regret is None else self.regret.to_json()
-        return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(self, regret=None)))) | {"regret": regret}
+        return {
+            "horizon": self.horizon,
+            "scene": self.scene,
+            "tracking": None if self.tracking is None else list(self.tracking),
+            "confidence": self.confidence,
+            "regret": None if self.regret is None else self.regret.to_json(),
+            "history": self.history,
+        }
 
     @classmethod
     def from_json(cls, body: Any) -> "Settings":
