@@ -1,4 +1,6 @@
-"""What stands in a batch: the numbers, words and pixels of given windows, put together from columns and open visits."""
+"""What stands in a batch: the numbers, words and pixels of given windows, put together from columns
+and open visits.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,14 +25,16 @@ class LoaderConfig:
     Attributes:
         window: frames per window, t.
         chunk: actions per frame, k.
-        cameras: slots in the order the model takes them; one that a dataset lacks is black and masked.
+        cameras: slots in the order the model takes them; one that a dataset lacks is black and
+            masked.
         image_size: pixels, height and width, one per camera.
         prompt_length: tokens, l.
         batch_size: windows per global batch.
         seed: of the order.
-        ram_budget: bytes of decoded frames, over all hosts; it decides how many visits are mixed at a time.
-        windows_per_visit: consecutive windows of an episode that are decoded together. Fewer mix better in the same
-            memory, and cost window - 1 more decoded frames each.
+        ram_budget: bytes of decoded frames, over all hosts; it decides how many visits are mixed at
+            a time.
+        windows_per_visit: consecutive windows of an episode that are decoded together. Fewer mix
+            better in the same memory, and cost window - 1 more decoded frames each.
         shuffle: endless shuffled epochs; False: one pass in file order.
         past_action: also give the action before each frame.
         future: also give the frames so many steps after each frame; () decodes none.
@@ -67,7 +71,9 @@ class Assembler:
         self._parts, self._config = parts, config
         self._splits = [part.index.splits[part.split] for part in parts]
         _check_future(config.future, self._splits)
-        self._prompts = [_prompts(split.sentences, encode, config.prompt_length) for split in self._splits]
+        self._prompts = [
+            _prompts(split.sentences, encode, config.prompt_length) for split in self._splits
+        ]
         self._targets = None if target is None else _Targets(target, self._splits[0].sentences[0])
         kinds = 2 if config.future else 1
         self._buffers = Buffers((PREFETCH + 3) * len(config.cameras) * kinds)
@@ -76,16 +82,19 @@ class Assembler:
     def empty(self, b: int) -> Batch:
         """Arrays for b windows, to be filled in."""
         config = self._config
-        t, k, d, l = config.window, config.chunk, len(self._parts[0].action_spec.names), config.prompt_length  # noqa: E741
+        t, k, d = config.window, config.chunk, len(self._parts[0].action_spec.names)
+        length = config.prompt_length
         cameras, m = len(config.cameras), len(config.future)
         batch = Batch(
             Observation(
-                images=tuple(self._buffers.take((b, t, size, size, 3)) for size in config.image_size),
+                images=tuple(
+                    self._buffers.take((b, t, size, size, 3)) for size in config.image_size
+                ),
                 image_mask=np.empty((b, t, cameras), bool),
                 proprio=np.zeros((b, t, self._state_dim), np.float32),
                 proprio_mask=np.empty(b, bool),
-                prompt=np.empty((b, l), np.int32),
-                prompt_mask=np.empty((b, l), bool),
+                prompt=np.empty((b, length), np.int32),
+                prompt_mask=np.empty((b, length), bool),
                 step_mask=np.empty((b, t), bool),
             ),
             np.empty((b, t, k, d), np.float32),
@@ -96,23 +105,35 @@ class Assembler:
             past, mask = np.empty((b, t, d), np.float32), np.empty((b, t), bool)
             batch = batch._replace(obs=batch.obs._replace(past_action=past, past_action_mask=mask))
         if config.future:
-            images = tuple(self._buffers.take((b, t, m, size, size, 3)) for size in config.image_size)
+            images = tuple(
+                self._buffers.take((b, t, m, size, size, 3)) for size in config.image_size
+            )
             batch = batch._replace(future=Future(images, np.empty((b, t, m, cameras), bool)))
         if self._targets is not None:
             batch = batch._replace(text_target=np.empty((b, self._targets.width), np.float32))
         return batch
 
     def fill_numbers(
-        self, batch: Batch, number: int, here: Int64[np.ndarray, " r"], rows: Int64[np.ndarray, " r"]
+        self,
+        batch: Batch,
+        number: int,
+        here: Int64[np.ndarray, " r"],
+        rows: Int64[np.ndarray, " r"],
     ) -> tuple[Int64[np.ndarray, "r t"], Int64[np.ndarray, "r t m"]]:
-        """Fills in all but the images of the rows `here` of a batch, from the newest steps `rows` of a dataset.
+        """Fills in all but the images of the rows `here` of a batch, from the newest steps `rows`
+        of a dataset.
 
-        Returns the rows of their frames in the dataset's columns, and those of the frames in their future.
+        Returns the rows of their frames in the dataset's columns, and those of the frames in their
+        future.
         """
         part, split, config = self._parts[number], self._splits[number], self._config
         episode = np.searchsorted(split.first, rows, side="right") - 1
-        # Episodes without steps share their first row with the next one; `right` finds the last of them.
-        first, length = split.first[episode].astype(np.int64), split.length[episode].astype(np.int64)
+        # Episodes without steps share their first row with the next one; `right` finds the last of
+        # them.
+        first, length = (
+            split.first[episode].astype(np.int64),
+            split.length[episode].astype(np.int64),
+        )
         at = windows.steps(rows - first, length, config.window, config.chunk, config.future)
         actions = windows.actions(split.actions, first, at, part.action_spec)
         batch.actions[here] = part.action_spec.normalise(actions)
@@ -138,9 +159,16 @@ class Assembler:
         return frames, first[:, None, None] + at.future
 
     def fill_images(
-        self, batch: Batch, here: Int64[np.ndarray, " r"], frames: tuple[np.ndarray, np.ndarray], pool: Pool, visit: int
+        self,
+        batch: Batch,
+        here: Int64[np.ndarray, " r"],
+        frames: tuple[np.ndarray, np.ndarray],
+        pool: Pool,
+        visit: int,
     ) -> None:
-        """Copies the pixels of the rows `here`, all of one open visit, from what `fill_numbers` says they are."""
+        """Copies the pixels of the rows `here`, all of one open visit, from what `fill_numbers`
+        says they are.
+        """
         span = pool.span(visit)
         self._copy(batch.obs.images, here, _places(span, frames[0]), pool, visit)
         if batch.future is not None:
@@ -149,14 +177,20 @@ class Assembler:
                 for row in here:
                     images[row][~batch.future.mask[row, ..., camera]] = 0
 
-    def _copy(self, images: tuple[Any, ...], here: np.ndarray, places: np.ndarray, pool: Pool, visit: int) -> None:
-        """images[camera][here] = the frames of the visit that stand at `places`, or black without the camera."""
+    def _copy(
+        self, images: tuple[Any, ...], here: np.ndarray, places: np.ndarray, pool: Pool, visit: int
+    ) -> None:
+        """images[camera][here] = the frames of the visit that stand at `places`, or black without
+        the camera.
+        """
         for camera, out in enumerate(images):
             found = pool.frames(visit, camera)
             for row, place in zip(here, places, strict=True):
                 if found is None:
                     out[row] = 0
-                else:  # "clip" lets take write into `out` without a copy; what is out of range is masked
+                else:
+                    # "clip" lets take write into `out` without a copy; what is out of range is
+                    # masked
                     found.take(place, axis=0, out=out[row], mode="clip")
 
 
@@ -173,8 +207,8 @@ class _Targets:
             wanted = (self.width,) if self._known else found.shape[:1]
             if found.dtype != np.float32 or found.shape != wanted or not np.isfinite(found).all():
                 raise ValueError(
-                    f"target: expected finite float32 of shape {wanted or '[e]'} for {sentence!r}, got {found.dtype} "
-                    f"of shape {found.shape}; mend the function given to Loader"
+                    f"target: expected finite float32 of shape {wanted or '[e]'} for {sentence!r},"
+                    f" got {found.dtype} of shape {found.shape}; mend the function given to Loader"
                 )
             self._known[sentence] = found
         return self._known[sentence]
@@ -189,8 +223,8 @@ def _check_future(offsets: tuple[int, ...], splits: list[Split]) -> None:
     longest = max(int(split.length.max()) for split in splits)
     if any(not 1 <= offset < longest for offset in offsets) or len(set(offsets)) != len(offsets):
         raise ValueError(
-            f"objectives.forward.offsets: expected different numbers of steps from 1 to {longest - 1} (the longest "
-            f"episode has {longest}), got {offsets}"
+            "objectives.forward.offsets: expected different numbers of steps from 1 to"
+            f" {longest - 1} (the longest episode has {longest}), got {offsets}"
         )
 
 
@@ -204,7 +238,8 @@ def _prompts(
         ids = np.asarray(encode(text))
         if len(ids) > length:
             raise ValueError(
-                f"model.prompt_length: expected at least {len(ids)} for the instruction {text!r}, got {length}"
+                f"model.prompt_length: expected at least {len(ids)} for the instruction {text!r},"
+                f" got {length}"
             )
         prompt[row, : len(ids)], mask[row, : len(ids)] = ids, True
     return prompt, mask

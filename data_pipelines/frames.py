@@ -1,4 +1,6 @@
-"""Decoded frames: each visit's once, in threads, kept as long as a window of it is still to come."""
+"""Decoded frames: each visit's once, in threads, kept as long as a window of it is still to
+come.
+"""
 
 import dataclasses
 import os
@@ -11,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from data_pipelines import images, remote
+from data_pipelines import images
+from data_pipelines.files import remote
 from data_pipelines.index import Split
 
 ROUND = 8  # first dims of arrays are rounded up to multiples of it, so that they fit more often
@@ -22,7 +25,9 @@ Integers = int | np.ndarray
 
 
 class Span(NamedTuple):
-    """Steps of one episode of one dataset: rows [start, stop) of its columns, and runs of later ones."""
+    """Steps of one episode of one dataset: rows [start, stop) of its columns, and runs of later
+    ones.
+    """
 
     part: int
     start: int
@@ -34,11 +39,14 @@ class Span(NamedTuple):
         return np.concatenate([np.arange(a, b) for a, b in ((self.start, self.stop), *self.ahead)])
 
 
-def future_runs(start: Integers, stop: Integers, end: Integers, offsets: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
-    """What the futures of the steps [start, stop) need beyond these steps, in an episode that ends before `end`.
+def future_runs(
+    start: Integers, stop: Integers, end: Integers, offsets: tuple[int, ...]
+) -> Iterator[tuple[Any, Any]]:
+    """What the futures of the steps [start, stop) need beyond these steps, in an episode that ends
+    before `end`.
 
-    Yields (first step, step after the last) of a run per offset; runs are in order and disjoint, and may be empty.
-    Takes numbers or arrays of them.
+    Yields (first step, step after the last) of a run per offset; runs are in order and disjoint,
+    and may be empty. Takes numbers or arrays of them.
     """
     reached = stop
     for offset in sorted(offsets):
@@ -49,7 +57,8 @@ def future_runs(start: Integers, stop: Integers, end: Integers, offsets: tuple[i
 
 
 class Buffers:
-    """Pixel arrays that are used again when nobody holds them: touching fresh memory costs a fault every 4 kB.
+    """Pixel arrays that are used again when nobody holds them: touching fresh memory costs a fault
+    every 4 kB.
 
     At most `keep` are remembered. Safe to use from several threads.
     """
@@ -63,12 +72,15 @@ class Buffers:
         with self._lock:
             unfit = None
             for array in self._arrays:
-                # Held by the list, the loop and the call alone: every view and every device array holds it too.
+                # Held by the list, the loop and the call alone: every view and every device array
+                # holds it too.
                 if array.shape[1:] == shape[1:] and sys.getrefcount(array) == 3:
                     if len(array) >= shape[0]:
                         return array[: shape[0]]
                     unfit = id(array)
-            self._arrays = [array for array in self._arrays if id(array) != unfit][-self._keep + 1 :]
+            self._arrays = [array for array in self._arrays if id(array) != unfit][
+                -self._keep + 1 :
+            ]
             self._arrays.append(np.empty((-(-shape[0] // ROUND) * ROUND, *shape[1:]), np.uint8))
             return self._arrays[-1][: shape[0]]
 
@@ -77,15 +89,23 @@ class Decoder:
     """Reads and decodes the frames of spans, for every camera in the config's order."""
 
     def __init__(
-        self, splits: list[Split], swapped: list[tuple[str, ...]], cameras: tuple[str, ...], sizes: tuple[int, ...]
+        self,
+        splits: list[Split],
+        swapped: list[tuple[str, ...]],
+        cameras: tuple[str, ...],
+        sizes: tuple[int, ...],
     ) -> None:
-        """`swapped` names each split's cameras that were stored BGR; `sizes` are pixels, one per camera."""
+        """`swapped` names each split's cameras that were stored BGR; `sizes` are pixels, one per
+        camera.
+        """
         self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
         self._buffers = Buffers(KEEP)
         self.remote = any(remote.is_remote(path) for split in splits for path in split.shards)
 
     def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
-        """Frames of a camera, with one read: they lie together in a record. None when the dataset lacks it."""
+        """Frames of a camera, with one read: they lie together in a record. None when the dataset
+        lacks it.
+        """
         split, slot, size = self._splits[span.part], self._cameras[camera], self._sizes[camera]
         if slot not in split.frames:
             return None
@@ -103,21 +123,28 @@ class Decoder:
                 episode = int(np.searchsorted(split.first, rows[i], side="right")) - 1
                 frame = rows[i] - int(split.first[episode])
                 raise ValueError(
-                    f"{path}: record {split.record[episode]}: {slot} frame {frame} (byte {start + at}): {error}; "
-                    "download the file again, or leave the episode out: experiments.index_data --validate "
-                    "--quarantine=FILE writes the list for data.quarantine"
+                    f"{path}: record {split.record[episode]}: {slot} frame {frame} (byte"
+                    f" {start + at}): {error}; download the file again, or leave the episode out:"
+                    " experiments.index_data --validate --quarantine=FILE writes the list for"
+                    " data.quarantine"
                 ) from error
         return out
 
     def bytes_per_frame(self, part: int) -> int:
         """Of all cameras the dataset has."""
         split = self._splits[part]
-        return sum(s * s * 3 for slot, s in zip(self._cameras, self._sizes, strict=True) if slot in split.frames)
+        return sum(
+            s * s * 3
+            for slot, s in zip(self._cameras, self._sizes, strict=True)
+            if slot in split.frames
+        )
 
 
 @dataclasses.dataclass
 class _Visit:
-    """An open visit: its frames per camera, the windows that were planned and not yet made, and whether more follow."""
+    """An open visit: its frames per camera, the windows that were planned and not yet made, and
+    whether more follow.
+    """
 
     span: Span
     frames: list[Future[np.ndarray | None]]
@@ -136,12 +163,17 @@ class Pool:
         self._open: dict[int, _Visit] = {}
 
     def plan(self, visit: int, span: Span, windows: int, more: bool) -> None:
-        """Says that so many windows of a visit come next, and whether more of them follow; begins to decode it."""
+        """Says that so many windows of a visit come next, and whether more of them follow; begins
+        to decode it.
+        """
         if visit in self._open:
             self._open[visit].planned += windows
             self._open[visit].more = more
             return
-        frames = [self._threads.submit(self._decoder.decode, span, camera) for camera in range(self._cameras)]
+        frames = [
+            self._threads.submit(self._decoder.decode, span, camera)
+            for camera in range(self._cameras)
+        ]
         self._open[visit] = _Visit(span, frames, windows, more)
 
     def span(self, visit: int) -> Span:

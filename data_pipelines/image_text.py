@@ -1,8 +1,9 @@
 """Images with texts about them, read at random from a TFDS dataset: rows of `Batch.image_text`.
 
-The files stay as they are. One pass over them makes a table of the places of their records, kept as a sidecar like the
-index of an RLDS dataset (index.py). After that every record is one ranged read. What stands at a position depends on
-nothing but the seed and the position: every image comes once an epoch, with one of its texts drawn anew.
+The files stay as they are. One pass over them makes a table of the places of their records, kept as
+a sidecar like the index of an RLDS dataset (index.py). After that every record is one ranged read.
+What stands at a position depends on nothing but the seed and the position: every image comes once
+an epoch, with one of its texts drawn anew.
 """
 
 import dataclasses
@@ -17,18 +18,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import images, order, remote, store, tfds_folder, tfrecord
+from data_pipelines import images, order
 from data_pipelines.datasets.image_text import ImageTextDataset
+from data_pipelines.files import remote, store, tfds_folder, tfrecord
+from data_pipelines.files.tfds_folder import AGAIN, File
 from data_pipelines.frames import REMOTE_READS, Buffers
 from data_pipelines.index import place
 from data_pipelines.progress import Progress
-from data_pipelines.tfds_folder import AGAIN, File
 from vla_jax.types import Batch, ImageText
 
 SCHEMA = 1
 PREFETCH = 2  # batches made ahead of the one in use
-COLUMNS = {"shard": np.int32, "record": np.int32, "offset": np.int64, "length": np.int64, "crc": np.uint32}
-TOKENISING = threading.Lock()  # tokenizers promise nothing about threads, and one may serve several readers
+COLUMNS = {
+    "shard": np.int32,
+    "record": np.int32,
+    "offset": np.int64,
+    "length": np.int64,
+    "crc": np.uint32,
+}
+TOKENISING = (
+    threading.Lock()
+)  # tokenizers promise nothing about threads, and one may serve several readers
 
 Pairs = list[tuple[str, str]]  # question, answer
 
@@ -81,14 +91,20 @@ class Codec(NamedTuple):
 def problem(root: str, dataset: ImageTextDataset) -> str:
     """A line that says what brings the dataset, when its files are not under `root`; else ""."""
     info = remote.join(_folder(root, dataset), tfds_folder.INFO)
-    return "" if remote.exists(info) else f"{dataset.name}: no {info}; {dataset.download.format(root=root)}"
+    return (
+        ""
+        if remote.exists(info)
+        else f"{dataset.name}: no {info}; {dataset.download.format(root=root)}"
+    )
 
 
-def open_table(root: str | Path, dataset: ImageTextDataset, cache_dir: str | Path | None = None) -> Table:
+def open_table(
+    root: str | Path, dataset: ImageTextDataset, cache_dir: str | Path | None = None
+) -> Table:
     """The table of root/tfds_name/version, made if there is none, or if it is stale or damaged.
 
-    `cache_dir` as in `index.open_index`. Raises ValueError when files are missing, damaged or not what `dataset`
-    promises, and OSError when the table cannot be written.
+    `cache_dir` as in `index.open_index`. Raises ValueError when files are missing, damaged or not
+    what `dataset` promises, and OSError when the table cannot be written.
     """
     folder = _folder(str(root), dataset)
     if line := problem(str(root), dataset):
@@ -98,24 +114,41 @@ def open_table(root: str | Path, dataset: ImageTextDataset, cache_dir: str | Pat
     wanted = list(dict.fromkeys((dataset.split, dataset.held_out)))
     absent = [split for split in wanted if split not in files]
     if absent:
-        raise ValueError(f"{folder}: expected a split {absent[0]!r} ({dataset.name}), got {', '.join(sorted(files))}")
+        raise ValueError(
+            f"{folder}: expected a split {absent[0]!r} ({dataset.name}), got"
+            f" {', '.join(sorted(files))}"
+        )
     used = {split: files[split] for split in wanted}
     key = {
         "schema": SCHEMA,
         "revision": dataset.revision,
         "description": [dataset.image, dataset.question, dataset.answer],
-        "files": {split: [[file.path.rsplit("/", 1)[-1], file.size] for file in used[split]] for split in used},
+        "files": {
+            split: [[file.path.rsplit("/", 1)[-1], file.size] for file in used[split]]
+            for split in used
+        },
     }
     path = place(folder, f"{dataset.name}.image_text", cache_dir)
     stored = store.load(path, key)
     if stored is None:
-        store.save(path, key, {name: column for split in used for name, column in _build(dataset, split, used[split])})
+        store.save(
+            path,
+            key,
+            {
+                name: column
+                for split in used
+                for name, column in _build(dataset, split, used[split])
+            },
+        )
         stored = store.load(path, key)
         if stored is None:
             raise OSError(f"{path}: the table is not what was just written there; check the disk")
     arrays = stored.arrays
     splits = {
-        split: Split(tuple(f.path for f in used[split]), **{name: arrays[f"{split}/{name}"] for name in COLUMNS})
+        split: Split(
+            tuple(f.path for f in used[split]),
+            **{name: arrays[f"{split}/{name}"] for name in COLUMNS},
+        )
         for split in used
     }
     return Table(dataset, splits, stored.digest)
@@ -127,7 +160,12 @@ class Reader:
     images: int
 
     def __init__(
-        self, table: Table, split: str, config: ReaderConfig, codec: Codec, rows: np.ndarray | None = None
+        self,
+        table: Table,
+        split: str,
+        config: ReaderConfig,
+        codec: Codec,
+        rows: np.ndarray | None = None,
     ) -> None:
         """`rows` of the global batch are those this host makes; None = all."""
         self._table, self._name, self._config, self._codec = table, split, config, codec
@@ -137,8 +175,12 @@ class Reader:
         self.images = len(self._split.offset)
         # An image is a visit of one window to the order, and all visits are open: a full shuffle.
         visits = order.Visits(np.arange(self.images), np.ones(self.images, np.int64))
-        self._order = order.Order([visits], [1.0], order.OrderConfig(config.seed, config.batch_size, self.images))
-        self._workers = (os.cpu_count() or 1) + REMOTE_READS * remote.is_remote(self._split.shards[0])
+        self._order = order.Order(
+            [visits], [1.0], order.OrderConfig(config.seed, config.batch_size, self.images)
+        )
+        self._workers = (os.cpu_count() or 1) + REMOTE_READS * remote.is_remote(
+            self._split.shards[0]
+        )
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a position to mean the same rows; JSON-able."""
@@ -160,7 +202,9 @@ class Reader:
             return _finished(*self._begin(position, threads))
 
     def batches(self, start: int = 0) -> Generator[ImageText, None, None]:
-        """Rows from a position on, made ahead in threads, without end. Close it to stop the threads."""
+        """Rows from a position on, made ahead in threads, without end. Close it to stop the
+        threads.
+        """
         threads = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
         ahead = deque[tuple[ImageText, list[Future[None]]]]()
         try:
@@ -171,7 +215,9 @@ class Reader:
         finally:
             threads.shutdown(cancel_futures=True)
 
-    def _begin(self, position: int, threads: ThreadPoolExecutor) -> tuple[ImageText, list[Future[None]]]:
+    def _begin(
+        self, position: int, threads: ThreadPoolExecutor
+    ) -> tuple[ImageText, list[Future[None]]]:
         """The arrays of a batch, and what fills them in."""
         config, b = self._config, len(self._rows)
         found = self._order.windows(position * config.batch_size + self._rows)
@@ -202,13 +248,14 @@ class Reader:
         question, answer = pairs[draw % len(pairs)]
         with TOKENISING:
             before, after = (
-                np.asarray(ids, np.int32) for ids in (self._codec.question(question), self._codec.answer(answer))
+                np.asarray(ids, np.int32)
+                for ids in (self._codec.question(question), self._codec.answer(answer))
             )
         length, n = self._config.length, len(before)
         if n >= length:
             raise ValueError(
-                f"{where}: objectives.image_text.length: expected at least {n + 1}, for the question {question!r} and "
-                f"a token of its answer, got {length}"
+                f"{where}: objectives.image_text.length: expected at least {n + 1}, for the"
+                f" question {question!r} and a token of its answer, got {length}"
             )
         after = after[: length - n]  # a long answer is cut, and then without its end
         end = n + len(after)
@@ -220,9 +267,13 @@ class Reader:
 def attach(
     batches: Generator[Batch, None, None], texts: Generator[ImageText, None, None]
 ) -> Generator[Batch, None, None]:
-    """Batches with `image_text` filled in: two streams that begin at the same position. Closing it closes both."""
+    """Batches with `image_text` filled in: two streams that begin at the same position. Closing it
+    closes both.
+    """
     try:
-        for batch, found in zip(batches, texts, strict=False):  # one pass of batches ends, texts do not
+        for batch, found in zip(
+            batches, texts, strict=False
+        ):  # one pass of batches ends, texts do not
             yield batch._replace(image_text=found)
     finally:
         batches.close()
@@ -241,37 +292,59 @@ def _folder(root: str, dataset: ImageTextDataset) -> str:
 
 
 def _check_features(folder: str, dataset: ImageTextDataset) -> None:
-    """Raises ValueError when features.json lacks a feature that `dataset` promises, or has it as another kind."""
+    """Raises ValueError when features.json lacks a feature that `dataset` promises, or has it as
+    another kind.
+    """
     leaves = tfds_folder.features(folder)
     for what in ("image", "question", "answer"):
         key = getattr(dataset, what)
         node = leaves.get(key, {})
         text = "text" in node or node.get("tensor", {}).get("dtype") in ("string", "object")
         if key and not ("image" in node if what == "image" else text):
-            got = f"a {node.get('pythonClassName', '?').split('.')[-1]}" if node else "no such feature"
+            got = (
+                f"a {node.get('pythonClassName', '?').split('.')[-1]}"
+                if node
+                else "no such feature"
+            )
             raise ValueError(
-                f"{remote.join(folder, tfds_folder.FEATURES)}: {dataset.name} promises the {what} as the "
-                f"{'image' if what == 'image' else 'text'} feature {key!r}, got {got}; the records have "
-                f"{', '.join(sorted(leaves))}"
+                f"{remote.join(folder, tfds_folder.FEATURES)}: {dataset.name} promises the {what}"
+                f" as the {'image' if what == 'image' else 'text'} feature {key!r}, got {got}; the"
+                f" records have {', '.join(sorted(leaves))}"
             )
 
 
-def _build(dataset: ImageTextDataset, split: str, files: list[File]) -> Iterator[tuple[str, np.ndarray]]:
-    """The columns of a split by their names in the sidecar: one pass over its files, some at a time."""
+def _build(
+    dataset: ImageTextDataset, split: str, files: list[File]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The columns of a split by their names in the sidecar: one pass over its files, some at a
+    time.
+    """
     with (
         Progress(f"{dataset.name}: reading {split}", sum(file.size for file in files)) as progress,
-        ThreadPoolExecutor((os.cpu_count() or 1) + REMOTE_READS * remote.is_remote(files[0].path)) as threads,
+        ThreadPoolExecutor(
+            (os.cpu_count() or 1) + REMOTE_READS * remote.is_remote(files[0].path)
+        ) as threads,
     ):
-        jobs = [threads.submit(_read, dataset, number, file, progress) for number, file in enumerate(files)]
+        jobs = [
+            threads.submit(_read, dataset, number, file, progress)
+            for number, file in enumerate(files)
+        ]
         try:
             found = np.concatenate([job.result() for job in jobs])
         finally:
             threads.shutdown(cancel_futures=True)  # after an error the rest need not be read
     total = sum(file.records for file in files)
     if not len(found):
-        raise ValueError(f"{files[0].path}: expected texts in {dataset.answer!r}, all {total} records have none")
-    without = f" ({total - len(found)} images without a text left out)" if total > len(found) else ""
-    print(f"{dataset.name}: split {split}: {len(found)} images{without} in {progress.spent()}", flush=True)
+        raise ValueError(
+            f"{files[0].path}: expected texts in {dataset.answer!r}, all {total} records have none"
+        )
+    without = (
+        f" ({total - len(found)} images without a text left out)" if total > len(found) else ""
+    )
+    print(
+        f"{dataset.name}: split {split}: {len(found)} images{without} in {progress.spent()}",
+        flush=True,
+    )
     for (name, kind), column in zip(COLUMNS.items(), found.T, strict=True):
         yield f"{split}/{name}", column.astype(kind)
 
@@ -282,11 +355,22 @@ def _read(dataset: ImageTextDataset, number: int, file: File, progress: Progress
     for record in tfrecord.read(file.path):
         _, pairs = _parse(record.data, dataset, f"{file.path}: record {record.number}")
         if pairs:
-            rows.append((number, record.number, record.offset, len(record.data), tfrecord.masked_crc(record.data)))
+            rows.append(
+                (
+                    number,
+                    record.number,
+                    record.offset,
+                    len(record.data),
+                    tfrecord.masked_crc(record.data),
+                )
+            )
         count += 1
         progress.add(len(record.data) + 16)
     if count != file.records:
-        raise ValueError(f"{file.path}: expected {file.records} records ({tfds_folder.INFO}), got {count}; {AGAIN}")
+        raise ValueError(
+            f"{file.path}: expected {file.records} records ({tfds_folder.INFO}), got {count};"
+            f" {AGAIN}"
+        )
     return np.array(rows, np.int64).reshape(-1, len(COLUMNS))
 
 
@@ -299,13 +383,18 @@ def _parse(data: bytes, dataset: ImageTextDataset, where: str) -> tuple[bytes, P
             if len(value):  # an empty list has no type on the wire
                 raise ValueError(f"{where}: {key}: expected byte strings, got numbers; {AGAIN}")
             return []
-        return [data[at : at + n] for at, n in zip(value.offset.tolist(), value.length.tolist(), strict=True)]
+        return [
+            data[at : at + n]
+            for at, n in zip(value.offset.tolist(), value.length.tolist(), strict=True)
+        ]
 
     def texts(key: str) -> list[str]:
         try:
             return [text.decode() for text in strings(key)]
         except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: {key}: expected UTF-8, got {error}; write it again in UTF-8") from error
+            raise ValueError(
+                f"{where}: {key}: expected UTF-8, got {error}; write it again in UTF-8"
+            ) from error
 
     try:
         found = tfrecord.parse(data, {dataset.image, dataset.question, dataset.answer})
@@ -313,13 +402,15 @@ def _parse(data: bytes, dataset: ImageTextDataset, where: str) -> tuple[bytes, P
         raise ValueError(f"{where}: {error}; {AGAIN}") from error
     encoded, answers = strings(dataset.image), texts(dataset.answer)
     if len(encoded) != 1:
-        raise ValueError(f"{where}: {dataset.image}: expected one encoded image, got {len(encoded)}; {AGAIN}")
+        raise ValueError(
+            f"{where}: {dataset.image}: expected one encoded image, got {len(encoded)}; {AGAIN}"
+        )
     questions = texts(dataset.question) if dataset.question else [dataset.prompt]
     if len(questions) == 1:
         questions *= len(answers)
     if len(questions) != len(answers):
         raise ValueError(
-            f"{where}: expected one {dataset.question!r}, or one for each {dataset.answer!r}, got {len(questions)} and "
-            f"{len(answers)}; {AGAIN}"
+            f"{where}: expected one {dataset.question!r}, or one for each {dataset.answer!r}, got"
+            f" {len(questions)} and {len(answers)}; {AGAIN}"
         )
     return encoded[0], [(q, a) for q, a in zip(questions, answers, strict=True) if a.strip()]

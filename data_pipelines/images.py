@@ -10,7 +10,8 @@ from PIL import Image
 def decode(data: bytes, size: int, bgr: bool = False) -> UInt8[np.ndarray, "size size 3"]:
     """RGB pixels of a JPEG or PNG, squashed to size x size with an antialiasing filter (Lanczos).
 
-    The JPEG is decoded exactly (libjpeg's accurate integer transform), not in TensorFlow's default fast way.
+    The JPEG is decoded exactly (libjpeg's accurate integer transform), not in TensorFlow's default
+    fast way.
 
     Args:
         data: the encoded image.
@@ -27,7 +28,9 @@ def decode(data: bytes, size: int, bgr: bool = False) -> UInt8[np.ndarray, "size
 
 
 def raw(data: bytes, bgr: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of a JPEG or PNG at the size it was recorded in; arguments and errors as of `decode`."""
+    """RGB pixels of a JPEG or PNG at the size it was recorded in; arguments and errors as of
+    `decode`.
+    """
     pixels = np.asarray(_open(data))
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
 

@@ -1,8 +1,10 @@
-"""The sidecar index of an RLDS dataset: one pass over its TFRecord files, then random access to every frame.
+"""The sidecar index of an RLDS dataset: one pass over its TFRecord files, then random access to
+every frame.
 
-The files stay as they are. The index holds byte offsets of frames, the standardised actions and states, the
-instructions and the statistics. It lives beside the data, or in a cache where that is read-only or remote, and is used
-only for files of the sizes it was made from. It is mapped into memory, not read into it.
+The files stay as they are. The index holds byte offsets of frames, the standardised actions and
+states, the instructions and the statistics. It lives beside the data, or in a cache where that is
+read-only or remote, and is used only for files of the sizes it was made from. It is mapped into
+memory, not read into it.
 """
 
 import dataclasses
@@ -17,8 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import remote, rlds, stats, store, tfds_folder
+from data_pipelines import stats
 from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.files import remote, rlds, store, tfds_folder
 from data_pipelines.progress import Progress
 from data_pipelines.standardise import Recipe
 
@@ -42,7 +45,9 @@ class Frames(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split: E episodes whose N steps stand one after the other in all columns. The arrays are read-only."""
+    """One split: E episodes whose N steps stand one after the other in all columns. The arrays are
+    read-only.
+    """
 
     name: str
     shards: tuple[str, ...]  # paths or URLs
@@ -59,7 +64,9 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """The index of one dataset. `digest` names its contents: two equal digests mean the same data, wherever it is."""
+    """The index of one dataset. `digest` names its contents: two equal digests mean the same data,
+    wherever it is.
+    """
 
     dataset: Dataset
     splits: dict[str, Split]
@@ -67,20 +74,23 @@ class Index:
 
 
 def open_index(
-    root: str | Path, dataset: Dataset, cache_dir: str | Path | None = None, quarantine: Quarantine = frozenset()
+    root: str | Path,
+    dataset: Dataset,
+    cache_dir: str | Path | None = None,
+    quarantine: Quarantine = frozenset(),
 ) -> Index:
     """The index of root/tfds_name/version, built if there is none, or if it is stale or damaged.
 
     Args:
         root: the folder or URL that holds the datasets.
         dataset: what to expect there.
-        cache_dir: where to keep the index; by default beside the data, or if that is read-only or remote in
-            $VLA_JAX_CACHE or ~/.cache/vla_jax.
-        quarantine: (shard file name, record number) of episodes to leave out; entries of other datasets' files are
-            ignored.
+        cache_dir: where to keep the index; by default beside the data, or if that is read-only or
+            remote in $VLA_JAX_CACHE or ~/.cache/vla_jax.
+        quarantine: (shard file name, record number) of episodes to leave out; entries of other
+            datasets' files are ignored.
 
-    Raises ValueError when files are missing, damaged or not what `dataset` promises, and OSError when the index cannot
-    be written.
+    Raises ValueError when files are missing, damaged or not what `dataset` promises, and OSError
+    when the index cannot be written.
     """
     root = str(root) if remote.is_remote(str(root)) else str(Path(root).expanduser().absolute())
     folder = remote.join(root, dataset.tfds_name, dataset.version)
@@ -92,7 +102,12 @@ def open_index(
     if stored is None:
         built = {}
         for split, shards in files.items():
-            built.update({f"{split}/{name}": value for name, value in _build(dataset, split, shards, skipped).items()})
+            built.update(
+                {
+                    f"{split}/{name}": value
+                    for name, value in _build(dataset, split, shards, skipped).items()
+                }
+            )
         store.save(path, key, built)
         del built  # from here on the file holds them
         stored = store.load(path, key)
@@ -103,7 +118,9 @@ def open_index(
 
 
 def place(folder: str, name: str, cache_dir: str | Path | None = None) -> Path:
-    """The file `name` beside the data in `folder`, or in a cache where it cannot be (see `open_index`)."""
+    """The file `name` beside the data in `folder`, or in a cache where it cannot be (see
+    `open_index`).
+    """
     if cache_dir is None:
         beside = Path(folder) / FOLDER
         if not remote.is_remote(folder) and _writable(beside if beside.is_dir() else Path(folder)):
@@ -114,7 +131,8 @@ def place(folder: str, name: str, cache_dir: str | Path | None = None) -> Path:
 
 
 def _hold_out(files: dict[str, list[rlds.Shard]]) -> dict[str, list[rlds.Shard]]:
-    """The same splits; the last episodes of "train" become "val" where nothing else is held out (most OXE datasets).
+    """The same splits; the last episodes of "train" become "val" where nothing else is held out
+    (most OXE datasets).
 
     They are taken out before the statistics are made, which describe what is trained on alone.
     """
@@ -133,7 +151,9 @@ def _hold_out(files: dict[str, list[rlds.Shard]]) -> dict[str, list[rlds.Shard]]
     return {**files, "train": train, "val": val}
 
 
-def _quarantined(files: dict[str, list[rlds.Shard]], quarantine: Quarantine) -> dict[str, frozenset[int]]:
+def _quarantined(
+    files: dict[str, list[rlds.Shard]], quarantine: Quarantine
+) -> dict[str, frozenset[int]]:
     """The records to leave out, by shard file name."""
     listed: dict[str, set[int]] = {}
     for file, record in quarantine:
@@ -143,21 +163,28 @@ def _quarantined(files: dict[str, list[rlds.Shard]], quarantine: Quarantine) -> 
         records = listed.get(_name(shard.path), set())
         if records and not 0 <= min(records) <= max(records) < shard.episodes:
             raise ValueError(
-                f"data.quarantine: expected records 0 to {shard.episodes - 1} of {shard.path}, got {sorted(records)}; "
-                "was the list made for another version of the data?"
+                f"data.quarantine: expected records 0 to {shard.episodes - 1} of {shard.path}, got"
+                f" {sorted(records)}; was the list made for another version of the data?"
             )
         if records:
             skipped[_name(shard.path)] = frozenset(records)
     return skipped
 
 
-def _build(dataset: Dataset, split: str, shards: list[rlds.Shard], skipped: dict[str, frozenset[int]]) -> Arrays:
+def _build(
+    dataset: Dataset, split: str, shards: list[rlds.Shard], skipped: dict[str, frozenset[int]]
+) -> Arrays:
     """One pass over the shards of a split. Memory: its columns, and a record per thread."""
     columns: dict[str, bytearray] = {}
     kinds: dict[str, np.ndarray] = {}  # an empty array of each column's dtype and width
     ids: dict[str, int] = {}
-    running = {"actions": stats.empty(len(dataset.action_names)), "state": stats.empty(len(dataset.state_names))}
-    with Progress(f"{dataset.name}: indexing {split}", sum(shard.size for shard in shards)) as progress:
+    running = {
+        "actions": stats.empty(len(dataset.action_names)),
+        "state": stats.empty(len(dataset.state_names)),
+    }
+    with Progress(
+        f"{dataset.name}: indexing {split}", sum(shard.size for shard in shards)
+    ) as progress:
         for part, sentences in _parts(dataset, shards, skipped, progress):
             own = np.array([ids.setdefault(text, len(ids)) for text in sentences], np.int32)
             part["instruction"] = own[part["instruction"]]
@@ -168,20 +195,28 @@ def _build(dataset: Dataset, split: str, shards: list[rlds.Shard], skipped: dict
     steps = running["actions"].rows
     if not steps:
         raise ValueError(
-            f"{shards[0].path}: split {split!r} is empty: expected at least one step, got episodes without any; remove "
-            "it from dataset_info.json or download the dataset again"
+            f"{shards[0].path}: split {split!r} is empty: expected at least one step, got episodes"
+            " without any; remove it from dataset_info.json or download the dataset again"
         )
     arrays = {
-        name: np.frombuffer(body, kinds[name].dtype).reshape(-1 if body else steps, *kinds[name].shape[1:])
+        name: (
+            np.frombuffer(body, kinds[name].dtype).reshape(
+                -1 if body else steps, *kinds[name].shape[1:]
+            )
+        )
         for name, body in columns.items()
     }
     length = arrays["length"]
     arrays["first"] = np.cumsum(length, dtype=np.int64) - length
     arrays["sentences"] = np.frombuffer(json.dumps(list(ids)).encode(), np.uint8)
     for name, kind in (("actions", "action"), ("state", "state")):
-        arrays.update({f"stats/{kind}/{key}": value for key, value in stats.summary(running[name]).items()})
+        arrays.update(
+            {f"stats/{kind}/{key}": value for key, value in stats.summary(running[name]).items()}
+        )
     empty = int((length == 0).sum())
-    left_out = sum(record in shard.keep for shard in shards for record in skipped.get(_name(shard.path), ()))
+    left_out = sum(
+        record in shard.keep for shard in shards for record in skipped.get(_name(shard.path), ())
+    )
     print(
         f"{dataset.name}: indexed split {split}: {len(length)} episodes, {steps} steps"
         + (f" ({empty} episodes too short for a step)" if empty else "")
@@ -193,7 +228,10 @@ def _build(dataset: Dataset, split: str, shards: list[rlds.Shard], skipped: dict
 
 
 def _parts(
-    dataset: Dataset, shards: list[rlds.Shard], skipped: dict[str, frozenset[int]], progress: Progress
+    dataset: Dataset,
+    shards: list[rlds.Shard],
+    skipped: dict[str, frozenset[int]],
+    progress: Progress,
 ) -> Iterator[tuple[Arrays, list[str]]]:
     """What `_read` makes of every shard, in their order; several are read at a time."""
     many = (os.cpu_count() or 1) + REMOTE_READS * remote.is_remote(shards[0].path)
@@ -238,13 +276,19 @@ def _read(
     progress.add(shard.size - at)
     columns = {name: np.array(values, np.int32) for name, values in rows.items()}
     # The first block has the dtype to store: a frame has fewer than 2 GiB, whatever its record has.
-    columns |= {name: np.concatenate(values).astype(values[0].dtype) for name, values in blocks.items()}
+    columns |= {
+        name: np.concatenate(values).astype(values[0].dtype) for name, values in blocks.items()
+    }
     columns["shard"] = np.full(len(columns["actions"]), number, np.int32)
     return columns, list(ids)
 
 
 def _split(name: str, shards: list[rlds.Shard], arrays: Arrays) -> Split:
-    own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
+    own = {
+        key.removeprefix(f"{name}/"): value
+        for key, value in arrays.items()
+        if key.startswith(f"{name}/")
+    }
     found: dict[str, Arrays] = {"action": {}, "state": {}}
     frames = {}
     for key, value in own.items():
@@ -270,15 +314,25 @@ def _split(name: str, shards: list[rlds.Shard], arrays: Arrays) -> Split:
 
 
 def _key(
-    folder: str, dataset: Dataset, files: dict[str, list[rlds.Shard]], skipped: dict[str, frozenset[int]]
+    folder: str,
+    dataset: Dataset,
+    files: dict[str, list[rlds.Shard]],
+    skipped: dict[str, frozenset[int]],
 ) -> dict[str, Any]:
     """What an index must have been made from to be used."""
     sizes = {_name(shard.path): shard.size for shards in files.values() for shard in shards}
-    sizes |= {name: remote.size(remote.join(folder, name)) for name in (tfds_folder.FEATURES, tfds_folder.INFO)}
+    sizes |= {
+        name: remote.size(remote.join(folder, name))
+        for name in (tfds_folder.FEATURES, tfds_folder.INFO)
+    }
     return {
         "schema": SCHEMA,
         "revision": dataset.revision,
-        "description": {"cameras": dataset.cameras, "columns": dataset.columns, "language": dataset.language},
+        "description": {
+            "cameras": dataset.cameras,
+            "columns": dataset.columns,
+            "language": dataset.language,
+        },
         "episodes": [dataset.require, dataset.segments],
         "recipe": repr(dataset.standardise) if isinstance(dataset.standardise, Recipe) else "",
         "files": sizes,
@@ -287,7 +341,9 @@ def _key(
 
 
 def _writable(folder: Path) -> bool:
-    """Root may write anywhere, but a folder without any write permission is meant to stay as it is."""
+    """Root may write anywhere, but a folder without any write permission is meant to stay
+    as it is.
+    """
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 

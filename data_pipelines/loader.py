@@ -1,4 +1,6 @@
-"""Batches of windows from a mixture: what comes at a position depends on nothing but the seed and the position."""
+"""Batches of windows from a mixture: what comes at a position depends on nothing but the seed and
+the position.
+"""
 
 import queue
 import threading
@@ -38,26 +40,38 @@ class Loader:
             config: see LoaderConfig.
             encode: an instruction to its token ids [n].
             rows: rows of the global batch that this host builds; None = all.
-            target: an instruction to its embedding [e], float32, for `Batch.text_target`; asked once for every
-                sentence, when it is first met. Called in the thread that makes the batches.
+            target: an instruction to its embedding [e], float32, for `Batch.text_target`; asked
+                once for every sentence, when it is first met. Called in the thread that makes the
+                batches.
 
         Raises ValueError when splits, window, cameras, prompt length or future do not fit the data.
         """
         if len(config.image_size) != len(config.cameras):
-            raise ValueError(f"model.image_size: expected one per camera {config.cameras}, got {config.image_size}")
+            raise ValueError(
+                f"model.image_size: expected one per camera {config.cameras}, got"
+                f" {config.image_size}"
+            )
         check(parts, config.cameras, config.window)
         self._parts, self._config = parts, config
         self._splits = [part.index.splits[part.split] for part in parts]
         self._rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
         if self._rows.size and not 0 <= self._rows.min() <= self._rows.max() < config.batch_size:
-            raise ValueError(f"rows: expected rows of a batch of {config.batch_size}, got {self._rows}")
+            raise ValueError(
+                f"rows: expected rows of a batch of {config.batch_size}, got {self._rows}"
+            )
         self._assembler = Assembler(parts, config, encode, target)
         swapped = [part.index.dataset.bgr for part in parts]
         self._decoder = Decoder(self._splits, swapped, config.cameras, config.image_size)
         self._bases = np.cumsum([0, *(int(split.length.sum()) for split in self._splits)])
-        self._visits = [order.visits(split.length.astype(np.int64), config.windows_per_visit) for split in self._splits]
+        self._visits = [
+            order.visits(split.length.astype(np.int64), config.windows_per_visit)
+            for split in self._splits
+        ]
         self._visit_starts = np.concatenate(
-            [visits.start + base for visits, base in zip(self._visits, self._bases[:-1], strict=True)]
+            [
+                visits.start + base
+                for visits, base in zip(self._visits, self._bases[:-1], strict=True)
+            ]
         )
         self._visit_counts = np.concatenate([visits.windows for visits in self._visits])
         self.pool = self._pool_size()
@@ -73,7 +87,8 @@ class Loader:
         config = self._config
         return {
             "datasets": [
-                [part.index.dataset.name, part.split, part.weight, part.index.digest[:16]] for part in self._parts
+                [part.index.dataset.name, part.split, part.weight, part.index.digest[:16]]
+                for part in self._parts
             ],
             "seed": config.seed,
             "batch_size": config.batch_size,
@@ -97,43 +112,54 @@ class Loader:
         """The mixture as a table, and how well it is mixed: what to look at before a long run."""
         shares = np.array(self._order.taken) / self._order.epoch_length
         rows = [
-            f"{'dataset':44s} {'weight':>7s} {'share':>7s} {'windows':>10s} {'episodes':>9s} {'Hz':>5s}  cameras, state"
+            f"{'dataset':44s} {'weight':>7s} {'share':>7s} {'windows':>10s} {'episodes':>9s}"
+            f" {'Hz':>5s}  cameras, state"
         ]
         for part, split, share in zip(self._parts, self._splits, shares, strict=True):
             dataset = part.index.dataset
             seen = [slot for slot in self._config.cameras if slot in split.frames]
             rows.append(
-                f"{dataset.name:44.44s} {part.weight:7.4g} {share:7.2%} {int(split.length.sum()):10d} "
-                f"{len(split.length):9d} {dataset.control_hz or '?':>5}  {'+'.join(seen)}, {len(dataset.state_names)}"
+                f"{dataset.name:44.44s} {part.weight:7.4g} {share:7.2%}"
+                f" {int(split.length.sum()):10d} {len(split.length):9d}"
+                f" {dataset.control_hz or '?':>5}  {'+'.join(seen)}, {len(dataset.state_names)}"
             )
         rates = sorted({part.index.dataset.control_hz or 0.0 for part in self._parts})
         if len(rates) > 1:
             rows.append(
-                f"control rates differ ({', '.join(f'{r:g}' if r else 'unknown' for r in rates)} Hz): a chunk of "
-                f"{self._config.chunk} steps is not the same time in every dataset"
+                f"control rates differ ({', '.join(f'{r:g}' if r else 'unknown' for r in rates)}"
+                f" Hz): a chunk of {self._config.chunk} steps is not the same time in every dataset"
             )
         found = self._order.epoch(0)
-        firsts = np.concatenate([s.first + base for s, base in zip(self._splits, self._bases[:-1], strict=True)])
+        firsts = np.concatenate(
+            [s.first + base for s, base in zip(self._splits, self._bases[:-1], strict=True)]
+        )
         mixed = order.mixing(np.searchsorted(firsts, found, side="right"))
         rows.append(
-            f"{self.windows} windows an epoch; {self.pool} visits open at a time; {mixed.batch} windows in a row hold "
-            f"{mixed.pairs:.1f} pairs from the same episode, {mixed.episodes:.1f} distinct episodes"
+            f"{self.windows} windows an epoch; {self.pool} visits open at a time; {mixed.batch}"
+            f" windows in a row hold {mixed.pairs:.1f} pairs from the same episode,"
+            f" {mixed.episodes:.1f} distinct episodes"
         )
         return "\n".join(rows)
 
     def batch(self, position: int) -> Batch:
-        """This host's rows of the batch at a position: a pure function of the identity and the position.
+        """This host's rows of the batch at a position: a pure function of the identity and the
+        position.
 
-        Without shuffling the last batch is filled up with repeated windows whose actions and future are masked. Decodes
-        the frames of these windows alone; `batches` is the fast way to read many.
+        Without shuffling the last batch is filled up with repeated windows whose actions and future
+        are masked. Decodes the frames of these windows alone; `batches` is the fast way to read
+        many.
         """
         return self._read(self._at(position), position)
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Batches from a position on, made ahead in a thread. Endless when shuffling. Close it to stop the thread."""
+        """Batches from a position on, made ahead in a thread. Endless when shuffling. Close it to
+        stop the thread.
+        """
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
         stop = threading.Event()
-        thread = threading.Thread(target=self._work, args=(start, ready, stop), name="loader", daemon=True)
+        thread = threading.Thread(
+            target=self._work, args=(start, ready, stop), name="loader", daemon=True
+        )
         thread.start()
         try:
             while (item := ready.get()) is not None:
@@ -145,12 +171,16 @@ class Loader:
             thread.join()
 
     def episode(self, episode: int) -> Batch:
-        """All windows of an episode (counted over all datasets) in order: a batch of as many rows as it has steps."""
+        """All windows of an episode (counted over all datasets) in order: a batch of as many rows
+        as it has steps.
+        """
         part, inside = self._locate(episode)
         split = self._splits[part]
         length = int(split.length[inside])
         if not length:
-            raise ValueError(f"episode {episode}: expected at least one step, it has none after standardisation")
+            raise ValueError(
+                f"episode {episode}: expected at least one step, it has none after standardisation"
+            )
         return self._read(self._bases[part] + int(split.first[inside]) + np.arange(length), None)
 
     def _read(self, flat: np.ndarray, position: int | None) -> Batch:
@@ -160,7 +190,12 @@ class Loader:
             visit = self._visit(flat)
             for number in np.unique(visit).tolist():
                 wanted = flat[visit == number]
-                pool.plan(number, self._span(int(wanted.min()), int(wanted.max()) + 1), len(wanted), more=False)
+                pool.plan(
+                    number,
+                    self._span(int(wanted.min()), int(wanted.max()) + 1),
+                    len(wanted),
+                    more=False,
+                )
             return self._make(flat, position, pool)
         finally:
             pool.close()
@@ -171,7 +206,9 @@ class Loader:
         def put(item: Batch | BaseException | None) -> None:
             while not stop.is_set():
                 try:
-                    ready.put(item, timeout=0.05)  # looks up now and then: nobody may be taking any more
+                    ready.put(
+                        item, timeout=0.05
+                    )  # looks up now and then: nobody may be taking any more
                     return
                 except queue.Full:
                     continue
@@ -181,7 +218,10 @@ class Loader:
             plan = self._plan(pool, start)
             end = None if self._config.shuffle else self._passes()
             visit_windows = self._bases[-1] / max(1, len(self._visit_starts))
-            ahead = max(PREFETCH, round(VISITS_AHEAD * pool.workers * visit_windows / max(1, len(self._rows))))
+            ahead = max(
+                PREFETCH,
+                round(VISITS_AHEAD * pool.workers * visit_windows / max(1, len(self._rows))),
+            )
             planned = position = start
             while not stop.is_set() and (end is None or position < end):
                 while planned <= position + ahead and (end is None or planned < end):
@@ -196,7 +236,9 @@ class Loader:
             pool.close()
 
     def _plan(self, pool: Pool, start: int) -> Generator[None, None, None]:
-        """Tells the pool, one batch per step from a position on, which visits come and how long to keep them."""
+        """Tells the pool, one batch per step from a position on, which visits come and how long to
+        keep them.
+        """
         epoch, left = -1, np.zeros(0, np.int64)
         position = start
         while True:
@@ -204,7 +246,9 @@ class Loader:
             for flat, number in self._by_epoch(samples):
                 if number != epoch:
                     epoch, left = number, self._uses(number, start * self._config.batch_size)
-                for visit, count in zip(*np.unique(self._visit(flat), return_counts=True), strict=True):
+                for visit, count in zip(
+                    *np.unique(self._visit(flat), return_counts=True), strict=True
+                ):
                     left[visit] -= count
                     begin = int(self._visit_starts[visit])
                     span = self._span(begin, begin + int(self._visit_counts[visit]))
@@ -213,7 +257,9 @@ class Loader:
             yield
 
     def _uses(self, epoch: int, start: int) -> np.ndarray:
-        """How many windows of each visit this host makes in an epoch, from the sample `start` on: [V]."""
+        """How many windows of each visit this host makes in an epoch, from the sample `start` on:
+        [V].
+        """
         size = self._config.batch_size
         length = self.windows if self._config.shuffle else self._passes() * size
         samples = np.arange(max(epoch * length, start), (epoch + 1) * length)
@@ -230,7 +276,9 @@ class Loader:
     def _at(self, position: int) -> np.ndarray:
         """The windows of this host's rows at a position."""
         if not self._config.shuffle and not 0 <= position < self._passes():
-            raise ValueError(f"batch: expected a position below {self._passes()} (one pass), got {position}")
+            raise ValueError(
+                f"batch: expected a position below {self._passes()} (one pass), got {position}"
+            )
         return self._flat(position * self._config.batch_size + self._rows)
 
     def _flat(self, samples: np.ndarray) -> np.ndarray:
@@ -265,7 +313,9 @@ class Loader:
         return part, episode - int(counts[part])
 
     def _make(self, flat: np.ndarray, position: int | None, pool: Pool) -> Batch:
-        """The batch of windows whose newest steps are the rows `flat` [b] of all columns; their visits are open."""
+        """The batch of windows whose newest steps are the rows `flat` [b] of all columns; their
+        visits are open.
+        """
         batch = self._assembler.empty(len(flat))
         part_of = np.searchsorted(self._bases, flat, side="right") - 1
         # Rows of the dataset's own columns.
@@ -284,11 +334,15 @@ class Loader:
             return batch
         real = position * self._config.batch_size + self._rows < self.windows
         if batch.future is not None:
-            batch = batch._replace(future=batch.future._replace(mask=batch.future.mask & real[:, None, None, None]))
+            batch = batch._replace(
+                future=batch.future._replace(mask=batch.future.mask & real[:, None, None, None])
+            )
         return batch._replace(action_mask=batch.action_mask & real[:, None, None, None])
 
     def _pool_size(self) -> int:
-        """Visits that fit into the RAM budget; all of them when none stays open for a second window."""
+        """Visits that fit into the RAM budget; all of them when none stays open for a second
+        window.
+        """
         if self._config.windows_per_visit == 1:
             return len(self._visit_starts)
         total = 0.0
@@ -298,7 +352,9 @@ class Loader:
             episode = np.searchsorted(split.first, visits.start, side="right") - 1
             end = split.first[episode] + split.length[episode]
             frames = float((stop - start).sum())
-            frames += sum(float((b - a).sum()) for a, b in future_runs(start, stop, end, self._config.future))
+            frames += sum(
+                float((b - a).sum()) for a, b in future_runs(start, stop, end, self._config.future)
+            )
             total += frames * self._decoder.bytes_per_frame(number)
         count = len(self._visit_starts)
         return int(np.clip(self._config.ram_budget * count / total, 1, count))

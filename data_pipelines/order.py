@@ -1,15 +1,19 @@
-"""Which window comes at which position: a pure function of (seed, position), for one dataset or a weighted mixture.
+"""Which window comes at which position: a pure function of (seed, position), for one dataset or a
+weighted mixture.
 
-The unit of decoding is a visit: up to `windows_per_visit` consecutive windows of an episode, whose frames are decoded
-once. An epoch takes round(weight x windows) windows of each dataset, from where its last epoch stopped in an endless
-row of shuffled passes over its visits. The visits of all datasets are merged evenly into one line, the line is cut into
-lanes, and inside its lane every window is delayed by a random number of up to pool / lanes visits. So about `pool`
-visits are open at any time, and each is decoded once.
+The unit of decoding is a visit: up to `windows_per_visit` consecutive windows of an episode, whose
+frames are decoded once. An epoch takes round(weight x windows) windows of each dataset, from where
+its last epoch stopped in an endless row of shuffled passes over its visits. The visits of all
+datasets are merged evenly into one line, the line is cut into lanes, and inside its lane every
+window is delayed by a random number of up to pool / lanes visits. So about `pool` visits are open
+at any time, and each is decoded once.
 
-A lane owns fixed rows of every batch. A host that builds the rows of some lanes therefore decodes only their visits,
-while the order itself knows nothing of hosts: 1, 2 or 4 of them see the same batches.
+A lane owns fixed rows of every batch. A host that builds the rows of some lanes therefore decodes
+only their visits, while the order itself knows nothing of hosts: 1, 2 or 4 of them see the same
+batches.
 
-Random numbers are raw Philox output, which numpy keeps stable, so that an order outlives a numpy upgrade.
+Random numbers are raw Philox output, which numpy keeps stable, so that an order outlives a numpy
+upgrade.
 """
 
 import dataclasses
@@ -22,7 +26,9 @@ MAX_LANES = 64  # a lane is one row of a batch at least, and hosts come in power
 
 
 class Visits(NamedTuple):
-    """Runs of consecutive windows, named by the rows of their newest steps in a dataset's columns."""
+    """Runs of consecutive windows, named by the rows of their newest steps in a dataset's
+    columns.
+    """
 
     start: Int64[np.ndarray, " v"]
     windows: Int64[np.ndarray, " v"]
@@ -44,7 +50,9 @@ class OrderConfig:
 
     @property
     def lanes(self) -> int:
-        """The largest power of two that divides the batch and leaves every lane a visit, up to MAX_LANES."""
+        """The largest power of two that divides the batch and leaves every lane a visit, up to
+        MAX_LANES.
+        """
         lanes = MAX_LANES
         while self.batch_size % lanes or lanes > max(self.pool, 1):
             lanes //= 2
@@ -52,7 +60,8 @@ class OrderConfig:
 
 
 def visits(lengths: Int64[np.ndarray, " e"], windows_per_visit: int) -> Visits:
-    """The visits of episodes whose windows stand one after the other: [E] -> [V], in the order of the rows.
+    """The visits of episodes whose windows stand one after the other: [E] -> [V], in the order of
+    the rows.
 
     The runs of an episode differ by at most one window.
     """
@@ -64,10 +73,14 @@ def visits(lengths: Int64[np.ndarray, " e"], windows_per_visit: int) -> Visits:
 
 
 class Order:
-    """The endless order of the windows of several datasets. `epoch_length` is the number of windows in an epoch."""
+    """The endless order of the windows of several datasets. `epoch_length` is the number of windows
+    in an epoch.
+    """
 
     def __init__(self, parts: list[Visits], weights: list[float], config: OrderConfig) -> None:
-        """Weights multiply each dataset's number of windows; equal ones make an epoch show every window once."""
+        """Weights multiply each dataset's number of windows; equal ones make an epoch show every
+        window once.
+        """
         if len(set(weights)) == 1:
             weights = [1.0] * len(weights)
         self._parts, self._config = parts, config
@@ -78,7 +91,9 @@ class Order:
         self._kept: dict[int, np.ndarray] = {}
 
     def windows(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The windows of samples (position x batch_size + row), as rows of all datasets' columns put together."""
+        """The windows of samples (position x batch_size + row), as rows of all datasets' columns
+        put together.
+        """
         epoch = samples // self.epoch_length
         found = np.empty(len(samples), np.int64)
         for number in np.unique(epoch).tolist():
@@ -90,7 +105,8 @@ class Order:
         """All windows of an epoch in order."""
         if number not in self._kept:
             made = self._make(number)
-            # A batch may straddle two epochs, and the next is asked for while the last is still being read.
+            # A batch may straddle two epochs, and the next is asked for while the last is still
+            # being read.
             self._kept = {n: kept for n, kept in self._kept.items() if abs(n - number) <= 1}
             self._kept[number] = made
         return self._kept[number]
@@ -101,7 +117,9 @@ class Order:
         # The rows of the epoch's slots: epochs need not end with a batch.
         row = (np.arange(self.epoch_length) + epoch * self.epoch_length) % batch
         lane = (row * lanes // batch).astype(np.uint8)
-        slots = np.argsort(lane, kind="stable")  # all slots of the first lane, then of the second ...
+        slots = np.argsort(
+            lane, kind="stable"
+        )  # all slots of the first lane, then of the second ...
         ends = np.cumsum(np.bincount(lane, minlength=lanes)).tolist()
         del row, lane
         visit = np.repeat(np.arange(len(count)), count)
@@ -115,28 +133,41 @@ class Order:
         return out
 
     def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """First window (row of all columns) and number of windows of every visit of the epoch, datasets merged."""
+        """First window (row of all columns) and number of windows of every visit of the epoch,
+        datasets merged.
+        """
         found = []
         for number, taken in enumerate(self.taken):
             start, count = self._take(number, epoch * taken, (epoch + 1) * taken)
-            # Where the visit stands in the dataset's share of the epoch, 0 to 1: monotone, with a random phase.
-            at = np.cumsum(count) - count + _uniform(len(count), self._config.seed, epoch, 2, number) * count
+            # Where the visit stands in the dataset's share of the epoch, 0 to 1: monotone, with a
+            # random phase.
+            at = (
+                np.cumsum(count)
+                - count
+                + _uniform(len(count), self._config.seed, epoch, 2, number) * count
+            )
             found.append((start + self._bases[number], count, at / taken))
         starts, counts, places = (np.concatenate(columns) for columns in zip(*found, strict=True))
         merged = np.argsort(places, kind="stable")
         return starts[merged], counts[merged]
 
     def _take(self, number: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Windows begin to end of a dataset's endless row of shuffled passes, as (row, count) pieces of visits."""
+        """Windows begin to end of a dataset's endless row of shuffled passes, as (row, count)
+        pieces of visits.
+        """
         part, size = self._parts[number], self._sizes[number]
         pieces = []
         for turn in range(begin // size, -(-end // size)):
-            shuffled = np.argsort(raw(len(part.windows), self._config.seed, turn, 3, number), kind="stable")
+            shuffled = np.argsort(
+                raw(len(part.windows), self._config.seed, turn, 3, number), kind="stable"
+            )
             count = part.windows[shuffled]
             after = np.cumsum(count) + turn * size
             low, high = np.maximum(after - count, begin), np.minimum(after, end)
             keep = low < high
-            pieces.append((part.start[shuffled][keep] + (low - after + count)[keep], (high - low)[keep]))
+            pieces.append(
+                (part.start[shuffled][keep] + (low - after + count)[keep], (high - low)[keep])
+            )
         starts, counts = zip(*pieces, strict=True)
         return np.concatenate(starts), np.concatenate(counts)
 
@@ -150,13 +181,17 @@ class Mixing(NamedTuple):
 
 
 def mixing(episode: Integer[np.ndarray, " n"], batch: int = 256, batches: int = 64) -> Mixing:
-    """The mixing of windows that come in this order, from the episodes they belong to: batches spread over all."""
+    """The mixing of windows that come in this order, from the episodes they belong to: batches
+    spread over all.
+    """
     batch = min(batch, len(episode))
     begins = np.unique(np.linspace(0, len(episode) - batch, batches).astype(np.int64))
     rows = np.sort(episode[begins[:, None] + np.arange(batch)], axis=1)
     new = np.concatenate([np.ones((len(rows), 1), bool), np.diff(rows, axis=1) != 0], axis=1)
     counts = np.diff(np.flatnonzero(np.append(new.ravel(), True)))
-    return Mixing(batch, float((counts * (counts - 1) / 2).sum() / len(rows)), float(new.sum() / len(rows)))
+    return Mixing(
+        batch, float((counts * (counts - 1) / 2).sum() / len(rows)), float(new.sum() / len(rows))
+    )
 
 
 def raw(n: int, *key: int) -> UInt64[np.ndarray, " n"]:

@@ -10,7 +10,9 @@ EVERY = 10.0  # seconds between lines
 
 
 class Progress:
-    """Counts bytes (or frames ...) of `total`; any thread may add to it. To be used in a `with` statement."""
+    """Counts bytes (or frames ...) of `total`; any thread may add to it. To be used in a `with`
+    statement.
+    """
 
     def __init__(self, what: str, total: int, unit: str = "B") -> None:
         self._what, self._total, self._unit, self._done = what, total, unit, 0
@@ -20,7 +22,9 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False)
+            self._bar = tqdm(
+                total=total, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False
+            )
 
     def add(self, count: int) -> None:
         """So many more bytes are done."""
@@ -53,7 +57,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,6 @@
-"""What can be measured of a dataset before training on it, and the search for all that is wrong with its files."""
+"""What can be measured of a dataset before training on it, and the search for all that is wrong
+with its files.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import images, remote, rlds
+from data_pipelines import images
 from data_pipelines.datasets.dataset import Dataset
+from data_pipelines.files import remote, rlds
 from data_pipelines.index import Split
 from data_pipelines.progress import Progress
 from data_pipelines.windows import MOTION
@@ -37,7 +40,9 @@ def measure(dataset: Dataset, split: Split) -> Report:
         "idle_below": {name: float(value) for name, value in below.items()},
         "actions": _dims(split.actions, spec, split.stats["action"]),
         "state": _dims(
-            split.state, ActionSpec.fit(dataset.state_names, (), split.stats["state"], ("q99",)), split.stats["state"]
+            split.state,
+            ActionSpec.fit(dataset.state_names, (), split.stats["state"], ("q99",)),
+            split.stats["state"],
         ),
         "gripper": {spec.names[i]: _values(split.actions[:, i]) for i in spec.binary},
         "consistency": consistency(dataset, split),
@@ -45,13 +50,17 @@ def measure(dataset: Dataset, split: Split) -> Report:
 
 
 def idle_frames(split: Split, spec: ActionSpec) -> tuple[int, dict[str, float]]:
-    """How many steps hardly move and do not change a binary dim, and what "hardly" is in each dim's own units."""
+    """How many steps hardly move and do not change a binary dim, and what "hardly" is in each dim's
+    own units.
+    """
     stats = split.stats["action"]
     moving = [i for i, name in enumerate(spec.names) if name in MOTION]
     below = {spec.names[i]: IDLE * float(stats["q99"][i] - stats["q01"][i]) for i in moving}
     if not moving:
         return 0, {}
-    still = (np.abs(split.actions[:, moving]) <= np.array([below[spec.names[i]] for i in moving])).all(1)
+    still = (
+        np.abs(split.actions[:, moving]) <= np.array([below[spec.names[i]] for i in moving])
+    ).all(1)
     binary = split.actions[:, list(spec.binary)]
     changed = np.zeros(len(still), bool)
     changed[1:] = (binary[1:] != binary[:-1]).any(1)
@@ -60,20 +69,26 @@ def idle_frames(split: Split, spec: ActionSpec) -> tuple[int, dict[str, float]]:
 
 
 def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]:
-    """How well each motion dim of the action explains the state's motion during this step, and during the next.
+    """How well each motion dim of the action explains the state's motion during this step, and
+    during the next.
 
-    Correlations with state[t+1] - state[t] (lag 0) and state[t+2] - state[t+1] (lag 1). Relabelled actions have 1 at
-    lag 0; a larger number at lag 1 means that actions and states are shifted by a step. None: one of them is constant.
+    Correlations with state[t+1] - state[t] (lag 0) and state[t+2] - state[t+1] (lag 1). Relabelled
+    actions have 1 at lag 0; a larger number at lag 1 means that actions and states are shifted by a
+    step. None: one of them is constant.
     """
     found = {}
-    for name in (name for name in dataset.action_names if name in MOTION and name in dataset.state_names):
+    for name in (
+        name for name in dataset.action_names if name in MOTION and name in dataset.state_names
+    ):
         action = split.actions[:, dataset.action_names.index(name)].astype(np.float64)
         state = split.state[:, dataset.state_names.index(name)].astype(np.float64)
         moved = np.diff(state)
         if name in ANGLES:
             moved = (moved + np.pi) % (2 * np.pi) - np.pi
         inside = np.ones(len(state), bool)
-        inside[(split.first + split.length - 1)[split.length > 0]] = False  # no next step in its episode
+        inside[(split.first + split.length - 1)[split.length > 0]] = (
+            False  # no next step in its episode
+        )
         lags: list[float | None] = []
         for lag in (0, 1):
             rows = np.flatnonzero(inside[: len(state) - lag] & inside[lag:])
@@ -90,18 +105,22 @@ def lines(dataset: Dataset, name: str, found: Report) -> Iterator[str]:
     shortest, median, longest = found["episode_length"]
     share = found["idle_frames"] / found["frames"]
     yield (
-        f"{dataset.name}/{name}: {found['episodes']} episodes, {found['frames']} frames; {shortest} to {longest} steps "
-        f"an episode, median {median:g}; {dataset.control_hz or '?'} Hz; cameras {', '.join(dataset.cameras) or 'none'}"
+        f"{dataset.name}/{name}: {found['episodes']} episodes, {found['frames']} frames; {shortest}"
+        f" to {longest} steps an episode, median {median:g}; {dataset.control_hz or '?'} Hz;"
+        f" cameras {', '.join(dataset.cameras) or 'none'}"
     )
     yield (
-        f"  {found['instructions']} instructions; {found['empty_instructions']} episodes have an empty one; "
-        f"{share:.1%} of the frames are idle (every motion below {IDLE:.0%} of its range)"
+        f"  {found['instructions']} instructions; {found['empty_instructions']} episodes have an"
+        f" empty one; {share:.1%} of the frames are idle (every motion below {IDLE:.0%} of its"
+        " range)"
     )
     head = " ".join(f"{word:>9s}" for word in ("min", "q01", "mean", "std", "q99", "max"))
     for kind in ("actions", "state"):
         yield f"  {kind:14s} {head}  clipped"
         for dim, row in found[kind].items():
-            numbers = " ".join(f"{row[word]:9.4g}" for word in ("min", "q01", "mean", "std", "q99", "max"))
+            numbers = " ".join(
+                f"{row[word]:9.4g}" for word in ("min", "q01", "mean", "std", "q99", "max")
+            )
             note = "  constant" if row["constant"] else ""
             yield f"  {dim:14s} {numbers} {row['clipped']:8.2%}{note}"
     for dim, values in found["gripper"].items():
@@ -109,16 +128,19 @@ def lines(dataset: Dataset, name: str, found: Report) -> Iterator[str]:
     for dim, lags in found["consistency"].items():
         words = ["constant" if lag is None else f"{lag:.3f}" for lag in lags]
         late = None not in lags and lags[1] > lags[0] + 0.1
-        yield f"  action {dim} and the motion of its state: {words[0]} at lag 0, {words[1]} at lag 1" + (
-            "  <- shifted by a step?" if late else ""
+        yield (
+            f"  action {dim} and the motion of its state: {words[0]} at lag 0, {words[1]} at lag 1"
+            + ("  <- shifted by a step?" if late else "")
         )
 
 
-def validate(folder: str, dataset: Dataset, report: Callable[[rlds.EpisodeError], None]) -> tuple[int, int]:
+def validate(
+    folder: str, dataset: Dataset, report: Callable[[rlds.EpisodeError], None]
+) -> tuple[int, int]:
     """Reads every record and decodes every image of a dataset, and reports all that is wrong.
 
-    Returns the numbers of good episodes and of images. Raises ValueError when the folder as a whole is not what
-    `dataset` describes.
+    Returns the numbers of good episodes and of images. Raises ValueError when the folder as a whole
+    is not what `dataset` describes.
     """
     files = rlds.check(folder, dataset)
     shards = [(number, shard) for split in files.values() for number, shard in enumerate(split)]
@@ -168,12 +190,17 @@ def _check_images(
     for step, got in zip(episode.frames.tolist(), found, strict=True):
         wanted = sizes.setdefault(slot, got) if not isinstance(got, str) else None
         if got != wanted:
-            problem = got if isinstance(got, str) else f"expected {wanted} pixels as before, got {got}"
+            problem = (
+                got if isinstance(got, str) else f"expected {wanted} pixels as before, got {got}"
+            )
             report(rlds.EpisodeError(shard.path, episode.record, step, slot, problem, LEAVE_OUT))
 
 
 def _check_binary(
-    shard: rlds.Shard, episode: rlds.Episode, dataset: Dataset, report: Callable[[rlds.EpisodeError], None]
+    shard: rlds.Shard,
+    episode: rlds.Episode,
+    dataset: Dataset,
+    report: Callable[[rlds.EpisodeError], None],
 ) -> None:
     for dim in dataset.binary:
         column = episode.actions[:, dim]
@@ -190,7 +217,9 @@ def _dims(column: np.ndarray, spec: ActionSpec, stats: dict[str, np.ndarray]) ->
     for i, name in enumerate(spec.names):
         x, normalised = column[:, i], i not in (*spec.binary, *spec.constant)
         outside = (x < np.float32(stats["q01"][i])) | (x > np.float32(stats["q99"][i]))
-        found[name] = {key: float(stats[key][i]) for key in ("min", "q01", "mean", "std", "q99", "max")} | {
+        found[name] = {
+            key: float(stats[key][i]) for key in ("min", "q01", "mean", "std", "q99", "max")
+        } | {
             "clipped": float(outside.mean()) if normalised else 0.0,
             "constant": i in spec.constant,
         }

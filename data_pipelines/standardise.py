@@ -43,10 +43,11 @@ class Constant(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Difference of a part between a kept step and the next one kept: the motion reached, not the one commanded.
+    """Difference of a part between a kept step and the next one kept: the motion reached, not the
+    one commanded.
 
-    `angles` are columns in radians, whose differences are wrapped to [-pi, pi). The last step has no next one: a
-    recipe with a Moved part drops it.
+    `angles` are columns in radians, whose differences are wrapped to [-pi, pi). The last step has
+    no next one: a recipe with a Moved part drops it.
     """
 
     part: str
@@ -54,10 +55,11 @@ class Moved(NamedTuple):
 
 
 class Waypoint(NamedTuple):
-    """Motion in the plane as the robot sees it: forward, left, in the units of the recorded action. Drops a step.
+    """Motion in the plane as the robot sees it: forward, left, in the units of the recorded action.
+    Drops a step.
 
-    `pose` has the columns x, y, yaw. Positions may be in other units than actions, so the recorded action of the first
-    step that moves gives the scale.
+    `pose` has the columns x, y, yaw. Positions may be in other units than actions, so the recorded
+    action of the first step that moves gives the scale.
     """
 
     pose: str
@@ -69,17 +71,19 @@ Part = str | Constant | Moved | Waypoint
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How raw columns (feature key -> [T_raw, ...]) become one standardised episode. Call it as Dataset.standardise.
+    """How raw columns (feature key -> [T_raw, ...]) become one standardised episode. Call it as
+    Dataset.standardise.
 
     Attributes:
         actions: the parts of an action.
         state: the parts of the state; () when the robot's state was not recorded.
         drop_first: steps to leave out at the beginning.
         stride: keep every stride-th step.
-        idle: leave out steps at which nothing is commanded: no number of the action but the last beyond +-idle, and the
-            last (the gripper) where it was. None keeps all steps.
+        idle: leave out steps at which nothing is commanded: no number of the action but the last
+            beyond +-idle, and the last (the gripper) where it was. None keeps all steps.
 
-    Operators see the whole episode before any step is left out: the step that settles a gripper may be one of those.
+    Operators see the whole episode before any step is left out: the step that settles a gripper may
+    be one of those.
     """
 
     actions: tuple[Part, ...]
@@ -94,25 +98,36 @@ class Recipe:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The features this recipe needs, as Dataset.columns wants them: feature key -> feature key."""
+        """The features this recipe needs, as Dataset.columns wants them: feature key -> feature
+        key.
+        """
         keys = dict.fromkeys(_parse(part).source for part in self._parts())
         return {key: key for key in keys}
 
     def __call__(self, columns: Columns) -> Standardised:
         """One episode. `columns` is left as it is. May keep no step at all.
 
-        Raises ValueError when a column is missing, when columns differ in length, and when an operator gets numbers
-        that it has no meaning for.
+        Raises ValueError when a column is missing, when columns differ in length, and when an
+        operator gets numbers that it has no meaning for.
         """
         missing = [key for key in self.columns if key not in columns]
         if missing:
-            raise ValueError(f"standardise: expected the columns {sorted(self.columns)}, got none of {missing}")
+            raise ValueError(
+                f"standardise: expected the columns {sorted(self.columns)}, got none of {missing}"
+            )
         lengths = {key: len(columns[key]) for key in self.columns}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"standardise: expected columns of one length, got {lengths}; download the file again")
+            raise ValueError(
+                f"standardise: expected columns of one length, got {lengths}; download the file"
+                " again"
+            )
         raw = next(iter(lengths.values()), 0)
         steps = np.arange(self.drop_first, raw, self.stride)
-        frames = steps[:-1] if any(isinstance(part, Moved | Waypoint) for part in self.actions) else steps
+        frames = (
+            steps[:-1]
+            if any(isinstance(part, Moved | Waypoint) for part in self.actions)
+            else steps
+        )
         actions = _vector(self.actions, columns, steps)[: len(frames)]
         state = _vector(self.state, columns, steps)[: len(frames)]
         if self.idle is not None:
@@ -142,42 +157,50 @@ def wrap(angles: np.ndarray) -> np.ndarray:
 def binarise(gripper: np.ndarray) -> np.ndarray:
     """Opening in [0, 1] to 1 (open) or 0 (closed), along the first axis.
 
-    A value in between is on its way: it becomes what the gripper next settles at. A run in between that never settles
-    takes its last value, thresholded at 0.5.
+    A value in between is on its way: it becomes what the gripper next settles at. A run in between
+    that never settles takes its last value, thresholded at 0.5.
     """
     decided = (gripper > OPEN) | (gripper < CLOSED)
     decided[-1:] = True
-    filled = _fill((gripper > 0.5)[::-1], decided[::-1])  # the first decided step at or after each step
+    filled = _fill(
+        (gripper > 0.5)[::-1], decided[::-1]
+    )  # the first decided step at or after each step
     return filled[::-1].astype(np.float32)
 
 
 def rel2abs(gripper: np.ndarray) -> np.ndarray:
-    """Relative commands (+ closes, - opens, 0 leaves it) to 1 (open) or 0 (closed), along the first axis.
+    """Relative commands (+ closes, - opens, 0 leaves it) to 1 (open) or 0 (closed), along the first
+    axis.
 
-    Before its first event the gripper is the opposite of what that event makes it: a command is taken to do something.
-    An episode without an event is open.
+    Before its first event the gripper is the opposite of what that event makes it: a command is
+    taken to do something. An episode without an event is open.
     """
     event = np.abs(gripper) > EVENT
     opens = gripper < 0
     first = np.take_along_axis(opens, event.argmax(axis=0)[None], axis=0) if len(gripper) else opens
     before = np.where(event.any(axis=0), ~first, True)
-    return np.where(np.maximum.accumulate(event, axis=0), _fill(opens, event), before).astype(np.float32)
+    return np.where(np.maximum.accumulate(event, axis=0), _fill(opens, event), before).astype(
+        np.float32
+    )
 
 
 def euler_from_quat_xyzw(quaternion: np.ndarray) -> np.ndarray:
     """Roll, pitch, yaw of Rz(yaw) Ry(pitch) Rx(roll): [T, 4] (x, y, z, w) -> [T, 3].
 
-    Rounding in the length is divided out. Raises ValueError when it is off by more than 1%: such a quaternion is
-    padding or another quantity, and any angle made of it would be invented.
+    Rounding in the length is divided out. Raises ValueError when it is off by more than 1%: such a
+    quaternion is padding or another quantity, and any angle made of it would be invented.
     """
     if quaternion.ndim != 2 or quaternion.shape[1] != 4:
-        raise ValueError(f"euler_from_quat_xyzw: expected [T, 4], got shape {quaternion.shape}; mend the entry's slice")
+        raise ValueError(
+            f"euler_from_quat_xyzw: expected [T, 4], got shape {quaternion.shape}; mend the entry's"
+            " slice"
+        )
     length = np.linalg.norm(quaternion, axis=1)
     bad = np.flatnonzero(np.abs(length - 1) > UNIT)
     if len(bad):
         raise ValueError(
-            f"step {bad[0]}: expected a quaternion of length 1, got {quaternion[bad[0]].tolist()} of length "
-            f"{length[bad[0]]:.4g}; repair or remove the episode"
+            f"step {bad[0]}: expected a quaternion of length 1, got {quaternion[bad[0]].tolist()}"
+            f" of length {length[bad[0]]:.4g}; repair or remove the episode"
         )
     x, y, z, w = (quaternion / length[:, None]).T
     roll = np.arctan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
@@ -187,7 +210,9 @@ def euler_from_quat_xyzw(quaternion: np.ndarray) -> np.ndarray:
 
 
 def zlib_f32(column: np.ndarray, width: int) -> np.ndarray:
-    """[T] (or [T, 1]) byte strings, each `width` zlib-compressed little-endian float32, to [T, width]."""
+    """[T] (or [T, 1]) byte strings, each `width` zlib-compressed little-endian float32, to [T,
+    width].
+    """
     out = np.empty((len(column), width))
     for step, cell in enumerate(column.reshape(-1)):
         try:
@@ -195,7 +220,8 @@ def zlib_f32(column: np.ndarray, width: int) -> np.ndarray:
             out[step] = np.frombuffer(zlib.decompress(cell), "<f4").reshape(width)
         except (zlib.error, ValueError, TypeError) as error:
             raise ValueError(
-                f"step {step}: zlib_f32: expected {width} compressed float32, got {error}; download the file again"
+                f"step {step}: zlib_f32: expected {width} compressed float32, got {error}; download"
+                " the file again"
             ) from error
     return out
 
@@ -222,15 +248,24 @@ class _Parsed(NamedTuple):
 def _parse(text: str) -> _Parsed:
     """A part that reads a column. Raises ValueError when it is none."""
     match = re.fullmatch(
-        r"(?P<source>[^\s\[\]]+)(\[(?P<begin>-?\d*):(?P<end>-?\d*)\])?(?P<operators>( \w+(:\d+)?)*)", text
+        r"(?P<source>[^\s\[\]]+)(\[(?P<begin>-?\d*):(?P<end>-?\d*)\])?(?P<operators>("
+        r" \w+(:\d+)?)*)",
+        text,
     )
     if match is None:
-        raise ValueError(f"standardise: expected a part like 'action[-1:] clip01 invert', got {text!r}")
+        raise ValueError(
+            f"standardise: expected a part like 'action[-1:] clip01 invert', got {text!r}"
+        )
     words = [word.split(":") for word in match["operators"].split()]
     for name, *_ in words:
         if name not in OPERATORS:
-            raise ValueError(f"standardise: {text!r}: expected operators among {', '.join(OPERATORS)}, got {name!r}")
-    operators = tuple((name, tuple(int(number) for number in arguments)) for name, *arguments in words)
+            raise ValueError(
+                f"standardise: {text!r}: expected operators among {', '.join(OPERATORS)}, got"
+                f" {name!r}"
+            )
+    operators = tuple(
+        (name, tuple(int(number) for number in arguments)) for name, *arguments in words
+    )
     begin, end = (int(match[name]) if match[name] else None for name in ("begin", "end"))
     return _Parsed(match["source"], slice(begin, end), operators)
 

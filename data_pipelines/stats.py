@@ -1,8 +1,9 @@
 """Statistics of columns in one pass: kept per shard or block, merged in any order.
 
-Mean and squared deviation are merged in float64 (Chan's formula). Quantiles come from a histogram whose bins are a
-power of two wide and aligned at zero. Their width depends on the smallest and the largest value alone, and a narrow bin
-lies inside one wide bin, so every order of merging ends with the same counts in the same bins.
+Mean and squared deviation are merged in float64 (Chan's formula). Quantiles come from a histogram
+whose bins are a power of two wide and aligned at zero. Their width depends on the smallest and the
+largest value alone, and a narrow bin lies inside one wide bin, so every order of merging ends with
+the same counts in the same bins.
 """
 
 from typing import NamedTuple
@@ -11,11 +12,15 @@ import numpy as np
 
 BINS = 2**16
 SMALLEST = -1074  # exponent of the smallest float64 above zero
-BITS = 52  # a bin is never narrower than the float64 values next to the largest one: numbers of bins stay exact
+# a bin is never narrower than the float64 values next to the largest one: numbers of bins stay
+# exact
+BITS = 52
 
 
 class Running(NamedTuple):
-    """What is kept of rows [n, d]. Bin k of a dim counts values in [first + k, first + k + 1) * 2**exponent."""
+    """What is kept of rows [n, d]. Bin k of a dim counts values in [first + k, first + k + 1) *
+    2**exponent.
+    """
 
     rows: int  # n
     mean: np.ndarray  # d, float64
@@ -31,28 +36,51 @@ def empty(dims: int) -> Running:
     """No rows yet of a column of `dims` numbers."""
     zeros, limit = np.zeros(dims), np.full(dims, np.inf)
     numbers = np.zeros(dims, np.int64)
-    return Running(0, zeros, zeros, limit, -limit, numbers + SMALLEST, numbers, np.zeros((dims, BINS), np.int64))
+    return Running(
+        0,
+        zeros,
+        zeros,
+        limit,
+        -limit,
+        numbers + SMALLEST,
+        numbers,
+        np.zeros((dims, BINS), np.int64),
+    )
 
 
 def update(running: Running, rows: np.ndarray) -> Running:
-    """`running` with more rows [n, d], all finite. Raises ValueError for another width or a number that is not."""
+    """`running` with more rows [n, d], all finite. Raises ValueError for another width or a number
+    that is not.
+    """
     if rows.ndim != 2 or rows.shape[1] != len(running.mean):
-        raise ValueError(f"statistics: expected rows [n, {len(running.mean)}], got shape {rows.shape}")
+        raise ValueError(
+            f"statistics: expected rows [n, {len(running.mean)}], got shape {rows.shape}"
+        )
     x = rows.astype(np.float64)
     if not np.isfinite(x).all():
-        raise ValueError("statistics: expected finite numbers, got NaN or infinity; repair or remove the episode")
+        raise ValueError(
+            "statistics: expected finite numbers, got NaN or infinity; repair or remove the episode"
+        )
     if not len(x):
         return running
     low, high = x.min(0), x.max(0)
     mean = np.clip(x.mean(0), low, high)  # rounding must not move a constant
     exponent, first = _grid(low, high)
     place = np.floor(np.ldexp(x, -exponent)).astype(np.int64) - first
-    bins = np.stack([np.bincount(column, minlength=BINS) for column in place.T]) if x.shape[1] else running.bins
-    return merge(running, Running(len(x), mean, ((x - mean) ** 2).sum(0), low, high, exponent, first, bins))
+    bins = (
+        np.stack([np.bincount(column, minlength=BINS) for column in place.T])
+        if x.shape[1]
+        else running.bins
+    )
+    return merge(
+        running, Running(len(x), mean, ((x - mean) ** 2).sum(0), low, high, exponent, first, bins)
+    )
 
 
 def merge(a: Running, b: Running) -> Running:
-    """Both together. The same for (a, b) and (b, a), but for the last bits of mean and deviation."""
+    """Both together. The same for (a, b) and (b, a), but for the last bits of mean and
+    deviation.
+    """
     if not a.rows or not b.rows:
         return a if a.rows else b
     count = a.rows + b.rows
@@ -72,22 +100,27 @@ def merge(a: Running, b: Running) -> Running:
 
 
 def quantile(running: Running, q: float) -> np.ndarray:
-    """[d] quantiles, between the two values around each as np.quantile has them, to one bin (range / 2**15).
+    """[d] quantiles, between the two values around each as np.quantile has them, to one bin (range
+    / 2**15).
 
-    A value counts as the lower edge of its bin, so numbers that lie on edges (0, 1, whole numbers) come out exactly.
+    A value counts as the lower edge of its bin, so numbers that lie on edges (0, 1, whole numbers)
+    come out exactly.
     """
     at = q * (running.rows - 1)
     below, above = int(np.floor(at)), int(np.ceil(at))
     seen = running.bins.cumsum(1)
     left, right = ((seen <= rank).sum(1) + running.first for rank in (below, above))
     edges = [
-        np.clip(np.ldexp(k.astype(np.float64), running.exponent), running.low, running.high) for k in (left, right)
+        np.clip(np.ldexp(k.astype(np.float64), running.exponent), running.low, running.high)
+        for k in (left, right)
     ]
     return edges[0] + (edges[1] - edges[0]) * (at - below)
 
 
 def summary(running: Running) -> dict[str, np.ndarray]:
-    """mean, std, min, max, q01, q99, each [d] float64. Raises ValueError when there were no rows."""
+    """mean, std, min, max, q01, q99, each [d] float64. Raises ValueError when there were no
+    rows.
+    """
     if not running.rows:
         raise ValueError("statistics: expected at least one row, got none")
     return {
@@ -101,8 +134,13 @@ def summary(running: Running) -> dict[str, np.ndarray]:
 
 
 def _grid(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(exponent of the bin width, number of the bin of `low`): the narrowest bins of which BINS hold all values."""
-    span, largest = high / 2 - low / 2, np.maximum(np.abs(low), np.abs(high))  # halves: the difference may overflow
+    """(exponent of the bin width, number of the bin of `low`): the narrowest bins of which BINS
+    hold all values.
+    """
+    span, largest = (
+        high / 2 - low / 2,
+        np.maximum(np.abs(low), np.abs(high)),
+    )  # halves: the difference may overflow
     floor = np.where(largest > 0, np.frexp(largest)[1] - BITS, SMALLEST)
     least = np.where(span > 0, np.frexp(span)[1] + 1 - BINS.bit_length(), SMALLEST)
     exponent = np.maximum(np.maximum(floor, least), SMALLEST).astype(np.int64)

@@ -7,12 +7,15 @@ from jaxtyping import Bool, Float, Int64
 
 from vla_jax.actions import ActionSpec
 
-# Dims that are motion during a step: at rest they are 0. All others (gripper, joint positions) stay where they are.
+# Dims that are motion during a step: at rest they are 0. All others (gripper, joint positions) stay
+# where they are.
 MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw"))
 
 
 class Steps(NamedTuple):
-    """Steps inside their episodes, for windows of t steps, chunks of k actions and m future frames."""
+    """Steps inside their episodes, for windows of t steps, chunks of k actions and m future
+    frames.
+    """
 
     frames: Int64[np.ndarray, "b t"]  # the first step repeats before the beginning
     step_mask: Bool[np.ndarray, "b t"]  # False before the beginning
@@ -29,7 +32,9 @@ def steps(
     chunk: int,
     offsets: tuple[int, ...] = (),
 ) -> Steps:
-    """The steps of windows that end at step `t` of episodes of `length` steps; `offsets`: how far the future is."""
+    """The steps of windows that end at step `t` of episodes of `length` steps; `offsets`: how far
+    the future is.
+    """
     at = t[:, None] + np.arange(1 - window, 1)  # b t
     step_mask = at >= 0
     last = length[:, None, None] - 1
@@ -45,10 +50,12 @@ def steps(
 def actions(
     column: Float[np.ndarray, "n d"], first: Int64[np.ndarray, " b"], at: Steps, spec: ActionSpec
 ) -> Float[np.ndarray, "b t k d"]:
-    """The actions of windows in the robot's units, from a dataset's column and the rows where their episodes begin.
+    """The actions of windows in the robot's units, from a dataset's column and the rows where their
+    episodes begin.
 
-    Outside the episode, where they are masked, stands the neutral action: no motion, everything else as it was last.
-    It is neutral in the robot's units, before normalisation: there 0 is not rest unless the limits are symmetric.
+    Outside the episode, where they are masked, stands the neutral action: no motion, everything
+    else as it was last. It is neutral in the robot's units, before normalisation: there 0 is not
+    rest unless the limits are symmetric.
     """
     out = np.array(column[first[:, None, None] + at.actions])
     motion = [i for i, name in enumerate(spec.names) if name in MOTION]
@@ -59,7 +66,9 @@ def actions(
 def past_actions(
     column: Float[np.ndarray, "n d"], first: Int64[np.ndarray, " b"], at: Steps, spec: ActionSpec
 ) -> tuple[Float[np.ndarray, "b t d"], Bool[np.ndarray, "b t"]]:
-    """The normalised action of the step before each frame, and whether there is one: else zeros stand there."""
+    """The normalised action of the step before each frame, and whether there is one: else zeros
+    stand there.
+    """
     mask = at.step_mask & (at.frames > 0)
     rows = first[:, None] + np.maximum(at.frames - 1, 0)
     return np.where(mask[..., None], spec.normalise(np.asarray(column[rows])), np.float32(0)), mask

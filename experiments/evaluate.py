@@ -2,15 +2,13 @@
 
     python -m experiments.evaluate --workdir=DIR [--without=DIR]
 
-Prints the held-out arm loss of the policy beside two figures it must beat: that of the best constant action, and its
-own with every instruction blanked. `--without` is the work directory of a run trained with data.blank_instruction=True:
-what can be had without language at all. Writes evaluation.json and actions.png (predicted against true over one
-episode) into DIR.
+Prints the held-out arm loss of the policy beside two figures it must beat: that of the best
+constant action, and its own with every instruction blanked. `--without` is the work directory of a
+run trained with data.blank_instruction=True: what can be had without language at all. Writes
+evaluation.json and actions.png (predicted against true over one episode) into DIR.
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +20,13 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from experiments import build, plots, sources
+from experiments.composition import build, plots, sources
+from experiments.composition.json_files import write_json
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
-from vla_jax.checkpoint import complete_steps, load_meta, load_params
-from vla_jax.model import VLA
+from vla_jax.models.vla import VLA
 from vla_jax.params import merge
+from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
 from vla_jax.types import Batch
 
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -36,9 +35,13 @@ Model = Callable[[flat.Params], VLA]
 
 def main(argv: list[str]) -> None:
     """Evaluates the newest checkpoint of a run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--without", type=Path, default=None, help="a run trained with data.blank_instruction=True")
+    parser.add_argument(
+        "--without", type=Path, default=None, help="a run trained with data.blank_instruction=True"
+    )
     args = parser.parse_args(argv)
     result = evaluate(args.workdir)
     if args.without is not None:
@@ -46,9 +49,7 @@ def main(argv: list[str]) -> None:
             result["datasets"][name]["arm_loss_trained_without_instruction"] = other["arm_loss"]
     for name, found in result["datasets"].items():
         report(name, result["step"], found)
-    part = args.workdir / "evaluation.json.part"
-    part.write_text(json.dumps(result, indent=2))
-    os.replace(part, args.workdir / "evaluation.json")
+    write_json(args.workdir / "evaluation.json", result)
 
 
 def report(name: str, step: int, found: dict[str, Any]) -> None:
@@ -56,7 +57,10 @@ def report(name: str, step: int, found: dict[str, Any]) -> None:
     policy, constant = found["arm_loss"], found["arm_loss_best_constant"]
     print(f"held-out arm loss, {found['windows']} windows of {name}, step {step}:")
     print(f"  policy                        {policy:.5f}")
-    print(f"  best constant action          {constant:.5f}   policy / constant = {policy / constant:.3f}")
+    print(
+        f"  best constant action          {constant:.5f}   policy / constant ="
+        f" {policy / constant:.3f}"
+    )
     for key, label in (
         ("arm_loss_instruction_blanked", "policy, instruction blanked "),
         ("arm_loss_trained_without_instruction", "trained without instruction "),
@@ -76,15 +80,18 @@ def evaluate(workdir: Path) -> dict[str, Any]:
         name = part.index.dataset.name
         if meta["datasets"][name]["action"] != part.action_spec.to_json():
             raise ValueError(
-                f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data under "
-                f"{config.data.root} says; evaluate with the data it was trained on"
+                f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data"
+                f" under {config.data.root} says; evaluate with the data it was trained on"
             )
     if meta["tokenizer"]["sha256"] != sources.digest(source.tokenizer):
         raise ValueError(
-            f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was trained with"
+            f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was"
+            " trained with"
         )
     graphdef, _, _ = flat.abstract(build.model(config, source.action_end))
-    weights = jax.device_put({k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()})
+    weights = jax.device_put(
+        {k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()}
+    )
 
     def model(weights: flat.Params) -> VLA:
         return cast(VLA, merge(graphdef, weights))
@@ -133,12 +140,14 @@ def figures(
 
 
 def best_constant(
-    targets: Float[np.ndarray, "b t k d"], mask: Bool[np.ndarray, "b t k d"], cost: Callable[[np.ndarray], np.ndarray]
+    targets: Float[np.ndarray, "b t k d"],
+    mask: Bool[np.ndarray, "b t k d"],
+    cost: Callable[[np.ndarray], np.ndarray],
 ) -> float:
     """The least mean cost that one fixed action per (k, d) can reach on these very targets.
 
-    Fitted on the data it is judged on, so nothing constant can do better. The cost is convex in each number, so a
-    golden search finds its minimum.
+    Fitted on the data it is judged on, so nothing constant can do better. The cost is convex in
+    each number, so a golden search finds its minimum.
     """
     golden = (np.sqrt(5) - 1) / 2
     low = np.full(targets.shape[2:], np.where(mask, targets, np.inf).min())
@@ -172,24 +181,37 @@ def blanked(ids: np.ndarray, length: int) -> Callable[[Batch], Batch]:
         prompt = np.zeros_like(batch.obs.prompt)
         prompt[:, : len(ids)] = ids
         mask = np.broadcast_to(np.arange(length) < len(ids), prompt.shape)
-        return batch._replace(obs=batch.obs._replace(prompt=prompt, prompt_mask=np.ascontiguousarray(mask)))
+        return batch._replace(
+            obs=batch.obs._replace(prompt=prompt, prompt_mask=np.ascontiguousarray(mask))
+        )
 
     return replace
 
 
 def draw(model: Model, weights: flat.Params, loader: Loader, spec: ActionSpec, out: Path) -> None:
-    """Predicted against true first action of every frame of the first held-out episode, in robot units."""
+    """Predicted against true first action of every frame of the first held-out episode, in robot
+    units.
+    """
     batch = loader.episode(0)
     act = jax.jit(lambda weights, obs: model(weights).act(obs, jax.random.key(0)))
     predicted = spec.unnormalise(np.asarray(act(weights, batch.obs))[:, 0])
     true = spec.unnormalise(np.asarray(batch.actions)[:, -1, 0])
-    plots.actions(predicted, true, spec.names, f"held-out episode 0: {loader.instruction(0)!r}", out)
+    plots.actions(
+        predicted, true, spec.names, f"held-out episode 0: {loader.instruction(0)!r}", out
+    )
 
 
 def add(total: Metrics, found: Metrics) -> Metrics:
     """Per-example pairs summed over the batch and added up, in float64."""
-    summed = {name: tuple(np.asarray(part, np.float64).sum(0) for part in pair) for name, pair in found.items()}
-    return {name: (a + total[name][0], b + total[name][1]) for name, (a, b) in summed.items()} if total else summed
+    summed = {
+        name: tuple(np.asarray(part, np.float64).sum(0) for part in pair)
+        for name, pair in found.items()
+    }
+    return (
+        {name: (a + total[name][0], b + total[name][1]) for name, (a, b) in summed.items()}
+        if total
+        else summed
+    )
 
 
 def mean(pair: tuple[np.ndarray, np.ndarray]) -> float:

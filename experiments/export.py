@@ -1,19 +1,24 @@
-"""Turns a trained checkpoint into a folder that a robot computer can run without JAX, TensorFlow or transformers.
+"""Turns a trained checkpoint into a folder that a robot computer can run without JAX, TensorFlow or
+transformers.
 
     python -m experiments.export --checkpoint runs/NAME/checkpoints --out artefacts/NAME
-    python -m experiments.export --checkpoint DIR --out DIR --dtype bfloat16 [--step N] [--tokenizer DIR]
-    python -m experiments.export --checkpoint DIR --out DIR --onnx DIR --pt2 DIR --hf DIR
-    python -m experiments.export --artefact DIR --pt2 DIR --device cuda       # of an artefact that is there
+    python -m experiments.export --checkpoint DIR --out DIR --dtype bfloat16 [--step N] [--tokenizer
+    DIR] python -m experiments.export --checkpoint DIR --out DIR --onnx DIR --pt2 DIR --hf DIR
+    python -m experiments.export --artefact DIR --pt2 DIR --device cuda       # of an artefact that
+                                                                              is there
 
---checkpoint is the checkpoints directory of a run (averaged parameters if it kept them, adapters merged) or of
-import_weights. The folder (vla_jax/export/artefact.py says what is in it) is written only if the torch policy in it
-equals the JAX policy at three stages; the table is printed. Checkpoints of parts that torch does not compute are
-refused by name.
+--checkpoint is the checkpoints directory of a run (averaged parameters if it kept them, adapters
+merged) or of import_weights. The folder (vla_jax/export/artefact.py says what is in it) is written
+only if the torch policy in it equals the JAX policy at three stages; the table is printed.
+Checkpoints of parts that torch does not compute are refused by name.
 
-What is derived of an artefact is a folder of its own, written only if it computes what the artefact does:
+What is derived of an artefact is a folder of its own, written only if it computes what the artefact
+does:
 --onnx  one step in ONNX, float32, with the state as inputs and outputs (vla_jax/export/onnx.py)
---pt2   the same through torch.export, and compiled by AOTInductor for the machine this runs on (pt2.py)
---hf    the backbone as transformers reads it, the rest of the policy beside it (hf.py); PaliGemma only
+--pt2   the same through torch.export, and compiled by AOTInductor for the machine this runs on
+        (pt2.py)
+--hf    the backbone as transformers reads it, the rest of the policy beside it (hf.py); PaliGemma
+        only
 """
 
 import argparse
@@ -24,41 +29,61 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import build, sources
+from experiments.composition import build, sources
 from vla_jax.actions import ActionSpec
-from vla_jax.checkpoint import complete_steps, load_meta, load_params
 from vla_jax.export import artefact, hf, onnx, pt2
-from vla_jax.heads.discrete import action_end
+from vla_jax.models.heads.discrete import action_end
+from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.robot.torch_policy import golden
-from vla_jax.tokenizer import open_tokenizer, special_tokens
+from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
 
 
 def main(argv: list[str]) -> None:
     """Exports one checkpoint."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", type=Path, default=None, help="a checkpoints directory")
     parser.add_argument("--out", type=Path, default=None, help="the folder to write")
-    parser.add_argument("--artefact", type=Path, default=None, help="a folder written before, to derive others of")
-    parser.add_argument("--onnx", type=Path, default=None, help="the folder with an ONNX program to write")
-    parser.add_argument("--pt2", type=Path, default=None, help="the folder with programs of torch.export to write")
+    parser.add_argument(
+        "--artefact", type=Path, default=None, help="a folder written before, to derive others of"
+    )
+    parser.add_argument(
+        "--onnx", type=Path, default=None, help="the folder with an ONNX program to write"
+    )
+    parser.add_argument(
+        "--pt2", type=Path, default=None, help="the folder with programs of torch.export to write"
+    )
     parser.add_argument("--device", default="cpu", help="that --pt2 compiles for")
     parser.add_argument("--hf", type=Path, default=None, help="the Hugging Face folder to write")
-    parser.add_argument("--step", type=int, default=None, help="of the checkpoint; the newest by default")
-    parser.add_argument("--dtype", choices=tuple(artefact.BOUNDS), default="float32", help="of the weights")
-    parser.add_argument("--tokenizer", type=Path, default=None, help="folder, where the checkpoint's has moved")
+    parser.add_argument(
+        "--step", type=int, default=None, help="of the checkpoint; the newest by default"
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(artefact.BOUNDS), default="float32", help="of the weights"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, default=None, help="folder, where the checkpoint's has moved"
+    )
     args = parser.parse_args(argv)
     if (args.checkpoint is None, args.out is None) != (args.artefact is not None,) * 2:
         raise ValueError("expected --checkpoint and --out, or --artefact without them")
     if args.hf is not None and args.checkpoint is None and args.tokenizer is None:
-        raise ValueError("--hf with --artefact: expected --tokenizer=DIR, the folder the policy was trained with")
-    there = [str(path) for path in (args.onnx, args.pt2, args.hf) if path is not None and path.exists()]
+        raise ValueError(
+            "--hf with --artefact: expected --tokenizer=DIR, the folder the policy was trained with"
+        )
+    there = [
+        str(path) for path in (args.onnx, args.pt2, args.hf) if path is not None and path.exists()
+    ]
     if there:
         raise ValueError(f"{', '.join(there)}: is there already; give another folder, or remove it")
     folder = args.artefact or args.out
     if args.checkpoint is not None:
-        proof = artefact.write(source(args.checkpoint, args.step, args.tokenizer), folder, args.dtype)
+        proof = artefact.write(
+            source(args.checkpoint, args.step, args.tokenizer), folder, args.dtype
+        )
         print(f"{artefact.report(proof)}\nwritten: {folder}")
     derive(args, folder)
 
@@ -72,17 +97,26 @@ def derive(args: argparse.Namespace, folder: Path) -> None:
             print(f"{name}\n{golden.table(rows)}")
         print(f"written: {args.pt2}")
     if args.hf is not None:
-        words = args.tokenizer or tokenizer_folder(args.checkpoint, load_meta(args.checkpoint, args.step))
+        words = args.tokenizer or tokenizer_folder(
+            args.checkpoint, load_meta(args.checkpoint, args.step)
+        )
         print(f"{golden.table(hf.write(folder, words, args.hf))}\nwritten: {args.hf}")
 
 
-def source(checkpoint: Path, step: int | None = None, folder: Path | None = None) -> artefact.Source:
-    """What the artefact of a checkpoint is made of. Raises ValueError when its tokenizer has changed or moved."""
+def source(
+    checkpoint: Path, step: int | None = None, folder: Path | None = None
+) -> artefact.Source:
+    """What the artefact of a checkpoint is made of. Raises ValueError when its tokenizer has
+    changed or moved.
+    """
     meta = load_meta(checkpoint, step)
     config = ConfigDict(meta["config"])
     folder = folder or tokenizer_folder(checkpoint, meta)
     if sources.digest(folder) != meta["tokenizer"]["sha256"]:
-        raise ValueError(f"{checkpoint}: the tokenizer in {folder} is not the one the checkpoint was trained with")
+        raise ValueError(
+            f"{checkpoint}: the tokenizer in {folder} is not the one the checkpoint was trained"
+            " with"
+        )
     module = build.backbone_module(config)
     encoder = module.load_tokenizer(folder, config.model.layout)
     end = None

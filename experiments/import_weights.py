@@ -2,12 +2,14 @@
 
     python -m experiments.import_weights --from hf:DIR --out DIR
     python -m experiments.import_weights --from npz:FILE.npz --out DIR --tokenizer DIR
-    python -m experiments.import_weights --from robovlms:FILE.pt --robovlms_config FILE.json --out DIR [--tokenizer DIR]
+    python -m experiments.import_weights --from robovlms:FILE.pt --robovlms_config FILE.json --out
+    DIR [--tokenizer DIR]
 
-hf and npz give a backbone, robovlms a whole policy (FILE.pt may also be a DeepSpeed ZeRO-1 or -2 directory). The DIR
-after --out becomes a checkpoints directory with one complete checkpoint of step 0, or none: `checkpoint.load_params`
-reads it, and `pretrain --config.model.weights=DIR` begins with it. Its meta item has the config that fits; nothing else
-is needed but the tokenizer, which is copied to DIR/tokenizer from beside the weights, or from --tokenizer DIR.
+hf and npz give a backbone, robovlms a whole policy (FILE.pt may also be a DeepSpeed ZeRO-1 or -2
+directory). The DIR after --out becomes a checkpoints directory with one complete checkpoint of step
+0, or none: `checkpoint.load_params` reads it, and `pretrain --config.model.weights=DIR` begins with
+it. Its meta item has the config that fits; nothing else is needed but the tokenizer, which is
+copied to DIR/tokenizer from beside the weights, or from --tokenizer DIR.
 
 Nothing in a file is executed, and every array must fit: what does not is named.
 """
@@ -29,15 +31,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DATASETS
-from experiments import build, robovlms, sources
+from experiments.composition import build, sources
 from experiments.configs import oxe_paligemma
+from experiments.robovlms import config as robovlms_config
+from experiments.robovlms import names as robovlms_names
 from vla_jax import params as flat
-from vla_jax import weights
 from vla_jax.actions import ActionSpec
-from vla_jax.checkpoint import Checkpointer, TrainState, complete_steps
+from vla_jax.training.checkpoint import Checkpointer, TrainState, complete_steps
+from vla_jax.weights import pretrained
 
 KINDS = ("hf", "npz", "robovlms")
-FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava"}  # config.json's model_type -> ours
+FAMILIES = {
+    "paligemma": "paligemma",
+    "kosmos-2": "kosmos2",
+    "llava": "llava",
+}  # config.json's model_type -> ours
 BACKBONE = "backbone/"
 
 
@@ -45,32 +53,49 @@ class Found(NamedTuple):
     """What an import is made of."""
 
     config: ConfigDict
-    source: weights.Source
-    table: dict[str, weights.Entry]
+    source: pretrained.Source
+    table: dict[str, pretrained.Entry]
     shapes: flat.Shapes  # of the parameters that the source must have
     dead: tuple[str, ...]  # arrays that the source may have for parts that are not built
     left: list[str]  # arrays of the file that say nothing
-    lines: list[robovlms.Line]
+    lines: list[robovlms_config.Line]
     tokenizer: Path | str  # a folder, or the name of one that is not here
 
 
 def main(argv: list[str]) -> None:
     """Imports one model."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--from", dest="origin", required=True, help="hf:DIR, npz:FILE or robovlms:FILE")
-    parser.add_argument("--robovlms_config", type=Path, help="the JSON that a RoboVLMs run was started with")
-    parser.add_argument("--tokenizer", type=Path, help="folder with the tokenizer's files, where the weights have none")
-    parser.add_argument("--out", type=Path, required=True, help="the checkpoints directory to write")
+    parser.add_argument(
+        "--from", dest="origin", required=True, help="hf:DIR, npz:FILE or robovlms:FILE"
+    )
+    parser.add_argument(
+        "--robovlms_config", type=Path, help="the JSON that a RoboVLMs run was started with"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="folder with the tokenizer's files, where the weights have none",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the checkpoints directory to write"
+    )
     args = parser.parse_args(argv)
     kind, _, name = args.origin.partition(":")
     if kind not in KINDS or not name:
         raise ValueError(f"--from: expected hf:DIR, npz:FILE or robovlms:FILE, got {args.origin!r}")
     if (kind == "robovlms") != (args.robovlms_config is not None):
-        raise ValueError("--robovlms_config: expected with robovlms:FILE, and only then: it says what the weights are")
+        raise ValueError(
+            "--robovlms_config: expected with robovlms:FILE, and only then: it says what the"
+            " weights are"
+        )
     if complete_steps(args.out):
-        raise ValueError(f"--out: {args.out} holds a checkpoint already; give another directory, or remove it")
+        raise ValueError(
+            f"--out: {args.out} holds a checkpoint already; give another directory, or remove it"
+        )
     path = Path(name).expanduser()
     found = policy(path, args.robovlms_config) if kind == "robovlms" else backbone(path, kind)
     if args.tokenizer:
@@ -79,18 +104,22 @@ def main(argv: list[str]) -> None:
 
 
 def backbone(path: Path, kind: str) -> Found:
-    """A released backbone. Raises ValueError when it is none of the sizes in its module's CONFIGS."""
-    source = weights.open_source(path)
+    """A released backbone. Raises ValueError when it is none of the sizes in its module's
+    CONFIGS.
+    """
+    source = pretrained.open_source(path)
     if source.kind != kind:
         raise ValueError(
-            f"--from {kind}:{path}: expected {'a folder' if kind == 'hf' else 'an .npz'}, got {source.kind}"
+            f"--from {kind}:{path}: expected {'a folder' if kind == 'hf' else 'an .npz'}, got"
+            f" {source.kind}"
         )
     config = oxe_paligemma.get_config()
     body = source.config() if kind == "hf" else {"model_type": "paligemma"}
     known = [kind for kind, name in FAMILIES.items() if name in build.BACKBONES]
     if body.get("model_type") not in known:
         raise ValueError(
-            f"{path}: config.json: model_type: expected one of {', '.join(known)}, got {body.get('model_type')!r}"
+            f"{path}: config.json: model_type: expected one of {', '.join(known)}, got"
+            f" {body.get('model_type')!r}"
         )
     config.model.backbone = FAMILIES[body["model_type"]]
     module = build.BACKBONES[config.model.backbone][0]
@@ -99,11 +128,16 @@ def backbone(path: Path, kind: str) -> Found:
     for variant, sizes in _likely(source, module.CONFIGS, names).items():
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
-        # The backbone by itself: with its output layer, which a policy with a continuous head leaves out.
-        alone = flat.abstract(functools.partial(build.BACKBONES[config.model.backbone][1], sizes))[1]
+        # The backbone by itself: with its output layer, which a policy with a continuous head
+        # leaves out.
+        alone = flat.abstract(functools.partial(build.BACKBONES[config.model.backbone][1], sizes))[
+            1
+        ]
         shapes = {BACKBONE + name: shape for name, shape in alone.items()}
         dead = tuple(module.dead_names(sizes)) if hasattr(module, "dead_names") else ()
-        found.append(Found(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path))
+        found.append(
+            Found(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path)
+        )
     best = _best(found)
     if kind == "hf":
         _check_sizes(path, module.hf_config(body), module.CONFIGS[best.config.model.variant])
@@ -111,38 +145,60 @@ def backbone(path: Path, kind: str) -> Found:
 
 
 def policy(path: Path, json_file: Path) -> Found:
-    """A RoboVLMs policy. Raises ValueError when its config or its backbone's size is none of ours."""
-    config, lines, tokenizer = robovlms.translate(json_file)
+    """A RoboVLMs policy. Raises ValueError when its config or its backbone's size is none
+    of ours.
+    """
+    config, lines, tokenizer = robovlms_config.translate(json_file)
     if config.model.backbone not in ("kosmos2", "paligemma"):
         raise ValueError(
-            f"{json_file}: model: expected kosmos or paligemma, got {config.model.backbone}: RoboVLMs keeps the names "
-            "of its original package, for which there is no table here"
+            f"{json_file}: model: expected kosmos or paligemma, got {config.model.backbone}:"
+            " RoboVLMs keeps the names of its original package, for which there is no table here"
         )
     if config.model.history == "interleaved":
         raise ValueError(
-            f"{json_file}: act_head.history_type: 'pre' shows later frames the last prompt token of each frame, which "
-            "stands behind the readouts; our interleaved history leaves it out, so the weights would not mean the same"
+            f"{json_file}: act_head.history_type: 'pre' shows later frames the last prompt token of"
+            " each frame, which stands behind the readouts; our interleaved history leaves it out,"
+            " so the weights would not mean the same"
         )
-    opened = weights.open_source(path)
+    opened = pretrained.open_source(path)
     if opened.kind != "torch":
-        raise ValueError(f"--from robovlms:{path}: expected a .pt or .ckpt file or a DeepSpeed directory")
-    source, left = robovlms.source(opened)
+        raise ValueError(
+            f"--from robovlms:{path}: expected a .pt or .ckpt file or a DeepSpeed directory"
+        )
+    source, left = robovlms_names.source(opened)
     module = build.BACKBONES[config.model.backbone][0]
     found = []
     for variant, sizes in _likely(source, module.CONFIGS, module.hf_names).items():
         if sizes.image_size == config.model.image_size:
             config.model.variant = variant
-            table = robovlms.names(config, module.hf_names(sizes))
+            table = robovlms_names.names(config, module.hf_names(sizes))
             shapes = flat.abstract(build.model(config))[1]
-            found.append(Found(config.copy_and_resolve_references(), source, table, shapes, (), left, lines, tokenizer))
+            found.append(
+                Found(
+                    config.copy_and_resolve_references(),
+                    source,
+                    table,
+                    shapes,
+                    (),
+                    left,
+                    lines,
+                    tokenizer,
+                )
+            )
     if not found:
-        there = ", ".join(f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items())
-        raise ValueError(f"{json_file}: image_size: expected {there}, got {config.model.image_size}")
+        there = ", ".join(
+            f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items()
+        )
+        raise ValueError(
+            f"{json_file}: image_size: expected {there}, got {config.model.image_size}"
+        )
     return _best(found)
 
 
 def write(found: Found, path: Path, origin: str, out: Path) -> None:
-    """Prints what became of everything and writes the checkpoint. Raises ValueError before it writes anything."""
+    """Prints what became of everything and writes the checkpoint. Raises ValueError before it
+    writes anything.
+    """
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     plan = _plan(found)
     specs = {
@@ -152,7 +208,7 @@ def write(found: Found, path: Path, origin: str, out: Path) -> None:
     print(table(found, plan))
     if not plan.problems:
         _check_tokenizer(found)
-    values = weights.place(found.source, plan, specs)
+    values = pretrained.place(found.source, plan, specs)
     config = found.config
     config.model.weights, config.model.tokenizer = str(out), ""
     meta = {
@@ -161,7 +217,11 @@ def write(found: Found, path: Path, origin: str, out: Path) -> None:
         "tokenizer": _copy_tokenizer(found.tokenizer, out),
         "datasets": _action_spec(config) if found.lines else {},
         "statistics": {},
-        "origin": {"from": origin, "sha256": digest(path), "robovlms": [line._asdict() for line in found.lines]},
+        "origin": {
+            "from": origin,
+            "sha256": digest(path),
+            "robovlms": [line._asdict() for line in found.lines],
+        },
     }
     checkpointer = Checkpointer(out, meta, {"imported": origin})
     zero = jnp.zeros((), jnp.int32)
@@ -169,16 +229,22 @@ def write(found: Found, path: Path, origin: str, out: Path) -> None:
     checkpointer.close()
     if complete_steps(out) != [0]:
         raise ValueError(f"{out}: the checkpoint was not written whole; is the disk full?")
-    print(f"\nwritten: {out}\n    python -m experiments.pretrain --config=... --config.model.weights={out}")
+    print(
+        f"\nwritten: {out}\n    python -m experiments.pretrain --config=..."
+        f" --config.model.weights={out}"
+    )
 
 
-def table(found: Found, plan: weights.Plan) -> str:
-    """What was loaded, ignored, missing and renamed, and what became of the keys of a RoboVLMs config."""
+def table(found: Found, plan: pretrained.Plan) -> str:
+    """What was loaded, ignored, missing and renamed, and what became of the keys of a RoboVLMs
+    config.
+    """
     sizes = [math.prod(found.shapes[name].shape) for name in plan.views]
     lines = [
-        f"{found.source.path} as {found.config.model.backbone} {found.config.model.variant}: loaded "
-        f"{sum(len(views) for views in plan.views.values())} arrays as {len(plan.views)}, {sum(sizes):,} numbers; "
-        f"ignored {len(plan.ignored + found.left)}; missing {len(plan.missing)}; do not fit {len(plan.problems)}"
+        f"{found.source.path} as {found.config.model.backbone} {found.config.model.variant}: loaded"
+        f" {sum(len(views) for views in plan.views.values())} arrays as {len(plan.views)},"
+        f" {sum(sizes):,} numbers; ignored {len(plan.ignored + found.left)}; missing"
+        f" {len(plan.missing)}; do not fit {len(plan.problems)}"
     ]
     width = max([len(theirs) for theirs in plan.sources.values()], default=0)
     lines += [f"\nrenamed: {len(plan.sources)} ({{}}: one per layer, stacked)"]
@@ -189,14 +255,19 @@ def table(found: Found, plan: weights.Plan) -> str:
         keys = [line for line in found.lines if line.used == used]
         if found.lines:
             lines += [f"\nconfig keys {title}: {len(keys)}"]
-            lines += [f"  {line.key}{'' if used else f' = {line.value!r}'}: {line.became}" for line in keys]
+            lines += [
+                f"  {line.key}{'' if used else f' = {line.value!r}'}: {line.became}"
+                for line in keys
+            ]
     return "\n".join(lines)
 
 
 def digest(path: Path) -> str:
     """sha256 of a file, or of the names and contents of all files of a folder."""
     sha = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+    for file in (
+        [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    ):
         sha.update(b"" if path.is_file() else str(file.relative_to(path)).encode() + b"\0")
         with file.open("rb") as handle:
             while chunk := handle.read(1 << 20):
@@ -205,7 +276,9 @@ def digest(path: Path) -> str:
 
 
 def _likely(
-    source: weights.Source, sizes: dict[str, Any], names: Callable[[Any], dict[str, weights.Entry]]
+    source: pretrained.Source,
+    sizes: dict[str, Any],
+    names: Callable[[Any], dict[str, pretrained.Entry]],
 ) -> dict[str, Any]:
     """The sizes whose token table is as wide as the source's; all of them where there is none."""
     likely = {}
@@ -221,8 +294,8 @@ def _best(found: list[Found]) -> Found:
     return min(found, key=lambda each: len(_plan(each).problems))
 
 
-def _plan(found: Found) -> weights.Plan:
-    return weights.plan(found.source, found.table, found.shapes, ignored=found.dead)
+def _plan(found: Found) -> pretrained.Plan:
+    return pretrained.plan(found.source, found.table, found.shapes, ignored=found.dead)
 
 
 def _check_sizes(path: Path, got: Any, expected: Any) -> None:
@@ -232,12 +305,18 @@ def _check_sizes(path: Path, got: Any, expected: Any) -> None:
         if key not in ("remat", "layers") and getattr(got, key) != getattr(expected, key)
     ]
     if wrong:
-        raise ValueError(f"{path}: config.json is of no released size; the nearest differs in {'; '.join(wrong)}")
+        raise ValueError(
+            f"{path}: config.json is of no released size; the nearest differs in {'; '.join(wrong)}"
+        )
 
 
 def _dtype(views: list[np.ndarray]) -> Any:
     """bfloat16 stays; everything else becomes float32."""
-    return ml_dtypes.bfloat16 if all(view.dtype == ml_dtypes.bfloat16 for view in views) else np.float32
+    return (
+        ml_dtypes.bfloat16
+        if all(view.dtype == ml_dtypes.bfloat16 for view in views)
+        else np.float32
+    )
 
 
 def _has_tokenizer(folder: Path | str) -> bool:
@@ -249,23 +328,40 @@ def _check_tokenizer(found: Found) -> None:
     if not _has_tokenizer(found.tokenizer):
         return
     module = build.BACKBONES[found.config.model.backbone][0]
-    ids, rows = module.load_tokenizer(found.tokenizer).vocab, found.shapes["backbone/embed/embedding"].shape[0]
+    ids, rows = (
+        module.load_tokenizer(found.tokenizer).vocab,
+        found.shapes["backbone/embed/embedding"].shape[0],
+    )
     if ids > rows:
         raise ValueError(
-            f"tokenizer {found.tokenizer}: has {ids} ids, the token table {rows} rows; is it another model's?"
+            f"tokenizer {found.tokenizer}: has {ids} ids, the token table {rows} rows; is it"
+            " another model's?"
         )
 
 
 def _copy_tokenizer(folder: Path | str, out: Path) -> dict[str, Any]:
-    """Copies the tokenizer's files beside the checkpoint, whole or not at all; returns how meta names it."""
+    """Copies the tokenizer's files beside the checkpoint, whole or not at all; returns how meta
+    names it.
+    """
     if not _has_tokenizer(folder):
-        print(f"\nno tokenizer at {folder}: give --tokenizer=DIR, or set model.tokenizer when you use this checkpoint")
+        print(
+            f"\nno tokenizer at {folder}: give --tokenizer=DIR, or set model.tokenizer when you use"
+            " this checkpoint"
+        )
         return {"folder": None, "sha256": None, "reference": str(folder)}
     target, part = out / "tokenizer", out / "tokenizer.part"
     for old in (target, part):
         shutil.rmtree(old, ignore_errors=True)
     part.mkdir(parents=True)
-    for pattern in ("tokenizer*", "special_tokens*", "added_tokens*", "*.model", "vocab*", "merges*", "config.json"):
+    for pattern in (
+        "tokenizer*",
+        "special_tokens*",
+        "added_tokens*",
+        "*.model",
+        "vocab*",
+        "merges*",
+        "config.json",
+    ):
         for file in Path(folder).glob(pattern):
             shutil.copyfile(file, part / file.name)
     part.rename(target)
@@ -273,14 +369,26 @@ def _copy_tokenizer(folder: Path | str, out: Path) -> dict[str, Any]:
 
 
 def _action_spec(config: ConfigDict) -> dict[str, Any]:
-    """The action spec of a dataset whose normalisation the config says whole; others need the dataset's statistics."""
+    """The action spec of a dataset whose normalisation the config says whole; others need the
+    dataset's statistics.
+    """
     name, rules = config.data.mixture, tuple(config.data.normalise)
     if name not in DATASETS or any(isinstance(rule, str) and rule != "none" for rule in rules):
-        print(f"\naction spec: {rules} needs the statistics of the data; they come with the data at the first training")
+        print(
+            f"\naction spec: {rules} needs the statistics of the data; they come with the data at"
+            " the first training"
+        )
         return {}
     dataset = DATASETS[name]
-    unread = {key: np.zeros(len(dataset.action_names)) for key in ("mean", "std", "min", "max", "q01", "q99")}
-    return {name: {"action": ActionSpec.fit(dataset.action_names, dataset.binary, unread, rules).to_json()}}
+    unread = {
+        key: np.zeros(len(dataset.action_names))
+        for key in ("mean", "std", "min", "max", "q01", "q99")
+    }
+    return {
+        name: {
+            "action": ActionSpec.fit(dataset.action_names, dataset.binary, unread, rules).to_json()
+        }
+    }
 
 
 if __name__ == "__main__":

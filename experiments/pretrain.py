@@ -1,10 +1,11 @@
 """Trains a policy.
 
-    python -m experiments.pretrain --config=oxe_paligemma.py[:tiny] [--config.a.b=value ...] [--workdir=DIR] [--dry_run]
+    python -m experiments.pretrain --config=oxe_paligemma.py[:tiny] [--config.a.b=value ...]
+    [--workdir=DIR] [--dry_run]
 
-Run it again with the same arguments and it continues from the last complete checkpoint. On several hosts start it on
-each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on TPU pods and under Slurm jax finds these
-itself: set JAX_COORDINATOR_ADDRESS=auto).
+Run it again with the same arguments and it continues from the last complete checkpoint. On several
+hosts start it on each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on
+TPU pods and under Slurm jax finds these itself: set JAX_COORDINATOR_ADDRESS=auto).
 """
 
 import math
@@ -21,13 +22,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments import build, cotraining, estimate, plots, sources
-from experiments.config import check_same_run, parse_argv, save
-from vla_jax import lora, sharding, train
+from experiments.composition import build, cotraining, estimate, plots, sources
+from experiments.composition.config import check_same_run, parse_argv, save
 from vla_jax import params as flat
-from vla_jax.checkpoint import Checkpointer, load_arrays
-from vla_jax.metrics import Recorder
-from vla_jax.optim import make_optimizer, partition
+from vla_jax import sharding
+from vla_jax.models import lora
+from vla_jax.training import train
+from vla_jax.training.checkpoint import Checkpointer, load_arrays
+from vla_jax.training.metrics import Recorder
+from vla_jax.training.optim import make_optimizer, partition
 
 
 def main(argv: list[str]) -> None:
@@ -50,12 +53,17 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     rows = sharding.rows(mesh, config.batch_size)
     loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
     held_out = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
-    texts, held_out_texts = (cotraining.reader(config, source.texts, split, rows) for split in ("train", "held_out"))
+    texts, held_out_texts = (
+        cotraining.reader(config, source.texts, split, rows) for split in ("train", "held_out")
+    )
     _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
     for part in source.train:
         constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
         if constant:
-            _say(f"{part.index.dataset.name}: action dims that hardly vary, held in the range of the data: {constant}")
+            _say(
+                f"{part.index.dataset.name}: action dims that hardly vary, held in the range of the"
+                f" data: {constant}"
+            )
 
     make = build.training_model(config, source.action_end)
     graphdef, shapes, logical = flat.abstract(make)
@@ -64,7 +72,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     if config.lora.rank:
         _say(str(lora.quantities(shapes)))
     settings, freeze = build.optim(config)
-    optimizer = make_optimizer(settings, freeze, shapes, config.steps, loader.windows / config.batch_size)
+    optimizer = make_optimizer(
+        settings, freeze, shapes, config.steps, loader.windows / config.batch_size
+    )
     trainable, _ = partition(shapes, freeze)
     run = _train_config(config)
     abstract = train.abstract_state(shapes, shardings, trainable, optimizer, run)
@@ -79,7 +89,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     if state is None:
         state = train.init_state(_parameters(config, make, abstract), abstract, optimizer)
     else:
-        _say(f"continuing from the checkpoint of step {int(state.step)} in {checkpointer.directory}")
+        _say(
+            f"continuing from the checkpoint of step {int(state.step)} in {checkpointer.directory}"
+        )
 
     units = sources.units(source)
     eval_step = train.make_eval_step(graphdef, run, abstract, units)
@@ -88,7 +100,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
         batches = islice(_closing(cotraining.batches(held_out, held_out_texts)), count)
         return train.evaluate(
-            eval_step, state, (sharding.global_batch(b, mesh, config.batch_size) for b in batches), units
+            eval_step,
+            state,
+            (sharding.global_batch(b, mesh, config.batch_size) for b in batches),
+            units,
         )
 
     start = int(state.step)
@@ -96,20 +111,28 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     step = train.make_train_step(graphdef, optimizer, run, abstract, units)
     try:
         train.fit(
-            state, step, cotraining.batches(loader, texts, start), run, train.Hooks(checkpointer, recorder, evaluate)
+            state,
+            step,
+            cotraining.batches(loader, texts, start),
+            run,
+            train.Hooks(checkpointer, recorder, evaluate),
         )
     finally:
         recorder.close()
         checkpointer.close()
     if jax.process_index() == 0:
         plots.curves(workdir / "metrics.jsonl", workdir / "curves.png")
-        _say(f"done: {workdir / 'metrics.jsonl'}, {workdir / 'curves.png'}, {checkpointer.directory}")
+        _say(
+            f"done: {workdir / 'metrics.jsonl'}, {workdir / 'curves.png'}, {checkpointer.directory}"
+        )
 
 
 def dry_run(config: ConfigDict) -> None:
-    """Builds everything abstractly and prints parameters, shardings and bytes per device; reads no data, no weights.
+    """Builds everything abstractly and prints parameters, shardings and bytes per device; reads no
+    data, no weights.
 
-    mesh.fsdp=-1 takes this machine's devices; any other mesh is laid out whether or not its devices are here.
+    mesh.fsdp=-1 takes this machine's devices; any other mesh is laid out whether or not its devices
+    are here.
     """
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
     known = math.prod(size for size in sizes if size != -1)
@@ -131,7 +154,10 @@ def dry_run(config: ConfigDict) -> None:
     optimizer = make_optimizer(settings, freeze, shapes, config.steps, steps_per_epoch=1)
     trainable, frozen = partition(shapes, freeze)
     state = train.abstract_state(shapes, shardings, trainable, optimizer, _train_config(config))
-    print(f"trainable: {len(trainable)} arrays, frozen: {len(frozen)}; mesh {dict(mesh.shape)}; bytes per device:")
+    print(
+        f"trainable: {len(trainable)} arrays, frozen: {len(frozen)}; mesh {dict(mesh.shape)}; bytes"
+        " per device:"
+    )
     total = 0
     for field in ("params", "frozen", "opt_state", "ema"):
         size = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(getattr(state, field)))
@@ -139,16 +165,21 @@ def dry_run(config: ConfigDict) -> None:
         print(f"  {field:10s} {size:16,}  ({size / 2**30:.3f} GiB)")
     gradients = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(state.params))
     print(f"  gradients  {gradients:16,}  ({gradients / 2**30:.3f} GiB, float32)")
-    print(f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without activations)")
+    print(
+        f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without"
+        " activations)"
+    )
     cost = estimate.per_window(config, graphdef, state.params, state.frozen)
     print(
-        f"one window: {cost.forward / 1e9:,.1f} GFLOP forward, {cost.training / 1e9:,.1f} in training, "
-        f"{cost.activations / 2**20:,.1f} MiB of activations kept for the backward pass (remat {config.model.remat})"
+        f"one window: {cost.forward / 1e9:,.1f} GFLOP forward, {cost.training / 1e9:,.1f} in"
+        f" training, {cost.activations / 2**20:,.1f} MiB of activations kept for the backward pass"
+        f" (remat {config.model.remat})"
     )
 
 
 def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState) -> flat.Params:
-    """All parameters in their shardings: those of model.start, or the backbone's from the weights; the rest random.
+    """All parameters in their shardings: those of model.start, or the backbone's from the weights;
+    the rest random.
 
     Neither knows adapters: these are always fresh.
     """
@@ -161,15 +192,23 @@ def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState
         loaded = dict(load_arrays(Path(config.model.start).expanduser(), base, allowed))
     elif config.model.weights != "none":
         prefix = "backbone/"
-        backbone = {name.removeprefix(prefix): leaf for name, leaf in base.items() if name.startswith(prefix)}
+        backbone = {
+            name.removeprefix(prefix): leaf
+            for name, leaf in base.items()
+            if name.startswith(prefix)
+        }
         loaded = build.load_backbone(config, backbone)
         loaded = {prefix + name: value for name, value in loaded.items()}
-    fresh = flat.initialise(make, config.seed, {name: place for name, place in where.items() if name not in loaded})
+    fresh = flat.initialise(
+        make, config.seed, {name: place for name, place in where.items() if name not in loaded}
+    )
     return {name: loaded[name] if name in loaded else fresh[name] for name in specs}
 
 
 def _open(config: ConfigDict, workdir: Path) -> sources.Data:
-    """The data, after checking that workdir is this run's. Process 0 goes first: what it writes, the others find."""
+    """The data, after checking that workdir is this run's. Process 0 goes first: what it writes,
+    the others find.
+    """
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         check_same_run(workdir / "config.json", config)
@@ -207,7 +246,9 @@ def _join_hosts() -> None:
     if address == "auto":
         jax.distributed.initialize()
     else:
-        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+        jax.distributed.initialize(
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        )
 
 
 def _bytes_per_device(leaf: Any) -> int:

@@ -1,13 +1,15 @@
-"""What 8 bits cost a policy and what they save, on held-out frames: look at this before a robot runs them.
+"""What 8 bits cost a policy and what they save, on held-out frames: look at this before a robot
+runs them.
 
-    python -m experiments.quantise --artefact DIR --data ROOT --dataset NAME [--episodes N] [--device cuda --compile]
+    python -m experiments.quantise --artefact DIR --data ROOT --dataset NAME [--episodes N]
+    [--device cuda --compile]
 
-Every row is the same artefact loaded another way: `policy_torch.load(DIR, dtype=..., quantise=...)`;
-vla_jax/robot/torch_policy/quantise.py says what is quantised and what is not. All see the same frames, with the
-recorded action as the one carried out. Printed of the action that would be executed: megabytes of all weights; p50
-milliseconds per frame on this machine; the arm's error as experiments.replay has it (Huber, network units) and the
-gripper's accuracy, against the demonstration; how many grippers flip against float32; and the difference to float32 in
-robot units.
+Every row is the same artefact loaded another way: `policy_torch.load(DIR, dtype=...,
+quantise=...)`; vla_jax/robot/torch_policy/quantise.py says what is quantised and what is not. All
+see the same frames, with the recorded action as the one carried out. Printed of the action that
+would be executed: megabytes of all weights; p50 milliseconds per frame on this machine; the arm's
+error as experiments.replay has it (Huber, network units) and the gripper's accuracy, against the
+demonstration; how many grippers flip against float32; and the difference to float32 in robot units.
 """
 
 import sys
@@ -16,15 +18,17 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from experiments.recorded import Episode, command_line, open_recording, where
-from experiments.replay_figures import arm, arm_error, gripper_accuracy, plans
+from experiments.replaying.figures import arm, arm_error, gripper_accuracy, plans
+from experiments.replaying.recorded import Episode, command_line, open_recording, where
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.torch_policy import Policy, load
 from vla_jax.robot.torch_policy.quantise import KINDS
 
 
 class Found(NamedTuple):
-    """A way to load the policy, and what came of it: actions [f d] in robot units, milliseconds [f]."""
+    """A way to load the policy, and what came of it: actions [f d] in robot units, milliseconds
+    [f].
+    """
 
     name: str
     bytes: int
@@ -36,7 +40,9 @@ def main(argv: list[str]) -> None:
     """Prints the tables."""
     parser = command_line(__doc__)
     parser.add_argument("--dtype", default="bfloat16", help="what the quantised rows compute in")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile: slow to begin with")
+    parser.add_argument(
+        "--compile", action="store_true", help="with torch.compile: slow to begin with"
+    )
     args = parser.parse_args(argv)
     recording = open_recording(args.artefact, where(args))
     episodes = [recording.episode(number) for number in recording.episodes(args.episodes)]
@@ -45,26 +51,35 @@ def main(argv: list[str]) -> None:
     for dtype, kind in rows:
         try:
             policy = load(args.artefact, args.device, dtype, args.compile, kind)
-        except ValueError as refused:  # one way to load it may not exist on this device; the others still tell
+        except (
+            ValueError
+        ) as refused:  # one way to load it may not exist on this device; the others still tell
             if kind is None:
                 raise
             print(f"{dtype} {kind}: cannot be loaded so, and has no row: {refused}", flush=True)
             continue
         found.append(run(f"{dtype} {kind or ''}".strip(), policy, episodes, args.dataset))
         print(f"{found[-1].name}: {len(found[-1].actions)} frames", flush=True)
-    print("\n" + table(found, np.concatenate([episode.actions for episode in episodes]), recording.spec))
+    print(
+        "\n"
+        + table(found, np.concatenate([episode.actions for episode in episodes]), recording.spec)
+    )
 
 
 def run(name: str, policy: Policy, episodes: list[Episode], dataset: str) -> Found:
     """The policy on every frame of the episodes, as it would run."""
-    plans(policy, episodes[0], dataset, 1)  # what is set up at the first frames is not a frame's time
+    plans(
+        policy, episodes[0], dataset, 1
+    )  # what is set up at the first frames is not a frame's time
     out = [each for episode in episodes for each in plans(policy, episode, dataset, 1)]
     times = np.array([each["timing"]["total"] for each in out])
     return Found(name, stored(policy), times, np.stack([each["actions"][0] for each in out]))
 
 
 def table(found: list[Found], demonstrated: np.ndarray, spec: ActionSpec) -> str:
-    """Both tables. The first of `found` is what the others are compared with; demonstrated [f d] is in robot units."""
+    """Both tables. The first of `found` is what the others are compared with; demonstrated [f d] is
+    in robot units.
+    """
     dims, binary, reference = arm(spec), list(spec.binary), found[0].actions
     lines = [f"{'':22s} {'MB':>8s} {'ms p50':>7s} {'arm error':>9s} {'gripper':>8s} {'flips':>6s}"]
     for row in found:
@@ -80,7 +95,9 @@ def table(found: list[Found], demonstrated: np.ndarray, spec: ActionSpec) -> str
     for row in found[1:]:
         difference = np.abs(row.actions - reference)[:, dims]
         pairs = zip(difference.mean(0), difference.max(0), strict=True)
-        lines.append(f"{row.name:22s} " + " ".join(f"{mean:9.2e} {most:9.2e}" for mean, most in pairs))
+        lines.append(
+            f"{row.name:22s} " + " ".join(f"{mean:9.2e} {most:9.2e}" for mean, most in pairs)
+        )
     return "\n".join(lines)
 
 

@@ -1,31 +1,31 @@
-"""Replays recorded episodes through an exported policy exactly as it is deployed, and says how far off it is.
+"""Replays recorded episodes through an exported policy exactly as it is deployed, and says how far
+off it is.
 
-    python -m experiments.replay --artefact DIR --data ROOT --dataset NAME --out DIR [--split val] [--episodes N]
+    python -m experiments.replay --artefact DIR --data ROOT --dataset NAME --out DIR [--split val]
+    [--episodes N]
     ... --trigger      also fits and measures event-triggered inference: trigger.json, trigger.png
     ... --calibrate    also fits and measures the confidence: calibration.json, reliability.png
 
-The tool that tells data trouble from pipeline trouble: frames are decoded as recorded and resized as on a robot, the
-torch policy of the artefact does the rest, and its actions are compared with the recorded ones in robot units. It
-writes OUT/replay.json and OUT/traces.png. An artefact whose statistics are not those of the data is refused.
+The tool that tells data trouble from pipeline trouble: frames are decoded as recorded and resized
+as on a robot, the torch policy of the artefact does the rest, and its actions are compared with the
+recorded ones in robot units. It writes OUT/replay.json and OUT/traces.png. An artefact whose
+statistics are not those of the data is refused.
 
-How to read it: a low arm loss here and in experiments.evaluate means that the pipeline is right, whatever the robot
-does. A dim worse than the best constant action, or with a correlation near 0 or below, points at the data (units,
-order, sign); a better fit at another lag than 0 at actions that are recorded early or late.
+How to read it: a low arm loss here and in experiments.evaluate means that the pipeline is right,
+whatever the robot does. A dim worse than the best constant action, or with a correlation near 0 or
+below, points at the data (units, order, sign); a better fit at another lag than 0 at actions that
+are recorded early or late.
 """
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from data_pipelines.progress import Progress
-from experiments import replay_calibration, replay_plots, replay_trigger
-from experiments.recorded import Recording, command_line, open_recording, positive, where
-from experiments.replay_figures import Replayed, figures, replay, text
+from experiments.composition.json_files import write_json
+from experiments.replaying import calibration, plots, trigger
+from experiments.replaying.figures import Replayed, figures, replay, text
+from experiments.replaying.recorded import Recording, command_line, open_recording, positive, where
 from vla_jax.robot import torch_policy
 
 TRACES = 4  # episodes in the picture
@@ -42,29 +42,33 @@ def main(argv: list[str]) -> None:
     body = {
         "artefact": str(args.artefact.absolute()),
         "origin": policy.config["origin"],
-        "data": {"dataset": args.dataset, "split": recording.split.name, "digest": recording.index.digest},
+        "data": {
+            "dataset": args.dataset,
+            "split": recording.split.name,
+            "digest": recording.index.digest,
+        },
         "device": args.device,
         "dtype": args.dtype,
         **figures(recording, found),
     }
     print(text(body))
-    write(args.out / "replay.json", body)
+    write_json(args.out / "replay.json", body)
     shown = found[:: max(1, len(found) // TRACES)][:TRACES]
-    replay_plots.traces(shown, recording.spec.names, args.out / "traces.png")
+    plots.traces(shown, recording.spec.names, args.out / "traces.png")
     print(f"written: {args.out}/replay.json, traces.png")
     if args.calibrate:
-        fitted = replay_calibration.calibrate(args.artefact, recording.spec, found)
-        print(replay_calibration.text(fitted))
-        write(args.out / "calibration.json", fitted)
-        replay_plots.reliability(fitted["report"], args.out / "reliability.png")
+        fitted = calibration.calibrate(args.artefact, recording.spec, found)
+        print(calibration.text(fitted))
+        write_json(args.out / "calibration.json", fitted)
+        plots.reliability(fitted["report"], args.out / "reliability.png")
         print(f"written: {args.out}/calibration.json, reliability.png")
     if args.trigger:
-        curve = replay_trigger.fit(
-            args.artefact, policy, recording, found, replay_trigger.Aim(args.allowed, args.learn)
+        curve = trigger.fit(
+            args.artefact, policy, recording, found, trigger.Aim(args.allowed, args.learn)
         )
-        print(replay_trigger.text(curve))
-        write(args.out / "trigger.json", curve)
-        replay_plots.trigger(curve, args.out / "trigger.png")
+        print(trigger.text(curve))
+        write_json(args.out / "trigger.json", curve)
+        plots.trigger(curve, args.out / "trigger.png")
         print(f"written: {args.out}/trigger.json, trigger.png")
 
 
@@ -80,31 +84,21 @@ def run(policy: torch_policy.Policy, recording: Recording, numbers: list[int]) -
     return found
 
 
-def write(file: Path, body: dict[str, Any]) -> None:
-    """JSON, whole or not at all. NaN, which JSON has not, is null."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(_plain(body), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, file)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = command_line(__doc__)
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16: what the backbone computes in")
+    parser.add_argument(
+        "--dtype", default="float32", help="float32 or bfloat16: what the backbone computes in"
+    )
     parser.add_argument("--out", type=Path, required=True, help="where report and pictures go")
     parser.add_argument("--trigger", action="store_true", help="fit event-triggered inference")
-    parser.add_argument("--allowed", type=float, default=0.05, help="with --trigger: arm error that may be added")
     parser.add_argument(
-        "--learn", type=positive, default=2000, help="with --trigger: episodes of the training split to learn from"
+        "--allowed", type=float, default=0.05, help="with --trigger: arm error that may be added"
+    )
+    parser.add_argument(
+        "--learn",
+        type=positive,
+        default=2000,
+        help="with --trigger: episodes of the training split to learn from",
     )
     parser.add_argument("--calibrate", action="store_true", help="fit the confidence")
     return parser.parse_args(argv)

@@ -1,10 +1,15 @@
-"""Settings of every test: 8 fake CPU devices, strict shapes. Set before jax is imported anywhere."""
+"""Settings of every test: 8 fake CPU devices, strict shapes. Set before jax is imported
+anywhere.
+"""
 
 import os
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # `make test` sets it; JAX_PLATFORMS=cuda pytest -m gpu runs the others
-# Tests compile much and compute little: without XLA's optimisations they take half the time, and compute the same.
+os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+)  # `make test` sets it; JAX_PLATFORMS=cuda pytest -m gpu runs the others
+# Tests compile much and compute little: without XLA's optimisations they take half the time, and
+# compute the same.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),

@@ -9,18 +9,25 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax import params
-from vla_jax.attention import Cache, FrameMask, last
+from vla_jax.models.attention import Cache, FrameMask, last
 from vla_jax.types import Array, Batch, Media, Observation
 
 
 class FakeBackbone(nnx.Module):
-    """One real attention layer over patches and words: masks, positions and pixels all matter. Meets types.Backbone.
+    """One real attention layer over patches and words: masks, positions and pixels all matter.
+    Meets types.Backbone.
 
     With `cross` it looks at images by a second attention instead, over media.
     """
 
     def __init__(
-        self, rngs: nnx.Rngs, width: int = 16, vocab: int = 32, patch: int = 4, image_size: int = 8, cross: bool = False
+        self,
+        rngs: nnx.Rngs,
+        width: int = 16,
+        vocab: int = 32,
+        patch: int = 4,
+        image_size: int = 8,
+        cross: bool = False,
     ) -> None:
         self.width, self.patch, self.cross_attends, self.text_scale = width, patch, cross, 2.0
         self.visual_width = 12 if cross else width
@@ -72,22 +79,33 @@ class FakeBackbone(nnx.Module):
     def cache(self, n: int, slots: int) -> Cache:
         return Cache.empty(1, n, slots, (1, self.width), jnp.float32)
 
-    def logits(self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None) -> Float[Array, "n s vocab"]:
+    def logits(
+        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
+    ) -> Float[Array, "n s vocab"]:
         table = self.words[...] if rows is None else self.words[...][rows[0] : rows[1]]
         return hidden @ table.T
 
-    def _layer(self, x: Array, mask: Array, positions: Array, cache: Cache | None, media: Media | None) -> Any:
+    def _layer(
+        self, x: Array, mask: Array, positions: Array, cache: Cache | None, media: Media | None
+    ) -> Any:
         if media is not None and self.media is not None:
             keys = media.tokens @ self.media[...]
-            scores = jnp.where(media.mask, jnp.einsum("nqc,nkc->nqk", x, keys) * self.width**-0.5, -1e30)
+            scores = jnp.where(
+                media.mask, jnp.einsum("nqc,nkc->nqk", x, keys) * self.width**-0.5, -1e30
+            )
             seen = jnp.any(media.mask, axis=-1, keepdims=True)
-            x = x + jnp.where(seen, jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores, axis=-1), keys), 0.0)
-        angle = positions[:, :, None] / jnp.asarray(10.0 ** np.linspace(0, 2, self.width))[None, None]
+            x = x + jnp.where(
+                seen, jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores, axis=-1), keys), 0.0
+            )
+        angle = (
+            positions[:, :, None] / jnp.asarray(10.0 ** np.linspace(0, 2, self.width))[None, None]
+        )
         q, k, v = jnp.split((x + jnp.sin(angle)) @ self.qkv[...], 3, axis=-1)
         if cache is not None:
             at = (0, 0, cache.length, 0, 0)
             new = (
-                jax.lax.dynamic_update_slice(old, y[None, :, :, None], at) for old, y in ((cache.k, k), (cache.v, v))
+                jax.lax.dynamic_update_slice(old, y[None, :, :, None], at)
+                for old, y in ((cache.k, k), (cache.v, v))
             )
             cache = Cache(*new, cache.positions, cache.length + x.shape[1])
             k, v = cache.k[0, :, :, 0], cache.v[0, :, :, 0]
@@ -99,7 +117,10 @@ class FakeBackbone(nnx.Module):
 def whole_mask(mask: FrameMask) -> Bool[Array, "n s s"]:
     """A FrameMask as a dense one."""
     s, frame = mask.valid.shape[1], mask.frame
-    parts = [jnp.pad(mask.dense(i, frame), ((0, 0), (0, 0), (0, s - (i + 1) * frame))) for i in range(s // frame)]
+    parts = [
+        jnp.pad(mask.dense(i, frame), ((0, 0), (0, 0), (0, s - (i + 1) * frame)))
+        for i in range(s // frame)
+    ]
     return jnp.concatenate(parts, axis=1)
 
 
@@ -109,7 +130,9 @@ def initialise(build: params.Build) -> tuple[nnx.GraphDef, params.Params]:
 
 
 def random_frame_mask(rng: np.random.Generator, n: int, frame: int, frames: int) -> FrameMask:
-    """A mask with invalid tokens, tokens that see each other, and one at each frame's end that no later frame sees."""
+    """A mask with invalid tokens, tokens that see each other, and one at each frame's end that no
+    later frame sees.
+    """
     valid = rng.random((n, frame * frames)) < 0.8
     order = np.tile([*[0] * (frame - 2), 1, 2], (n, frames))
     shared = np.tile([*[True] * (frame - 1), False], (n, frames))
@@ -117,7 +140,9 @@ def random_frame_mask(rng: np.random.Generator, n: int, frame: int, frames: int)
 
 
 def dense_by_hand(mask: FrameMask, window: int | None = None) -> Bool[np.ndarray, "n u u"]:
-    """What FrameMask's docstring says, one pair of tokens at a time; `window` as local_mask's says."""
+    """What FrameMask's docstring says, one pair of tokens at a time; `window` as
+    local_mask's says.
+    """
     valid, order, shared = (np.asarray(x) for x in (mask.valid, mask.order, mask.shared))
     n, u = valid.shape
     dense = np.zeros((n, u, u), bool)
@@ -131,9 +156,18 @@ def dense_by_hand(mask: FrameMask, window: int | None = None) -> Bool[np.ndarray
 
 
 def make_batch(
-    *, b: int = 2, t: int = 3, k: int = 2, d: int = 7, cameras: int = 2, image_size: int = 8, vocab: int = 32
+    *,
+    b: int = 2,
+    t: int = 3,
+    k: int = 2,
+    d: int = 7,
+    cameras: int = 2,
+    image_size: int = 8,
+    vocab: int = 32,
 ) -> Batch:
-    """A random batch with every kind of mask: a prompt with padding, a missing camera, a late start, an early end."""
+    """A random batch with every kind of mask: a prompt with padding, a missing camera, a late
+    start, an early end.
+    """
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (cameras, b, t, image_size, image_size, 3), dtype=np.uint8)
     image_mask = np.ones((b, t, cameras), bool)

@@ -12,7 +12,10 @@ NAMES = ("x", "yaw", "flat", "gripper")
 
 def make_stats() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    data = np.stack([rng.normal(0.3, 2, 500), rng.normal(size=500), np.full(500, 7.0), rng.integers(0, 2, 500)], -1)
+    data = np.stack(
+        [rng.normal(0.3, 2, 500), rng.normal(size=500), np.full(500, 7.0), rng.integers(0, 2, 500)],
+        -1,
+    )
     quantiles = np.quantile(data, [0.01, 0.99], axis=0)
     return {
         "mean": data.mean(0), "std": data.std(0), "min": data.min(0), "max": data.max(0),
@@ -20,12 +23,20 @@ def make_stats() -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("rules", [("bounds",), ("q99",), ("gaussian",), ("none",), ("q99", ("bounds", -0.65, 0.65))])
+@pytest.mark.parametrize(
+    "rules", [("bounds",), ("q99",), ("gaussian",), ("none",), ("q99", ("bounds", -0.65, 0.65))]
+)
 def test_unnormalise_is_the_inverse(rules: tuple) -> None:
     spec = ActionSpec.fit(NAMES, (3,), make_stats(), rules)
     rng = np.random.default_rng(1)
     inside = np.stack(
-        [rng.uniform(-1, 1, 50), rng.uniform(-0.5, 0.5, 50), np.full(50, 7.0), rng.integers(0, 2, 50)], -1
+        [
+            rng.uniform(-1, 1, 50),
+            rng.uniform(-0.5, 0.5, 50),
+            np.full(50, 7.0),
+            rng.integers(0, 2, 50),
+        ],
+        -1,
     )
     np.testing.assert_allclose(spec.unnormalise(spec.normalise(inside)), inside, atol=1e-6)
 
@@ -51,7 +62,9 @@ def test_chain_is_the_composition() -> None:
     once = ActionSpec.fit(NAMES, (3,), stats, ("q99",))
     x = np.array([[0.5, -0.2, 7.0, 1.0], [4.9, 2.2, 7.0, 0.0]])
     np.testing.assert_allclose(
-        chained.normalise(x)[:, :2], np.clip(once.normalise(x)[:, :2], -0.65, 0.65) / 0.65, rtol=1e-5
+        chained.normalise(x)[:, :2],
+        np.clip(once.normalise(x)[:, :2], -0.65, 0.65) / 0.65,
+        rtol=1e-5,
     )
 
 
@@ -85,7 +98,9 @@ def test_probability_of_a_binary_dim_becomes_zero_or_one() -> None:
 def test_units_turn_network_error_into_robot_error() -> None:
     spec = ActionSpec.fit(NAMES, (3,), make_stats(), ("q99", ("bounds", -0.65, 0.65)))
     a, b = np.array([0.1, 0.2, 7, 1.0]), np.array([0.3, -0.1, 7, 1.0])
-    np.testing.assert_allclose((spec.normalise(a) - spec.normalise(b)) * spec.units(), a - b, atol=1e-6)
+    np.testing.assert_allclose(
+        (spec.normalise(a) - spec.normalise(b)) * spec.units(), a - b, atol=1e-6
+    )
 
 
 def test_json_round_trip() -> None:

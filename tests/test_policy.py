@@ -11,20 +11,22 @@ import pytest
 from tests.fakes import FakeBackbone, initialise, make_batch
 from vla_jax import params
 from vla_jax.actions import ActionSpec
-from vla_jax.decoding import decode_tokens
-from vla_jax.heads.discrete import DiscreteConfig, DiscreteHead
-from vla_jax.heads.flow import FlowHead
-from vla_jax.heads.lstm import LSTMHead
-from vla_jax.heads.mlp import MLPHead
-from vla_jax.heads.outputs import HeadConfig
-from vla_jax.model import VLA, VLAConfig, newest
+from vla_jax.models.decoding import decode_tokens
+from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
+from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.heads.lstm import LSTMHead
+from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.models.tokens import PastConfig, StateConfig
+from vla_jax.models.vla import VLA, VLAConfig, newest
 from vla_jax.policy import JaxPolicy, PolicyIO
-from vla_jax.tokens import PastConfig, StateConfig
 
 T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
 KEY = jax.random.key(0)
 SPEC = ActionSpec(("x", "y", "gripper"), binary=(2,))
-IO = PolicyIO(8, 5, lambda text: np.array([3, 4, 5][: len(text)]), SPEC, ActionSpec(("a", "gripper")))
+IO = PolicyIO(
+    8, 5, lambda text: np.array([3, 4, 5][: len(text)]), SPEC, ActionSpec(("a", "gripper"))
+)
 HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "flow": FlowHead}
 
 
@@ -41,27 +43,38 @@ def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
 
     graphdef, flat = initialise(make)
     rng = np.random.default_rng(0)
-    return graphdef, {name: x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()}
+    return graphdef, {
+        name: x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
+    }
 
 
 def episode():
     """Frames and states of an episode."""
     rng = np.random.default_rng(1)
-    images = {name: rng.integers(0, 256, (STEPS, 8, 8, 3), dtype=np.uint8) for name in ("primary", "wrist")}
+    images = {
+        name: rng.integers(0, 256, (STEPS, 8, 8, 3), dtype=np.uint8)
+        for name in ("primary", "wrist")
+    }
     return images, rng.uniform(-1, 1, (STEPS, P)).astype(np.float32)
 
 
 def window(now, taken, images, states):
-    """The observation the loader makes for step `now`: the first frame repeats before the beginning."""
+    """The observation the loader makes for step `now`: the first frame repeats before the
+    beginning.
+    """
     at = np.arange(now - T + 1, now + 1)
     index = np.maximum(at, 0)
     obs = make_batch(b=1, t=T).obs
     past = np.zeros((1, T, D), np.float32)
     past[0, at > 0] = np.reshape([taken[i - 1] for i in at if i > 0], (-1, D))
-    prompt, mask = np.array([[3, 4, 0, 0, 0]], np.int32), np.array([[True, True, False, False, False]])
+    prompt, mask = (
+        np.array([[3, 4, 0, 0, 0]], np.int32),
+        np.array([[True, True, False, False, False]]),
+    )
     return obs._replace(
         images=tuple(images[name][None, index] for name in ("primary", "wrist")),
-        image_mask=np.ones((1, T, 2), bool), proprio=states[None, index], proprio_mask=np.ones(1, bool),
+        image_mask=np.ones((1, T, 2), bool), proprio=states[None, index], proprio_mask=np.ones(1,
+        bool),
         prompt=prompt, prompt_mask=mask, step_mask=(at >= 0)[None],
         past_action=past, past_action_mask=(at > 0)[None],
     )  # fmt: skip
@@ -75,7 +88,9 @@ FAST = [
     ("interleaved", "prefix", "discrete", False),
 ]
 ALL = [
-    *itertools.product(("head", "interleaved"), ("prefix", "robovlms"), ("lstm", "discrete"), (False, True)),
+    *itertools.product(
+        ("head", "interleaved"), ("prefix", "robovlms"), ("lstm", "discrete"), (False, True)
+    ),
     ("interleaved", "prefix", "flow", False),
     ("head", "prefix", "mlp", False),
 ]
@@ -105,7 +120,9 @@ def test_rollout_equals_window(history, layout, head, cross):
 @pytest.mark.parametrize("layout", ["prefix", "robovlms"])
 @pytest.mark.parametrize("cross", [False, True])
 def test_cached_decoding_equals_teacher_forcing(history, layout, cross):
-    """Whatever stands in the action tokens of the earlier frames: nobody but their own frame sees them."""
+    """Whatever stands in the action tokens of the earlier frames: nobody but their own frame sees
+    them.
+    """
     graphdef, flat = build(history, layout, "discrete", cross)
     model = params.merge(graphdef, flat)
     obs = window(STEPS - 1, [np.zeros(D)] * STEPS, *episode())
@@ -147,7 +164,9 @@ def test_interleaved_frames_see_the_past_and_not_the_future():
 
 
 def test_the_robovlms_layout_by_hand():
-    """[first word, wrist, primary, inner words, readouts], causal, learned tokens scaled like words."""
+    """[first word, wrist, primary, inner words, readouts], causal, learned tokens scaled like
+    words.
+    """
     graphdef, flat = build(layout="robovlms")
     model, obs = params.merge(graphdef, flat), make_batch(b=2, t=1).obs
     frames = model.sequence(obs)
@@ -158,14 +177,17 @@ def test_the_robovlms_layout_by_hand():
     )
     expected = jnp.concatenate([words[:, :1], visual[1], visual[0], words[:, 1:], learned], axis=1)
     np.testing.assert_allclose(frames.tokens, expected, atol=2e-6)
-    # Row 0 has three words, row 1 five; the last one of each is left out. Row 1 lacks its wrist camera.
+    # Row 0 has three words, row 1 five; the last one of each is left out. Row 1 lacks its wrist
+    # camera.
     v = model.backbone.tokens_per_image
     valid = np.ones((2, 1 + 2 * v + 4 + N), bool)
     valid[0, 1 + 2 * v + 1 : 1 + 2 * v + 4] = False
     valid[1, 1 + 2 * v + 3] = False
     valid[1, 1 : 1 + v] = False
     np.testing.assert_array_equal(frames.valid, valid)
-    np.testing.assert_array_equal(frames.order, np.broadcast_to(np.arange(valid.shape[1]), valid.shape))
+    np.testing.assert_array_equal(
+        frames.order, np.broadcast_to(np.arange(valid.shape[1]), valid.shape)
+    )
 
 
 def test_state_and_past_action_reach_the_readouts_and_can_be_masked():
@@ -187,7 +209,9 @@ def test_state_and_past_action_reach_the_readouts_and_can_be_masked():
 def test_past_actions_are_hidden_at_random_in_training_alone():
     graphdef, flat = build(past=PastConfig((2,), hidden=0.5))
     model = params.merge(graphdef, flat)
-    obs = make_batch(b=64, t=T).obs._replace(past_action=None, past_action_mask=np.ones((64, T), bool))
+    obs = make_batch(b=64, t=T).obs._replace(
+        past_action=None, past_action_mask=np.ones((64, T), bool)
+    )
     kept = np.asarray(model._hide(obs, KEY).past_action_mask)
     assert 0.35 < kept.mean() < 0.65
     assert np.any(kept != np.asarray(model._hide(obs, jax.random.key(1)).past_action_mask))

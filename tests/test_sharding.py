@@ -34,7 +34,9 @@ def test_rules_first_come_and_replicate_when_indivisible():
         "odd": ("embed", "mlp"),
         "gain": (None, "embed"),
     }
-    out = sharding.resolve(shapes(stacked=(3, 8, 4), square=(4, 4), odd=(3, 4), gain=(3, 8)), logical, mesh)
+    out = sharding.resolve(
+        shapes(stacked=(3, 8, 4), square=(4, 4), odd=(3, 4), gain=(3, 8)), logical, mesh
+    )
     assert {name: s.spec for name, s in out.items()} == {
         "stacked": P(None, "fsdp", "tensor"),
         "square": P("fsdp"),
@@ -49,7 +51,9 @@ def test_large_parameters_must_be_split_over_fsdp():
     assert out["w"].spec == P(None, ("tensor", "fsdp"))
     with pytest.raises(ValueError, match=r"head/w of shape \[3, 6\]"):
         sharding.resolve(shapes(**{"head/w": (3, 6)}), {"head/w": ("embed", "mlp")}, mesh, large=64)
-    with pytest.raises(ValueError, match="large and no named axis"):  # the layer axis is never split
+    with pytest.raises(
+        ValueError, match="large and no named axis"
+    ):  # the layer axis is never split
         sharding.resolve(shapes(w=(8, 3)), {"w": (None, "embed")}, mesh, large=64)
 
 
@@ -69,7 +73,9 @@ def test_unknown_logical_axis_is_refused():
 def test_table_counts_bytes_per_device():
     mesh = sharding.make_mesh(2, 2, 2)
     given = shapes(kernel=(8, 4), bias=(3,))
-    text = sharding.table(given, sharding.resolve(given, {"kernel": ("embed", "mlp"), "bias": (None,)}, mesh))
+    text = sharding.table(
+        given, sharding.resolve(given, {"kernel": ("embed", "mlp"), "bias": (None,)}, mesh)
+    )
     assert "(fsdp, tensor)" in text
     assert text.splitlines()[1].endswith(" 32")
     assert text.splitlines()[-1].startswith("total: 35 parameters, 140 bytes, 44 bytes per device")

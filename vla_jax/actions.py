@@ -1,7 +1,9 @@
-"""What the d numbers of an action mean, and the one place that turns robot units into network units and back.
+"""What the d numbers of an action mean, and the one place that turns robot units into network units
+and back.
 
-Numpy only, so that the data pipeline, the policy and the robot side share it. A spec is fitted from the training
-statistics of one dataset and then travels with the checkpoint: nobody recomputes it at inference.
+Numpy only, so that the data pipeline, the policy and the robot side share it. A spec is fitted from
+the training statistics of one dataset and then travels with the checkpoint: nobody recomputes it at
+inference.
 """
 
 import dataclasses
@@ -14,12 +16,13 @@ from jaxtyping import Float
 
 KINDS = ("bounds", "q99", "gaussian", "none")
 
-# Below this spread (in robot units) a dim is noise around a constant: dividing by it would blow the noise up to full
-# scale.
+# Below this spread (in robot units) a dim is noise around a constant: dividing by it would blow the
+# noise up to full scale.
 CONSTANT_SPREAD = 1e-4
 
 Stats = dict[str, np.ndarray]
-# A normalisation as the config writes it: "q99", or ("bounds", -0.65, 0.65) for limits that are not the data's.
+# A normalisation as the config writes it: "q99", or ("bounds", -0.65, 0.65) for limits that are not
+# the data's.
 Rule = str | Sequence[Any]
 
 
@@ -39,14 +42,18 @@ class Affine:
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec:
-    """Names, binary dims and normalisation of a vector of `d` numbers (an action, or the robot's state).
+    """Names, binary dims and normalisation of a vector of `d` numbers (an action, or the robot's
+    state).
 
     Attributes:
         names: one word per dim, e.g. ("x", "y", "z", "roll", "pitch", "yaw", "gripper").
-        binary: indices of dims that are 0 or 1 (gripper: 1 = open). Never normalised; thresholded at 0.5 on the way
-        out. constant: indices of dims that hardly vary in the training data. They are not scaled, and never leave the
-        range that the data has: a policy's noise does not move a robot where no demonstration did.
-        steps: normalisation steps in the order they are applied; RoboVLMs' OXE models chain q99 and bounds(+-0.65).
+        binary: indices of dims that are 0 or 1 (gripper: 1 = open). Never normalised; thresholded
+            at 0.5 on the way out.
+        constant: indices of dims that hardly vary in the training data. They are not scaled, and
+            never leave the range that the data has: a policy's noise does not move a robot where
+            no demonstration did.
+        steps: normalisation steps in the order they are applied; RoboVLMs' OXE models chain q99 and
+            bounds(+-0.65).
     """
 
     names: tuple[str, ...]
@@ -55,11 +62,15 @@ class ActionSpec:
     steps: tuple[Affine, ...] = ()
 
     @classmethod
-    def fit(cls, names: Sequence[str], binary: Sequence[int], stats: Stats, rules: Sequence[Rule]) -> "ActionSpec":
-        """A spec from training statistics (keys mean, std, min, max, q01, q99; each [d]) and a chain of rules.
+    def fit(
+        cls, names: Sequence[str], binary: Sequence[int], stats: Stats, rules: Sequence[Rule]
+    ) -> "ActionSpec":
+        """A spec from training statistics (keys mean, std, min, max, q01, q99; each [d]) and a
+        chain of rules.
 
-        Rules are applied in order; all but the first must carry explicit limits, because the statistics describe raw
-        actions. Raises ValueError for unknown rules, missing or non-finite statistics, and wrong lengths.
+        Rules are applied in order; all but the first must carry explicit limits, because the
+        statistics describe raw actions. Raises ValueError for unknown rules, missing or non-finite
+        statistics, and wrong lengths.
         """
         d = len(names)
         _check_stats(stats, d)
@@ -70,7 +81,9 @@ class ActionSpec:
         for i, rule in enumerate(rules):
             low, high, offset, scale = _limits(rule, stats, first=i == 0, d=d)
             if i == 0:
-                constant = tuple(j for j in range(d) if j not in passing and scale[j] * 2 < CONSTANT_SPREAD)
+                constant = tuple(
+                    j for j in range(d) if j not in passing and scale[j] * 2 < CONSTANT_SPREAD
+                )
                 passing |= set(constant)
             for j in passing:
                 low[j], high[j], offset[j], scale[j] = -np.inf, np.inf, 0.0, 1.0
@@ -78,20 +91,26 @@ class ActionSpec:
                 for j in constant:
                     low[j], high[j] = stats["min"][j], stats["max"][j]
             kind = rule if isinstance(rule, str) else rule[0]
-            steps.append(Affine(kind, *(tuple(float(v) for v in a) for a in (low, high, offset, scale))))
+            steps.append(
+                Affine(kind, *(tuple(float(v) for v in a) for a in (low, high, offset, scale)))
+            )
         return cls(tuple(names), tuple(binary), constant, tuple(steps))
 
     def normalise(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
-        """Robot units to network units, float32. Values outside a step's limits are clipped to them."""
+        """Robot units to network units, float32. Values outside a step's limits are clipped to
+        them.
+        """
         x = self._checked(values)
         for step in self.steps:
             x = (np.clip(x, step.low, step.high) - step.offset) / step.scale
         return x.astype(np.float32)
 
     def unnormalise(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
-        """Network units to robot units, float32: the exact inverse of `normalise` within its limits.
+        """Network units to robot units, float32: the exact inverse of `normalise` within its
+        limits.
 
-        Binary dims come in as probabilities and leave as 0 or 1; constant ones are clipped to their range.
+        Binary dims come in as probabilities and leave as 0 or 1; constant ones are clipped to their
+        range.
         """
         x = self._checked(values)
         for step in reversed(self.steps):
@@ -103,7 +122,9 @@ class ActionSpec:
         return x.astype(np.float32)
 
     def units(self) -> Float[np.ndarray, " d"]:
-        """Robot units per network unit of every dim: turns an error in network units into one in robot units."""
+        """Robot units per network unit of every dim: turns an error in network units into one in
+        robot units.
+        """
         out = np.ones(len(self.names))
         for step in self.steps:
             out *= step.scale
@@ -123,7 +144,8 @@ class ActionSpec:
         expected = {f.name for f in dataclasses.fields(cls)}
         if set(body) != expected:
             raise ValueError(
-                f"ActionSpec: expected the fields {sorted(expected)}, got {sorted(body)}; was it edited by hand?"
+                f"ActionSpec: expected the fields {sorted(expected)}, got {sorted(body)}; was it"
+                " edited by hand?"
             )
         steps = tuple(
             Affine(
@@ -140,7 +162,8 @@ class ActionSpec:
     def _checked(self, values: np.ndarray) -> np.ndarray:
         if values.shape[-1:] != (len(self.names),):
             raise ValueError(
-                f"action: expected {len(self.names)} dims ({', '.join(self.names)}) last, got shape {values.shape}"
+                f"action: expected {len(self.names)} dims ({', '.join(self.names)}) last, got shape"
+                f" {values.shape}"
             )
         return np.array(values, np.float64)
 
@@ -152,12 +175,13 @@ def _limits(rule: Rule, stats: Stats, first: bool, d: int) -> tuple[np.ndarray, 
         raise ValueError(f"normalisation: expected one of {', '.join(KINDS)}, got {kind!r}")
     if numbers and (kind != "bounds" or len(numbers) != 2 or not numbers[0] < numbers[1]):
         raise ValueError(
-            f"normalisation: only ('bounds', low, high) with low < high takes numbers, got {tuple(rule)!r}"
+            "normalisation: only ('bounds', low, high) with low < high takes numbers, got"
+            f" {tuple(rule)!r}"
         )
     if not numbers and not first:
         raise ValueError(
-            f"normalisation: {kind!r} after another step needs explicit limits, because the statistics describe raw "
-            "actions; write ('bounds', low, high)"
+            f"normalisation: {kind!r} after another step needs explicit limits, because the"
+            " statistics describe raw actions; write ('bounds', low, high)"
         )
     if kind == "gaussian":
         low, high = np.full(d, -np.inf), np.full(d, np.inf)
@@ -174,7 +198,11 @@ def _limits(rule: Rule, stats: Stats, first: bool, d: int) -> tuple[np.ndarray, 
 def _check_stats(stats: Stats, d: int) -> None:
     for key in ("mean", "std", "min", "max", "q01", "q99"):
         if key not in stats:
-            raise ValueError(f"statistics: {key!r} is missing, got {sorted(stats)}; rebuild the index")
+            raise ValueError(
+                f"statistics: {key!r} is missing, got {sorted(stats)}; rebuild the index"
+            )
         value = np.asarray(stats[key])
         if value.shape != (d,) or not np.isfinite(value).all():
-            raise ValueError(f"statistics: {key!r} must be {d} finite numbers, got {value!r}; rebuild the index")
+            raise ValueError(
+                f"statistics: {key!r} must be {d} finite numbers, got {value!r}; rebuild the index"
+            )

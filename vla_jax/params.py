@@ -1,8 +1,8 @@
 """Modules as a graphdef and one flat dict of arrays.
 
-Modules hold parameters and sizes only: no RNG streams, no state. Everything above the model works on `dict[str, Array]`
-keyed by path ("backbone/layers/attn/q/kernel"), because `jax.jit` on a dict costs 2 ms per call at 400 variables where
-nnx.jit costs 18-21 ms.
+Modules hold parameters and sizes only: no RNG streams, no state. Everything above the model works
+on `dict[str, Array]` keyed by path ("backbone/layers/attn/q/kernel"), because `jax.jit` on a dict
+costs 2 ms per call at 400 variables where nnx.jit costs 18-21 ms.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,27 +17,36 @@ Build = Callable[[nnx.Rngs], nnx.Module]
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """The graphdef and the flat parameters of a module. Raises ValueError on any variable that is not an nnx.Param."""
+    """The graphdef and the flat parameters of a module. Raises ValueError on any variable that is
+    not an nnx.Param.
+    """
     graphdef, state = nnx.split(module)
     flat = {}
     for path, variable in nnx.to_flat_state(state):
         name = "/".join(str(part) for part in path)
         if not isinstance(variable, nnx.Param):
-            raise ValueError(f"{name}: expected nnx.Param, got {type(variable).__name__}; modules hold parameters only")
+            raise ValueError(
+                f"{name}: expected nnx.Param, got {type(variable).__name__}; modules hold"
+                " parameters only"
+            )
         flat[name] = variable.get_value()
     return graphdef, flat
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
     """The inverse of `split`; cheap enough to run inside jit."""
-    return nnx.merge(graphdef, nnx.from_flat_state([(_path(name), nnx.Param(value)) for name, value in params.items()]))
+    return nnx.merge(
+        graphdef,
+        nnx.from_flat_state([(_path(name), nnx.Param(value)) for name, value in params.items()]),
+    )
 
 
 def abstract(build: Build) -> tuple[nnx.GraphDef, Shapes, Logical]:
     """Graphdef, shapes and logical axis names of `build(rngs)` without allocating anything.
 
-    A parameter declares its axes as `nnx.Param(value, logical=("embed", "mlp"))`; without it all axes are unnamed.
-    Layers stacked by nnx.vmap have one leading axis more than their names: it is padded with None.
+    A parameter declares its axes as `nnx.Param(value, logical=("embed", "mlp"))`; without it all
+    axes are unnamed. Layers stacked by nnx.vmap have one leading axis more than their names: it is
+    padded with None.
     """
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graphdef, state = nnx.split(module)
@@ -57,7 +66,11 @@ def initialise(build: Build, seed: int, shardings: Mapping[str, jax.sharding.Sha
     Only the names in `shardings` are made; XLA drops the rest, so a head costs no backbone.
     """
     return jax.jit(
-        lambda: {name: value for name, value in split(build(nnx.Rngs(seed)))[1].items() if name in shardings},
+        lambda: {
+            name: value
+            for name, value in split(build(nnx.Rngs(seed)))[1].items()
+            if name in shardings
+        },
         out_shardings=dict(shardings),
     )()
 

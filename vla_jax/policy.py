@@ -1,15 +1,18 @@
-"""The policy in JAX for rollouts: it keeps the window, runs the backbone on new frames alone, speaks robot units.
+"""The policy in JAX for rollouts: it keeps the window, runs the backbone on new frames alone,
+speaks robot units.
 
-A rollout gives what training saw: with the same frames, `act` equals VLA.act on the window that the loader would make,
-repeated first frames included.
+A rollout gives what training saw: with the same frames, `act` equals VLA.act on the window that the
+loader would make, repeated first frames included.
 
-    history "head"         the readouts of the last `window` frames are kept; the head reads them again at each step
-    history "interleaved"  while the window fills, the keys and values of its frames are kept and only the new frame
-                           runs through the decoder; once it slides, every frame has lost sight of the oldest, so the
-                           decoder runs over the whole window again, on embedded tokens that are kept: images are
-                           embedded once
+    history "head"         the readouts of the last `window` frames are kept; the head reads them
+                           again at each step
+    history "interleaved"  while the window fills, the keys and values of its frames are kept and
+                           only the new frame runs through the decoder; once it slides, every frame
+                           has lost sight of the oldest, so the decoder runs over the whole window
+                           again, on embedded tokens that are kept: images are embedded once
 
-Axes: t window step, k chunk step, d action dim, p proprio, s tokens of a frame, n readouts, c width.
+Axes: t window step, k chunk step, d action dim, p proprio, s tokens of a frame, n readouts, c
+width.
 """
 
 import dataclasses
@@ -25,13 +28,13 @@ from flax import nnx
 from jaxtyping import Float
 from PIL import Image
 
-from vla_jax import sequence
 from vla_jax.actions import ActionSpec
-from vla_jax.attention import Cache
-from vla_jax.decoding import decode_actions
-from vla_jax.model import VLA
+from vla_jax.models import sequence
+from vla_jax.models.attention import Cache
+from vla_jax.models.decoding import decode_actions
+from vla_jax.models.sequence import Part, Sequence
+from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
-from vla_jax.sequence import Part, Sequence
 from vla_jax.types import Array, Media, Observation
 
 
@@ -40,7 +43,8 @@ class PolicyIO:
     """What stands between a robot and the network; all of it travels with a checkpoint.
 
     Attributes:
-        image_size: pixels of a side that the network takes; other images are resized (Lanczos, as in the loader).
+        image_size: pixels of a side that the network takes; other images are resized (Lanczos, as
+            in the loader).
         prompt_length: tokens.
         encode: an instruction to its token ids.
         action_spec, state_spec: normalisation of the dataset whose robot this is.
@@ -56,14 +60,18 @@ class PolicyIO:
 
 
 class Stages(NamedTuple):
-    """The newest frame's readouts, and the chunk as the network gives it: a binary dim holds the probability of 1."""
+    """The newest frame's readouts, and the chunk as the network gives it: a binary dim holds the
+    probability of 1.
+    """
 
     readout: Float[np.ndarray, "n c"]
     action: Float[np.ndarray, "k d"]
 
 
 class _Kept(NamedTuple):
-    """Keys and values of the frames of a window that still fills, and which slots hold a valid token."""
+    """Keys and values of the frames of a window that still fills, and which slots hold a valid
+    token.
+    """
 
     cache: Cache
     seen: jax.Array  # 1 slots
@@ -80,10 +88,13 @@ class JaxPolicy:
         self._discrete = self._model(params).discrete is not None
         self._embed = jax.jit(lambda params, obs: self._model(params).sequence(obs))
         self._encode = jax.jit(
-            lambda params, frames, t: self._model(params).encode(frames, config.readouts, t), static_argnums=2
+            lambda params, frames, t: self._model(params).encode(frames, config.readouts, t),
+            static_argnums=2,
         )
         self._extend = jax.jit(self._extended)
-        self._head = jax.jit(lambda params, readouts, key: self._model(params).head.act(readouts, key)[:, -1])
+        self._head = jax.jit(
+            lambda params, readouts, key: self._model(params).head.act(readouts, key)[:, -1]
+        )
         self._decode = jax.jit(self._decoded, static_argnums=2)
         self._prompt: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -94,7 +105,9 @@ class JaxPolicy:
         """Begins an episode. Raises ValueError when the instruction has too many tokens."""
         ids, length = np.asarray(self._io.encode(instruction)), self._io.prompt_length
         if len(ids) > length:
-            raise ValueError(f"instruction: expected at most {length} tokens, got {len(ids)}: {instruction!r}")
+            raise ValueError(
+                f"instruction: expected at most {length} tokens, got {len(ids)}: {instruction!r}"
+            )
         prompt = np.zeros((1, length), np.int32)
         prompt[0, : len(ids)] = ids
         self._prompt = prompt, (np.arange(length) < len(ids))[None]
@@ -110,10 +123,12 @@ class JaxPolicy:
         proprio: np.ndarray | None = None,
         executed: np.ndarray | None = None,
     ) -> Float[np.ndarray, "k d"]:
-        """The next k actions in robot units, from uint8 RGB images [h w 3] of all cameras and the state [p].
+        """The next k actions in robot units, from uint8 RGB images [h w 3] of all cameras and the
+        state [p].
 
-        `executed` [d] is the action carried out since the last call, for models that see it; None: the first of the
-        last chunk. Raises ValueError for missing or unknown cameras, images that are not uint8 RGB, and missing state.
+        `executed` [d] is the action carried out since the last call, for models that see it; None:
+        the first of the last chunk. Raises ValueError for missing or unknown cameras, images that
+        are not uint8 RGB, and missing state.
         """
         frame = self._embed(self._params, self._observation(images, proprio, executed))
         key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
@@ -132,7 +147,9 @@ class JaxPolicy:
         return actions
 
     def stages(self) -> Stages:
-        """What the last `act` made on its way to the actions: for comparisons with other programs (export/)."""
+        """What the last `act` made on its way to the actions: for comparisons with other programs
+        (export/).
+        """
         if self._discrete:
             t = self._config.window if self._interleaved else 1
             readouts = self._encode(self._params, _stacked(tuple(self._frames)[-t:]), t)
@@ -151,12 +168,19 @@ class JaxPolicy:
         if proprio is not None:
             state[0, 0] = io.state_spec.normalise(np.asarray(proprio, np.float32))
         elif config.state is not None:
-            raise ValueError(f"proprio: expected {', '.join(io.state_spec.names)}, got None; the model sees the state")
+            raise ValueError(
+                f"proprio: expected {', '.join(io.state_spec.names)}, got None; the model sees the"
+                " state"
+            )
         past = np.zeros((1, 1, config.action_dim), np.float32)
         if not first:
-            past[0, 0] = io.action_spec.normalise(np.asarray(self._last if executed is None else executed, np.float32))
+            past[0, 0] = io.action_spec.normalise(
+                np.asarray(self._last if executed is None else executed, np.float32)
+            )
         return Observation(
-            images=tuple(_fitted(images[name], io.image_size, name)[None, None] for name in config.cameras),
+            images=tuple(
+                _fitted(images[name], io.image_size, name)[None, None] for name in config.cameras
+            ),
             image_mask=np.ones((1, 1, len(config.cameras)), bool),
             proprio=state,
             proprio_mask=np.full(1, proprio is not None),
@@ -174,7 +198,9 @@ class JaxPolicy:
         self._frames.append(frame)
 
     def _new_readouts(self, frame: Sequence) -> list[jax.Array]:
-        """The readouts to put at the window's end, [1 1 n c] each: that of the new frame, or all of them."""
+        """The readouts to put at the window's end, [1 1 n c] each: that of the new frame, or all of
+        them.
+        """
         window, params = self._config.window, self._params
         if not self._interleaved:
             new = self._encode(params, frame, 1)
@@ -186,13 +212,16 @@ class JaxPolicy:
             whole = self._encode(params, _stacked(tuple(self._frames)), window)
             return [whole[:, i : i + 1] for i in range(window)]
         blank = [self._encode(params, _unseen(frame), 1)] * (window - 1) if first else []
-        new, self._kept = self._extend(params, frame, self._kept, tuple(part.media for part in self._frames))
+        new, self._kept = self._extend(
+            params, frame, self._kept, tuple(part.media for part in self._frames)
+        )
         return [*blank, new]
 
     def _extended(
         self, params: Params, frame: Sequence, kept: _Kept | None, images: tuple[Part | None, ...]
     ) -> tuple[Array, _Kept]:
-        """The new frame's readouts behind the kept keys and values, and those with the frame's shared tokens.
+        """The new frame's readouts behind the kept keys and values, and those with the frame's
+        shared tokens.
 
         `images` is the media of the window's frames, all of which the newest one sees.
         """
@@ -201,7 +230,11 @@ class JaxPolicy:
         shared = s - frame.private
         if kept is None:
             slots = self._config.window * shared + frame.private
-            kept = _Kept(model.backbone.cache(1, slots), jnp.zeros((1, slots), bool), jnp.zeros((), jnp.int32))
+            kept = _Kept(
+                model.backbone.cache(1, slots),
+                jnp.zeros((1, slots), bool),
+                jnp.zeros((), jnp.int32),
+            )
         cache, length = kept.cache, kept.cache.length
         own = jax.lax.dynamic_update_slice(
             jnp.zeros((1, s, kept.seen.shape[1]), bool), sequence.alone(frame), (0, 0, length)
@@ -211,15 +244,22 @@ class JaxPolicy:
         if frame.media is not None:
             seen_images = sequence.joined([part for part in images if part is not None])
             media = Media(
-                seen_images.tokens, jnp.broadcast_to(seen_images.valid[:, None], (1, s, seen_images.valid.shape[1]))
+                seen_images.tokens,
+                jnp.broadcast_to(seen_images.valid[:, None], (1, s, seen_images.valid.shape[1])),
             )
-        hidden, cache = model.backbone.decode(frame.tokens, own | kept.seen[:, None], places, cache, media)
+        hidden, cache = model.backbone.decode(
+            frame.tokens, own | kept.seen[:, None], places, cache, media
+        )
         seen = jax.lax.dynamic_update_slice(kept.seen, frame.valid[:, :shared], (0, length))
         place = kept.place + jnp.sum(frame.valid[:, :shared])
         # The private tokens' slots are free again: nobody sees them, and the next frame takes them.
-        return hidden[:, None, s - n :].astype(jnp.float32), _Kept(cache._replace(length=length + shared), seen, place)
+        return hidden[:, None, s - n :].astype(jnp.float32), _Kept(
+            cache._replace(length=length + shared), seen, place
+        )
 
-    def _decoded(self, params: Params, frames: tuple[Sequence, ...], t: int, key: jax.Array) -> Array:
+    def _decoded(
+        self, params: Params, frames: tuple[Sequence, ...], t: int, key: jax.Array
+    ) -> Array:
         model = self._model(params)
         assert model.discrete is not None
         return decode_actions(model.backbone, model.discrete, _stacked(frames), t, key)
@@ -227,7 +267,11 @@ class JaxPolicy:
 
 def _unseen(frame: Sequence) -> Sequence:
     """The frame with nothing in it that anybody sees: a slot before the episode began."""
-    media = None if frame.media is None else frame.media._replace(valid=jnp.zeros_like(frame.media.valid))
+    media = (
+        None
+        if frame.media is None
+        else frame.media._replace(valid=jnp.zeros_like(frame.media.valid))
+    )
     return dataclasses.replace(frame, valid=jnp.zeros_like(frame.valid), media=media)
 
 
@@ -239,7 +283,9 @@ def _stacked(frames: tuple[Sequence, ...]) -> Sequence:
 def _fitted(image: np.ndarray, size: int, name: str) -> np.ndarray:
     """The image at the network's size. Raises ValueError when it is not uint8 RGB."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"images[{name!r}]: expected uint8 [h, w, 3], got {image.dtype} {image.shape}")
+        raise ValueError(
+            f"images[{name!r}]: expected uint8 [h, w, 3], got {image.dtype} {image.shape}"
+        )
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))

@@ -1,7 +1,8 @@
-"""Where every array lives: the mesh, the resolver from logical axis names to shardings, and the rows of a batch.
+"""Where every array lives: the mesh, the resolver from logical axis names to shardings, and the
+rows of a batch.
 
-Mesh axes are `(data, fsdp, tensor)`. Examples are split over data and fsdp; parameters over fsdp and tensor. The mesh
-is passed explicitly everywhere: nothing here sets or reads an ambient one.
+Mesh axes are `(data, fsdp, tensor)`. Examples are split over data and fsdp; parameters over fsdp
+and tensor. The mesh is passed explicitly everywhere: nothing here sets or reads an ambient one.
 """
 
 import math
@@ -18,7 +19,8 @@ from vla_jax.params import Logical, Shapes
 
 AXES = ("data", "fsdp", "tensor")
 
-# Logical axis name -> mesh axis. "vision" is the width of the vision tower, "embed" that of the decoder.
+# Logical axis name -> mesh axis. "vision" is the width of the vision tower, "embed" that of the
+# decoder.
 RULES = {
     "embed": "fsdp",
     "vision": "fsdp",
@@ -32,15 +34,20 @@ RULES = {
 LARGE = 16 * 2**20
 
 Shardings = dict[str, NamedSharding]
-AnyMesh = Mesh | AbstractMesh  # abstract: sizes without devices, for plans of machines that are not here
+AnyMesh = (
+    Mesh | AbstractMesh
+)  # abstract: sizes without devices, for plans of machines that are not here
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A `(data, fsdp, tensor)` mesh over all given devices (default: every device of every process).
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A `(data, fsdp, tensor)` mesh over all given devices (default: every device of every
+    process).
 
-    One size may be -1: it takes what the others leave. With several slices the slow network between them carries the
-    data axis, and the fsdp axis only where data has too few parts. Raises ValueError when the sizes do not multiply to
-    the number of devices.
+    One size may be -1: it takes what the others leave. With several slices the slow network between
+    them carries the data axis, and the fsdp axis only where data has too few parts. Raises
+    ValueError when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _fill((data, fsdp, tensor), len(devices))
@@ -48,22 +55,36 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
 
 
 def resolve(
-    shapes: Shapes, logical: Logical, mesh: AnyMesh, rules: Mapping[str, str] | None = None, large: int = LARGE
+    shapes: Shapes,
+    logical: Logical,
+    mesh: AnyMesh,
+    rules: Mapping[str, str] | None = None,
+    large: int = LARGE,
 ) -> Shardings:
     """The sharding of every parameter from its logical axis names.
 
-    Axes are taken left to right: the first to ask for a mesh axis gets it, and an axis that the mesh does not divide
-    stays whole. A parameter of `large` bytes or more that fsdp does not split after that is split over it along its
-    largest named axis that divides (beside tensor if need be); if none does, ValueError names it.
+    Axes are taken left to right: the first to ask for a mesh axis gets it, and an axis that the
+    mesh does not divide stays whole. A parameter of `large` bytes or more that fsdp does not split
+    after that is split over it along its largest named axis that divides (beside tensor if need
+    be); if none does, ValueError names it.
     """
     rules = RULES if rules is None else rules
-    unknown = sorted({name for names in logical.values() for name in names if name is not None} - set(rules))
+    unknown = sorted(
+        {name for names in logical.values() for name in names if name is not None} - set(rules)
+    )
     if unknown:
-        raise ValueError(f"sharding: expected logical axes among {', '.join(sorted(rules))}, got {', '.join(unknown)}")
+        raise ValueError(
+            f"sharding: expected logical axes among {', '.join(sorted(rules))}, got"
+            f" {', '.join(unknown)}"
+        )
     out = {}
     for path, shape in shapes.items():
         spec = _by_rules(shape.shape, logical[path], mesh, rules)
-        if mesh.shape["fsdp"] > 1 and _bytes(shape) >= large and not any("fsdp" in axes for axes in spec):
+        if (
+            mesh.shape["fsdp"] > 1
+            and _bytes(shape) >= large
+            and not any("fsdp" in axes for axes in spec)
+        ):
             _second_chance(path, shape.shape, logical[path], mesh, spec)
         entries: list[Any] = [axes[0] if len(axes) == 1 else axes or None for axes in spec]
         while entries and entries[-1] is None:
@@ -73,10 +94,14 @@ def resolve(
 
 
 def table(shapes: Shapes, shardings: Shardings) -> str:
-    """A text table: path, shape, dtype, spec and bytes per device of every parameter, then the totals."""
+    """A text table: path, shape, dtype, spec and bytes per device of every parameter, then the
+    totals.
+    """
     rows = [("parameter", "shape", "dtype", "spec", "bytes/device")]
     for path, shape in shapes.items():
-        axes = ("-" if axis is None else str(axis).replace("'", "") for axis in shardings[path].spec)
+        axes = (
+            "-" if axis is None else str(axis).replace("'", "") for axis in shardings[path].spec
+        )
         each = f"{_per_device(shape, shardings[path]):,}"
         rows.append((path, str(list(shape.shape)), str(shape.dtype), f"({', '.join(axes)})", each))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -87,7 +112,10 @@ def table(shapes: Shapes, shardings: Shardings) -> str:
     count = sum(math.prod(shape.shape) for shape in shapes.values())
     whole = sum(_bytes(shape) for shape in shapes.values())
     part = sum(_per_device(shape, shardings[path]) for path, shape in shapes.items())
-    lines.append(f"total: {count:,} parameters, {whole:,} bytes, {part:,} bytes per device ({part / 2**30:.3f} GiB)")
+    lines.append(
+        f"total: {count:,} parameters, {whole:,} bytes, {part:,} bytes per device"
+        f" ({part / 2**30:.3f} GiB)"
+    )
     return "\n".join(lines)
 
 
@@ -104,35 +132,42 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     """The rows of the global batch that this process must build, sorted.
 
-    Read off the sharding, not off the process index: processes that hold replicas of the same rows all build them.
+    Read off the sharding, not off the process index: processes that hold replicas of the same rows
+    all build them.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise ValueError(
-            f"batch size: expected a multiple of data x fsdp = {parts}, got {batch_size}; change batch_size, mesh.data "
-            "or mesh.fsdp"
+            f"batch size: expected a multiple of data x fsdp = {parts}, got {batch_size}; change"
+            " batch_size, mesh.data or mesh.fsdp"
         )
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     everything = np.arange(batch_size)
-    return np.unique(np.concatenate([everything[index] for index in indices.values() if index is not None]))
+    return np.unique(
+        np.concatenate([everything[index] for index in indices.values() if index is not None])
+    )
 
 
 def global_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
-    """Global arrays [batch_size, ...] from a pytree of numpy arrays that hold this process's `rows`, in that order."""
+    """Global arrays [batch_size, ...] from a pytree of numpy arrays that hold this process's
+    `rows`, in that order.
+    """
     own = rows(mesh, batch_size)
     sharding = batch_sharding(mesh)
 
     def place(local: np.ndarray) -> jax.Array:
         if local.shape[:1] != own.shape:
             raise ValueError(
-                f"batch: expected the {len(own)} rows this process owns of a batch of {batch_size}, got shape "
-                f"{local.shape}; give the loader rows=sharding.rows(mesh, batch_size)"
+                f"batch: expected the {len(own)} rows this process owns of a batch of {batch_size},"
+                f" got shape {local.shape}; give the loader rows=sharding.rows(mesh, batch_size)"
             )
 
         def piece(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # only for shardings that leave devices without a piece
             start, stop, _ = index[0].indices(batch_size)
-            first = int(np.searchsorted(own, start))  # own holds start..stop - 1 without gaps, by construction
+            first = int(
+                np.searchsorted(own, start)
+            )  # own holds start..stop - 1 without gaps, by construction
             return local[first : first + stop - start]
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, piece)
@@ -146,8 +181,9 @@ def _fill(shape: tuple[int, int, int], devices: int) -> tuple[int, int, int]:
     legal = free <= 1 and all(size == -1 or size > 0 for size in shape)
     if not legal or (devices % known if free else known != devices):
         raise ValueError(
-            f"mesh: expected data x fsdp x tensor to give {devices} devices, at most one of them -1 for 'the rest', "
-            f"got {' x '.join(map(str, shape))}; set mesh.data, mesh.fsdp, mesh.tensor"
+            f"mesh: expected data x fsdp x tensor to give {devices} devices, at most one of them -1"
+            f" for 'the rest', got {' x '.join(map(str, shape))}; set mesh.data, mesh.fsdp,"
+            " mesh.tensor"
         )
     data, fsdp, tensor = (devices // known if size == -1 else size for size in shape)
     return data, fsdp, tensor
@@ -163,11 +199,13 @@ def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
     between_fsdp = slices // between_data
     if fsdp % between_fsdp:
         raise ValueError(
-            f"mesh: data x fsdp = {data} x {fsdp} cannot be laid over {slices} slices; make data a multiple of "
-            f"{slices}, so that only gradients cross the slow network"
+            f"mesh: data x fsdp = {data} x {fsdp} cannot be laid over {slices} slices; make data a"
+            f" multiple of {slices}, so that only gradients cross the slow network"
         )
     within = (data // between_data, fsdp // between_fsdp, tensor)
-    return mesh_utils.create_hybrid_device_mesh(within, (between_data, between_fsdp, 1), devices=devices)
+    return mesh_utils.create_hybrid_device_mesh(
+        within, (between_data, between_fsdp, 1), devices=devices
+    )
 
 
 def _by_rules(
@@ -187,17 +225,26 @@ def _by_rules(
 
 
 def _second_chance(
-    path: str, shape: tuple[int, ...], names: tuple[str | None, ...], mesh: AnyMesh, spec: list[tuple[str, ...]]
+    path: str,
+    shape: tuple[int, ...],
+    names: tuple[str | None, ...],
+    mesh: AnyMesh,
+    spec: list[tuple[str, ...]],
 ) -> None:
-    """Adds fsdp to the largest named axis that divides. The unnamed layer axis is left alone: scan slices it."""
+    """Adds fsdp to the largest named axis that divides. The unnamed layer axis is left alone: scan
+    slices it.
+    """
     fsdp = mesh.shape["fsdp"]
     for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
-        if names[i] is not None and shape[i] % (fsdp * math.prod(mesh.shape[axis] for axis in spec[i])) == 0:
+        if (
+            names[i] is not None
+            and shape[i] % (fsdp * math.prod(mesh.shape[axis] for axis in spec[i])) == 0
+        ):
             spec[i] = (*spec[i], "fsdp")
             return
     raise ValueError(
-        f"sharding: {path} of shape {list(shape)} with axes {names} is large and no named axis divides by mesh.fsdp = "
-        f"{fsdp}; name its axes, or choose another mesh.fsdp"
+        f"sharding: {path} of shape {list(shape)} with axes {names} is large and no named axis"
+        f" divides by mesh.fsdp = {fsdp}; name its axes, or choose another mesh.fsdp"
     )
 
 

@@ -2,9 +2,10 @@
 
     python -m data_pipelines.builders.blocks --out DIR
 
-Three blocks lie side by side in random order. The instruction names a colour and a direction: the colour says where the
-gripper goes first (to the side of that block), the direction from which side, and then where it pushes. Neither the
-picture nor the words alone give the action. Positions are fractions of the table, x to the right and y downwards.
+Three blocks lie side by side in random order. The instruction names a colour and a direction: the
+colour says where the gripper goes first (to the side of that block), the direction from which side,
+and then where it pushes. Neither the picture nor the words alone give the action. Positions are
+fractions of the table, x to the right and y downwards.
 """
 
 import argparse
@@ -17,17 +18,27 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines import index, tfrecord
+from data_pipelines import index
 from data_pipelines.builders import rlds_files
 from data_pipelines.datasets.blocks import BLOCKS
+from data_pipelines.files import tfrecord
 
 SIZE, CROP = 32, 14  # pixels of both cameras; pixels of the table that the wrist camera sees
 TABLE, OPEN_MARK, CLOSED_MARK = (205, 190, 160), (255, 255, 255), (0, 0, 0)
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 40), "blue": (30, 60, 220)}
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-PHRASES = ("push the {0} block {1}", "move the {0} block {1}", "slide the {0} block {1}", "{1} with the {0} block")
+PHRASES = (
+    "push the {0} block {1}",
+    "move the {0} block {1}",
+    "slide the {0} block {1}",
+    "{1} with the {0} block",
+)
 YAW = {"left": 0.2, "right": -0.2, "up": 0.1, "down": -0.1}  # radians per step of the approach
-HALF_BLOCK, HALF_GRIPPER, REACH = 0.1, 0.065, 0.13  # half sides; distance from a block at which it is pushed
+HALF_BLOCK, HALF_GRIPPER, REACH = (
+    0.1,
+    0.065,
+    0.13,
+)  # half sides; distance from a block at which it is pushed
 SPEED, DESCENT, PUSHES = 0.08, 0.03, 6  # per step; steps of pushing
 SHARDS = {"train": 2, "val": 1}
 
@@ -43,14 +54,20 @@ class Table(NamedTuple):
 
 
 def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 0) -> Path:
-    """Writes the dataset under root/blocks/1.0.0 and returns that folder. The same arguments give the same episodes."""
+    """Writes the dataset under root/blocks/1.0.0 and returns that folder. The same arguments give
+    the same episodes.
+    """
     folder = Path(root).expanduser() / BLOCKS.tfds_name / BLOCKS.version
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)  # it describes what is overwritten here
+    shutil.rmtree(
+        folder / index.FOLDER, ignore_errors=True
+    )  # it describes what is overwritten here
     splits = []
     for number, (split, episodes) in enumerate((("train", train), ("val", val))):
         parts = np.array_split(np.arange(episodes), min(SHARDS[split], episodes))
-        shards = [(_example(play(seed, number, int(episode))) for episode in part) for part in parts]
+        shards = [
+            (_example(play(seed, number, int(episode))) for episode in part) for part in parts
+        ]
         splits.append(rlds_files.write_split(str(folder), BLOCKS.tfds_name, split, shards))
     rlds_files.finish(str(folder), __doc__ or "", _features(), splits)
     return folder
@@ -90,8 +107,12 @@ def scatter(draw: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarra
     return blocks, np.array([0.5, 0.85]) + draw.uniform(-0.08, 0.08, 2)
 
 
-def draw_table(blocks: dict[str, np.ndarray], top: str, hand: np.ndarray, closed: bool) -> np.ndarray:
-    """The table from above, [h w 3] uint8. The block `top` covers the others, the gripper covers all."""
+def draw_table(
+    blocks: dict[str, np.ndarray], top: str, hand: np.ndarray, closed: bool
+) -> np.ndarray:
+    """The table from above, [h w 3] uint8. The block `top` covers the others, the gripper covers
+    all.
+    """
     picture = np.empty((SIZE, SIZE, 3), np.uint8)
     picture[:] = TABLE
     for colour in sorted(blocks, key=lambda name: name == top):
@@ -100,7 +121,9 @@ def draw_table(blocks: dict[str, np.ndarray], top: str, hand: np.ndarray, closed
     return picture
 
 
-def _square(picture: np.ndarray, centre: np.ndarray, half: float, colour: tuple[int, int, int]) -> None:
+def _square(
+    picture: np.ndarray, centre: np.ndarray, half: float, colour: tuple[int, int, int]
+) -> None:
     x0, y0 = (round(v) for v in np.clip((centre - half) * SIZE, 0, SIZE))
     x1, y1 = (round(v) for v in np.clip((centre + half) * SIZE, 0, SIZE))
     picture[y0:y1, x0:x1] = colour
@@ -138,7 +161,10 @@ def compress(picture: np.ndarray, kind: str) -> bytes:
 
 def _features() -> rlds_files.Feature:
     """The content of features.json."""
-    cameras = {"image": rlds_files.image("jpeg", SIZE, SIZE), "wrist_image": rlds_files.image("png", SIZE, SIZE)}
+    cameras = {
+        "image": rlds_files.image("jpeg", SIZE, SIZE),
+        "wrist_image": rlds_files.image("png", SIZE, SIZE),
+    }
     return rlds_files.episode(
         {
             "action": rlds_files.tensor("float32", 7),
@@ -151,7 +177,9 @@ def _features() -> rlds_files.Feature:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Writes the embedded block-pushing dataset.")
-    parser.add_argument("--out", required=True, help="data root; the dataset goes to OUT/blocks/1.0.0")
+    parser.add_argument(
+        "--out", required=True, help="data root; the dataset goes to OUT/blocks/1.0.0"
+    )
     parser.add_argument("--train", type=int, default=240, help="training episodes")
     parser.add_argument("--val", type=int, default=40, help="held-out episodes")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,11 @@
-"""Pictures of the block-pushing table with captions, questions and answers: what tests and demos co-train on.
+"""Pictures of the block-pushing table with captions, questions and answers: what tests and demos
+co-train on.
 
     python -m data_pipelines.builders.blocks_captions --out DIR
 
-Laid out as TFDS lays out coco_captions and clevr: one record per picture, with a sequence of captions and one of
-question-answer pairs. The captions name the blocks from left to right, the questions ask for the place of each.
+Laid out as TFDS lays out coco_captions and clevr: one record per picture, with a sequence of
+captions and one of question-answer pairs. The captions name the blocks from left to right, the
+questions ask for the place of each.
 """
 
 import argparse
@@ -13,25 +15,35 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import index, tfrecord
+from data_pipelines import index
 from data_pipelines.builders import rlds_files
 from data_pipelines.builders.blocks import SIZE, compress, draw_table, scatter
 from data_pipelines.datasets.image_text import BLOCKS_CAPTIONS
+from data_pipelines.files import tfrecord
 
-CAPTIONS = ("from left to right: a {0}, a {1} and a {2} block", "the {1} block is between the {0} and the {2} block")
+CAPTIONS = (
+    "from left to right: a {0}, a {1} and a {2} block",
+    "the {1} block is between the {0} and the {2} block",
+)
 PLACES = ("left", "middle", "right")
 SHARDS = {"train": 2, "val": 1}
 
 
 def write_captions(root: str | Path, train: int = 120, val: int = 24, seed: int = 0) -> Path:
-    """Writes root/blocks_captions/1.0.0 and returns that folder. The same arguments give the same pictures."""
+    """Writes root/blocks_captions/1.0.0 and returns that folder. The same arguments give the same
+    pictures.
+    """
     folder = Path(root).expanduser() / BLOCKS_CAPTIONS.tfds_name / BLOCKS_CAPTIONS.version
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)  # it describes what is overwritten here
+    shutil.rmtree(
+        folder / index.FOLDER, ignore_errors=True
+    )  # it describes what is overwritten here
     splits = []
     for number, (split, count) in enumerate((("train", train), ("val", val))):
         parts = np.array_split(np.arange(count), min(SHARDS[split], count))
-        shards = [(_example(*scene(seed, number, int(picture))) for picture in part) for part in parts]
+        shards = [
+            (_example(*scene(seed, number, int(picture))) for picture in part) for part in parts
+        ]
         splits.append(rlds_files.write_split(str(folder), BLOCKS_CAPTIONS.tfds_name, split, shards))
     pair = rlds_files.folder({"question": rlds_files.text(), "answer": rlds_files.text()})
     features = {
@@ -66,7 +78,9 @@ def _example(pixels: np.ndarray, colours: list[str]) -> bytes:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Writes the embedded pictures with texts.")
-    parser.add_argument("--out", required=True, help="data root; the dataset goes to OUT/blocks_captions/1.0.0")
+    parser.add_argument(
+        "--out", required=True, help="data root; the dataset goes to OUT/blocks_captions/1.0.0"
+    )
     parser.add_argument("--train", type=int, default=120, help="training pictures")
     parser.add_argument("--val", type=int, default=24, help="held-out pictures")
     parser.add_argument("--seed", type=int, default=0)

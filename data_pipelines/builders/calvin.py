@@ -1,14 +1,19 @@
-"""CALVIN (one npz per frame) to RLDS, twice: play frames stored once, and one episode per annotation.
+"""CALVIN (one npz per frame) to RLDS, twice: play frames stored once, and one episode per
+annotation.
 
-    python -m data_pipelines.builders.calvin --source DIR/task_D_D --out ROOT [--splits training,validation]
+    python -m data_pipelines.builders.calvin --source DIR/task_D_D --out ROOT [--splits
+    training,validation]
 
-Writes ROOT/calvin_play/1.0.0 and ROOT/calvin/1.0.0; both give the same windows (data_pipelines/datasets/calvin.py).
-calvin_play holds every recorded frame once, in records of up to 512 steps that no annotation crosses; its annotations
-point into them, so that they may overlap for nothing. calvin is the standard view: whoever reads RLDS reads it.
+Writes ROOT/calvin_play/1.0.0 and ROOT/calvin/1.0.0; both give the same windows
+(data_pipelines/datasets/calvin.py). calvin_play holds every recorded frame once, in records of up
+to 512 steps that no annotation crosses; its annotations point into them, so that they may overlap
+for nothing. calvin is the
+standard view: whoever reads RLDS reads it.
 
-Everything is checked before it is written, and a folder becomes a dataset only when all of it is there. Where
-apache_beam is installed the records are made in a Beam pipeline (--beam_options="--runner=..." for Dataflow, Flink or
-Spark, with --source and --out at URLs that all workers reach), else in threads: the files are the same, byte for byte.
+Everything is checked before it is written, and a folder becomes a dataset only when all of it is
+there. Where apache_beam is installed the records are made in a Beam pipeline
+(--beam_options="--runner=..." for Dataflow, Flink or Spark, with --source and --out at URLs that
+all workers reach), else in threads: the files are the same, byte for byte.
 """
 
 import argparse
@@ -24,9 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines import remote, tfrecord
 from data_pipelines.builders import rlds_files
-from data_pipelines.builders.calvin_source import Annotation, Source, frame_name, read_frame, read_source
+from data_pipelines.builders.calvin_source import (
+    Annotation,
+    Source,
+    frame_name,
+    read_frame,
+    read_source,
+)
+from data_pipelines.files import remote, tfrecord
 from data_pipelines.progress import Progress
 
 VERSION = "1.0.0"
@@ -53,7 +64,9 @@ class Shard(NamedTuple):
     tasks: tuple[Task, ...]
 
 
-def build(source: str, out: str, splits: Sequence[str] = tuple(SPLITS), beam_options: str | None = None) -> list[str]:
+def build(
+    source: str, out: str, splits: Sequence[str] = tuple(SPLITS), beam_options: str | None = None
+) -> list[str]:
     """Writes both datasets and returns their folders.
 
     Args:
@@ -62,25 +75,36 @@ def build(source: str, out: str, splits: Sequence[str] = tuple(SPLITS), beam_opt
         splits: which of these to convert.
         beam_options: for Beam, when it is installed; None = threads.
 
-    Raises ValueError when the source is not whole (all missing frames are counted and the first ones named) or when a
-    dataset is there already.
+    Raises ValueError when the source is not whole (all missing frames are counted and the first
+    ones named) or when a dataset is there already.
     """
     found = {split: read_source(remote.join(source, split)) for split in splits}
     finals = [remote.join(out, name, VERSION) for name in ("calvin_play", "calvin")]
     for final in finals:
         if remote.exists(final):
-            raise ValueError(f"{final}: expected nothing there, got a dataset; remove it or choose another --out")
+            raise ValueError(
+                f"{final}: expected nothing there, got a dataset; remove it or choose another --out"
+            )
     written = []
     for final, cut in zip(finals, (play_tasks, episode_tasks), strict=True):
-        folder = final if remote.is_remote(final) else f"{final}.part/{final.split('/')[-2]}/{VERSION}"
+        folder = (
+            final if remote.is_remote(final) else f"{final}.part/{final.split('/')[-2]}/{VERSION}"
+        )
         shutil.rmtree(f"{final}.part", ignore_errors=True)
         entries = []
         for split, content in found.items():
             shards = _shards(folder, SPLITS[split], cut(content))
             if not shards:
-                raise ValueError(f"{content.folder}: expected frames and annotations, got none; download it again")
+                raise ValueError(
+                    f"{content.folder}: expected frames and annotations, got none; download it"
+                    " again"
+                )
             sizes = _write(shards, beam_options)
-            entries.append(rlds_files.split_info(SPLITS[split], [len(shard.tasks) for shard in shards], sum(sizes)))
+            entries.append(
+                rlds_files.split_info(
+                    SPLITS[split], [len(shard.tasks) for shard in shards], sum(sizes)
+                )
+            )
         rlds_files.finish(folder, __doc__ or "", _features(cut is play_tasks), entries)
         if folder != final:
             os.replace(folder, final)
@@ -90,10 +114,15 @@ def build(source: str, out: str, splits: Sequence[str] = tuple(SPLITS), beam_opt
 
 
 def play_tasks(source: Source) -> list[Task]:
-    """The recorded stretches, cut into records of at most STEPS steps that no annotation crosses."""
+    """The recorded stretches, cut into records of at most STEPS steps that no annotation
+    crosses.
+    """
     tasks = []
     for first, last in source.ranges:
-        inside = sorted((a for a in source.annotations if first <= a.first <= last), key=lambda a: (a.first, a.stop))
+        inside = sorted(
+            (a for a in source.annotations if first <= a.first <= last),
+            key=lambda a: (a.first, a.stop),
+        )
         begin = first
         while begin <= last:
             stop = _cut(begin, last + 1, inside)
@@ -104,7 +133,9 @@ def play_tasks(source: Source) -> list[Task]:
 
 
 def _cut(begin: int, end: int, annotations: list[Annotation]) -> int:
-    """Where a record that begins at `begin` stops: as late as STEPS allows, but in no annotation (sorted by first)."""
+    """Where a record that begins at `begin` stops: as late as STEPS allows, but in no annotation
+    (sorted by first).
+    """
     stop = min(begin + STEPS, end)
     joined: list[list[int]] = []  # annotations that overlap make one stretch
     for a in annotations:
@@ -120,18 +151,28 @@ def _cut(begin: int, end: int, annotations: list[Annotation]) -> int:
 
 def episode_tasks(source: Source) -> list[Task]:
     """One record per annotation."""
-    return [Task(source.folder, a.first, a.stop, (a,), source.scene(a.first), False) for a in source.annotations]
+    return [
+        Task(source.folder, a.first, a.stop, (a,), source.scene(a.first), False)
+        for a in source.annotations
+    ]
 
 
 def make(task: Task) -> bytes:
-    """The tf.train.Example of a record. Raises ValueError naming the frame's file when its content is wrong."""
-    frames = [read_frame(remote.join(task.folder, frame_name(number))) for number in range(task.first, task.stop)]
+    """The tf.train.Example of a record. Raises ValueError naming the frame's file when its content
+    is wrong.
+    """
+    frames = [
+        read_frame(remote.join(task.folder, frame_name(number)))
+        for number in range(task.first, task.stop)
+    ]
     steps = len(frames)
     columns: dict[str, Sequence[bytes] | np.ndarray] = {
         "steps/action": np.stack([frame["rel_actions"] for frame in frames]).astype(np.float32),
         "steps/action_abs": np.stack([frame["actions"] for frame in frames]).astype(np.float32),
         "steps/observation/image": [_jpeg(frame["rgb_static"]) for frame in frames],
-        "steps/observation/state": np.stack([frame["robot_obs"] for frame in frames]).astype(np.float32),
+        "steps/observation/state": (
+            np.stack([frame["robot_obs"] for frame in frames]).astype(np.float32)
+        ),
         "steps/observation/wrist_image": [_jpeg(frame["rgb_gripper"]) for frame in frames],
         "episode_metadata/first_frame": np.array([task.first]),
         "episode_metadata/scene": [task.scene.encode()],
@@ -142,8 +183,12 @@ def make(task: Task) -> bytes:
         columns[name] = np.zeros_like(values) if task.play and ends else values
     if task.play:
         named = task.annotations
-        columns["episode_metadata/segment_first"] = np.array([a.first - task.first for a in named], np.int64)
-        columns["episode_metadata/segment_stop"] = np.array([a.stop - task.first for a in named], np.int64)
+        columns["episode_metadata/segment_first"] = np.array(
+            [a.first - task.first for a in named], np.int64
+        )
+        columns["episode_metadata/segment_stop"] = np.array(
+            [a.stop - task.first for a in named], np.int64
+        )
         columns["episode_metadata/segment_text"] = [a.text.encode() for a in named]
         columns["episode_metadata/segment_task"] = [a.task.encode() for a in named]
     else:
@@ -167,10 +212,16 @@ def _features(play: bool) -> rlds_files.Feature:
     }
     metadata = {"first_frame": whole, "scene": text}
     if not play:
-        return rlds_files.episode({**step, "language_instruction": text}, {**metadata, "task": text})
+        return rlds_files.episode(
+            {**step, "language_instruction": text}, {**metadata, "task": text}
+        )
     kinds = {"first": whole, "stop": whole, "text": text, "task": text}
     return rlds_files.episode(
-        step, {**metadata, **{f"segment_{name}": rlds_files.sequence(kind) for name, kind in kinds.items()}}
+        step,
+        {
+            **metadata,
+            **{f"segment_{name}": rlds_files.sequence(kind) for name, kind in kinds.items()},
+        },
     )
 
 
@@ -186,7 +237,10 @@ def _shards(folder: str, split: str, tasks: list[Task]) -> list[Shard]:
     frames = np.cumsum([task.stop - task.first for task in tasks])
     count = -(-int(frames[-1]) // SHARD_FRAMES) if tasks else 0
     place = np.minimum((frames - 1) // SHARD_FRAMES, count - 1)
-    held = [tuple(task for task, at in zip(tasks, place, strict=True) if at == number) for number in range(count)]
+    held = [
+        tuple(task for task, at in zip(tasks, place, strict=True) if at == number)
+        for number in range(count)
+    ]
     held = [each for each in held if each]
     name = folder.split("/")[-2]
     return [
@@ -202,12 +256,16 @@ def _write(shards: list[Shard], beam_options: str | None) -> list[int]:
     what = f"writing {len(shards)} files to {shards[0].path.rsplit('/', 1)[0]}"
     total = sum(task.stop - task.first for shard in shards for task in shard.tasks)
     with Progress(what, total, "frames") as progress, ThreadPoolExecutor(os.cpu_count()) as threads:
-        sizes = [tfrecord.write(shard.path, _made(shard.tasks, threads, progress)) for shard in shards]
+        sizes = [
+            tfrecord.write(shard.path, _made(shard.tasks, threads, progress)) for shard in shards
+        ]
         print(f"{what}: {total} frames in {progress.spent()}", flush=True)
     return sizes
 
 
-def _made(tasks: Sequence[Task], threads: ThreadPoolExecutor, progress: Progress) -> Iterator[bytes]:
+def _made(
+    tasks: Sequence[Task], threads: ThreadPoolExecutor, progress: Progress
+) -> Iterator[bytes]:
     """The records of the tasks in order, a few of them made ahead."""
     ahead: deque[tuple[Task, Future[bytes]]] = deque()
     for task in tasks:
@@ -222,7 +280,9 @@ def _made(tasks: Sequence[Task], threads: ThreadPoolExecutor, progress: Progress
 
 
 def _write_with_beam(shards: list[Shard], options: str) -> list[int]:
-    """The same in a Beam pipeline: records are made one by one anywhere, files are put together in their order."""
+    """The same in a Beam pipeline: records are made one by one anywhere, files are put together in
+    their order.
+    """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -251,13 +311,20 @@ def _beam_installed() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="an unzipped task_*_* folder")
     parser.add_argument("--out", required=True, help="data root")
     parser.add_argument("--splits", default=",".join(SPLITS), help="training, validation or both")
-    parser.add_argument("--beam_options", default="--runner=DirectRunner", help="where apache_beam is installed")
+    parser.add_argument(
+        "--beam_options", default="--runner=DirectRunner", help="where apache_beam is installed"
+    )
     args = parser.parse_args(argv)
-    source, out = (p if remote.is_remote(p) else str(Path(p).expanduser().absolute()) for p in (args.source, args.out))
+    source, out = (
+        p if remote.is_remote(p) else str(Path(p).expanduser().absolute())
+        for p in (args.source, args.out)
+    )
     options = args.beam_options if _beam_installed() else None
     for folder in build(source, out, tuple(args.splits.split(",")), options):
         print(f"wrote {folder}")

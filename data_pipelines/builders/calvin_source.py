@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import remote
+from data_pipelines.files import remote
 
 # What a frame must hold: shape and kind. Depth, tactile and scene_obs are not converted.
 FRAME = {
@@ -17,7 +17,8 @@ FRAME = {
     "actions": ((7,), "f"),
     "robot_obs": ((15,), "f"),
 }
-REPEATED = 0.5  # share of annotations that say again what another said: the ABC and ABCD files broken until 2022-09
+# share of annotations that say again what another said: the ABC and ABCD files broken until 2022-09
+REPEATED = 0.5
 
 
 class Annotation(NamedTuple):
@@ -48,16 +49,26 @@ def frame_name(number: int) -> str:
 
 
 def read_source(folder: str) -> Source:
-    """A split's content. Raises ValueError when frames are missing or an annotation cannot be right."""
+    """A split's content. Raises ValueError when frames are missing or an annotation cannot be
+    right.
+    """
     path = remote.join(folder, "ep_start_end_ids.npy")
     ids = _array(path)
-    if ids.ndim != 2 or ids.shape[1] != 2 or ids.dtype.kind not in "iu" or (ids[:, 0] > ids[:, 1]).any():
-        raise ValueError(f"{path}: expected rows of (first, last) frame, got {ids.dtype} of shape {ids.shape}")
+    if (
+        ids.ndim != 2
+        or ids.shape[1] != 2
+        or ids.dtype.kind not in "iu"
+        or (ids[:, 0] > ids[:, 1]).any()
+    ):
+        raise ValueError(
+            f"{path}: expected rows of (first, last) frame, got {ids.dtype} of shape {ids.shape}"
+        )
     ids = ids[np.argsort(ids[:, 0], kind="stable")]
     if (ids[1:, 0] <= ids[:-1, 1]).any():
         at = int(np.argmax(ids[1:, 0] <= ids[:-1, 1]))
         raise ValueError(
-            f"{path}: expected stretches that do not overlap, got {ids[at].tolist()}, {ids[at + 1].tolist()}"
+            f"{path}: expected stretches that do not overlap, got {ids[at].tolist()},"
+            f" {ids[at + 1].tolist()}"
         )
     ranges = tuple((int(a), int(b)) for a, b in ids)
     _check_frames(folder, ranges)
@@ -65,57 +76,90 @@ def read_source(folder: str) -> Source:
 
 
 def read_frame(path: str) -> dict[str, np.ndarray]:
-    """The arrays of FRAME. Raises ValueError naming file and key when one is missing, mis-shaped or out of range."""
+    """The arrays of FRAME. Raises ValueError naming file and key when one is missing, mis-shaped or
+    out of range.
+    """
     try:
         with np.load(io.BytesIO(remote.read(path)), allow_pickle=False) as stored:
             found = {key: stored[key] for key in FRAME if key in stored}
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected a frame, found no file; download the split again") from None
+        raise ValueError(
+            f"{path}: expected a frame, found no file; download the split again"
+        ) from None
     except Exception as error:  # zip, zlib and numpy each have their own
-        raise ValueError(f"{path}: expected an npz, got {error!r}; download the split again") from error
+        raise ValueError(
+            f"{path}: expected an npz, got {error!r}; download the split again"
+        ) from error
     for key, (shape, kind) in FRAME.items():
         if key not in found:
-            raise ValueError(f"{path}: expected the key {key!r}, got {sorted(found)}; download the split again")
+            raise ValueError(
+                f"{path}: expected the key {key!r}, got {sorted(found)}; download the split again"
+            )
         value = found[key]
-        if value.shape != shape or value.dtype.kind != kind or (kind == "u" and value.itemsize != 1):
-            raise ValueError(f"{path}: {key}: expected {kind}{shape}, got {value.dtype}{value.shape}")
+        if (
+            value.shape != shape
+            or value.dtype.kind != kind
+            or (kind == "u" and value.itemsize != 1)
+        ):
+            raise ValueError(
+                f"{path}: {key}: expected {kind}{shape}, got {value.dtype}{value.shape}"
+            )
         if kind == "f" and not np.isfinite(value).all():
             raise ValueError(f"{path}: {key}: expected finite numbers, got {value}")
     moves = found["rel_actions"]
     if np.abs(moves[:6]).max() > 1 + 1e-6 or abs(moves[6]) != 1:
         raise ValueError(
-            f"{path}: rel_actions: expected motion in [-1, 1] and a gripper of -1 or 1, got {moves}; is it another "
-            "normalisation?"
+            f"{path}: rel_actions: expected motion in [-1, 1] and a gripper of -1 or 1, got"
+            f" {moves}; is it another normalisation?"
         )
     return found
 
 
 def _check_frames(folder: str, ranges: tuple[tuple[int, int], ...]) -> None:
     """All recorded frames are there; what else lies around is named and not used."""
-    there = {int(m[1]) for name in remote.list_folder(folder) if (m := re.fullmatch(r"episode_(\d{7})\.npz", name))}
+    there = {
+        int(m[1])
+        for name in remote.list_folder(folder)
+        if (m := re.fullmatch(r"episode_(\d{7})\.npz", name))
+    }
     wanted = {number for first, last in ranges for number in range(first, last + 1)}
     missing = sorted(wanted - there)
     if missing:
         names = ", ".join(frame_name(number) for number in missing[:3])
         raise ValueError(
-            f"{folder}: expected {len(wanted)} frames (ep_start_end_ids.npy), {len(missing)} are missing: {names}"
-            f"{' ...' if len(missing) > 3 else ''}; unzip the split again"
+            f"{folder}: expected {len(wanted)} frames (ep_start_end_ids.npy), {len(missing)} are"
+            f" missing: {names}{' ...' if len(missing) > 3 else ''}; unzip the split again"
         )
     stray = sorted(there - wanted)
     if stray:
-        print(f"{folder}: {len(stray)} frames outside of ep_start_end_ids.npy are not used: {stray[:4]}", flush=True)
+        print(
+            f"{folder}: {len(stray)} frames outside of ep_start_end_ids.npy are not used:"
+            f" {stray[:4]}",
+            flush=True,
+        )
 
 
 def _annotations(folder: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Annotation, ...]:
-    paths = [remote.join(folder, *parts, "auto_lang_ann.npy") for parts in (("lang_annotations",), ())]
+    paths = [
+        remote.join(folder, *parts, "auto_lang_ann.npy") for parts in (("lang_annotations",), ())
+    ]
     path = next((path for path in paths if remote.exists(path)), None)
     if path is None:
-        raise ValueError(f"{folder}: expected {' or '.join(paths)}, found neither; download the annotations")
+        raise ValueError(
+            f"{folder}: expected {' or '.join(paths)}, found neither; download the annotations"
+        )
     body = _array(path)
     try:
         content = body.item()
-        texts, tasks, indx = content["language"]["ann"], content["language"]["task"], content["info"]["indx"]
-        found = [Annotation(int(a), int(b), str(t), str(k)) for (a, b), t, k in zip(indx, texts, tasks, strict=True)]
+        texts, tasks, indx = (
+            content["language"]["ann"],
+            content["language"]["task"],
+            content["info"]["indx"],
+        )
+        found = [
+            Annotation(int(a), int(b), str(t), str(k))
+            for (a, b), t, k in zip(indx, texts, tasks, strict=True)
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected language.ann, language.task and info.indx of one length: {error!r}"
@@ -123,14 +167,16 @@ def _annotations(folder: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Anno
     for number, annotation in enumerate(found):
         if not any(a <= annotation.first < annotation.stop <= b + 1 for a, b in ranges):
             raise ValueError(
-                f"{path}: annotation {number} ({annotation.text!r}): expected frames inside one recorded stretch, got "
-                f"{annotation.first} to {annotation.stop}; were two datasets merged by hand?"
+                f"{path}: annotation {number} ({annotation.text!r}): expected frames inside one"
+                f" recorded stretch, got {annotation.first} to {annotation.stop}; were two datasets"
+                " merged by hand?"
             )
     again = 1 - len(set(found)) / max(1, len(found))
     if again > REPEATED:
         raise ValueError(
-            f"{path}: {again:.0%} of {len(found)} annotations repeat another: this is the broken file of ABC and ABCD; "
-            "take the validation annotations of task_D_D, or convert --splits=training alone"
+            f"{path}: {again:.0%} of {len(found)} annotations repeat another: this is the broken"
+            " file of ABC and ABCD; take the validation annotations of task_D_D, or convert"
+            " --splits=training alone"
         )
     return tuple(found)
 
@@ -140,11 +186,15 @@ def _scenes(folder: str) -> tuple[tuple[str, int, int], ...]:
     if not remote.exists(path):
         return ()
     content = _array(path).item()
-    return tuple((str(name), int(first), int(last)) for name, (first, last) in sorted(content.items()))
+    return tuple(
+        (str(name), int(first), int(last)) for name, (first, last) in sorted(content.items())
+    )
 
 
 def _array(path: str) -> np.ndarray:
-    """An npy file. One that is a pickle may hold plain containers of numbers, strings and arrays, and nothing else."""
+    """An npy file. One that is a pickle may hold plain containers of numbers, strings and arrays,
+    and nothing else.
+    """
     try:
         data = io.BytesIO(remote.read(path))
     except FileNotFoundError:
@@ -153,7 +203,11 @@ def _array(path: str) -> np.ndarray:
         ) from None
     try:
         version = np.lib.format.read_magic(data)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         if header(data)[2].hasobject:
             return _Plain(data).load()
         data.seek(0)

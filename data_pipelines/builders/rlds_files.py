@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import remote, tfds_folder, tfrecord
+from data_pipelines.files import remote, tfds_folder, tfrecord
 
 CORE = "tensorflow_datasets.core.features."
 
@@ -15,14 +15,20 @@ Feature = dict[str, Any]
 
 def folder(features: dict[str, Feature]) -> Feature:
     """A dictionary of features."""
-    return {"pythonClassName": f"{CORE}features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    return {
+        "pythonClassName": f"{CORE}features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
 
 
 def tensor(dtype: str, *shape: int) -> Feature:
     """Numbers of one step."""
     name = "tensor_feature.Tensor" if shape else "scalar.Scalar"
     size = {"dimensions": [str(n) for n in shape]} if shape else {}
-    return {"pythonClassName": CORE + name, "tensor": {"shape": size, "dtype": dtype, "encoding": "none"}}
+    return {
+        "pythonClassName": CORE + name,
+        "tensor": {"shape": size, "dtype": dtype, "encoding": "none"},
+    }
 
 
 def image(kind: str, height: int, width: int) -> Feature:
@@ -44,7 +50,9 @@ def sequence(feature: Feature) -> Feature:
 
 
 def episode(step: dict[str, Feature], metadata: dict[str, Feature] | None = None) -> Feature:
-    """An RLDS episode: steps with the standard flags, reward and discount, and what describes the whole."""
+    """An RLDS episode: steps with the standard flags, reward and discount, and what describes the
+    whole.
+    """
     standard = {
         "discount": tensor("float32"),
         "is_first": tensor("bool"),
@@ -75,12 +83,16 @@ def shard_name(name: str, split: str, number: int, count: int) -> str:
     return f"{name}-{split}.tfrecord-{number:05d}-of-{count:05d}"
 
 
-def write_split(out: str, name: str, split: str, shards: Sequence[Iterable[bytes]]) -> dict[str, Any]:
+def write_split(
+    out: str, name: str, split: str, shards: Sequence[Iterable[bytes]]
+) -> dict[str, Any]:
     """Writes the examples of a split's shards; returns the split's entry in dataset_info.json."""
     lengths, size = [], 0
     for number, examples in enumerate(shards):
         count = _Counted(examples)
-        size += tfrecord.write(remote.join(out, shard_name(name, split, number, len(shards))), count)
+        size += tfrecord.write(
+            remote.join(out, shard_name(name, split, number, len(shards))), count
+        )
         lengths.append(count.count)
     return split_info(split, lengths, size)
 
@@ -96,9 +108,17 @@ def split_info(split: str, lengths: list[int], size: int) -> dict[str, Any]:
 
 
 def finish(out: str, description: str, features: Feature, splits: list[dict[str, Any]]) -> None:
-    """Writes features.json and, last, dataset_info.json: with it the folder <name>/<version> is a dataset."""
+    """Writes features.json and, last, dataset_info.json: with it the folder <name>/<version> is a
+    dataset.
+    """
     name, version = out.rstrip("/").split("/")[-2:]
-    info = {"description": description, "fileFormat": "tfrecord", "name": name, "splits": splits, "version": version}
+    info = {
+        "description": description,
+        "fileFormat": "tfrecord",
+        "name": name,
+        "splits": splits,
+        "version": version,
+    }
     for file, body in ((tfds_folder.FEATURES, features), (tfds_folder.INFO, info)):
         with remote.open_write(remote.join(out, file)) as opened:
             opened.write(json.dumps(body, indent=2).encode())

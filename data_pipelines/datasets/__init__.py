@@ -1,6 +1,17 @@
 """The datasets this repository can read. A new one is a file here and a line in DATASETS."""
 
-from data_pipelines.datasets import arms, blocks, bridge, calvin, droid, franka, joint, libero, navigation, rtx
+from data_pipelines.datasets import (
+    arms,
+    blocks,
+    bridge,
+    calvin,
+    droid,
+    franka,
+    joint,
+    libero,
+    navigation,
+    rtx,
+)
 from data_pipelines.datasets.dataset import Dataset, Standardised
 
 DATASETS: dict[str, Dataset] = {

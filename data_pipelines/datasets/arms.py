@@ -5,7 +5,10 @@ from data_pipelines.datasets.downloads import bring, bucket
 from data_pipelines.datasets.names import EEF, POSE, QUAT, STEP_TEXT, joints
 from data_pipelines.standardise import Constant, Recipe
 
-ONE_ANGLE = "One angle is recorded. It stands in the place of roll, as in Octo and OpenVLA; pitch and yaw are 0."
+ONE_ANGLE = (
+    "One angle is recorded. It stands in the place of roll, as in Octo and OpenVLA; pitch and yaw"
+    " are 0."
+)
 UNVERSIONED = "The registries state neither version nor control rate: 1.0.0 is our guess."
 
 STANFORD_KUKA_MULTIMODAL = Dataset(
@@ -44,7 +47,9 @@ UCSD_KITCHEN = Dataset(
     language=STEP_TEXT,
     control_hz=2.0,
     download=bucket("ucsd_kitchen_dataset_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state[0:7]",)),
+    standardise=Recipe(
+        actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state[0:7]",)
+    ),
     state_names=joints(7),
     notes=("The last action dim (terminate) is left out.",),
 )
@@ -57,7 +62,10 @@ UCSD_PICK_AND_PLACE = Dataset(
     language=STEP_TEXT,
     control_hz=3.0,
     download=bucket("ucsd_pick_and_place_dataset_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:3]", Constant(0.0, 3), "action[-1:] clip01"), state=("observation/state",)),
+    standardise=Recipe(
+        actions=("action[0:3]", Constant(0.0, 3), "action[-1:] clip01"),
+        state=("observation/state",),
+    ),
     state_names=EEF,
     notes=("No rotation is recorded: roll, pitch and yaw are 0.",),
 )
@@ -66,7 +74,11 @@ UTOKYO_XARM_PICK_AND_PLACE = Dataset(
     name="utokyo_xarm_pick_and_place_converted_externally_to_rlds",
     version="0.1.0",
     robot="xArm",
-    cameras={"primary": "observation/image", "secondary": "observation/image2", "wrist": "observation/hand_image"},
+    cameras={
+        "primary": "observation/image",
+        "secondary": "observation/image2",
+        "wrist": "observation/hand_image",
+    },
     language=STEP_TEXT,
     control_hz=10.0,
     download=bucket("utokyo_xarm_pick_and_place_converted_externally_to_rlds/0.1.0"),
@@ -82,11 +94,15 @@ UTOKYO_XARM_BIMANUAL = Dataset(
     language=STEP_TEXT,
     control_hz=10.0,
     download=bucket("utokyo_xarm_bimanual_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[-7:-1]", "action[-1:] clip01"), state=("observation/pose_r",)),
+    standardise=Recipe(
+        actions=("action[-7:-1]", "action[-1:] clip01"), state=("observation/pose_r",)
+    ),
     state_names=POSE,
     notes=(
-        "Only the right arm: the last seven of 14 action dims, and its pose as OpenVLA has it. Octo asks for "
-        "end_effector_pose, which the files lack.",
+        (
+            "Only the right arm: the last seven of 14 action dims, and its pose as OpenVLA has it."
+            " Octo asks for end_effector_pose, which the files lack."
+        ),
     ),
 )
 
@@ -119,7 +135,11 @@ STANFORD_MASK_VIT = Dataset(
     download=bucket("stanford_mask_vit_converted_externally_to_rlds/0.1.0"),
     standardise=Recipe(
         actions=("action[0:4]", Constant(0.0, 2), "action[-1:] clip01"),
-        state=("observation/end_effector_pose[0:4]", Constant(0.0, 2), "observation/end_effector_pose[-1:]"),
+        state=(
+            "observation/end_effector_pose[0:4]",
+            Constant(0.0, 2),
+            "observation/end_effector_pose[-1:]",
+        ),
     ),
     state_names=EEF,
     notes=(
@@ -137,7 +157,8 @@ TOKYO_U_LSMO = Dataset(
     control_hz=10.0,
     download=bucket("tokyo_u_lsmo_converted_externally_to_rlds/0.1.0"),
     standardise=Recipe(
-        actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state[0:6]", "observation/state[-1:]")
+        actions=("action[0:6]", "action[6:7] clip01"),
+        state=("observation/state[0:6]", "observation/state[-1:]"),
     ),
     state_names=EEF,
 )
@@ -162,7 +183,9 @@ DLR_SARA_GRID_CLAMP = Dataset(
     language=STEP_TEXT,
     control_hz=10.0,
     download=bucket("dlr_sara_grid_clamp_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state[0:6]",)),
+    standardise=Recipe(
+        actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state[0:6]",)
+    ),
     state_names=POSE,
 )
 
@@ -174,7 +197,9 @@ DLR_EDAN = Dataset(
     language=STEP_TEXT,
     control_hz=5.0,
     download=bucket("dlr_edan_shared_control_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state",)),
+    standardise=Recipe(
+        actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state",)
+    ),
     state_names=EEF,
 )
 
@@ -187,7 +212,8 @@ ASU_TABLE_TOP = Dataset(
     control_hz=12.5,
     download=bucket("asu_table_top_converted_externally_to_rlds/0.1.0"),
     standardise=Recipe(
-        actions=("action[0:6]", "action[6:7] clip01"), state=("ground_truth_states/EE", "observation/state[-1:]")
+        actions=("action[0:6]", "action[6:7] clip01"),
+        state=("ground_truth_states/EE", "observation/state[-1:]"),
     ),
     state_names=EEF,
 )
@@ -269,8 +295,10 @@ DOBBE = Dataset(
     standardise=Recipe(actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state",)),
     state_names=EEF,
     notes=(
-        "Its only camera sits at the gripper. OpenVLA, whose oxe_magic_soup_plus has it, calls it primary, and so do "
-        "we; Octo calls it wrist.",
+        (
+            "Its only camera sits at the gripper. OpenVLA, whose oxe_magic_soup_plus has it, calls"
+            " it primary, and so do we; Octo calls it wrist."
+        ),
         "30 frames a second, thinned: 3.75 and 15 Hz are both in use.",
     ),
 )
@@ -294,7 +322,10 @@ RH20T = Dataset(
     state_names=(*POSE, "gripper_width"),
     notes=(
         UNVERSIONED,
-        "The widths of its columns and the range of its gripper are taken from the registries, not from files.",
+        (
+            "The widths of its columns and the range of its gripper are taken from the registries,"
+            " not from files."
+        ),
     ),
 )
 
@@ -323,7 +354,9 @@ def _pr2(task: str) -> Dataset:
         language=STEP_TEXT,
         control_hz=10.0,
         download=bucket(f"{name}/0.1.0"),
-        standardise=Recipe(actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state",)),
+        standardise=Recipe(
+            actions=("action[0:6]", "action[6:7] clip01"), state=("observation/state",)
+        ),
         state_names=EEF,
         notes=("The last action dim (terminate) is left out.",),
     )

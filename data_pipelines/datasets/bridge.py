@@ -1,19 +1,22 @@
-"""Bridge, of which several editions are about: the V2 release of the authors, and the older one in the OXE bucket."""
+"""Bridge, of which several editions are about: the V2 release of the authors, and the older one in
+the OXE bucket.
+"""
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.downloads import bucket
 from data_pipelines.datasets.names import EEF, OBSERVATION_TEXT, STEP_TEXT
 from data_pipelines.standardise import Moved, Recipe
 
-# Reached instead of commanded motion: the commands of a compliant arm under a blocking controller are hard to learn.
+# Reached instead of commanded motion: the commands of a compliant arm under a blocking controller
+# are hard to learn.
 MOTION = Moved("observation/state[0:6]", angles=(3, 4, 5))
 REACHED = (
-    "The motion is the one reached (difference of states), its angles wrapped to [-pi, pi): Octo and OpenVLA do not "
-    "wrap and get jumps of a full turn."
+    "The motion is the one reached (difference of states), its angles wrapped to [-pi, pi): Octo"
+    " and OpenVLA do not wrap and get jumps of a full turn."
 )
 ENDS = (
-    "The first step (a placeholder action near zero) and the last (no next state) are dropped, as OpenVLA does; Octo "
-    "keeps the first."
+    "The first step (a placeholder action near zero) and the last (no next state) are dropped, as"
+    " OpenVLA does; Octo keeps the first."
 )
 
 BRIDGE = Dataset(
@@ -37,11 +40,16 @@ BRIDGE = Dataset(
     revision=2,
     episodes=60064,
     notes=(
-        "BridgeData V2, pictures squashed to 256 x 256. Octo's bridge_dataset and OpenVLA's bridge_orig are both this.",
+        (
+            "BridgeData V2, pictures squashed to 256 x 256. Octo's bridge_dataset and OpenVLA's"
+            " bridge_orig are both this."
+        ),
         REACHED,
         ENDS,
-        "The gripper is decided by looking ahead, before the last step is dropped. One that never settles is "
-        "thresholded at 0.5; Octo and OpenVLA leave its raw value.",
+        (
+            "The gripper is decided by looking ahead, before the last step is dropped. One that"
+            " never settles is thresholded at 0.5; Octo and OpenVLA leave its raw value."
+        ),
     ),
 )
 
@@ -61,8 +69,14 @@ BRIDGE_OXE = Dataset(
     ),
     state_names=EEF,
     notes=(
-        "The older edition in the OXE bucket, 480 x 640. Not to be mixed with `bridge`: both hold Bridge.",
-        "OpenVLA also names image_1, which version 0.1.0 does not have (TFDS catalogue): only one camera here.",
+        (
+            "The older edition in the OXE bucket, 480 x 640. Not to be mixed with `bridge`: both"
+            " hold Bridge."
+        ),
+        (
+            "OpenVLA also names image_1, which version 0.1.0 does not have (TFDS catalogue): only"
+            " one camera here."
+        ),
         REACHED,
         ENDS,
     ),

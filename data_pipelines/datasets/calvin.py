@@ -1,4 +1,6 @@
-"""CALVIN, as data_pipelines/builders/calvin.py writes it: every frame of play once, or one episode per annotation."""
+"""CALVIN, as data_pipelines/builders/calvin.py writes it: every frame of play once, or one episode
+per annotation.
+"""
 
 import dataclasses
 
@@ -27,8 +29,14 @@ CALVIN = Dataset(
     state_names=(*POSE, "gripper_width", "gripper"),
     notes=(
         "One episode per annotation, whose end is exclusive as in CALVIN's own loader.",
-        "Actions are rel_actions untouched: metres / 0.02 and radians / 0.05, clipped to [-1, 1] by CALVIN itself.",
-        "The state's gripper is the last command, as in RoboVLMs. Joints (robot_obs 7 to 13) are stored, not read.",
+        (
+            "Actions are rel_actions untouched: metres / 0.02 and radians / 0.05, clipped to [-1,"
+            " 1] by CALVIN itself."
+        ),
+        (
+            "The state's gripper is the last command, as in RoboVLMs. Joints (robot_obs 7 to 13)"
+            " are stored, not read."
+        ),
     ),
 )
 
@@ -38,7 +46,10 @@ CALVIN_PLAY = dataclasses.replace(
     tfds_name="calvin_play",
     segments=True,
     notes=(
-        "The same windows as calvin from play frames that are stored once: annotations overlap, and cost nothing here.",
+        (
+            "The same windows as calvin from play frames that are stored once: annotations overlap,"
+            " and cost nothing here."
+        ),
         *CALVIN.notes,
     ),
 )

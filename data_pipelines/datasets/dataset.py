@@ -21,19 +21,27 @@ class Dataset:
         cameras: slot ("primary", "secondary", "wrist") -> feature key of an encoded image.
         language: feature key of the instruction.
         control_hz: steps per second after `standardise`; None where nobody says.
-        download: command (or sentence) that brings it under a data root, with {root} where that goes.
-        standardise: raw columns (name -> [T_raw, ...]) to the house convention. May keep fewer steps than it gets.
+        download: command (or sentence) that brings it under a data root, with {root} where that
+            goes.
+        standardise: raw columns (name -> [T_raw, ...]) to the house convention. May keep fewer
+            steps than it gets.
         state_names: one word per state dim after standardisation; () without a recorded state.
         action_names: one word per action dim after standardisation.
         binary: action dims in [0, 1] that mean open or closed.
-        tfds_name: folder and TFDS name; `name` when left out. The files are in root/tfds_name/version.
-        columns: name -> feature key of the numbers that `standardise` wants. Leave it out for a Recipe, which knows.
-        revision: raise it when `standardise` changes its result: indexes made by an older one are then rebuilt.
+        tfds_name: folder and TFDS name; `name` when left out. The files are in
+            root/tfds_name/version.
+        columns: name -> feature key of the numbers that `standardise` wants. Leave it out for a
+            Recipe, which knows.
+        revision: raise it when `standardise` changes its result: indexes made by an older one are
+            then rebuilt.
         robot: as it is commonly called; "" where we do not know.
         bgr: slots whose pictures are stored blue first.
-        blanked: Octo trains on it without its instructions, as uninformative. We keep them, as OpenVLA does.
-        require: feature of the whole episode that must be true; other episodes are not read. "" = all are.
-        segments: the records are play, and the episodes are the described stretches in them, which may overlap.
+        blanked: Octo trains on it without its instructions, as uninformative. We keep them, as
+            OpenVLA does.
+        require: feature of the whole episode that must be true; other episodes are not read. "" =
+            all are.
+        segments: the records are play, and the episodes are the described stretches in them, which
+            may overlap.
         episodes: in all splits, where known.
         notes: what one has to know before training on it.
     """

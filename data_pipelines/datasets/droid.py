@@ -5,14 +5,19 @@ from data_pipelines.datasets.downloads import bring, bucket
 from data_pipelines.datasets.names import EEF, STEP_TEXT
 from data_pipelines.standardise import Part, Recipe
 
-ACTIONS: tuple[Part, ...] = ("action_dict/cartesian_velocity[0:6]", "action_dict/gripper_position clip01 invert")
+ACTIONS: tuple[Part, ...] = (
+    "action_dict/cartesian_velocity[0:6]",
+    "action_dict/gripper_position clip01 invert",
+)
 STATE: tuple[Part, ...] = ("observation/cartesian_position", "observation/gripper_position")
 # A recipe for sets whose action was already put together by whoever converted them.
 CONVERTED = Recipe(
     actions=("action[0:6]", "action[-1:] binarise"),
     state=("observation/cartesian_position[0:6]", "observation/gripper_position[-1:]"),
 )
-CLOSEDNESS = "The state's gripper is recorded as it is (DROID: 0 open, 1 closed); the action's is inverted."
+CLOSEDNESS = (
+    "The state's gripper is recorded as it is (DROID: 0 open, 1 closed); the action's is inverted."
+)
 
 DROID = Dataset(
     name="droid",
@@ -29,12 +34,18 @@ DROID = Dataset(
     standardise=Recipe(actions=ACTIONS, state=STATE, idle=1e-5),
     state_names=EEF,
     notes=(
-        "Steps without a command are left out before windows are cut: all six velocities within 1e-5, and the gripper "
-        "command as before. OpenVLA only starts no window there, whatever the gripper does.",
+        (
+            "Steps without a command are left out before windows are cut: all six velocities within"
+            " 1e-5, and the gripper command as before. OpenVLA only starts no window there,"
+            " whatever the gripper does."
+        ),
         "OpenVLA swaps the two exterior views in half of the episodes. Here each keeps its slot.",
         "The first of three instructions is used, as OpenVLA does.",
         "Version 1.0.1 has more instructions than 1.0.0.",
-        "OpenVLA's registry calls the state a quaternion pose; it is six numbers (x ... yaw) and the gripper.",
+        (
+            "OpenVLA's registry calls the state a quaternion pose; it is six numbers (x ... yaw)"
+            " and the gripper."
+        ),
         CLOSEDNESS,
     ),
 )
@@ -43,7 +54,10 @@ DROID_WIPE = Dataset(
     name="droid_wipe",
     version="1.0.0",
     robot="Franka",
-    cameras={"primary": "observation/exterior_image_2_left", "wrist": "observation/wrist_image_left"},
+    cameras={
+        "primary": "observation/exterior_image_2_left",
+        "wrist": "observation/wrist_image_left",
+    },
     language=STEP_TEXT,
     control_hz=15.0,
     download=bring("droid_wipe", "1.0.0", "OpenVLA's own fine-tuning data"),
@@ -79,8 +93,10 @@ def _ppgm(name: str) -> Dataset:
         standardise=CONVERTED,
         state_names=EEF,
         notes=(
-            "OpenVLA has a transform for it but no configuration: its cameras, control rate and version are unknown. "
-            "Without a camera no mixture takes it.",
+            (
+                "OpenVLA has a transform for it but no configuration: its cameras, control rate and"
+                " version are unknown. Without a camera no mixture takes it."
+            ),
         ),
     )
 

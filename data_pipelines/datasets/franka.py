@@ -5,7 +5,10 @@ from data_pipelines.datasets.downloads import bucket
 from data_pipelines.datasets.names import EEF, POSE, QUAT, STEP_TEXT, joints
 from data_pipelines.standardise import Constant, Recipe
 
-QUATERNION = "The recorded rotation is a quaternion (x, y, z, w), converted to angles; one not of length 1 is refused."
+QUATERNION = (
+    "The recorded rotation is a quaternion (x, y, z, w), converted to angles; one not of length 1"
+    " is refused."
+)
 
 STANFORD_HYDRA = Dataset(
     name="stanford_hydra_dataset_converted_externally_to_rlds",
@@ -33,7 +36,9 @@ AUSTIN_BUDS = Dataset(
     language=STEP_TEXT,
     control_hz=20.0,
     download=bucket("austin_buds_dataset_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state[0:8]",)),
+    standardise=Recipe(
+        actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state[0:8]",)
+    ),
     state_names=(*joints(7), "gripper"),
     blanked=True,
 )
@@ -46,7 +51,9 @@ AUSTIN_SAILOR = Dataset(
     language=STEP_TEXT,
     control_hz=20.0,
     download=bucket("austin_sailor_dataset_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state",)),
+    standardise=Recipe(
+        actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state",)
+    ),
     state_names=(*QUAT, "gripper"),
     blanked=True,
 )
@@ -59,7 +66,9 @@ AUSTIN_SIRIUS = Dataset(
     language=STEP_TEXT,
     control_hz=20.0,
     download=bucket("austin_sirius_dataset_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state",)),
+    standardise=Recipe(
+        actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state",)
+    ),
     state_names=(*QUAT, "gripper"),
     blanked=True,
 )
@@ -73,7 +82,9 @@ UTAUSTIN_MUTEX = Dataset(
     language=STEP_TEXT,
     control_hz=20.0,
     download=bucket("utaustin_mutex/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state[0:8]",)),
+    standardise=Recipe(
+        actions=("action[0:6]", "action[-1:] clip01 invert"), state=("observation/state[0:8]",)
+    ),
     state_names=(*joints(7), "gripper"),
     blanked=True,
     notes=("Both cameras are stored blue first.",),
@@ -87,7 +98,9 @@ NYU_FRANKA_PLAY = Dataset(
     language=STEP_TEXT,
     control_hz=3.0,
     download=bucket("nyu_franka_play_dataset_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[-8:-2]", "action[-2:-1] clip01"), state=("observation/state[-6:]",)),
+    standardise=Recipe(
+        actions=("action[-8:-2]", "action[-2:-1] clip01"), state=("observation/state[-6:]",)
+    ),
     state_names=POSE,
     blanked=True,
     notes=("The last action dim (terminate) is left out.",),
@@ -102,7 +115,8 @@ MANISKILL = Dataset(
     control_hz=20.0,
     download=bucket("maniskill_dataset_converted_externally_to_rlds/0.1.0"),
     standardise=Recipe(
-        actions=("action[0:6]", "action[6:7] clip01"), state=("observation/tcp_pose", "observation/state[7:8]")
+        actions=("action[0:6]", "action[6:7] clip01"),
+        state=("observation/tcp_pose", "observation/state[7:8]"),
     ),
     state_names=(*QUAT, "gripper"),
 )
@@ -146,7 +160,9 @@ KAIST_NONPREHENSILE = Dataset(
     language=STEP_TEXT,
     control_hz=10.0,
     download=bucket("kaist_nonprehensile_converted_externally_to_rlds/0.1.0"),
-    standardise=Recipe(actions=("action[0:6]", Constant(0.0, 1)), state=("observation/state[-7:]",)),
+    standardise=Recipe(
+        actions=("action[0:6]", Constant(0.0, 1)), state=("observation/state[-7:]",)
+    ),
     state_names=QUAT,
     notes=("A pushing task: the gripper action is always 0 (closed).",),
 )
@@ -188,7 +204,8 @@ CMU_PLAYING_WITH_FOOD = Dataset(
     control_hz=10.0,
     download=bucket("cmu_playing_with_food/1.0.0"),
     standardise=Recipe(
-        actions=("action[0:3]", "action[3:7] euler_from_quat_xyzw", "action[-1:] clip01"), state=("observation/state",)
+        actions=("action[0:3]", "action[3:7] euler_from_quat_xyzw", "action[-1:] clip01"),
+        state=("observation/state",),
     ),
     state_names=POSE,
     notes=(
@@ -205,7 +222,9 @@ CMU_PLAY_FUSION = Dataset(
     language=STEP_TEXT,
     control_hz=5.0,
     download=bucket("cmu_play_fusion/0.1.0"),
-    standardise=Recipe(actions=("action[0:3]", "action[-4:-1]", "action[-1:] clip01"), state=("observation/state",)),
+    standardise=Recipe(
+        actions=("action[0:3]", "action[-4:-1]", "action[-1:] clip01"), state=("observation/state",)
+    ),
     state_names=(*joints(7), "gripper"),
 )
 
@@ -222,12 +241,16 @@ FMB = Dataset(
     control_hz=10.0,
     download=bucket("fmb/0.0.1", folder="fmb_dataset"),
     standardise=Recipe(
-        actions=("action[0:6]", "action[6:7] clip01"), state=("observation/eef_pose", "observation/state_gripper_pose")
+        actions=("action[0:6]", "action[6:7] clip01"),
+        state=("observation/eef_pose", "observation/state_gripper_pose"),
     ),
     state_names=(*QUAT, "gripper"),
     notes=(
         "The bucket calls it fmb; its features have not been compared with those of Octo's copy.",
-        "Octo and OpenVLA call the state an Euler pose; the TFDS catalogue lists seven numbers, a quaternion pose.",
+        (
+            "Octo and OpenVLA call the state an Euler pose; the TFDS catalogue lists seven numbers,"
+            " a quaternion pose."
+        ),
     ),
 )
 

@@ -1,4 +1,6 @@
-"""Datasets of images with texts about them, for co-training: TFDS datasets of single examples, not of episodes."""
+"""Datasets of images with texts about them, for co-training: TFDS datasets of single examples, not
+of episodes.
+"""
 
 import dataclasses
 
@@ -11,14 +13,16 @@ class ImageTextDataset:
         name: our word for it.
         version: TFDS version.
         image: feature key of the encoded image.
-        answer: feature key of the texts that are to be predicted: one, or a sequence of which one is drawn each time.
+        answer: feature key of the texts that are to be predicted: one, or a sequence of which one
+            is drawn each time.
         download: command that brings it under a data root, with {root} where that goes.
-        question: feature key of what stands before an answer: one for all, or one for each. "": `prompt` does.
+        question: feature key of what stands before an answer: one for all, or one for each. "":
+            `prompt` does.
         prompt: what stands before every answer where no question is recorded.
         split: trained on.
         held_out: evaluated on.
-        tfds_name: folder, with the TFDS config if it has one; `name` when left out. The files are in
-            root/tfds_name/version.
+        tfds_name: folder, with the TFDS config if it has one; `name` when left out. The files are
+            in root/tfds_name/version.
         revision: raise it when the files of a version change.
     """
 
@@ -37,7 +41,10 @@ class ImageTextDataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tfds_name", self.tfds_name or self.name)
         if self.question and self.question == self.answer:
-            raise ValueError(f"{self.name}: expected question and answer of different features, got {self.answer!r}")
+            raise ValueError(
+                f"{self.name}: expected question and answer of different features, got"
+                f" {self.answer!r}"
+            )
 
 
 def _build(name: str) -> str:

@@ -7,7 +7,9 @@ from data_pipelines.standardise import Moved, Part, Recipe
 
 SEVEN = (*joints(7), "gripper")
 BIMANUAL = (*joints(6, "left_"), "left_gripper", *joints(6, "right_"), "right_gripper")
-JOINT = "Actions are joint positions, not the 7-D convention: it mixes only with others of its kind."
+JOINT = (
+    "Actions are joint positions, not the 7-D convention: it mixes only with others of its kind."
+)
 
 BERKELEY_MVP = Dataset(
     name="berkeley_mvp_converted_externally_to_rlds",
@@ -47,7 +49,10 @@ BERKELEY_RPT = Dataset(
         "No primary camera.",
         "Actions are the joint motion reached until the next kept step, not the 7-D convention.",
         "Recorded at 30 Hz; every third step is kept.",
-        "As Octo reads it; OpenVLA refuses joint actions, and so loses it from rtx_franka in silence.",
+        (
+            "As Octo reads it; OpenVLA refuses joint actions, and so loses it from rtx_franka in"
+            " silence."
+        ),
     ),
 )
 
@@ -63,11 +68,19 @@ ROBOSET = Dataset(
     language=STEP_TEXT,
     control_hz=5.0,
     download=bucket("robo_set/0.0.1", folder="roboset"),
-    standardise=Recipe(actions=("action[0:7]", "action[-1:] clip01 invert"), state=("observation/state",)),
+    standardise=Recipe(
+        actions=("action[0:7]", "action[-1:] clip01 invert"), state=("observation/state",)
+    ),
     state_names=SEVEN,
     action_names=SEVEN,
     binary=(7,),
-    notes=(JOINT, "The bucket calls it robo_set; that its features are those of Octo's copy has not been checked."),
+    notes=(
+        JOINT,
+        (
+            "The bucket calls it robo_set; that its features are those of Octo's copy has not been"
+            " checked."
+        ),
+    ),
 )
 
 
@@ -84,7 +97,13 @@ def _aloha(kind: str, version: str, download: str, secondary: str | None) -> Dat
         control_hz=10.0,
         download=download,
         standardise=Recipe(
-            actions=("action[0:6]", "action[6:7] clip01", "action[7:13]", "action[13:14] clip01", *base),
+            actions=(
+                "action[0:6]",
+                "action[6:7] clip01",
+                "action[7:13]",
+                "action[13:14] clip01",
+                *base,
+            ),
             state=("observation/state",),
             stride=5,
         ),
@@ -94,10 +113,18 @@ def _aloha(kind: str, version: str, download: str, secondary: str | None) -> Dat
         notes=(
             JOINT,
             "Recorded at 50 Hz; every fifth step is kept.",
-            "Both arms' grippers are positions in [0, 1], clipped, and not normalised (Octo's encoding).",
+            (
+                "Both arms' grippers are positions in [0, 1], clipped, and not normalised (Octo's"
+                " encoding)."
+            ),
             "The left wrist camera has no slot.",
             *(
-                ("The bucket calls it aloha_mobile; its features have not been compared with those of Octo's copy.",)
+                (
+                    (
+                        "The bucket calls it aloha_mobile; its features have not been compared with"
+                        " those of Octo's copy."
+                    ),
+                )
                 if mobile
                 else ("Octo states no version: 1.0.0 is our guess.",)
             ),
@@ -109,7 +136,17 @@ FAMILY = (
     BERKELEY_MVP,
     BERKELEY_RPT,
     ROBOSET,
-    _aloha("static", "1.0.0", bring("aloha_static_dataset", "1.0.0", "Octo's own copy"), "observation/cam_low"),
-    _aloha("dagger", "1.0.0", bring("aloha_dagger_dataset", "1.0.0", "Octo's own copy"), "observation/cam_low"),
+    _aloha(
+        "static",
+        "1.0.0",
+        bring("aloha_static_dataset", "1.0.0", "Octo's own copy"),
+        "observation/cam_low",
+    ),
+    _aloha(
+        "dagger",
+        "1.0.0",
+        bring("aloha_dagger_dataset", "1.0.0", "Octo's own copy"),
+        "observation/cam_low",
+    ),
     _aloha("mobile", "0.0.1", bucket("aloha_mobile/0.0.1", folder="aloha_mobile_dataset"), None),
 )

@@ -14,15 +14,18 @@ def _libero(suite: str) -> Dataset:
         language=STEP_TEXT,
         control_hz=20.0,
         download=(
-            "huggingface-cli download openvla/modified_libero_rlds --repo-type dataset --local-dir {root} "
-            f"--include 'libero_{suite}_no_noops/*'"
+            "huggingface-cli download openvla/modified_libero_rlds --repo-type dataset --local-dir"
+            f" {{root}} --include 'libero_{suite}_no_noops/*'"
         ),
         standardise=Recipe(
             actions=("action[0:6]", "action[-1:] clip01 invert"),
             state=("observation/state[0:6]", "observation/state[-2:]"),
         ),
         state_names=(*POSE, "finger_1", "finger_2"),
-        notes=("The recorded gripper is -1 (open) or 1 (closed).", "Idle steps were removed by OpenVLA."),
+        notes=(
+            "The recorded gripper is -1 (open) or 1 (closed).",
+            "Idle steps were removed by OpenVLA.",
+        ),
     )
 
 

@@ -1,7 +1,8 @@
 """Named mixtures: (dataset, weight) pairs. A weight multiplies the dataset's number of windows.
 
-OpenVLA's (commit c8f03f4; RoboVLMs trains on them) have the plain names, Octo's (241fb35) are octo_... where the two
-differ. Both sources list some datasets twice and keep the first weight; here the second is left out.
+OpenVLA's (commit c8f03f4; RoboVLMs trains on them) have the plain names, Octo's (241fb35) are
+octo_... where the two differ. Both sources list some datasets twice and keep the first weight; here
+the second is left out.
 """
 
 Mixture = tuple[tuple[str, float], ...]
@@ -119,7 +120,9 @@ _ALONE = (
 MIXTURES: dict[str, Mixture] = {
     "blocks": (("blocks", 1.0),),
     "bridge": BRIDGE,
-    "rt_1": (("fractal20220817_data", 1.0),),  # RoboVLMs names it and defines it nowhere; this is what it means
+    "rt_1": (
+        ("fractal20220817_data", 1.0),
+    ),  # RoboVLMs names it and defines it nowhere; this is what it means
     "bridge_rt_1": (*BRIDGE, ("fractal20220817_data", 1.0)),
     "rtx": _RT_X,
     "rtx_franka": (*_RT_X, *_FRANKA),

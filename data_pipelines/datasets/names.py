@@ -1,4 +1,6 @@
-"""Words for the dims of actions and states, and the two places where RLDS datasets keep their instruction."""
+"""Words for the dims of actions and states, and the two places where RLDS datasets keep their
+instruction.
+"""
 
 POSE = ("x", "y", "z", "roll", "pitch", "yaw")
 EEF = (*POSE, "gripper")  # the 7-D convention: relative motion of the hand, absolute gripper

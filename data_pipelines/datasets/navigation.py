@@ -13,15 +13,23 @@ GNM = Dataset(
     language=STEP_TEXT,
     control_hz=None,
     download=bring("gnm_dataset", "1.0.0", "Octo's own collection of the GNM data"),
-    standardise=Recipe(actions=(Waypoint("observation/state", "action"),), state=("observation/state",), stride=3),
+    standardise=Recipe(
+        actions=(Waypoint("observation/state", "action"),), state=("observation/state",), stride=3
+    ),
     state_names=("x", "y", "yaw"),
     action_names=("forward", "left"),
     binary=(),
     notes=(
-        "Actions are 2-D waypoints in the robot's frame, not the 7-D convention, and have no gripper.",
-        "Every third step is kept and the action is the motion between kept steps; its scale is that of the first "
-        "recorded action whose step moves (Octo: the first action, infinite when the robot stands). A whole turn has "
-        "no meaning here, so there is nothing to wrap.",
+        (
+            "Actions are 2-D waypoints in the robot's frame, not the 7-D convention, and have no"
+            " gripper."
+        ),
+        (
+            "Every third step is kept and the action is the motion between kept steps; its scale is"
+            " that of the first recorded action whose step moves (Octo: the first action, infinite"
+            " when the robot stands). A whole turn has no meaning here, so there is nothing to"
+            " wrap."
+        ),
         "Octo states neither version nor control rate: 1.0.0 is our guess.",
     ),
 )

@@ -9,8 +9,9 @@ ARM = ("action/world_vector", "action/rotation_delta")
 # The gripper command of the Google robots is an event, not a position.
 RELATIVE = "action/gripper_closedness_action[0:1] rel2abs"
 EVENTS = (
-    "The recorded gripper command is relative (+ closes, - opens). It is carried forward to an absolute one: a first "
-    "command is taken to do something, and an episode without any is open throughout."
+    "The recorded gripper command is relative (+ closes, - opens). It is carried forward to an"
+    " absolute one: a first command is taken to do something, and an episode without any is open"
+    " throughout."
 )
 
 FRACTAL = Dataset(
@@ -30,7 +31,10 @@ FRACTAL = Dataset(
     notes=(
         "RT-1.",
         EVENTS,
-        "A robot that takes relative commands needs the inverse when it is driven (a sticky gripper).",
+        (
+            "A robot that takes relative commands needs the inverse when it is driven (a sticky"
+            " gripper)."
+        ),
         "Base motion and terminate_episode are left out.",
     ),
 )
@@ -74,8 +78,10 @@ TACO_PLAY = Dataset(
     ),
     state_names=(*POSE, "gripper_width"),
     notes=(
-        "The state's gripper is robot_obs[6], its width. Octo and OpenVLA take robot_obs[7], which is the first arm "
-        "joint (layout as documented for CALVIN).",
+        (
+            "The state's gripper is robot_obs[6], its width. Octo and OpenVLA take robot_obs[7],"
+            " which is the first arm joint (layout as documented for CALVIN)."
+        ),
         "The gripper action is clipped to [0, 1] from -1 (closed), 1 (open), and not inverted.",
     ),
 )
@@ -219,7 +225,9 @@ COLUMBIA_PUSHT = Dataset(
         state=("observation/robot_state",),
     ),
     state_names=("x", "y"),
-    notes=("A pushing task. The closedness is taken as it is, not inverted, as in Octo and OpenVLA.",),
+    notes=(
+        "A pushing task. The closedness is taken as it is, not inverted, as in Octo and OpenVLA.",
+    ),
 )
 
 BC_Z = Dataset(
@@ -236,12 +244,18 @@ BC_Z = Dataset(
             "action/future/axis_angle_residual[0:3]",
             "action/future/target_close[0:1] clip01 invert",
         ),
-        state=("observation/present/xyz", "observation/present/axis_angle", "observation/present/sensed_close"),
+        state=(
+            "observation/present/xyz",
+            "observation/present/axis_angle",
+            "observation/present/sensed_close",
+        ),
     ),
     state_names=("x", "y", "z", "axis_x", "axis_y", "axis_z", "gripper_closed"),
     notes=(
-        "The rotation is an axis-angle vector, called roll, pitch, yaw and not converted, as in Octo and OpenVLA; for "
-        "the small turns of one step the two nearly agree.",
+        (
+            "The rotation is an axis-angle vector, called roll, pitch, yaw and not converted, as in"
+            " Octo and OpenVLA; for the small turns of one step the two nearly agree."
+        ),
         "The first of ten recorded residuals is the action.",
         "Only version 0.1.0 is usable. A nominal 10 Hz; one public table says 30.",
     ),

@@ -1,4 +1,6 @@
-"""Writes README.md in this folder: one row per dataset. `python -m data_pipelines.datasets.table`"""
+"""Writes README.md in this folder: one row per dataset. `python -m
+data_pipelines.datasets.table`
+"""
 
 import re
 from pathlib import Path
@@ -13,12 +15,13 @@ README = Path(__file__).with_name("README.md")
 INTRODUCTION = """\
 # Datasets
 
-Written by `python -m data_pipelines.datasets.table` from the entries in this folder; do not edit it.
+Written by `python -m data_pipelines.datasets.table` from the entries in this folder; do not edit
+it.
 
-"7-D" is the field's convention: motion x, y, z, roll, pitch, yaw, and a gripper that is 1 when open. A gripper is never
-normalised; where the recorded number could leave [0, 1], the entry clips it. The control rate is that of the
-standardised steps. *BGR*: stored blue first, swapped on reading. *Octo blanks*: Octo trains on it without its
-instructions; they are kept here.
+"7-D" is the field's convention: motion x, y, z, roll, pitch, yaw, and a gripper that is 1 when
+open. A gripper is never normalised; where the recorded number could leave [0, 1], the entry clips
+it. The control rate is that of the standardised steps. *BGR*: stored blue first, swapped on
+reading. *Octo blanks*: Octo trains on it without its instructions; they are kept here.
 
 | name | robot | cameras | state | action | Hz | episodes | notes |
 |---|---|---|---|---|---|---|---|
@@ -29,7 +32,8 @@ def table() -> str:
     """The text of README.md."""
     rows = "".join(_row(dataset) for _, dataset in sorted(DATASETS.items()))
     mixtures = "".join(
-        f"| `{name}` | {len(members)} | {', '.join(f'{member} {weight:.12g}' for member, weight in members)} |\n"
+        f"| `{name}` | {len(members)} |"
+        f" {', '.join(f'{member} {weight:.12g}' for member, weight in members)} |\n"
         for name, members in MIXTURES.items()
     )
     texts = "".join(
@@ -38,9 +42,10 @@ def table() -> str:
         for name, dataset in IMAGE_TEXT.items()
     )
     return (
-        f"{INTRODUCTION}{rows}\n## Mixtures\n\n| name | datasets | weights |\n|---|---|---|\n{mixtures}"
-        "\n## Images with texts\n\nFor co-training (`objectives.image_text`). Texts may be sequences: one of them is "
-        "drawn each time.\n\n| name | files | image | question | answer |\n|---|---|---|---|---|\n" + texts
+        f"{INTRODUCTION}{rows}\n## Mixtures\n\n| name | datasets | weights"
+        f" |\n|---|---|---|\n{mixtures}\n## Images with texts\n\nFor co-training"
+        " (`objectives.image_text`). Texts may be sequences: one of them is drawn each time.\n\n|"
+        " name | files | image | question | answer |\n|---|---|---|---|---|\n" + texts
     )
 
 
@@ -49,11 +54,26 @@ def _row(dataset: Dataset) -> str:
         f"{slot}: {key.removeprefix('observation/')}" + (" *BGR*" if slot in dataset.bgr else "")
         for slot, key in dataset.cameras.items()
     ]
-    action = "7-D" if dataset.action_names == EEF else f"{len(dataset.action_names)}-D: {_words(dataset.action_names)}"
-    state = f"{len(dataset.state_names)}-D: {_words(dataset.state_names)}" if dataset.state_names else "none"
+    action = (
+        "7-D"
+        if dataset.action_names == EEF
+        else f"{len(dataset.action_names)}-D: {_words(dataset.action_names)}"
+    )
+    state = (
+        f"{len(dataset.state_names)}-D: {_words(dataset.state_names)}"
+        if dataset.state_names
+        else "none"
+    )
     rate = "unknown" if dataset.control_hz is None else f"{dataset.control_hz:g}"
     notes = ("*Octo blanks* its instructions.",) * dataset.blanked + dataset.notes
-    cells = [f"`{dataset.name}`", dataset.robot or "unknown", ", ".join(cameras) or "none", state, action, rate]
+    cells = [
+        f"`{dataset.name}`",
+        dataset.robot or "unknown",
+        ", ".join(cameras) or "none",
+        state,
+        action,
+        rate,
+    ]
     cells += ["" if dataset.episodes is None else f"{dataset.episodes:,}", " ".join(notes)]
     return f"| {' | '.join(cells)} |\n"
 

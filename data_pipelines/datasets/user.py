@@ -11,37 +11,43 @@ from data_pipelines.datasets.mixtures import MIXTURES, Mixture
 
 
 def load(path: str) -> tuple[dict[str, Dataset], dict[str, Mixture]]:
-    """DATASETS and, if it has them, MIXTURES of a file; beside IMAGE_TEXT both may be missing. The file is executed.
+    """DATASETS and, if it has them, MIXTURES of a file; beside IMAGE_TEXT both may be missing. The
+    file is executed.
 
-    Raises ValueError when there is no such file, or it does not define what it must, or takes one of our names.
+    Raises ValueError when there is no such file, or it does not define what it must, or takes one
+    of our names.
     """
     module = _module(path)
     datasets, mixtures = getattr(module, "DATASETS", {}), getattr(module, "MIXTURES", {})
     found = datasets or getattr(module, "IMAGE_TEXT", {})
     if not isinstance(datasets, dict) or not found or not isinstance(mixtures, dict):
         raise ValueError(
-            f"{module.__file__}: expected DATASETS = {{name: Dataset(...)}} and, if wanted, MIXTURES = {{name: ((name, "
-            f"weight), ...)}}, got {type(datasets).__name__} and {type(mixtures).__name__}"
+            f"{module.__file__}: expected DATASETS = {{name: Dataset(...)}} and, if wanted,"
+            f" MIXTURES = {{name: ((name, weight), ...)}}, got {type(datasets).__name__} and"
+            f" {type(mixtures).__name__}"
         )
     for name, dataset in datasets.items():
         if not isinstance(dataset, Dataset) or dataset.name != name:
             raise ValueError(
-                f"{module.__file__}: DATASETS[{name!r}]: expected a data_pipelines.datasets.Dataset of that name, got "
-                f"{type(dataset).__name__} {getattr(dataset, 'name', '')!r}"
+                f"{module.__file__}: DATASETS[{name!r}]: expected a data_pipelines.datasets.Dataset"
+                f" of that name, got {type(dataset).__name__} {getattr(dataset, 'name', '')!r}"
             )
     _check_names(module, set(datasets) & set(DATASETS) | set(mixtures) & set(MIXTURES))
     return datasets, mixtures
 
 
 def image_text(path: str) -> dict[str, ImageTextDataset]:
-    """IMAGE_TEXT of a file, {} when it has none. The file is executed. Raises ValueError as `load` does."""
+    """IMAGE_TEXT of a file, {} when it has none. The file is executed. Raises ValueError as `load`
+    does.
+    """
     module = _module(path)
     datasets = getattr(module, "IMAGE_TEXT", {})
     for name, dataset in datasets.items():
         if not isinstance(dataset, ImageTextDataset) or dataset.name != name:
             raise ValueError(
-                f"{module.__file__}: IMAGE_TEXT[{name!r}]: expected a data_pipelines.datasets.image_text."
-                f"ImageTextDataset of that name, got {type(dataset).__name__} {getattr(dataset, 'name', '')!r}"
+                f"{module.__file__}: IMAGE_TEXT[{name!r}]: expected a"
+                " data_pipelines.datasets.image_text.ImageTextDataset of that name, got"
+                f" {type(dataset).__name__} {getattr(dataset, 'name', '')!r}"
             )
     _check_names(module, set(datasets) & set(IMAGE_TEXT))
     return datasets
@@ -61,4 +67,6 @@ def _module(path: str) -> ModuleType:
 
 def _check_names(module: ModuleType, taken: set[str]) -> None:
     if taken:
-        raise ValueError(f"{module.__file__}: {', '.join(sorted(taken))}: these names are ours; choose others")
+        raise ValueError(
+            f"{module.__file__}: {', '.join(sorted(taken))}: these names are ours; choose others"
+        )

@@ -1,0 +1,1 @@
+"""The config files. oxe_paligemma.py has every field; the others change some of them."""

@@ -1,28 +1,36 @@
 """PaliGemma on Open X-Embodiment: the RoboVLMs recipe.
 
-    python -m experiments.pretrain --config=oxe_paligemma.py           # PaliGemma-3B, 224 px, window 8, chunk 10, LSTM
-    python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt, attention, flow, discrete
-    python -m experiments.pretrain --config=oxe_paligemma.py:lora      # adapters in a frozen backbone; also :gpt,lora
-    python -m experiments.pretrain --config=oxe_paligemma.py:tiny      # the same path in minutes on 2 CPU cores
+    python -m experiments.pretrain --config=oxe_paligemma.py           # PaliGemma-3B, 224 px,
+                                                                       window 8, chunk 10, LSTM
+    python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt,
+                                                                       attention, flow, discrete
+    python -m experiments.pretrain --config=oxe_paligemma.py:lora      # adapters in a frozen
+                                                                       backbone; also :gpt,lora
+    python -m experiments.pretrain --config=oxe_paligemma.py:tiny      # the same path in minutes on
+                                                                       2 CPU cores
     python -m experiments.pretrain --config=oxe_paligemma.py:tiny,flow
 
-The 3B job needs HF weights (model.weights) and the datasets of data.mixture under data.root; without them it stops in
-seconds and says what is missing. `--config.model.weights=none --dry_run` builds it abstractly on any machine.
+The 3B job needs HF weights (model.weights) and the datasets of data.mixture under data.root;
+without them it stops in seconds and says what is missing. `--config.model.weights=none --dry_run`
+builds it abstractly on any machine.
 
-Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 5.5 GiB of parameters, gradients and Adam (gpt 5.6, flow
-5.6, discrete 5.4, lora 0.9), and 0.32 GiB of activations per window (gpt 0.33, flow and discrete 0.37, lora 0.31), 20.6
-GiB for its 64. What one block computes comes on top.
-Reference: RoboVLMs (arXiv 2412.14058), its OXE configs; it has the heads LSTM, GPT and discrete. Where images with
-texts are co-trained on, discrete weighs them ten times as much: --config.objectives.image_text.weight=0.5 for 0.05.
+Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 5.5 GiB of parameters, gradients and
+Adam (gpt 5.6, flow 5.6, discrete 5.4, lora 0.9), and 0.32 GiB of activations per window (gpt 0.33,
+flow and discrete 0.37, lora 0.31), 20.6 GiB for its 64. What one block computes comes on top.
+Reference: RoboVLMs (arXiv 2412.14058), its OXE configs; it has the heads LSTM, GPT and discrete.
+Where images with texts are co-trained on, discrete weighs them ten times as much:
+--config.objectives.image_text.weight=0.5 for 0.05.
 """
 
 from ml_collections import ConfigDict, FieldReference
 
-from experiments import words
+from experiments.composition import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The full config, every field of it; `arg` holds the words of experiments/words.py. Other files start from it."""
+    """The full config, every field of it; `arg` holds the words of
+    experiments/composition/presets.py. Other files start from it.
+    """
     config = ConfigDict()
     config.steps = 50_000
     config.batch_size = 512  # windows, over all hosts
@@ -46,7 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.arm = 1.0
     config.loss.gripper = 0.01
 
-    config.lora = ConfigDict()  # low-rank adapters in the backbone, which is then frozen; rank 0 = off
+    # low-rank adapters in the backbone, which is then frozen; rank 0 = off
+    config.lora = ConfigDict()
     config.lora.rank = 0
     config.lora.alpha = 16.0
     config.lora.dropout = 0.05
@@ -57,20 +66,25 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.fsdp = -1  # all devices
     config.mesh.tensor = 1
 
-    words.apply(config, words.parse(arg))
+    presets.apply(config, presets.parse(arg))
     return config
 
 
 def _data() -> ConfigDict:
     """What is read."""
     config = ConfigDict()
-    config.root = "~/tensorflow_datasets"  # where TFDS keeps <name>/<version>; a path or a URL (gs://...)
+    config.root = (  # where TFDS keeps <name>/<version>; a path or a URL (gs://...)
+        "~/tensorflow_datasets"
+    )
     # A mixture, a dataset, or in a config file (("bridge", 1.0), ...): `object` admits both kinds.
     config.mixture = FieldReference("oxe_magic_soup", field_type=object)
     config.datasets = ""  # your own Python file that describes more datasets
-    config.quarantine = ""  # a reviewed list of episodes to leave out (index_data --validate writes one)
-    config.normalise = ("q99",)  # ("q99", ("bounds", -0.65, 0.65)) is RoboVLMs' double normalisation
-    config.ram_budget = 16 * 2**30  # bytes of decoded frames over all hosts; more mixes more episodes
+    # a reviewed list of episodes to leave out (index_data --validate writes one)
+    config.quarantine = ""
+    # ("q99", ("bounds", -0.65, 0.65)) is RoboVLMs' double normalisation
+    config.normalise = ("q99",)
+    # bytes of decoded frames over all hosts; more mixes more episodes
+    config.ram_budget = 16 * 2**30
     config.windows_per_visit = 64  # windows decoded together; fewer mix better and decode more
     config.blank_instruction = False  # ablation: every instruction becomes ""
     return config
@@ -82,17 +96,19 @@ def _model() -> ConfigDict:
     config.backbone = "paligemma"
     config.variant = "3b-pt-224"
     config.weights = "weights/paligemma-3b-pt-224"  # HF folder, .npz, checkpoints, "none"
-    config.start = ""  # checkpoints of a run or an import: all its parameters, the head's too, in place of weights
+    # checkpoints of a run or an import: all its parameters, the head's too, in place of weights
+    config.start = ""
     config.allow_missing = ()  # patterns of names that may be absent from the weights
-    config.tokenizer = ""  # folder; "" = the weights' own; "train" = a small one from the data's instructions
+    # folder; "" = the weights' own; "train" = a small one from the data's instructions
+    config.tokenizer = ""
     config.prompt_length = 48
     config.image_size = 224
     config.cameras = ("primary",)
     config.window = 8
     config.chunk = 10
     config.action_dim = 7
-    config.history = "head"  # head, interleaved, one_step: see vla_jax/model.py
-    config.layout = "prefix"  # prefix, robovlms: see vla_jax/sequence.py
+    config.history = "head"  # head, interleaved, one_step: see vla_jax/models/vla.py
+    config.layout = "prefix"  # prefix, robovlms: see vla_jax/models/sequence.py
     config.readouts = 1  # action query tokens per frame
     config.head = "lstm"
     config.head_hidden = 1024
@@ -103,7 +119,8 @@ def _model() -> ConfigDict:
     config.temperature = 0.0  # of its decoding; 0 takes the likeliest token
     config.proprio = False  # the robot's state as a token before the readouts
     config.past_action = False  # the action before each frame as a token before the readouts
-    config.past_action_hidden = 0.5  # share of frames that do not see it in training, against copying
+    # share of frames that do not see it in training, against copying
+    config.past_action_hidden = 0.5
     config.resampler = ConfigDict()  # fewer visual tokens per image; depth 0 = off, RoboVLMs has 6
     config.resampler.depth = 0
     config.resampler.heads = 8
@@ -141,14 +158,18 @@ def _objectives() -> ConfigDict:
     config.forward.patch = 16  # pixels
     config.caption = ConfigDict()  # the instruction from the images
     config.caption.weight = 0.0
-    config.image_text = ConfigDict()  # co-training on images with texts; RoboVLMs: 0.05, discrete head 0.5
+    # co-training on images with texts; RoboVLMs: 0.05, discrete head 0.5
+    config.image_text = ConfigDict()
     config.image_text.weight = 0.0
     config.image_text.dataset = ""  # a TFDS dataset under data.root
     config.image_text.length = 128  # tokens of question and answer
-    config.text_align = ConfigDict()  # readouts near CLIP's embedding of the instruction; RoboVLMs: 0.05
+    # readouts near CLIP's embedding of the instruction; RoboVLMs: 0.05
+    config.text_align = ConfigDict()
     config.text_align.weight = 0.0
     config.text_align.width = 768  # of that embedding
-    config.text_align.clip = "weights/clip-vit-large-patch14"  # Hugging Face folder with its tokenizer
+    config.text_align.clip = (  # Hugging Face folder with its tokenizer
+        "weights/clip-vit-large-patch14"
+    )
     return config
 
 

@@ -1,7 +1,8 @@
 """RoboVLMs' policies, small, in torch: the reference that imported weights are compared with.
 
-Written from reference/robovlms.md (1.2, 1.8, 2) and backbones.md (3): how its backbones are fed and what its heads
-compute. Kosmos-2's and PaliGemma's towers are those of transformers. Parameter names are RoboVLMs'.
+Written from reference/robovlms.md (1.2, 1.8, 2) and backbones.md (3): how its backbones are fed and
+what its heads compute. Kosmos-2's and PaliGemma's towers are those of transformers. Parameter names
+are RoboVLMs'.
 """
 
 import itertools
@@ -24,7 +25,13 @@ def kosmos(released: bool = False) -> Any:
         return Kosmos2ForConditionalGeneration(Kosmos2Config())
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": IMAGE, "patch_size": 8}
     config = Kosmos2Config(
-        text_config={"vocab_size": VOCAB, "embed_dim": WIDTH, "ffn_dim": 256, "layers": 2, "attention_heads": 4},
+        text_config={
+            "vocab_size": VOCAB,
+            "embed_dim": WIDTH,
+            "ffn_dim": 256,
+            "layers": 2,
+            "attention_heads": 4,
+        },
         vision_config={"hidden_size": 64, "intermediate_size": 256, **sizes},
         latent_query_num=8,
     )
@@ -36,14 +43,19 @@ def paligemma() -> Any:
     from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
     text = {
-        "model_type": "gemma", "hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": VOCAB, "pad_token_id": 0,
+        "model_type": "gemma", "hidden_size": WIDTH, "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": VOCAB,
+        "pad_token_id": 0,
     }  # fmt: skip
     vision = {
-        "model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+        "model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 256,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4, "image_size": IMAGE, "patch_size": 8, "vision_use_head": False,
     }  # fmt: skip
-    config = PaliGemmaConfig(vision_config=vision, text_config=text, projection_dim=WIDTH, hidden_size=WIDTH)
+    config = PaliGemmaConfig(
+        vision_config=vision, text_config=text, projection_dim=WIDTH, hidden_size=WIDTH
+    )
     config._attn_implementation = "eager"  # causal without token types, as transformers 4.44 was
     return PaliGemmaForConditionalGeneration(config)
 
@@ -54,7 +66,9 @@ class MLP(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         sizes = (width, 1024, 512, 256, out)
-        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+        layers = [
+            part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())
+        ]
         self.mlp = nn.Sequential(*layers[:-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +101,9 @@ class FC(Head):
     def __init__(self, width: int, hidden: int, latent: int, chunk: int, window: int) -> None:
         super().__init__(hidden * latent, chunk)
         inputs = width * latent
-        self.mlp = nn.Sequential(nn.Linear(inputs, inputs // 2), nn.ReLU(), nn.Linear(inputs // 2, hidden * latent))
+        self.mlp = nn.Sequential(
+            nn.Linear(inputs, inputs // 2), nn.ReLU(), nn.Linear(inputs // 2, hidden * latent)
+        )
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.mlp(x)
@@ -98,7 +114,10 @@ class Conv1D(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) * 0.1), nn.Parameter(torch.zeros(outputs))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs) * 0.1),
+            nn.Parameter(torch.zeros(outputs)),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight + self.bias
@@ -111,13 +130,17 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn, self.mlp = nn.Module(), nn.Module()
         self.attn.c_attn, self.attn.c_proj = Conv1D(width, 3 * width), Conv1D(width, width)
-        self.attn.register_buffer("bias", torch.tril(torch.ones(64, 64, dtype=torch.uint8))[None, None])
+        self.attn.register_buffer(
+            "bias", torch.tril(torch.ones(64, 64, dtype=torch.uint8))[None, None]
+        )
         self.attn.register_buffer("masked_bias", torch.tensor(-1e4))
         self.mlp.c_fc, self.mlp.c_proj = Conv1D(width, 4 * width), Conv1D(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.attn.c_attn(self.ln_1(x)).chunk(3, dim=-1)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))  # b heads t e
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v)
+        )  # b heads t e
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         t = x.shape[1]
         scores = torch.where(self.attn.bias[:, :, :t, :t].bool(), scores, self.attn.masked_bias)
@@ -169,28 +192,41 @@ class Policy(nn.Module):
         if self.kind == "kosmos":
             mean, std = (torch.tensor(v)[None, :, None, None] for v in (CLIP_MEAN, CLIP_STD))
             tower = self.backbone.vision_model.model
-            tokens = F.normalize(tower.post_layernorm(tower((x - mean) / std).last_hidden_state), dim=-1)
+            tokens = F.normalize(
+                tower.post_layernorm(tower((x - mean) / std).last_hidden_state), dim=-1
+            )
             return self.backbone.image_to_text_projection(tokens)[0]
         tokens = self.backbone.model.vision_tower(x * 2 - 1).last_hidden_state
         return self.backbone.model.multi_modal_projector(tokens)
 
     def readouts(self, cameras: tuple[np.ndarray, ...], ids: np.ndarray) -> torch.Tensor:
-        """Frames [t, h, w, 3] of each camera (static, wrist) and one prompt -> hidden states at the action tokens."""
+        """Frames [t, h, w, 3] of each camera (static, wrist) and one prompt -> hidden states at the
+        action tokens.
+        """
         t, scale = cameras[0].shape[0], WIDTH**0.5
         table = self.text().embed_tokens.weight
         text = table[torch.tensor(ids)][None].expand(t, -1, -1)
-        images = torch.cat([self.features(frames) for frames in cameras[::-1]], dim=1)  # wrist, then static
+        images = torch.cat(
+            [self.features(frames) for frames in cameras[::-1]], dim=1
+        )  # wrist, then static
         act = self.action_token[None, None].expand(t, self.latent, -1)
         if self.kind == "paligemma":
-            # transformers 4.44 multiplied everything by sqrt(h), after RoboVLMs had divided the images by it.
+            # transformers 4.44 multiplied everything by sqrt(h), after RoboVLMs had divided the
+            # images by it.
             text, act = text * scale, act * scale
         x = torch.cat([text[:, :1], images, text[:, 1:-1], act, text[:, -1:]], dim=1)
-        hidden = self.text()(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2])).last_hidden_state
+        hidden = self.text()(
+            inputs_embeds=x, attention_mask=torch.ones(x.shape[:2])
+        ).last_hidden_state
         return hidden[:, -1 - self.latent : -1]
 
     def text(self) -> Any:
         """The decoder."""
-        return self.backbone.text_model.model if self.kind == "kosmos" else self.backbone.model.language_model
+        return (
+            self.backbone.text_model.model
+            if self.kind == "kosmos"
+            else self.backbone.model.language_model
+        )
 
     def checkpoint(self) -> dict[str, torch.Tensor]:
         """The state dict under the names that RoboVLMs saved, with transformers of its time."""

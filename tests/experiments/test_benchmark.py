@@ -12,7 +12,15 @@ import pytest
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 def test_all_lines_compute_the_same(tmp_path):
     """In a process of its own, as torch.compile does not take what checks types here."""
-    command = [sys.executable, "-m", "experiments.benchmark", "inference", "--frames", "4", f"--json={tmp_path}/table"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.benchmark",
+        "inference",
+        "--frames",
+        "4",
+        f"--json={tmp_path}/table",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     table = json.loads((tmp_path / "table").read_text())

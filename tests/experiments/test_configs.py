@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.builders.blocks_captions import write_captions
 from experiments import evaluate, pretrain
-from experiments.config import CONFIGS, diff, load_config
+from experiments.composition.config import CONFIGS, diff, load_config
 from vla_jax import sharding
 
 FILES = sorted(path.name for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
@@ -21,7 +21,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def test_every_file_is_named_here() -> None:
     assert FILES == [
-        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "oxe_llava.py", "oxe_paligemma.py"
+        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "oxe_llava.py",
+        "oxe_paligemma.py"
     ]  # fmt: skip
 
 
@@ -37,30 +38,48 @@ def test_words_mean_the_same_in_every_file(file: str) -> None:
     assert (tiny.data.mixture, tiny.model.variant, tiny.model.weights) == ("blocks", "tiny", "none")
     assert tiny.model.cameras == load_config(file).model.cameras
     for wrong in ("huge", "gpt,flow", "tiny,mtp"):
-        with pytest.raises(ValueError, match=f"'tiny', 'lora' and one of gpt, attention, flow, discrete .*'{wrong}'"):
+        with pytest.raises(
+            ValueError,
+            match=f"'tiny', 'lora' and one of gpt, attention, flow, discrete .*'{wrong}'",
+        ):
             load_config(f"{file}:{wrong}")
 
 
 def test_what_the_files_say() -> None:
     bridge, kosmos = load_config("bridge_paligemma.py"), load_config("calvin_kosmos.py")
-    assert diff(load_config("oxe_paligemma.py").to_dict(), bridge.to_dict()).keys() == {"data.mixture"}
-    assert (kosmos.model.window, kosmos.model.chunk, kosmos.model.cameras) == (16, 10, ("primary", "wrist"))
-    assert (kosmos.optim.lr, kosmos.optim.warmup_epochs, kosmos.model.dtype) == (2e-5, 0.25, "bfloat16")
+    assert diff(load_config("oxe_paligemma.py").to_dict(), bridge.to_dict()).keys() == {
+        "data.mixture"
+    }
+    assert (kosmos.model.window, kosmos.model.chunk, kosmos.model.cameras) == (
+        16,
+        10,
+        ("primary", "wrist"),
+    )
+    assert (kosmos.optim.lr, kosmos.optim.warmup_epochs, kosmos.model.dtype) == (
+        2e-5,
+        0.25,
+        "bfloat16",
+    )
     assert kosmos.data.normalise == (("bounds", -0.65, 0.65),)
     assert (kosmos.loss.arm, kosmos.loss.gripper, kosmos.batch_size) == (1.0, 0.01, 32)
     flamingo = load_config("calvin_flamingo.py")
     assert diff(kosmos.to_dict(), flamingo.to_dict()).keys() == {
-        "model.backbone", "model.variant", "model.weights", "model.window", "optim.lr", "optim.weight_decay"
+        "model.backbone", "model.variant", "model.weights", "model.window", "optim.lr",
+        "optim.weight_decay"
     }  # fmt: skip
     assert (flamingo.optim.lr, flamingo.optim.weight_decay) == (1e-4, 0.1)
-    sizes = [load_config(f"oxe_llava.py:{words}").model for words in ("", "mpt", "tiny", "tiny,mpt", "mpt,gpt")]
+    sizes = [
+        load_config(f"oxe_llava.py:{words}").model
+        for words in ("", "mpt", "tiny", "tiny,mpt", "mpt,gpt")
+    ]
     assert [size.variant for size in sizes] == ["1.5-7b", "mpt-7b", "tiny", "tiny-mpt", "mpt-7b"]
     assert [size.image_size for size in sizes] == [336, 224, 32, 32, 224]
     with pytest.raises(ValueError, match=r"expected 'mpt', 'tiny', 'lora' and"):
         load_config("oxe_llava.py:mtp")
 
 
-# What each says of itself: millions of parameters, GiB of state on each of 8 devices, GiB of activations per window.
+# What each says of itself: millions of parameters, GiB of state on each of 8 devices, GiB of
+# activations per window.
 BUILT = {
     "bridge_paligemma.py": (2964.7, 5.5, 0.32),
     "calvin_kosmos.py": (1705.7, 3.2, 1.31),
@@ -77,13 +96,21 @@ BUILT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", BUILT)
 def test_dry_run(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pretrain.main([f"--config={spec}", "--config.model.weights=none", "--config.mesh.fsdp=8", "--dry_run"])
+    pretrain.main(
+        [f"--config={spec}", "--config.model.weights=none", "--config.mesh.fsdp=8", "--dry_run"]
+    )
     said = capsys.readouterr().out
-    found = [re.search(pattern, said) for pattern in (r"total: ([\d,]+) par", r"total +([\d,]+) ", r"([\d,.]+) MiB of")]
+    found = [
+        re.search(pattern, said)
+        for pattern in (r"total: ([\d,]+) par", r"total +([\d,]+) ", r"([\d,.]+) MiB of")
+    ]
     total, state, kept = (float(match[1].replace(",", "")) for match in found if match)
     figures = (round(total / 1e6, 1), round(state / 2**30, 1), round(kept / 2**10, 2))
     with capsys.disabled():
-        print(f"\n{spec}: {figures[0]:,} M, {figures[1]} GiB, {figures[2]} GiB per window; {said.splitlines()[-1]}")
+        print(
+            f"\n{spec}: {figures[0]:,} M, {figures[1]} GiB, {figures[2]} GiB per window;"
+            f" {said.splitlines()[-1]}"
+        )
     assert figures == BUILT[spec]
 
 
@@ -101,10 +128,18 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip")
-    pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]).save_pretrained(folder)
+    pieces = [
+        *LETTERS,
+        *(f"{letter}</w>" for letter in LETTERS),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]).save_pretrained(
+        folder
+    )
     sizes: dict[str, Any] = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 4,
         "projection_dim": 24, "vocab_size": len(pieces), "bos_token_id": len(pieces) - 2,
         "pad_token_id": len(pieces) - 1, "eos_token_id": len(pieces) - 1,
     }  # fmt: skip
@@ -117,7 +152,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One device and few optimisations: compiling is what these runs spend their time on."""
     make = sharding.make_mesh
 
-    def one(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    def one(
+        data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+    ) -> jax.sharding.Mesh:
         return make(data, fsdp, tensor, devices or jax.devices()[:1])
 
     monkeypatch.setattr(sharding, "make_mesh", one)
@@ -129,8 +166,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def train(spec: str, root: Path, workdir: Path, *more: str) -> list[dict[str, float]]:
     """Two steps, an evaluation and a checkpoint; what was recorded."""
     pretrain.main(
-        [f"--config={spec}", f"--config.data.root={root}", f"--workdir={workdir}", "--config.steps=2",
-         "--config.batch_size=8", "--config.log_every=1", "--config.eval_every=2", "--config.eval_batches=1",
+        [f"--config={spec}", f"--config.data.root={root}", f"--workdir={workdir}",
+        "--config.steps=2",
+         "--config.batch_size=8", "--config.log_every=1", "--config.eval_every=2",
+         "--config.eval_batches=1",
          "--config.save_every=2", "--config.optim.warmup_steps=1", *more]
     )  # fmt: skip
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -178,9 +217,11 @@ def test_kosmos_trains_on_every_objective_and_input_at_once_and_evaluates(
     root: Path, clip: Path, tmp_path: Path
 ) -> None:
     rows = train(
-        "calvin_kosmos.py:tiny", root, tmp_path, "--config.model.proprio=True", "--config.model.past_action=True",
+        "calvin_kosmos.py:tiny", root, tmp_path, "--config.model.proprio=True",
+        "--config.model.past_action=True",
         "--config.objectives.forward.weight=0.1", "--config.objectives.caption.weight=0.05",
-        "--config.objectives.image_text.weight=0.05", "--config.objectives.image_text.dataset=blocks_questions",
+        "--config.objectives.image_text.weight=0.05",
+        "--config.objectives.image_text.dataset=blocks_questions",
         "--config.objectives.text_align.weight=0.05", "--config.objectives.text_align.width=24",
         f"--config.objectives.text_align.clip={clip}",
     )  # fmt: skip

@@ -17,7 +17,9 @@ def test_in_the_quadratic_range_the_best_constant_is_the_mean() -> None:
     mask = rng.random(targets.shape) < 0.8
     mean = (targets * mask).sum((0, 1)) / mask.sum((0, 1))
     expected = (0.5 * (targets - mean) ** 2 * mask).sum() / mask.sum()
-    np.testing.assert_allclose(best_constant(targets, mask, robust(config("huber", 1.0))), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        best_constant(targets, mask, robust(config("huber", 1.0))), expected, rtol=1e-6
+    )
 
 
 def test_no_constant_beats_it_in_the_linear_range() -> None:
@@ -37,10 +39,14 @@ def test_masked_targets_do_not_count() -> None:
 
 def test_blanking_replaces_every_prompt_and_its_mask() -> None:
     obs = Observation(
-        (np.zeros((2, 1, 4, 4, 3), np.uint8),), np.ones((2, 1, 1), bool), np.zeros((2, 1, 7), np.float32),
-        np.ones(2, bool), np.full((2, 5), 9, np.int32), np.ones((2, 5), bool), np.ones((2, 1), bool),
+        (np.zeros((2, 1, 4, 4, 3), np.uint8),), np.ones((2, 1, 1), bool), np.zeros((2, 1, 7),
+        np.float32),
+        np.ones(2, bool), np.full((2, 5), 9, np.int32), np.ones((2, 5), bool), np.ones((2, 1),
+        bool),
     )  # fmt: skip
-    batch = Batch(obs, np.zeros((2, 1, 1, 7), np.float32), np.ones((2, 1, 1, 7), bool), np.zeros(2, np.int32))
+    batch = Batch(
+        obs, np.zeros((2, 1, 1, 7), np.float32), np.ones((2, 1, 1, 7), bool), np.zeros(2, np.int32)
+    )
     out = blanked(np.array([2, 3]), 5)(batch).obs
     assert out.prompt.tolist() == [[2, 3, 0, 0, 0]] * 2
     assert out.prompt_mask.tolist() == [[True, True, False, False, False]] * 2

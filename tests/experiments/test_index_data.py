@@ -22,10 +22,19 @@ def run(*args: object) -> None:
     index_data.main([str(arg) for arg in args])
 
 
-def test_report_numbers_and_picture(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_numbers_and_picture(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("--root", root, "--dataset", "blocks", "--out", tmp_path)
     text = capsys.readouterr().out
-    for line in ("blocks/train: 6 episodes", "blocks/val: 2 episodes", "  gripper: ", "at lag 0", "clipped", "idle"):
+    for line in (
+        "blocks/train: 6 episodes",
+        "blocks/val: 2 episodes",
+        "  gripper: ",
+        "at lag 0",
+        "clipped",
+        "idle",
+    ):
         assert line in text
     numbers = json.loads((tmp_path / "blocks.json").read_text())["splits"]["train"]
     assert numbers["episodes"] == 6
@@ -42,14 +51,24 @@ def test_validate_passes_good_data(root: Path, capsys: pytest.CaptureFixture[str
     assert "0 problems in 8 readable episodes" in capsys.readouterr().out
 
 
-def test_validate_names_bad_episodes_and_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_names_bad_episodes_and_lists_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_blocks(tmp_path, train=4, val=2)
     file = sorted((tmp_path / "blocks" / "1.0.0").glob("*-train*"))[1]
     body = bytearray(file.read_bytes())
     body[200] ^= 4
     file.write_bytes(body)
     with pytest.raises(SystemExit) as done:
-        run("--root", tmp_path, "--dataset", "blocks", "--validate", "--quarantine", tmp_path / "bad.txt")
+        run(
+            "--root",
+            tmp_path,
+            "--dataset",
+            "blocks",
+            "--validate",
+            "--quarantine",
+            tmp_path / "bad.txt",
+        )
     assert done.value.code == 1
     text = capsys.readouterr().out
     assert f"{file}: record 0: damaged: " in text
@@ -61,9 +80,9 @@ def test_validate_names_bad_episodes_and_lists_them(tmp_path: Path, capsys: pyte
 
 def test_a_users_own_dataset_needs_no_edit_of_ours(root: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
-        "import dataclasses\nfrom data_pipelines.datasets import DATASETS as ours\n"
-        "mine = dataclasses.replace(ours['blocks'], name='mine', cameras={'wrist': 'observation/image'})\n"
-        "DATASETS = {'mine': mine}\n"
+        "import dataclasses\nfrom data_pipelines.datasets import DATASETS as ours\nmine ="
+        " dataclasses.replace(ours['blocks'], name='mine', cameras={'wrist':"
+        " 'observation/image'})\nDATASETS = {'mine': mine}\n"
     )
     run("--root", root, "--dataset", "mine", "--datasets", tmp_path / "own.py", "--out", tmp_path)
     assert (tmp_path / "mine.png").is_file()
@@ -74,7 +93,10 @@ def test_a_users_own_dataset_needs_no_edit_of_ours(root: Path, tmp_path: Path) -
     [
         (("--root", "/nowhere", "--dataset", "blocks"), "/nowhere/blocks/1.0.0/dataset_info.json"),
         (("--root", "/nowhere", "--dataset", "blogs"), "--dataset: expected one of blocks, bridge"),
-        (("--root", "/nowhere", "--dataset", "blocks", "--quarantine", "x"), "only --validate finds bad episodes"),
+        (
+            ("--root", "/nowhere", "--dataset", "blocks", "--quarantine", "x"),
+            "only --validate finds bad episodes",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(args: tuple[str, ...], message: str) -> None:

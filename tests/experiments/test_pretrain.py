@@ -1,4 +1,6 @@
-"""The user's commands, run as a user runs them: train, kill, continue, evaluate, dry run, and what is missing."""
+"""The user's commands, run as a user runs them: train, kill, continue, evaluate, dry run, and what
+is missing.
+"""
 
 import json
 import os
@@ -15,8 +17,10 @@ from data_pipelines.builders.blocks import write_blocks
 
 REPO = Path(__file__).resolve().parents[2]
 SHORT = [
-    "--config=oxe_paligemma.py:tiny", "--config.steps=12", "--config.batch_size=8", "--config.log_every=1",
-    "--config.eval_every=12", "--config.eval_batches=1", "--config.save_every=4", "--config.optim.warmup_steps=2",
+    "--config=oxe_paligemma.py:tiny", "--config.steps=12", "--config.batch_size=8",
+    "--config.log_every=1",
+    "--config.eval_every=12", "--config.eval_batches=1", "--config.save_every=4",
+    "--config.optim.warmup_steps=2",
 ]  # fmt: skip
 
 
@@ -25,7 +29,11 @@ def command(*args: str, module: str = "experiments.pretrain") -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
 
 
 def run(*args: str, module: str = "experiments.pretrain") -> subprocess.CompletedProcess[str]:
@@ -63,7 +71,14 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_run_leaves_everything_and_evaluates(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
-    assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "tokenizer"} <= names
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "curves.png",
+        "tokenizer",
+    } <= names
     assert [step for step, _ in losses(uninterrupted)] == list(range(1, 13))
     done = run(f"--workdir={uninterrupted}", module="experiments.evaluate")
     assert done.returncode == 0, done.stderr
@@ -80,7 +95,11 @@ def test_killed_and_started_again_gives_the_same_losses(
 ) -> None:
     args = [*SHORT, f"--config.data.root={data}", f"--workdir={tmp_path}"]
     process = subprocess.Popen(
-        command(*args), cwd=REPO, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(*args),
+        cwd=REPO,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
@@ -97,7 +116,11 @@ def test_killed_and_started_again_gives_the_same_losses(
 @pytest.mark.slow
 def test_the_3b_job_names_all_that_is_missing_in_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
-    done = run("--config=oxe_paligemma.py", f"--config.data.root={tmp_path}", f"--workdir={tmp_path / 'run'}")
+    done = run(
+        "--config=oxe_paligemma.py",
+        f"--config.data.root={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
+    )
     assert done.returncode != 0
     assert time.monotonic() - began < 60
     for word in (
@@ -114,9 +137,15 @@ def test_the_3b_job_names_all_that_is_missing_in_seconds(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["gpt", "attention", "flow,lora"])
-def test_other_heads_and_adapters_train_from_the_command_line(head: str, data: Path, tmp_path: Path) -> None:
+def test_other_heads_and_adapters_train_from_the_command_line(
+    head: str, data: Path, tmp_path: Path
+) -> None:
     args = [each for each in SHORT if not each.startswith("--config=")]
-    args += [f"--config=oxe_paligemma.py:tiny,{head}", "--config.steps=4", "--config.optim.warmup_steps=1"]
+    args += [
+        f"--config=oxe_paligemma.py:tiny,{head}",
+        "--config.steps=4",
+        "--config.optim.warmup_steps=1",
+    ]
     done = run(*args, f"--config.data.root={data}", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert [step for step, _ in losses(tmp_path)][-1] == 4
@@ -127,7 +156,12 @@ def test_other_heads_and_adapters_train_from_the_command_line(head: str, data: P
 
 @pytest.mark.slow
 def test_the_3b_dry_run_counts_and_shards() -> None:
-    done = run("--config=oxe_paligemma.py", "--config.model.weights=none", "--config.mesh.fsdp=8", "--dry_run")
+    done = run(
+        "--config=oxe_paligemma.py",
+        "--config.model.weights=none",
+        "--config.mesh.fsdp=8",
+        "--dry_run",
+    )
     assert done.returncode == 0, done.stderr
     assert "backbone 2,923,466,480" in done.stdout
     # The token embedding, 257216 x 2048 in float32, is split over the eight devices.
@@ -136,7 +170,9 @@ def test_the_3b_dry_run_counts_and_shards() -> None:
 
 @pytest.mark.slow
 def test_another_config_in_the_same_workdir_is_refused(data: Path, uninterrupted: Path) -> None:
-    done = run(*SHORT, f"--config.data.root={data}", f"--workdir={uninterrupted}", "--config.optim.lr=0.5")
+    done = run(
+        *SHORT, f"--config.data.root={data}", f"--workdir={uninterrupted}", "--config.optim.lr=0.5"
+    )
     assert done.returncode != 0
     assert "optim.lr: there 0.001, now 0.5" in done.stderr
 
@@ -144,7 +180,8 @@ def test_another_config_in_the_same_workdir_is_refused(data: Path, uninterrupted
 @pytest.mark.slow
 def test_the_real_bridge_sample_trains(bridge_root: Path, tmp_path: Path) -> None:
     done = run(
-        *SHORT, f"--config.data.root={bridge_root}", "--config.data.mixture=bridge", f"--workdir={tmp_path}",
+        *SHORT, f"--config.data.root={bridge_root}", "--config.data.mixture=bridge",
+        f"--workdir={tmp_path}",
         "--config.steps=40", "--config.eval_every=20", "--config.save_every=40",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments import export, quantise
-from experiments.recorded import Episode
+from experiments.replaying.recorded import Episode
 from tests.export.test_export import SPEC, checkpoint
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact
@@ -23,10 +23,14 @@ EIGHT = {"int8": torch.int8, "int8_dynamic": torch.int8, "float8": torch.float8_
 
 @pytest.mark.slow
 def test_the_backbones_layers_alone_are_in_8_bits_and_the_policy_moves_little(tmp_path):
-    where = checkpoint(tmp_path, backbone="llava", head="discrete", bins=64, chunk=1, resampler=True)
+    where = checkpoint(
+        tmp_path, backbone="llava", head="discrete", bins=64, chunk=1, resampler=True
+    )
     artefact.write(export.source(where), tmp_path / "artefact", "float32")
     whole = torch_policy.load(tmp_path / "artefact", dtype="bfloat16")
-    layers = {name: layer for name, layer in whole.network.named_modules() if isinstance(layer, Linear)}
+    layers = {
+        name: layer for name, layer in whole.network.named_modules() if isinstance(layer, Linear)
+    }
     for kind in KINDS:
         policy = torch_policy.load(tmp_path / "artefact", dtype="bfloat16", quantise=kind)
         for name, layer in layers.items():
@@ -36,26 +40,43 @@ def test_the_backbones_layers_alone_are_in_8_bits_and_the_policy_moves_little(tm
                 continue
             assert isinstance(found, Transposed), name
             assert found.weight.qdata.dtype == EIGHT[kind], name
-        assert torch.equal(policy.network.backbone.embed.embedding, whole.network.backbone.embed.embedding)
+        assert torch.equal(
+            policy.network.backbone.embed.embedding, whole.network.backbone.embed.embedding
+        )
         inner = [
-            layer.kernel for name, layer in layers.items() if isinstance(policy.network.get_submodule(name), Transposed)
+            layer.kernel
+            for name, layer in layers.items()
+            if isinstance(policy.network.get_submodule(name), Transposed)
         ]
-        scales = sum(5 * kernel.shape[1] for kernel in inner)  # at most: float32, and an int8 zero point
-        saved, bytes = quantise.stored(whole) - quantise.stored(policy), sum(kernel.numel() for kernel in inner)
+        scales = sum(
+            5 * kernel.shape[1] for kernel in inner
+        )  # at most: float32, and an int8 zero point
+        saved, bytes = (
+            quantise.stored(whole) - quantise.stored(policy),
+            sum(kernel.numel() for kernel in inner),
+        )
         assert bytes - scales <= saved < bytes
-        vision, readout, _, _ = golden.replay(policy, tmp_path / "artefact" / "golden.npz", "float32")
+        vision, readout, _, _ = golden.replay(
+            policy, tmp_path / "artefact" / "golden.npz", "float32"
+        )
         for row in (vision, readout):
             assert 1e-4 < row.difference < 0.2 * row.largest, (kind, row)
 
 
 @pytest.mark.slow
 def test_the_command_runs_every_row_on_the_same_frames(tmp_path, monkeypatch, capsys):
-    artefact.write(export.source(checkpoint(tmp_path, head="mlp")), tmp_path / "artefact", "float32")
+    artefact.write(
+        export.source(checkpoint(tmp_path, head="mlp")), tmp_path / "artefact", "float32"
+    )
     rng = np.random.default_rng(0)
     frames = [{"primary": rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)} for _ in range(3)]
-    episode = Episode(0, "made up", "push the red block", frames, np.zeros((3, 0)), np.zeros((3, 7), np.float32))
+    episode = Episode(
+        0, "made up", "push the red block", frames, np.zeros((3, 0)), np.zeros((3, 7), np.float32)
+    )
     recording = SimpleNamespace(
-        episodes=lambda most: [0, 1], episode=lambda number: episode, spec=ActionSpec.from_json(SPEC)
+        episodes=lambda most: [0, 1],
+        episode=lambda number: episode,
+        spec=ActionSpec.from_json(SPEC),
     )
     monkeypatch.setattr(quantise, "open_recording", lambda artefact, where: recording)
     quantise.main(["--artefact", str(tmp_path / "artefact"), "--data", "nowhere"])
@@ -87,8 +108,12 @@ def test_what_cannot_run_here_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="compile: int8 in bfloat16 on a CPU kills the process"):
         torch_policy.load(tmp_path, dtype="bfloat16", compile=True, quantise="int8")
     network = Network.__new__(Network)  # which is not looked at
-    with pytest.raises(ValueError, match="quantise: expected one of int8, int8_dynamic, float8, got 'int4'"):
+    with pytest.raises(
+        ValueError, match="quantise: expected one of int8, int8_dynamic, float8, got 'int4'"
+    ):
         to_8_bits(network, "int4")
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ValueError, match=r"int8 needs torchao, which is not here .*: pip install torchao"):
+    with pytest.raises(
+        ValueError, match=r"int8 needs torchao, which is not here .*: pip install torchao"
+    ):
         to_8_bits(network, "int8")

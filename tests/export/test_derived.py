@@ -1,4 +1,6 @@
-"""ONNX and torch.export: the written programs compute what JAX recorded, the state carried outside of them."""
+"""ONNX and torch.export: the written programs compute what JAX recorded, the state carried outside
+of them.
+"""
 
 import dataclasses
 import json
@@ -15,8 +17,8 @@ from onnx import load as load_graph
 
 from experiments import export
 from tests.export.test_export import TWO, checkpoint
-from vla_jax.backbones import flamingo
 from vla_jax.export import artefact, derived, onnx, pt2
+from vla_jax.models.backbones import flamingo
 from vla_jax.robot import torch_policy
 
 # Of torch's own exporters and compiler, about calls of their own.
@@ -41,11 +43,22 @@ def policy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """An artefact with what the other has not: frames as state, media beside the sequence, a loop, noise."""
-    root, shallow = tmp_path_factory.mktemp("drawn"), dataclasses.replace(flamingo.CONFIGS["tiny"], depth=1, every=1)
+    """An artefact with what the other has not: frames as state, media beside the sequence, a loop,
+    noise.
+    """
+    root, shallow = (
+        tmp_path_factory.mktemp("drawn"),
+        dataclasses.replace(flamingo.CONFIGS["tiny"], depth=1, every=1),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(flamingo.CONFIGS, "tiny", shallow)
-        sizes = {"backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1, "temperature": 0.5}
+        sizes = {
+            "backbone": "flamingo",
+            "head": "discrete",
+            "bins": 64,
+            "chunk": 1,
+            "temperature": 0.5,
+        }
         return made(root, history="interleaved", window=2, **sizes)
 
 
@@ -65,7 +78,9 @@ def exact(printed: str) -> None:
 
 
 @pytest.mark.slow
-def test_onnxruntime_computes_the_same_and_the_readme_says_how(policy, tmp_path, monkeypatch, capsys):
+def test_onnxruntime_computes_the_same_and_the_readme_says_how(
+    policy, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "onnx"
     export.main(["--artefact", str(policy), "--onnx", str(out)])
     exact(capsys.readouterr().out)
@@ -85,13 +100,25 @@ def test_onnxruntime_computes_the_same_and_the_readme_says_how(policy, tmp_path,
 
 @pytest.mark.slow
 def test_onnx_of_frames_as_state_and_of_a_loop_that_draws_tokens(drawn, tmp_path):
-    """In a process of its own: under the tests' type checks torch cannot trace the body of a loop."""
-    command = [sys.executable, "-m", "experiments.export", "--artefact", drawn, "--onnx", tmp_path / "onnx"]
+    """In a process of its own: under the tests' type checks torch cannot trace the body of
+    a loop.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.export",
+        "--artefact",
+        drawn,
+        "--onnx",
+        tmp_path / "onnx",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     exact(run.stdout)
     graph = load_graph(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
-    assert [node.op_type for node in graph.node].count("Loop") == 1  # of 7 tokens, and as large for 70
+    assert [node.op_type for node in graph.node].count(
+        "Loop"
+    ) == 1  # of 7 tokens, and as large for 70
     io = json.loads((tmp_path / "onnx" / "io.json").read_text())
     state = ["state_tokens", "state_valid", "state_media", "state_media_valid"]
     assert [*io["inputs"]] == ["images", "prompt", "prompt_mask", "first", "noise", *state]
@@ -114,7 +141,9 @@ def test_torch_loads_both_programs_again(policy, tmp_path, monkeypatch):
     names = by_the_readme()
     with np.load("golden.npz") as file, torch.no_grad():
         golden, state = dict(file), names["state"]
-        for i, inputs in enumerate(derived.frames(torch_policy.load(policy), policy / "golden.npz")):
+        for i, inputs in enumerate(
+            derived.frames(torch_policy.load(policy), policy / "golden.npz")
+        ):
             given = {name: x for name, x in inputs._asdict().items() if x is not None}
             action, state = names["step"](given, state)
             np.testing.assert_allclose(action, golden["action"][i], atol=1e-5)
@@ -143,13 +172,18 @@ def test_a_difference_leaves_no_folder(policy, tmp_path, monkeypatch):
     empty = SimpleNamespace(save=lambda file, external_data: file.write_bytes(b""))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: empty)
     monkeypatch.setattr(onnx, "session", session)
-    with pytest.raises(ValueError, match="--onnx: onnxruntime and JAX differ at action; no folder is written"):
+    with pytest.raises(
+        ValueError, match="--onnx: onnxruntime and JAX differ at action; no folder is written"
+    ):
         onnx.write(policy, tmp_path / "onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--pt2: .* is there already"), derived.whole(tmp_path, "--pt2"):
+    with (
+        pytest.raises(ValueError, match=r"--pt2: .* is there already"),
+        derived.whole(tmp_path, "--pt2"),
+    ):
         pass
 
 
@@ -161,7 +195,10 @@ def test_without_a_compiler_aotinductor_is_refused(tmp_path, monkeypatch):
         raise exc.InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(ValueError, match=r"--pt2: AOTInductor needs a C\+\+ compiler, and none is here .*: install g"):
+    with pytest.raises(
+        ValueError,
+        match=r"--pt2: AOTInductor needs a C\+\+ compiler, and none is here .*: install g",
+    ):
         pt2.write(tmp_path, tmp_path / "pt2")
 
 

@@ -1,4 +1,6 @@
-"""The artefact: equal to the JAX policy, self-sufficient, and refused when it is not whole or not used right."""
+"""The artefact: equal to the JAX policy, self-sufficient, and refused when it is not whole or not
+used right.
+"""
 
 import dataclasses
 import re
@@ -14,30 +16,42 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from experiments import build, export, sources
+from experiments import export
+from experiments.composition import build, sources
 from experiments.configs import oxe_paligemma
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
-from vla_jax.checkpoint import Checkpointer, TrainState, load_params
 from vla_jax.export import artefact
 from vla_jax.robot import torch_policy
+from vla_jax.training.checkpoint import Checkpointer, TrainState, load_params
 
 TEXTS = ["push the red block to the left", "move the green block to the right side"]
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 STATS = {
     key: value * np.arange(1, 8, dtype=np.float64) / 7
-    for key, value in {"mean": 0.1, "std": 0.5, "min": -2.0, "max": 2.0, "q01": -1.0, "q99": 1.5}.items()
+    for key, value in {
+        "mean": 0.1,
+        "std": 0.5,
+        "min": -2.0,
+        "max": 2.0,
+        "q01": -1.0,
+        "q99": 1.5,
+    }.items()
 }
 SPEC = ActionSpec.fit(NAMES, (6,), STATS, ("q99",)).to_json()
 STATE = ActionSpec.fit(NAMES, (), STATS, ("q99",)).to_json()
 
 
 def jittered(shapes) -> dict[str, np.ndarray]:
-    """Numbers for every parameter, norms and gates included; no part is at a value that hides it."""
+    """Numbers for every parameter, norms and gates included; no part is at a value that
+    hides it.
+    """
     rng, out = np.random.default_rng(0), {}
     for name, spec in shapes.items():
         size = spec.shape[-2] ** -0.5 if name.endswith(("kernel", "w_ih", "w_hh")) else 0.3
-        out[name] = (size * rng.normal(size=spec.shape) + 0.5 * name.endswith("scale")).astype(np.float32)
+        out[name] = (size * rng.normal(size=spec.shape) + 0.5 * name.endswith("scale")).astype(
+            np.float32
+        )
     return out
 
 
@@ -57,7 +71,9 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     meta = {
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
-        "datasets": {name: {"action": SPEC, "state": STATE, "control_hz": 5.0} for name in datasets},
+        "datasets": {
+            name: {"action": SPEC, "state": STATE, "control_hz": 5.0} for name in datasets
+        },
     }
     checkpointer = Checkpointer(root / "checkpoints", meta, {})
     zero = jnp.zeros((), jnp.int32)
@@ -84,7 +100,8 @@ def images(policy, **changes):
     return {name: image for name, image in {**found, **changes}.items() if image is not None}
 
 
-# Every backbone, head, history, layout and extra token at least once. `sizes` changes the tiny backbone's config.
+# Every backbone, head, history, layout and extra token at least once. `sizes` changes the tiny
+# backbone's config.
 GEMMA2 = {"post_norms": True, "softcap": 5.0, "final_softcap": 3.0, "window": 24}
 TWO = ("primary", "wrist")
 CASES = {
@@ -94,11 +111,14 @@ CASES = {
     "discrete": {"head": "discrete", "bins": 64, "chunk": 2},
     "gemma 2, attention": {"head": "attention", "sizes": GEMMA2, "window": 3},
     "kosmos2, robovlms": {"backbone": "kosmos2", "layout": "robovlms", "cameras": TWO},
-    "llava, drawn tokens": {"backbone": "llava", "head": "discrete", "bins": 64, "temperature": 0.7, "chunk": 2},
-    "llava-mpt, resampler": {"backbone": "llava", "variant": "tiny-mpt", "resampler": True, "history": "interleaved"},
+    "llava, drawn tokens": {"backbone": "llava", "head": "discrete", "bins": 64,
+    "temperature": 0.7, "chunk": 2},
+    "llava-mpt, resampler": {"backbone": "llava", "variant": "tiny-mpt", "resampler": True,
+    "history": "interleaved"},
     "flamingo": {"backbone": "flamingo", "cameras": TWO, "layout": "robovlms"},
     "flamingo, discrete": {
-        "backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1, "history": "interleaved",
+        "backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1,
+        "history": "interleaved",
     },
 }  # fmt: skip
 
@@ -109,7 +129,9 @@ def test_torch_equals_jax(case, tmp_path, monkeypatch):
     model = dict(CASES[case])
     if sizes := model.pop("sizes", None):
         tiny = build.BACKBONES["paligemma"][0].CONFIGS["tiny"]
-        monkeypatch.setitem(build.BACKBONES["paligemma"][0].CONFIGS, "tiny", dataclasses.replace(tiny, **sizes))
+        monkeypatch.setitem(
+            build.BACKBONES["paligemma"][0].CONFIGS, "tiny", dataclasses.replace(tiny, **sizes)
+        )
     where = checkpoint(tmp_path, **model)
     proof = artefact.write(export.source(where), tmp_path / "artefact", "float32")
     assert [row.stage for row in proof["float32"]] == ["vision", "readout", "action", "units"]
@@ -171,7 +193,9 @@ def test_confidence_is_told_of_each_action_and_agreement_of_the_next(exported):
     assert policy.moved(None, later.copy(), None)["confidence"]["agreement"] == 1
     later[0, 0] = 0.5  # where the last chunk had 0.7 in all six
     difference = np.sqrt((0.2**2 + 5 * 0.7**2) / 6)
-    assert policy.moved(None, later, None)["confidence"]["agreement"] == pytest.approx(np.exp(-difference), rel=1e-5)
+    assert policy.moved(None, later, None)["confidence"]["agreement"] == pytest.approx(
+        np.exp(-difference), rel=1e-5
+    )
     tokens = policy.moved(None, chunk, np.repeat(np.float32([0.5, 0.25, 1, 1]), 7))["confidence"]
     assert tokens["steps"] == pytest.approx([0.5, 0.25, 1, 1])
     assert tokens["token"] == pytest.approx(0.5)
@@ -208,7 +232,9 @@ def test_episodes_together_are_those_apart(model, tmp_path):
         given = [together[i].prepared({"primary": frames[i, own]}) for i, own in now.items()]
         out = torch_policy.act_together([together[i] for i in now], given)
         for found, (i, own) in zip(out, now.items(), strict=True):
-            np.testing.assert_allclose(found["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}")
+            np.testing.assert_allclose(
+                found["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}"
+            )
     with pytest.raises(ValueError, match="different policies on one network"):
         torch_policy.act_together([alone, alone], [{}, {}])
 
@@ -217,7 +243,8 @@ BLOCKED = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("jax", "jaxlib", "flax", "tensorflow", "transformers", "tokenizers", "vla_jax"):
+        refused = ("jax", "jaxlib", "flax", "tensorflow", "transformers", "tokenizers", "vla_jax")
+        if name.split(".")[0] in refused:
             raise ImportError(f"{name} must not be needed")
 sys.meta_path.insert(0, Block())
 """
@@ -225,8 +252,13 @@ sys.meta_path.insert(0, Block())
 
 @pytest.mark.slow
 def test_it_runs_where_jax_and_transformers_are_not(exported):
-    code = BLOCKED + "import runpy; sys.argv[1:] = []; runpy.run_module('policy_torch', run_name='__main__')"
-    run = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=120)
+    code = (
+        BLOCKED
+        + "import runpy; sys.argv[1:] = []; runpy.run_module('policy_torch', run_name='__main__')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count(" ok") == 4, run.stdout
 
@@ -239,7 +271,8 @@ policies = load("."), load(".", compile=True)
 for policy in policies:
     policy.reset("push the red block", "blocks")
 for _ in range(4):
-    images = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policies[0].cameras}
+    cameras = policies[0].cameras
+    images = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in cameras}
     one, two = (policy.act(images)["actions"] for policy in policies)
     np.testing.assert_allclose(two, one, atol=2e-5)
 """
@@ -249,7 +282,9 @@ for _ in range(4):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 def test_compiled_is_the_same(exported):
     """In a process of its own: what checks types in the tests cannot be compiled."""
-    run = subprocess.run([sys.executable, "-c", COMPILED], cwd=exported, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILED], cwd=exported, capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0, run.stderr[-2000:]
 
 
@@ -265,7 +300,8 @@ def test_a_damaged_file_is_named(copied, name):
     body[len(body) // 2] ^= 1
     (copied / name).write_bytes(body)
     with pytest.raises(
-        ValueError, match=f"not as it was exported:\n  {re.escape(name)}: expected sha256 [0-9a-f]{{64}}"
+        ValueError,
+        match=f"not as it was exported:\n  {re.escape(name)}: expected sha256 [0-9a-f]{{64}}",
     ):
         torch_policy.load(copied)
 
@@ -298,7 +334,10 @@ def test_wrong_use_is_refused(exported):
     for change, words in (
         ({"wrist": None}, "images: expected the cameras"),
         ({"third": np.zeros((32, 32, 3), np.uint8)}, "images: expected the cameras"),
-        ({"wrist": np.zeros((16, 32, 3), np.uint8)}, r"images\['wrist'\]: expected uint8 RGB of shape \(32, 32, 3\)"),
+        (
+            {"wrist": np.zeros((16, 32, 3), np.uint8)},
+            r"images\['wrist'\]: expected uint8 RGB of shape \(32, 32, 3\)",
+        ),
         ({"wrist": np.zeros((32, 32, 3), np.float32)}, r"images\['wrist'\]: .*got float32"),
         ({"wrist": [1]}, r"images\['wrist'\]: .*got list"),
     ):
@@ -323,7 +362,9 @@ def test_a_refused_frame_changes_nothing(exported):
 def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
     where = checkpoint(tmp_path, head="mlp")
     monkeypatch.setattr(torch_policy.layers.Norm, "forward", lambda self, x: x)
-    with pytest.raises(ValueError, match="torch and JAX differ at vision, readout, action; no artefact is written"):
+    with pytest.raises(
+        ValueError, match="torch and JAX differ at vision, readout, action; no artefact is written"
+    ):
         export.main(["--checkpoint", str(where), "--out", str(tmp_path / "artefact")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "tokenizer"]
 

@@ -1,4 +1,6 @@
-"""The tokenizer that travels gives the ids of `tokenizers`: every kind of model our backbones have, and refusals."""
+"""The tokenizer that travels gives the ids of `tokenizers`: every kind of model our backbones have,
+and refusals.
+"""
 
 import io
 import json
@@ -26,7 +28,9 @@ def gemma():
     found.normalizer = normalizers.Replace(" ", "▁")
     found.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
-    found.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", *spelled]))
+    found.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", *spelled])
+    )
     body = json.loads(found.to_str())
     body["added_tokens"] = body["added_tokens"][:1]  # bytes are pieces, not words of their own
     return Tokenizer.from_str(json.dumps(body))
@@ -36,7 +40,9 @@ def llama():
     from tokenizers import Tokenizer, models, normalizers, trainers
 
     found = Tokenizer(models.BPE(fuse_unk=True, unk_token="<unk>"))
-    found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    found.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     found.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"]))
     return found
 
@@ -59,7 +65,9 @@ def neox():
     found.normalizer = normalizers.NFC()
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    found.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    found.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet)
+    )
     found.add_tokens([AddedToken(" " * n, normalized=True) for n in (2, 3)])
     return found
 
@@ -77,7 +85,10 @@ def kosmos():
     proto = pb2.ModelProto.FromString(model.getvalue())
     found = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], 0))
     found.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
-    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁", prepend_scheme="always")]
+    split = [
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Metaspace("▁", prepend_scheme="always"),
+    ]
     found.pre_tokenizer = pre_tokenizers.Sequence(split)
     found.add_special_tokens([AddedToken("<mask>", lstrip=True)])
     return found
@@ -98,7 +109,13 @@ def pair(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(st.one_of(st.sampled_from([*artefact.TEXTS, *CORPUS, *ADDED, " ", "<mask>"]), st.text(max_size=8))))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*artefact.TEXTS, *CORPUS, *ADDED, " ", "<mask>"]), st.text(max_size=8)
+        )
+    )
+)
 @example(["push ", "<mask>", "<image>", "x"])
 def test_ids_are_those_of_tokenizers(kind, parts):
     original, ours = pair(kind)
@@ -109,7 +126,10 @@ def test_ids_are_those_of_tokenizers(kind, parts):
 def test_other_kinds_are_refused_by_name():
     body = json.loads(pair("gemma")[0].to_str())
     for change, words in (
-        ({"model": {"type": "WordPiece"}}, "model.type: expected 'BPE' or 'Unigram', got 'WordPiece'"),
+        (
+            {"model": {"type": "WordPiece"}},
+            "model.type: expected 'BPE' or 'Unigram', got 'WordPiece'",
+        ),
         ({"normalizer": {"type": "Lowercase"}}, "normalizer: .*got 'Lowercase'"),
         ({"pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer: .*got 'Digits'"),
         ({"added_tokens": [{**body["added_tokens"][0], "single_word": True}]}, "single_word"),
@@ -121,6 +141,8 @@ def test_other_kinds_are_refused_by_name():
 def test_the_prompt_stands_round_the_instruction():
     body = json.loads(pair("gemma")[0].to_str())
     ours = Tokenizer(body, {"before": [7], "template": "<image>{}<|endofchunk|>", "after": [8, 9]})
-    image, end = (next(t["id"] for t in body["added_tokens"] if t["content"] == word) for word in ADDED)
+    image, end = (
+        next(t["id"] for t in body["added_tokens"] if t["content"] == word) for word in ADDED
+    )
     words = pair("gemma")[0].encode("push {} it", add_special_tokens=False).ids
     assert ours.encode("  push {}\n it ") == [7, image, *words, end, 8, 9]

@@ -18,14 +18,18 @@ from vla_jax.robot.client import Waits, pack, unpack
 K = 4
 IMAGES = {"primary": np.zeros((2, 2, 3), np.uint8)}
 HANDSHAKE = {
-    "server": "vla_jax", "protocol": 1, "artefact": "a" * 64, "cameras": ["primary"], "image": {"size": 2}, "chunk": K,
-    "control_hz": 10.0, "datasets": {"blocks": {"action": ["x", "gripper"], "state": None}}, "limits": True,
+    "server": "vla_jax", "protocol": 1, "artefact": "a" * 64, "cameras": ["primary"],
+    "image": {"size": 2}, "chunk": K,
+    "control_hz": 10.0, "datasets": {"blocks": {"action": ["x", "gripper"], "state": None}},
+    "limits": True,
 }  # fmt: skip
 QUICK = Waits(open=2.0, reply=2.0, total=2.0, first=0.001, longest=0.01)
 
 
 class Server:
-    """Speaks the wire. `script` holds what to do with the next requests of type act, and is then used up."""
+    """Speaks the wire. `script` holds what to do with the next requests of type act, and is then
+    used up.
+    """
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, **handshake: Any) -> None:
         self.handshake = {**HANDSHAKE, **handshake}
@@ -67,7 +71,15 @@ class Server:
                 connection.send(pack({"type": "ready"}))
             elif message["type"] in ("stop", "safety_reset"):
                 latched = "emergency" if message["type"] == "stop" else None
-                connection.send(pack({"type": "safety", "session": message.get("session", "1"), "latched": latched}))
+                connection.send(
+                    pack(
+                        {
+                            "type": "safety",
+                            "session": message.get("session", "1"),
+                            "latched": latched,
+                        }
+                    )
+                )
             elif self.script:
                 self.script.pop(0)(connection, message)
             else:
@@ -77,7 +89,13 @@ class Server:
 def reply(message: dict[str, Any], **other: Any) -> bytes:
     actions = np.full((K, 2), message["id"], np.float32)
     return pack(
-        {"type": "actions", "id": message["id"], "observed_at": message["observed_at"], "actions": actions, **other}
+        {
+            "type": "actions",
+            "id": message["id"],
+            "observed_at": message["observed_at"],
+            "actions": actions,
+            **other,
+        }
     )
 
 

@@ -21,7 +21,17 @@ import pytest
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
-from tests.robot.fake_server import HANDSHAKE, IMAGES, QUICK, K, Server, refuse, reply, silent, vanish
+from tests.robot.fake_server import (
+    HANDSHAKE,
+    IMAGES,
+    QUICK,
+    K,
+    Server,
+    refuse,
+    reply,
+    silent,
+    vanish,
+)
 from vla_jax.robot import client as module
 from vla_jax.robot.client import Client, Report, ServerError, Waits, pack
 
@@ -56,13 +66,18 @@ def test_the_clock_is_the_default_time_of_a_frame(server: Server) -> None:
 
 
 def test_frames_before_a_reset_are_refused(server: Server) -> None:
-    with Client(server.url, waits=QUICK) as client, pytest.raises(ValueError, match="expected reset"):
+    with (
+        Client(server.url, waits=QUICK) as client,
+        pytest.raises(ValueError, match="expected reset"),
+    ):
         client.act(IMAGES)
 
 
 @pytest.mark.parametrize("number", [True, False])
 @pytest.mark.parametrize("code", ["bad_request", "bad_image", "not_ready", "internal"])
-def test_what_the_server_refuses_is_raised_and_not_sent_again(server: Server, code: str, number: bool) -> None:
+def test_what_the_server_refuses_is_raised_and_not_sent_again(
+    server: Server, code: str, number: bool
+) -> None:
     server.script = [refuse(code, number)]
     with Client(server.url, waits=QUICK) as client:
         client.reset("go")
@@ -94,7 +109,10 @@ def test_a_lost_connection_comes_back_with_the_episode(server: Server, lose: Any
         assert client.trouble == ""
     assert server.types() == ["reset", "act", "reset", "act"]
     assert server.received[2] == server.received[0]
-    assert [server.received[i]["steps"] for i in (1, 3)] == [2, None]  # the new session sent no chunk
+    assert [server.received[i]["steps"] for i in (1, 3)] == [
+        2,
+        None,
+    ]  # the new session sent no chunk
 
 
 def test_without_resend_a_lost_connection_is_raised_at_once(server: Server) -> None:
@@ -129,7 +147,9 @@ def test_a_stop_that_goes_nowhere_is_raised(server: Server) -> None:
     with pytest.raises(ConnectionError, match="the stop was not sent"):
         client.stop("button")
     client.handshake["limits"] = False
-    with pytest.raises(ValueError, match="this server has no limits to latch; stop the robot itself"):
+    with pytest.raises(
+        ValueError, match="this server has no limits to latch; stop the robot itself"
+    ):
         client.stop("button")
 
 
@@ -152,11 +172,14 @@ def test_actions_that_are_none_are_refused(server: Server, actions: Any) -> None
 
 
 def test_actions_of_another_frame_are_refused(server: Server) -> None:
-    server.script = [lambda connection, message: connection.send(reply({**message, "observed_at": 1.0}))]
+    server.script = [
+        lambda connection, message: connection.send(reply({**message, "observed_at": 1.0}))
+    ]
     with Client(server.url, waits=QUICK) as client:
         client.reset("go")
         with pytest.raises(
-            ValueError, match=r"expected 4 finite actions of the frame of 2.0, got .*'observed_at': 1.0"
+            ValueError,
+            match=r"expected 4 finite actions of the frame of 2.0, got .*'observed_at': 1.0",
         ):
             client.act(IMAGES, observed_at=2.0)
 
@@ -173,7 +196,10 @@ def test_what_is_no_message_is_refused(server: Server, data: Any) -> None:
 @pytest.mark.parametrize(
     ("handshake", "match"),
     [
-        ({"server": "openpi"}, "expected a vla_jax server of protocol 1, got {'server': 'openpi', 'protocol': 1}"),
+        (
+            {"server": "openpi"},
+            "expected a vla_jax server of protocol 1, got {'server': 'openpi', 'protocol': 1}",
+        ),
         ({"protocol": 2}, "expected a vla_jax server of protocol 1"),
         ({"artefact": "b" * 64}, "artefact: expected a+, got b+"),
     ],
@@ -183,8 +209,12 @@ def test_another_server_than_expected_is_refused(handshake: dict[str, Any], matc
         Client(server.url, expect_artefact="a" * 64, waits=QUICK)
 
 
-@pytest.mark.parametrize(("name", "value"), [("artefact", "b" * 64), ("limits", False), ("control_hz", 5.0)])
-def test_a_server_that_comes_back_as_another_is_refused(server: Server, name: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("artefact", "b" * 64), ("limits", False), ("control_hz", 5.0)]
+)
+def test_a_server_that_comes_back_as_another_is_refused(
+    server: Server, name: str, value: Any
+) -> None:
     with Client(server.url, waits=QUICK) as client:
         client.reset("go")
         server.script = [vanish]
@@ -221,9 +251,17 @@ def test_waits_grow_are_capped_and_spread() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        with pytest.raises(ConnectionError, match=r"expected an answer within 10.0 s, got ConnectionRefusedError"):
+        with pytest.raises(
+            ConnectionError, match=r"expected an answer within 10.0 s, got ConnectionRefusedError"
+        ):
             Client(f"ws://127.0.0.1:{port}", waits=waits)
-    assert slept == [0.5, 0.5, 2.0, 2.25, 3.0]  # 0.5 1 2 4 8, at most 3, times 0.5 to 1; the next would be past 10 s
+    assert slept == [
+        0.5,
+        0.5,
+        2.0,
+        2.25,
+        3.0,
+    ]  # 0.5 1 2 4 8, at most 3, times 0.5 to 1; the next would be past 10 s
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:8000", "ws://"])
@@ -239,7 +277,11 @@ def test_a_wrong_token_is_not_tried_again() -> None:
     with serve(lambda connection: None, "127.0.0.1", 0, process_request=door) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ServerError, match=r"unauthorised: .*401.*; check the token"):
-            Client(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", "wrong", waits=QUICK._replace(total=60.0))
+            Client(
+                f"ws://127.0.0.1:{server.socket.getsockname()[1]}",
+                "wrong",
+                waits=QUICK._replace(total=60.0),
+            )
         server.shutdown()
 
 
@@ -261,7 +303,9 @@ def test_a_server_that_stops_reading_ends_the_call() -> None:
 
         thread = threading.Thread(target=open_and_hang)
         thread.start()
-        client = Client(f"ws://127.0.0.1:{listener.getsockname()[1]}", waits=QUICK._replace(reply=0.1))
+        client = Client(
+            f"ws://127.0.0.1:{listener.getsockname()[1]}", waits=QUICK._replace(reply=0.1)
+        )
         thread.join()
         client.reset("go")
         began = time.monotonic()
@@ -301,8 +345,10 @@ def test_the_file_is_python_3_8() -> None:
     source = Path(module.__file__).read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 8))
     first = {
-        (node.module or "").partition(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0]
-        for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names
+        (node.module or "").partition(".")[0] if isinstance(node,
+        ast.ImportFrom) else alias.name.partition(".")[0]
+        for node in ast.walk(tree) if isinstance(node, (ast.Import,
+        ast.ImportFrom)) for alias in node.names
     }  # fmt: skip
     allowed = {"numpy", "msgpack", "websockets"}
     assert first <= allowed | sys.stdlib_module_names
@@ -336,6 +382,8 @@ def test_one_copied_file_runs_on_python_3_8(server: Server, tmp_path: Path) -> N
         pytest.skip("needs a python3.8 with numpy, msgpack and websockets, on PATH or in $PYTHON38")
     shutil.copy(module.__file__, tmp_path / "client.py")
     server.script = [lambda connection, message: connection.send(reply(message))] * 5 + [vanish]
-    done = subprocess.run([python, "-c", SCRIPT, server.url], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [python, "-c", SCRIPT, server.url], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "20 1\n"

@@ -1,4 +1,6 @@
-"""The broker round a fake client and a fake clock: when it asks, what it says, and that it never waits."""
+"""The broker round a fake client and a fake clock: when it asks, what it says, and that it never
+waits.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,19 @@ NAMES = ["x", "gripper"]
 
 
 class FakeClient(Client):
-    """What is asked comes out of `asked`, what the test puts into `answers` is the answer, or is raised."""
+    """What is asked comes out of `asked`, what the test puts into `answers` is the answer, or is
+    raised.
+    """
 
     def __init__(self, **handshake: Any) -> None:
         self.now = 50.0
         self.waits = Waits(clock=lambda: self.now, sleep=lambda seconds: self.slept.append(seconds))
-        self.handshake = {"chunk": K, "datasets": {"blocks": {"action": NAMES}}, "limits": False, **handshake}
+        self.handshake = {
+            "chunk": K,
+            "datasets": {"blocks": {"action": NAMES}},
+            "limits": False,
+            **handshake,
+        }
         self.reconnects, self.trouble = 0, ""
         self.slept: list[float] = []
         self.asked: queue.Queue[tuple[str, Any]] = queue.Queue()
@@ -43,7 +52,12 @@ class FakeClient(Client):
         self._answer()
 
     def act(
-        self, images: Any, proprio: Any = None, observed_at: Any = None, report: Any = None, resend: bool = True
+        self,
+        images: Any,
+        proprio: Any = None,
+        observed_at: Any = None,
+        report: Any = None,
+        resend: bool = True,
     ) -> Any:
         self.asked.put(("act", (observed_at, images, proprio, report, resend)))
         answer = self._answer()
@@ -126,7 +140,12 @@ def test_chunks_follow_each_other_without_a_gap(robot: Robot) -> None:
     robot.request()
     robot.answer(8.0)
     counters = robot.broker.counters
-    assert (counters["requested"], counters["used"], counters["starved"], counters["dropped_late"]) == (3, 10, 1, 3)
+    assert (
+        counters["requested"],
+        counters["used"],
+        counters["starved"],
+        counters["dropped_late"],
+    ) == (3, 10, 1, 3)
 
 
 def test_it_asks_earlier_where_replies_are_slow(robot: Robot) -> None:
@@ -157,7 +176,9 @@ def test_frames_and_states_are_copied(robot: Robot) -> None:
 def test_times_that_go_backwards_are_refused_by_name(robot: Robot) -> None:
     robot.begin()
     robot.broker.observe(IMAGES, None, 49.5)
-    with pytest.raises(ValueError, match=r"observed_at: expected 49.5 \(the last\) to 50.0 \(now\), got 49.4"):
+    with pytest.raises(
+        ValueError, match=r"observed_at: expected 49.5 \(the last\) to 50.0 \(now\), got 49.4"
+    ):
         robot.broker.observe(IMAGES, None, 49.4)
     with pytest.raises(ValueError, match=r"to 50.0 \(now\), got 51.0"):
         robot.broker.observe(IMAGES, None, 51.0)
@@ -195,7 +216,9 @@ def test_replies_slower_than_a_chunk_are_an_error_with_numbers(robot: Robot) -> 
         if i < 2:
             why = robot.broker.next().why
             assert "a reply came 900 ms after its frame, and a chunk is 8 steps of 100 ms" in why
-    with pytest.raises(TooSlow, match="900 ms after its frame, and a chunk is 8 steps of 100 ms, 3 times"):
+    with pytest.raises(
+        TooSlow, match="900 ms after its frame, and a chunk is 8 steps of 100 ms, 3 times"
+    ):
         robot.tick()
     robot.begin()  # which a new episode clears
     assert robot.tick().action is None
@@ -203,7 +226,9 @@ def test_replies_slower_than_a_chunk_are_an_error_with_numbers(robot: Robot) -> 
     robot.answer(0.0)
 
 
-@pytest.mark.parametrize("error", [ServerError("bad_image", "too small"), ValueError("another artefact")])
+@pytest.mark.parametrize(
+    "error", [ServerError("bad_image", "too small"), ValueError("another artefact")]
+)
 def test_what_is_refused_for_good_comes_out_of_next(robot: Robot, error: Exception) -> None:
     robot.begin()
     robot.tick()
@@ -339,7 +364,8 @@ def test_what_the_robot_really_did_is_sent(robot: Robot) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"period": 0.0}, {"period": float("nan")}, {"share": 1.5}, {"blend": "mean"}, {"decay": -1.0}]
+    "settings",
+    [{"period": 0.0}, {"period": float("nan")}, {"share": 1.5}, {"blend": "mean"}, {"decay": -1.0}],
 )
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="ChunkBroker: expected period > 0"):

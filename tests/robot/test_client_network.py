@@ -1,4 +1,6 @@
-"""The broker over a network that delays, repeats and loses, and over outages, in real time on loopback."""
+"""The broker over a network that delays, repeats and loses, and over outages, in real time on
+loopback.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from vla_jax.robot.client import ChunkBroker, Client, Waits
 
 
 class Weather:
-    """A server's answers over a bad network, by a seed: late, after a copy of an older one, or not at all."""
+    """A server's answers over a bad network, by a seed: late, after a copy of an older one, or not
+    at all.
+    """
 
     def __init__(self, loss: float) -> None:
         self._rng, self._loss = np.random.default_rng(7), loss
@@ -31,7 +35,9 @@ class Weather:
             self.lost += 1
             vanish(connection, message)
             return
-        due = message["observed_at"] / PERIOD + np.arange(HORIZON)  # actions say when they are due, in periods
+        due = message["observed_at"] / PERIOD + np.arange(
+            HORIZON
+        )  # actions say when they are due, in periods
         answer = reply(message, actions=np.stack([due, due], 1))
         if self._older and self._rng.uniform() < 0.3:
             connection.send(self._older)
@@ -44,11 +50,15 @@ ROUGH = Waits(reply=0.5, first=0.005, longest=0.05)
 
 
 def drive(broker: ChunkBroker, seconds: float, rng: np.random.Generator) -> list[bool]:
-    """A jittery control loop, which checks every action's time. Whether there was one, per period."""
+    """A jittery control loop, which checks every action's time. Whether there was one, per
+    period.
+    """
     found, last, tick = [], 0.0, time.monotonic()
     end = tick + seconds
     while tick < end:
-        tick = max(tick + PERIOD, time.monotonic() + 0.6 * PERIOD)  # where it was held up, it does not catch up
+        tick = max(
+            tick + PERIOD, time.monotonic() + 0.6 * PERIOD
+        )  # where it was held up, it does not catch up
         time.sleep(max(tick + rng.uniform(0.0, 0.4) * PERIOD - time.monotonic(), 0.0))
         broker.observe(IMAGES)
         before = time.monotonic()
@@ -69,7 +79,9 @@ def drive(broker: ChunkBroker, seconds: float, rng: np.random.Generator) -> list
 @pytest.mark.slow
 @pytest.mark.parametrize("blend", ["freeze", "ensemble"])
 def test_jitter_loss_and_outages(blend: str) -> None:
-    """No gap while an outage is shorter than what is left of the plan; after that nothing old, and it comes back."""
+    """No gap while an outage is shorter than what is left of the plan; after that nothing old, and
+    it comes back.
+    """
     rng, weather = np.random.default_rng(3), Weather(loss=0.15)
     server = Server(chunk=HORIZON)
     server.script = weather  # type: ignore[assignment]

@@ -1,4 +1,6 @@
-"""Which action is due when: blending by its formulas, and the rules of dropping, without threads or time."""
+"""Which action is due when: blending by its formulas, and the rules of dropping, without threads or
+time.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ P = 0.1
 
 
 def chunk(value: float, k: int = 4) -> np.ndarray:
-    """Rows value, value + 1, ...: what is executed tells its chunk and its step. The second dim is a gripper."""
+    """Rows value, value + 1, ...: what is executed tells its chunk and its step. The second dim is
+    a gripper.
+    """
     return np.stack([value + np.arange(k), np.full(k, value // 100 % 2)], 1).astype(np.float32)
 
 
@@ -39,7 +43,9 @@ def test_freeze_is_the_mask_of_real_time_chunking() -> None:
     assert 1 > weight[d] > weight[n - 1] > 0
     blended = freeze(np.ones((n, 2)), np.zeros((k, 2)), d, [1])
     np.testing.assert_allclose(blended[:, 0], weight)
-    np.testing.assert_array_equal(blended[:, 1], [1.0] * d + [0.0] * (k - d))  # the gripper is never between
+    np.testing.assert_array_equal(
+        blended[:, 1], [1.0] * d + [0.0] * (k - d)
+    )  # the gripper is never between
 
 
 @pytest.mark.parametrize(("n", "delay"), [(0, 0), (0, 3), (2, 3), (4, 4), (4, 0)])
@@ -68,7 +74,12 @@ def test_actions_whose_time_has_passed_are_dropped() -> None:
 def test_a_stalled_loop_goes_on_where_time_is() -> None:
     plan = Plan(P, "newest")
     plan.add(chunk(0, 8), 5.0, 5.0)
-    assert [taken(plan, 5.0), taken(plan, 5.1), taken(plan, 5.5), taken(plan, 9.0)] == [0, 1, 5, None]
+    assert [taken(plan, 5.0), taken(plan, 5.1), taken(plan, 5.5), taken(plan, 9.0)] == [
+        0,
+        1,
+        5,
+        None,
+    ]
 
 
 def test_jitter_neither_repeats_nor_skips_an_action() -> None:
@@ -100,7 +111,9 @@ def test_a_frame_a_little_before_its_step_belongs_to_it() -> None:
     assert taken(plan, 5.0) == 0
     plan.add(chunk(100), 5.08, 5.08)
     assert taken(plan, 5.09) == 100
-    plan.add(chunk(200), 5.28, 5.28)  # the loop is late: step 2 is due, and there is an action for it
+    plan.add(
+        chunk(200), 5.28, 5.28
+    )  # the loop is late: step 2 is due, and there is an action for it
     assert [taken(plan, t) for t in (5.29, 5.3, 5.4)] == [200, 201, 202]
 
 
@@ -142,9 +155,13 @@ def test_ensembling_averages_all_live_chunks() -> None:
     assert taken(plan, 5.0) == 0
     plan.add(chunk(100), 5.1, 5.1)
     plan.add(chunk(200), 5.2, 5.2)
-    np.testing.assert_allclose(plan.take(5.2).action, ensemble(np.array([[2, 0], [101, 1], [200, 0]]), 0.5, [1]))
+    np.testing.assert_allclose(
+        plan.take(5.2).action, ensemble(np.array([[2, 0], [101, 1], [200, 0]]), 0.5, [1])
+    )
     assert plan.take(5.3).action is not None
-    np.testing.assert_allclose(plan.take(5.4).action, ensemble(np.array([[103, 1], [202, 0]]), 0.5, [1]))
+    np.testing.assert_allclose(
+        plan.take(5.4).action, ensemble(np.array([[103, 1], [202, 0]]), 0.5, [1])
+    )
 
 
 @pytest.mark.parametrize("blend", ["freeze", "ensemble"])
@@ -156,7 +173,9 @@ def test_a_chunk_that_limits_touched_replaces_the_plan(blend: str) -> None:
 
 
 def test_a_frame_of_the_future_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"observed_at: expected at most 5.0, which is now, got 5.1"):
+    with pytest.raises(
+        ValueError, match=r"observed_at: expected at most 5.0, which is now, got 5.1"
+    ):
         Plan(P).add(chunk(0), 5.1, 5.0)
 
 
@@ -171,7 +190,9 @@ def test_steps_executed_of_the_last_chunk() -> None:
     assert plan.executed(5.5) == 3
 
 
-EVENTS = st.lists(st.tuples(st.floats(0, 0.25), st.integers(0, 9), st.booleans()), min_size=1, max_size=60)
+EVENTS = st.lists(
+    st.tuples(st.floats(0, 0.25), st.integers(0, 9), st.booleans()), min_size=1, max_size=60
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -181,7 +202,8 @@ def test_no_action_is_stale_and_none_is_executed_twice(
 ) -> None:
     """Whenever replies come, in whatever order, and however the loop jitters.
 
-    Actions say when they are due, in periods, which a blend of actions that are due at the same time still does.
+    Actions say when they are due, in periods, which a blend of actions that are due at the same
+    time still does.
     """
     plan, now, frames, last = Plan(P, blend), 100.0, [100.0], -math.inf
     for wait, which, tick in events:
@@ -196,7 +218,9 @@ def test_no_action_is_stale_and_none_is_executed_twice(
             continue
         due = float(step.action[0])
         assert -1.75 - 1e-6 <= now / P - due <= 1.25 + 1e-6, "not within its time"
-        assert due >= last - 1e-6, "executed before"  # frames are rounded to a step, half a period either way
+        assert due >= last - 1e-6, (
+            "executed before"
+        )  # frames are rounded to a step, half a period either way
         last = due
     assert plan.counts["used"] + plan.counts["starved"] <= sum(tick for _, _, tick in events)
 

@@ -1,4 +1,6 @@
-"""Safety and mobile run beside a robot: with numpy and the standard library, and nothing else of ours."""
+"""Safety and mobile run beside a robot: with numpy and the standard library, and nothing else of
+ours.
+"""
 
 import subprocess
 import sys
@@ -10,9 +12,11 @@ SCRIPT = """
 import sys
 
 # vla_jax itself is an empty package; of what is in it, only these.
-OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.limits", "vla_jax.robot.braking", "vla_jax.robot.safety",
-        "vla_jax.robot.mobile", "vla_jax.robot.lanczos", "vla_jax.robot.trigger", "vla_jax.robot.calibration",
-        "vla_jax.robot.regret", "vla_jax.robot.runtime"}
+OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.safety", "vla_jax.robot.safety.limits",
+        "vla_jax.robot.safety.braking", "vla_jax.robot.safety.filter", "vla_jax.robot.events",
+        "vla_jax.robot.events.trigger", "vla_jax.robot.events.calibration",
+        "vla_jax.robot.events.regret",
+        "vla_jax.robot.mobile", "vla_jax.robot.lanczos", "vla_jax.robot.runtime"}
 allowed = {"numpy", *sys.stdlib_module_names, *sys.builtin_module_names}
 
 class Refuse:
@@ -23,8 +27,8 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import numpy as np
 from vla_jax.robot import lanczos, mobile, runtime
-from vla_jax.robot.limits import STOP_CAUSES, Limits
-from vla_jax.robot.safety import Reading, SafetyFilter
+from vla_jax.robot.safety.limits import STOP_CAUSES, Limits
+from vla_jax.robot.safety.filter import Reading, SafetyFilter
 
 for name in ("jax", "flax", "torch", "jaxtyping", "vla_jax.actions"):
     try:
@@ -44,6 +48,8 @@ print(mobile.to_base(sent).tolist())
 
 
 def test_robot_modules_import_numpy_and_the_standard_library_only() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=REPO, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[0.001, 0.0, 0.0]\n"

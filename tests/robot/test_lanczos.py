@@ -10,10 +10,13 @@ from data_pipelines import images
 from data_pipelines.builders import blocks
 from vla_jax.robot.lanczos import resize
 
-# height, width, size: cameras, portrait ones, shrinking, growing, one axis unchanged, both directions at once.
+# height, width, size: cameras, portrait ones, shrinking, growing, one axis unchanged, both
+# directions at once.
 SIZES = [
-    (480, 640, 224), (240, 320, 224), (256, 256, 224), (180, 320, 32), (32, 32, 224), (224, 300, 224), (300, 224, 224),
-    (100, 37, 64), (64, 48, 32), (64, 47, 32), (37, 100, 64), (24, 8, 32), (7, 5, 3), (1, 1, 4), (9, 700, 17),
+    (480, 640, 224), (240, 320, 224), (256, 256, 224), (180, 320, 32), (32, 32, 224), (224, 300,
+    224), (300, 224, 224),
+    (100, 37, 64), (64, 48, 32), (64, 47, 32), (37, 100, 64), (24, 8, 32), (7, 5, 3), (1, 1, 4),
+    (9, 700, 17),
 ]  # fmt: skip
 
 
@@ -55,7 +58,10 @@ def test_views_of_other_memory_order(view: str) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), r"expected a uint8 RGB image \[h w 3\], got float32 \(4, 4, 3\)"),
+        (
+            np.zeros((4, 4, 3), np.float32),
+            r"expected a uint8 RGB image \[h w 3\], got float32 \(4, 4, 3\)",
+        ),
         (np.zeros((4, 4), np.uint8), r"got uint8 \(4, 4\)"),
         (np.zeros((4, 4, 4), np.uint8), r"got uint8 \(4, 4, 4\)"),
         (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),

@@ -1,4 +1,6 @@
-"""Arm actions for a base: both mappings, what comes back and what cannot; Korean through every backbone."""
+"""Arm actions for a base: both mappings, what comes back and what cannot; Korean through every
+backbone.
+"""
 
 import math
 import unicodedata
@@ -11,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vla_jax.backbones import flamingo, kosmos2, llava, paligemma
+from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
+from vla_jax.models.tokenizer import open_tokenizer
 from vla_jax.robot.mobile import LOST, SCENARIOS, from_base, to_base
-from vla_jax.tokenizer import open_tokenizer
 
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 BACKBONES = (paligemma, kosmos2, llava, flamingo)
@@ -54,7 +56,9 @@ def test_what_can_be_inverted_comes_back(actions: np.ndarray, how: str) -> None:
 def test_every_image_of_an_action_has_an_inverse(actions: np.ndarray) -> None:
     for signed in (False, True):
         base = to_base(actions, signed=signed)
-        np.testing.assert_allclose(to_base(from_base(base, signed=signed), signed=signed), base, rtol=1e-9, atol=1e-300)
+        np.testing.assert_allclose(
+            to_base(from_base(base, signed=signed), signed=signed), base, rtol=1e-9, atol=1e-300
+        )
 
 
 @pytest.mark.parametrize("base", [[0.1, 0.2, 0.0], [0.1, -0.2, 0.0], [-0.5, 0.1, 0.0]])
@@ -64,7 +68,9 @@ def test_motions_that_the_snippet_cannot_make_are_refused(base: list[float]) -> 
 
 
 def test_signed_reverses() -> None:
-    np.testing.assert_allclose(from_base(np.array([-5.0, 4.0, 0.3]), signed=True)[[0, 1, 5]], [-3, 4, 0.3])
+    np.testing.assert_allclose(
+        from_base(np.array([-5.0, 4.0, 0.3]), signed=True)[[0, 1, 5]], [-3, 4, 0.3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,10 @@ def test_bad_input_is_refused(values: np.ndarray, mapping: str, signed: bool, me
 
 def test_eight_scenarios() -> None:
     assert set(SCENARIOS) == {
-        f"{boxes}box_{layout}_{side}" for boxes in (1, 2) for layout in ("vert", "hori") for side in ("left", "right")
+        f"{boxes}box_{layout}_{side}"
+        for boxes in (1, 2)
+        for layout in ("vert", "hori")
+        for side in ("left", "right")
     }
     assert len({scenario.korean for scenario in SCENARIOS.values()}) == 8
     for key, (korean, english) in SCENARIOS.items():
@@ -94,13 +103,20 @@ def test_eight_scenarios() -> None:
         assert korean.startswith("두 박스") == ("both boxes" in english) == key.startswith("2box")
 
 
-@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "backbone", BACKBONES, ids=lambda module: module.__name__.rpartition(".")[2]
+)
 @pytest.mark.parametrize("taught", [True, False], ids=["korean", "bytes"])
-def test_korean_survives_prompt_and_tokenizer(backbone: ModuleType, taught: bool, tmp_path: Path) -> None:
-    """Every scenario comes out of the ids letter by letter, with a tokenizer that has seen Korean, and with one that
-    has not and falls back on bytes. So does decomposed Korean (NFD, as macOS writes it), which nobody recomposes.
+def test_korean_survives_prompt_and_tokenizer(
+    backbone: ModuleType, taught: bool, tmp_path: Path
+) -> None:
+    """Every scenario comes out of the ids letter by letter, with a tokenizer that has seen Korean,
+    and with one that has not and falls back on bytes. So does decomposed Korean (NFD, as macOS
+    writes it), which nobody recomposes.
     """
-    texts = [scenario.korean for scenario in SCENARIOS.values()] if taught else ["push the red block"]
+    texts = (
+        [scenario.korean for scenario in SCENARIOS.values()] if taught else ["push the red block"]
+    )
     backbone.train_tiny_tokenizer(texts, tmp_path / "tokenizer")
     tokenizer = backbone.load_tokenizer(tmp_path / "tokenizer")
     under = open_tokenizer(tmp_path / "tokenizer", ())

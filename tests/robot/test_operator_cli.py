@@ -45,8 +45,12 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["--url", "ws://box:1"]
 
 
-def test_check_sends_frames_of_the_right_sizes(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert operator_cli.main([*url, "--check", "--token_file", "token", "--artefact", "a" * 64]) == 0
+def test_check_sends_frames_of_the_right_sizes(
+    url: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        operator_cli.main([*url, "--check", "--token_file", "token", "--artefact", "a" * 64]) == 0
+    )
     frame = {"primary": (4, 4, 3), "wrist": (4, 4, 3)}, (3,)
     connected = "connect", "ws://box:1", "robots", "a" * 64
     assert FakeClient.sent == [connected, ("reset", "check", "blocks"), *[frame] * 20]
@@ -55,18 +59,24 @@ def test_check_sends_frames_of_the_right_sizes(url: list[str], capsys: pytest.Ca
     assert "20 frames: p50 " in out
 
 
-def test_a_stop_is_for_all_sessions_unless_one_is_named(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_is_for_all_sessions_unless_one_is_named(
+    url: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert operator_cli.main([*url, "--stop", "fire", "--operator_token_file", "operator"]) == 0
     stop = {"type": "stop", "why": "fire", "session": "*", "operator_token": "people"}
     assert FakeClient.sent == [("connect", "ws://box:1", "people", None), stop]
     assert capsys.readouterr().out == "session *: stopped: emergency\n"
-    operator_cli.main([*url, "--stop", "fire", "--operator_token_file", "operator", "--session", "3f"])
+    operator_cli.main(
+        [*url, "--stop", "fire", "--operator_token_file", "operator", "--session", "3f"]
+    )
     assert FakeClient.sent[1]["session"] == "3f"
 
 
 def test_leave_to_move(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     who = ["--session", "3f", "--by", "Ada", "--gripper", "1"]
-    assert operator_cli.main([*url, "--reset_safety", *who, "--operator_token_file", "operator"]) == 0
+    assert (
+        operator_cli.main([*url, "--reset_safety", *who, "--operator_token_file", "operator"]) == 0
+    )
     expected = {"type": "safety_reset", "by": "Ada", "gripper": 1.0, "pose": None, "session": "3f"}
     assert FakeClient.sent[1] == {**expected, "operator_token": "people"}
     assert capsys.readouterr().out == "session 3f: may move\n"
@@ -76,7 +86,10 @@ def test_leave_to_move(url: list[str], capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "match"),
     [
         (["--stop", "fire"], "need --operator_token_file"),
-        (["--reset_safety", "--operator_token_file", "operator", "--by", "Ada"], "needs --session, --by and --gripper"),
+        (
+            ["--reset_safety", "--operator_token_file", "operator", "--by", "Ada"],
+            "needs --session, --by and --gripper",
+        ),
         (["--check", "--stop", "fire"], "not allowed with"),
         ([], "is required"),
     ],

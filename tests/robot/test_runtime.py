@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.export.test_export import BLOCKED, exported
-from tests.robot.limits_of_tests import HZ, make_limits
-from vla_jax.robot.limits import NAMES
+from tests.robot.safety.limits_of_tests import HZ, make_limits
+from vla_jax.robot.events.trigger import Settings
 from vla_jax.robot.runtime import Runtime
-from vla_jax.robot.safety import Reading, SafetyFilter
-from vla_jax.robot.trigger import Settings
+from vla_jax.robot.safety.filter import Reading, SafetyFilter
+from vla_jax.robot.safety.limits import NAMES
 
 __all__ = ["exported"]  # the fixture
 FRAME = {"primary": np.zeros((8, 8, 3), np.uint8)}
@@ -72,7 +72,9 @@ def test_a_chunk_goes_out_step_by_step_and_what_was_sent_comes_back() -> None:
 
 
 def test_a_robot_that_is_not_where_it_was_sent_plans_anew() -> None:
-    """Chunks of five steps of 1 mm along x, yaw about half a turn; something holds the robot at the fourth step."""
+    """Chunks of five steps of 1 mm along x, yaw about half a turn; something holds the robot at the
+    fourth step.
+    """
     policy = Fake(*[[small(0.001)] * 5] * 3)
     loop = Loop(policy, Settings(5, tracking=(0.0015, None, None, None, None, 0.01)))
     said = []
@@ -114,7 +116,9 @@ def test_tolerances_are_of_the_pose() -> None:
         Runtime(Fake(), SafetyFilter(make_limits(), gripper=1.0), Settings(1, tracking=(0.1,) * 7))
 
 
-@pytest.mark.parametrize("failure", [ValueError("images: expected"), RuntimeError("CUDA out of memory")])
+@pytest.mark.parametrize(
+    "failure", [ValueError("images: expected"), RuntimeError("CUDA out of memory")]
+)
 def test_a_policy_that_fails_stops_the_robot_in_that_step_and_says_why(failure: Exception) -> None:
     loop = Loop(Fake([small(0.001)], failure, [small(0.001)]))
     assert loop.step().action[0] > 0
@@ -142,7 +146,9 @@ def test_a_frame_that_took_too_long_is_a_stop() -> None:
 
 
 def test_it_stands_still_before_a_person_resets_it() -> None:
-    robot = Runtime(Fake([small(0.001)]), SafetyFilter(make_limits(), gripper=1.0), Settings(horizon=1))
+    robot = Runtime(
+        Fake([small(0.001)]), SafetyFilter(make_limits(), gripper=1.0), Settings(horizon=1)
+    )
     robot.reset("push")
     command = robot.step(FRAME, Reading(0.0))
     assert not command.action[:6].any()
@@ -150,7 +156,9 @@ def test_it_stands_still_before_a_person_resets_it() -> None:
 
 
 def test_actions_that_the_limits_do_not_bound_are_refused() -> None:
-    robot = Runtime(Fake(names=("x", "y")), SafetyFilter(make_limits(), gripper=1.0), Settings(horizon=1))
+    robot = Runtime(
+        Fake(names=("x", "y")), SafetyFilter(make_limits(), gripper=1.0), Settings(horizon=1)
+    )
     with pytest.raises(ValueError, match=r"expected actions of x, y, z, .* got \('x', 'y'\)"):
         robot.reset("push")
 
@@ -172,5 +180,7 @@ assert abs(command.action[:3]).max() <= 0.15 / 5, command
 
 @pytest.mark.slow
 def test_an_artefact_has_it_with_it(exported) -> None:
-    run = subprocess.run([sys.executable, "-c", BLOCKED + IN_ARTEFACT], cwd=exported, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED + IN_ARTEFACT], cwd=exported, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from vla_jax.model import VLA
-from vla_jax.transformer import Stack
+from vla_jax.models.transformer import Stack
+from vla_jax.models.vla import VLA
 
 # Parts that only training needs: the auxiliary tasks.
 TRAINING = ("forward/", "align/")
 
 
 def names(model: VLA) -> dict[str, tuple[str, int | None]]:
-    """Name in the artefact -> (name of the parameter, layer), of every array that the artefact needs.
+    """Name in the artefact -> (name of the parameter, layer), of every array that the artefact
+    needs.
 
-    ".../blocks/attn/q/kernel" of a stack becomes ".../blocks/0/attn/q/kernel" and so on; other names stay.
+    ".../blocks/attn/q/kernel" of a stack becomes ".../blocks/0/attn/q/kernel" and so on; other
+    names stay.
     """
     stacks = {}
     for path, module in nnx.iter_modules(model):
@@ -46,8 +48,8 @@ def unstacked(model: VLA, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     missing = sorted({name for name, _ in wanted.values()} - set(params))
     if missing:
         raise ValueError(
-            f"export: the checkpoint lacks {', '.join(missing)}; is it an imported backbone without a policy head? "
-            "train it first"
+            f"export: the checkpoint lacks {', '.join(missing)}; is it an imported backbone without"
+            " a policy head? train it first"
         )
     return {
         name: np.asarray(params[ours]) if layer is None else np.asarray(params[ours])[layer]

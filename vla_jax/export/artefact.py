@@ -1,11 +1,14 @@
-"""The folder a robot computer gets: written beside its place, proven equal to the JAX policy, then renamed.
+"""The folder a robot computer gets: written beside its place, proven equal to the JAX policy, then
+renamed.
 
 model.safetensors  every array by our flat name, one per layer, float32 or bfloat16
 config.json        schema, network, cameras, image size and resize rule, prompt, origin
-norm_stats.json    per dataset: what the numbers of an action and of a state mean, their normalisation, control_hz
+norm_stats.json    per dataset: what the numbers of an action and of a state mean, their
+                   normalisation, control_hz
 tokenizer.json     read by policy_torch/tokenizer.py
-policy_torch/      the standalone policy: torch, numpy, safetensors and the standard library; and beside it what stands
-                   between it and motors: runtime.py and what that imports, with a file of limits to copy
+policy_torch/      the standalone policy: torch, numpy, safetensors and the standard library; and
+                   beside it what stands between it and motors: runtime.py and what that imports,
+                   with a file of limits to copy
 golden.npz         inputs and JAX's outputs at three stages, over more steps than the window
 README.md          how to use it, and the table of the proof
 SHA256SUMS         of all of these; `load` checks them
@@ -29,34 +32,46 @@ from safetensors.torch import save_file
 
 from vla_jax.actions import ActionSpec
 from vla_jax.export import arrays, describe, record
-from vla_jax.model import VLA
+from vla_jax.models.vla import VLA
 from vla_jax.params import Build, abstract
 from vla_jax.policy import PolicyIO
 from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import folder, golden, tokenizer
 
-# Largest difference allowed at each stage, relative to the largest number where that is above 1. float32: the order of
-# sums. bfloat16 has 8 bits of mantissa, and what counts is that torch errs no more than JAX does: the bound is the
-# larger of this one and twice the error of JAX in bfloat16 at the stage, both against float32.
+# Largest difference allowed at each stage, relative to the largest number where that is above 1.
+# float32: the order of sums. bfloat16 has 8 bits of mantissa, and what counts is that torch errs no
+# more than JAX does: the bound is the larger of this one and twice the error of JAX in bfloat16 at
+# the stage, both against float32.
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
 EXTRA_STEPS = 3  # steps of the proof beyond the window
 
-# Of vla_jax/robot: what a control loop needs, beside the policy.
-RUNTIME = (
-    "runtime.py", "trigger.py", "regret.py", "calibration.py", "lanczos.py", "safety.py", "braking.py", "limits.py",
-    "limits_example.yaml",
-)  # fmt: skip
+# Of vla_jax/robot: what a control loop needs, beside the policy, and what it is called in an
+# artefact, which is flat.
+RUNTIME = {
+    "runtime.py": "runtime.py",
+    "lanczos.py": "lanczos.py",
+    "events/trigger.py": "trigger.py",
+    "events/regret.py": "regret.py",
+    "events/calibration.py": "calibration.py",
+    "safety/filter.py": "safety.py",
+    "safety/braking.py": "braking.py",
+    "safety/limits.py": "limits.py",
+    "safety/limits_example.yaml": "limits_example.yaml",
+}
 
 # Texts of many kinds, on which the standalone tokenizer must give the ids of the original.
 TEXTS = (
-    "", "pick up the red block", "Pick up the RED block!", "put 12 apples, (2.5 kg) in the box - now", "a  b   c\td",
+    "", "pick up the red block", "Pick up the RED block!", 
+    "put 12 apples, (2.5 kg) in the box - now", "a  b   c\td",
     "상자를 왼쪽으로 밀어", "café naïve Ångström", "日本語 中文", "🤖 push", "don't won't it's", 
     "x\u0301 fi \u00a0 end",
 )  # fmt: skip
 
 
 class Numbers(NamedTuple):
-    """What a dataset's numbers mean: its actions', its state's where it has one, and its steps per second if known."""
+    """What a dataset's numbers mean: its actions', its state's where it has one, and its steps per
+    second if known.
+    """
 
     action: ActionSpec
     state: ActionSpec | None
@@ -72,7 +87,8 @@ class Source:
         params: its parameters as numpy, adapters merged.
         specs: per dataset what its numbers mean.
         tokenizer: the effective tokenizer.json.
-        prompt: {"before": ids, "template": text with {} for the instruction, "after": ids, "length": tokens}.
+        prompt: {"before": ids, "template": text with {} for the instruction, "after": ids,
+            "length": tokens}.
         encode: the original tokenizer, to be equalled.
         origin: what the artefact should say of where it comes from.
     """
@@ -93,8 +109,8 @@ Proof = dict[str, list[golden.Row]]  # type computed in -> a row per stage
 def write(source: Source, out: Path, dtype: str) -> Proof:
     """Writes the artefact `out` with weights in `dtype` and returns its proof.
 
-    Raises ValueError for a folder that is there, for what has no torch counterpart, and when a stage of the replay
-    exceeds BOUNDS; no folder is left behind then.
+    Raises ValueError for a folder that is there, for what has no torch counterpart, and when a
+    stage of the replay exceeds BOUNDS; no folder is left behind then.
     """
     if dtype not in BOUNDS:
         raise ValueError(f"dtype: expected one of {', '.join(BOUNDS)}, got {dtype!r}")
@@ -117,16 +133,25 @@ def write(source: Source, out: Path, dtype: str) -> Proof:
 def config(source: Source, model: VLA, dtype: str) -> dict[str, Any]:
     """config.json. Raises ValueError for what the artefact cannot hold."""
     if not source.specs:
-        raise ValueError("export: the checkpoint has no action spec; it comes with the data at the first training")
+        raise ValueError(
+            "export: the checkpoint has no action spec; it comes with the data at the first"
+            " training"
+        )
     state = model.config.state
     for name, numbers in source.specs.items():
         if state is not None and (numbers.state is None or len(numbers.state.names) != state.dims):
-            raise ValueError(f"export: {name}: the model sees the state, and the checkpoint has no spec for it")
+            raise ValueError(
+                f"export: {name}: the model sees the state, and the checkpoint has no spec for it"
+            )
     return {
         "schema": folder.SCHEMA,
         "network": describe.network(model, source.prompt["length"]),
         "cameras": list(model.config.cameras),
-        "image": {"size": source.image_size, "format": "uint8 RGB, rows first", "resize": "Lanczos"},
+        "image": {
+            "size": source.image_size,
+            "format": "uint8 RGB, rows first",
+            "resize": "Lanczos",
+        },
         "prompt": source.prompt,
         "weights": dtype,
         "origin": source.origin,
@@ -134,29 +159,36 @@ def config(source: Source, model: VLA, dtype: str) -> dict[str, Any]:
 
 
 def check_tokenizer(source: Source) -> None:
-    """Raises ValueError when the standalone tokenizer does not compute this one, or not the same ids."""
+    """Raises ValueError when the standalone tokenizer does not compute this one, or not the same
+    ids.
+    """
     standalone = tokenizer.Tokenizer(source.tokenizer, source.prompt)
     for text in (*TEXTS, record.INSTRUCTION):
         expected, got = list(source.encode(text)), standalone.encode(text)
         if expected != got:
-            raise ValueError(f"export: tokenizer: {text!r}: expected the ids {expected}, got {got} from tokenizer.py")
+            raise ValueError(
+                f"export: tokenizer: {text!r}: expected the ids {expected}, got {got} from"
+                " tokenizer.py"
+            )
 
 
 def prove(source: Source, part: Path, dtype: str) -> Proof:
     """Replays in torch, from the written files, what JAX recorded; writes README.md and SHA256SUMS.
 
-    Both compute in float32 on the weights as they are written; a bfloat16 artefact is also computed in bfloat16.
-    Raises ValueError when a stage exceeds its bound.
+    Both compute in float32 on the weights as they are written; a bfloat16 artefact is also computed
+    in bfloat16. Raises ValueError when a stage exceeds its bound.
     """
     sign(part)
     proof: Proof = {}
     for compute in dict.fromkeys(("float32", dtype)):
-        proof[compute] = golden.replay(folder.load(part, "cpu", compute), part / "golden.npz", compute)
+        proof[compute] = golden.replay(
+            folder.load(part, "cpu", compute), part / "golden.npz", compute
+        )
         bad = [row.stage for row in proof[compute] if row.exceeds]
         if bad:
             raise ValueError(
-                f"export: torch and JAX differ at {', '.join(bad)}; no artefact is written\n{report(proof)}\n"
-                "the first stage that differs is where to look"
+                f"export: torch and JAX differ at {', '.join(bad)}; no artefact is"
+                f" written\n{report(proof)}\nthe first stage that differs is where to look"
             )
     body = json.loads((part / "config.json").read_text())
     (part / "README.md").write_text(readme(body, source, report(proof)), encoding="utf-8")
@@ -166,47 +198,54 @@ def prove(source: Source, part: Path, dtype: str) -> Proof:
 
 def report(proof: Proof) -> str:
     """The tables of a proof."""
-    return "\n".join(f"computed in {compute}\n{golden.table(rows)}" for compute, rows in proof.items())
+    return "\n".join(
+        f"computed in {compute}\n{golden.table(rows)}" for compute, rows in proof.items()
+    )
 
 
 def readme(body: dict[str, Any], source: Source, proof: str) -> str:
     """What the one who gets the folder must know."""
     head, sequence = body["network"]["head"], body["network"]["sequence"]
     specs = "\n".join(
-        f"- `{name}`, {numbers.control_hz or 'unknown'} steps per second: {', '.join(numbers.action.names)}"
+        f"- `{name}`, {numbers.control_hz or 'unknown'} steps per second:"
+        f" {', '.join(numbers.action.names)}"
         for name, numbers in source.specs.items()
     )
     state = next(iter(source.specs.values())).state if sequence["state"] else None
     proprio = ", ".join(state.names) if state else "not looked at"
     return f"""# A robot policy
 
-Backbone {body["network"]["backbone"]["kind"]}, head {head["kind"]}, from {body["origin"]["checkpoint"]}.
-Needs torch (2.4.1 to 2.13 were tried), numpy and safetensors, nothing else.
+Backbone {body["network"]["backbone"]["kind"]}, head {head["kind"]}, from
+{body["origin"]["checkpoint"]}. Needs torch (2.4.1 to 2.13 were tried), numpy and safetensors,
+nothing else.
 
 ```python
 import sys; sys.path.insert(0, "this folder")
 from policy_torch import load
 policy = load("this folder", device="cuda", dtype="{body["weights"]}")
 policy.reset("put the red block on the plate"{"" if len(source.specs) == 1 else ", dataset=..."})
-out = policy.act({{{", ".join(f'"{name}": image' for name in body["cameras"])}}})  # once per control step
+# once per control step
+out = policy.act({{{", ".join(f'"{name}": image' for name in body["cameras"])}}})
 out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units
 ```
 
-`arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py. That is the bare policy; on a robot
-run it behind limits of speed and workspace (policy_torch/runtime.py, limits_example.yaml; reading a file of limits
-needs pyyaml):
+`arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py. That is the bare
+policy; on a robot run it behind limits of speed and workspace (policy_torch/runtime.py,
+limits_example.yaml; reading a file of limits needs pyyaml):
 
 ```python
 from policy_torch import limits, runtime, safety, trigger
 bounds = safety.SafetyFilter(limits.load("limits.yaml"), gripper=1.0)
 robot = runtime.Runtime(policy, bounds, trigger.Settings(horizon=1))
 robot.reset("put the red block on the plate")
-bounds.reset("your name", gripper=1.0, pose=pose)  # x y z roll pitch yaw; without it the robot stands still
-command = robot.step(images, safety.Reading(observed_at=time.monotonic(), pose=pose))  # at each control step
+# x y z roll pitch yaw; without it the robot stands still
+bounds.reset("your name", gripper=1.0, pose=pose)
+# at each control step
+command = robot.step(images, safety.Reading(observed_at=time.monotonic(), pose=pose))
 ```
 
-- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with {body["image"]["resize"]}
-  (policy_torch/lanczos.py).
+- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with
+  {body["image"]["resize"]} (policy_torch/lanczos.py).
 - History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
 - State: {proprio}.
 
@@ -216,7 +255,8 @@ Actions, by dataset (gripper: 1 is open):
 
 ## Proof
 
-The same inputs through JAX and through this folder, {sequence["window"] + EXTRA_STEPS} steps; `python -m policy_torch
+The same inputs through JAX and through this folder, {sequence["window"] + EXTRA_STEPS} steps;
+`python -m policy_torch
 --device cuda` repeats it on this machine. Largest difference by stage:
 
 ```
@@ -238,11 +278,17 @@ def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: 
         for name, numbers in source.specs.items()
     }
     (part / "norm_stats.json").write_text(json.dumps({"datasets": stats}, indent=1))
-    (part / "tokenizer.json").write_text(json.dumps(source.tokenizer, ensure_ascii=False), encoding="utf-8")
+    (part / "tokenizer.json").write_text(
+        json.dumps(source.tokenizer, ensure_ascii=False), encoding="utf-8"
+    )
     code = Path(torch_policy.__file__).parent
     (part / "policy_torch").mkdir()
-    for file in (*sorted(code.glob("*.py")), *(code.parent / name for name in RUNTIME)):
+    for file in sorted(code.glob("*.py")):
         shutil.copyfile(file, part / "policy_torch" / file.name)
+    for ours, flat in RUNTIME.items():
+        (part / "policy_torch" / flat).write_text(
+            flattened((code.parent / ours).read_text(encoding="utf-8")), "utf-8"
+        )
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     tensors = {
         name: torch.from_numpy(np.ascontiguousarray(value, np.float32)).to(kind)
@@ -255,23 +301,39 @@ def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: 
     np.savez(part / "golden.npz", **_golden(source, model, dtype))  # type: ignore[arg-type]
 
 
+def flattened(code: str) -> str:
+    """A file of RUNTIME with its relative imports as they are in an artefact."""
+    for ours, flat in RUNTIME.items():
+        module = ours.removesuffix(".py").replace("/", ".")
+        code = code.replace(f"from .{module} import", f"from .{flat.removesuffix('.py')} import")
+    return code
+
+
 def _golden(source: Source, model: VLA, dtype: str) -> record.Golden:
-    """What JAX makes of the weights as the file has them, and the bounds for each type that is proven."""
+    """What JAX makes of the weights as the file has them, and the bounds for each type that is
+    proven.
+    """
     name, (action, state, _) = next(iter(source.specs.items()))
 
     def encode(text: str) -> np.ndarray:
         return np.asarray(source.encode(text), np.int32)
 
-    io = PolicyIO(source.image_size, source.prompt["length"], encode, action, state or ActionSpec(()))
+    io = PolicyIO(
+        source.image_size, source.prompt["length"], encode, action, state or ActionSpec(())
+    )
     graphdef, steps = abstract(source.build)[0], model.config.window + EXTRA_STEPS
     params = {key: jnp.asarray(_rounded(value, dtype)) for key, value in source.params.items()}
     found = record.record(graphdef, params, io, steps)
     size = [max(1.0, float(np.abs(found[stage]).max())) for stage in golden.STAGES]
     bounds = {"bound/float32": BOUNDS["float32"] * np.array(size)}
     if dtype == "bfloat16":
-        half = record.record(graphdef, {key: x.astype(jnp.bfloat16) for key, x in params.items()}, io, steps)
+        half = record.record(
+            graphdef, {key: x.astype(jnp.bfloat16) for key, x in params.items()}, io, steps
+        )
         own = [float(np.abs(half[stage] - found[stage]).max()) for stage in golden.STAGES]
-        bounds["bound/bfloat16"] = np.maximum(BOUNDS["bfloat16"] * np.array(size), 2 * np.array(own))
+        bounds["bound/bfloat16"] = np.maximum(
+            BOUNDS["bfloat16"] * np.array(size), 2 * np.array(own)
+        )
     return {**found, **bounds, "dataset": np.array(name)}
 
 
@@ -284,5 +346,9 @@ def _rounded(value: np.ndarray, dtype: str) -> np.ndarray:
 def sign(where: Path) -> None:
     """Writes SHA256SUMS; `sha256sum -c` reads it too."""
     files = sorted(file for file in where.rglob("*") if file.is_file() and file.name != folder.SUMS)
-    lines = [f"{folder.digest(file)}  {file.relative_to(where)}\n" for file in files if "__pycache__" not in file.parts]
+    lines = [
+        f"{folder.digest(file)}  {file.relative_to(where)}\n"
+        for file in files
+        if "__pycache__" not in file.parts
+    ]
     (where / folder.SUMS).write_text("".join(lines))

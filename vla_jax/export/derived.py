@@ -1,10 +1,12 @@
-"""What the outputs derived of an artefact share: one step of the policy as a function of named tensors, and its proof.
+"""What the outputs derived of an artefact share: one step of the policy as a function of named
+tensors, and its proof.
 
-All are of one episode and of fixed shapes; io.json lists their inputs and outputs. What a step leaves behind comes out
-as next_X and is the next step's input X; zeros stand before an episode's first frame, where `first` is True.
+All are of one episode and of fixed shapes; io.json lists their inputs and outputs. What a step
+leaves behind comes out as next_X and is the next step's input X; zeros stand before an episode's
+first frame, where `first` is True.
 
-The proof continues the artefact's: the golden frames, of which it holds what JAX computed, go through the written files
-with the state carried from step to step.
+The proof continues the artefact's: the golden frames, of which it holds what JAX computed, go
+through the written files with the state carried from step to step.
 
 Axes: as in vla_jax/robot/torch_policy/network.py, with b = 1.
 """
@@ -34,7 +36,9 @@ STATE = "state"
 
 
 class OneStep(nn.Module):
-    """Named inputs -> action, readout and vision (the golden stages), probability where there is one, and next_*."""
+    """Named inputs -> action, readout and vision (the golden stages), probability where there is
+    one, and next_*.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -67,7 +71,10 @@ def example(policy: Policy) -> Named:
         shapes["past"] = (network.past.dims,), torch.float32
     if network.head.noise_shape is not None:
         shapes["noise"] = network.head.noise_shape, torch.float32
-    given = {name: torch.zeros(1, *shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
+    given = {
+        name: torch.zeros(1, *shape, dtype=kind, device=device)
+        for name, (shape, kind) in shapes.items()
+    }
     with torch.inference_mode():
         inputs = Inputs(*(given.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
         state = network.initial(network.frame(network.vision(inputs.images), inputs))
@@ -86,8 +93,8 @@ def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
 
 
 def looped(further: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
-    """`repeated` as a loop that a program holds once, whatever its length. Its body may not write into what it is given
-    (a pass over a cache does): it gets copies. `done` holds one token.
+    """`repeated` as a loop that a program holds once, whatever its length. Its body may not write
+    into what it is given (a pass over a cache does): it gets copies. `done` holds one token.
     """
 
     def copied(now: Decoded) -> tuple[Decoded]:
@@ -96,8 +103,11 @@ def looped(further: Callable[[Decoded], Decoded], done: Decoded, times: int) -> 
     return while_loop(lambda now: now.number[0] <= times, copied, (done,))[0]
 
 
-def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: Path, dtype: str) -> list[golden.Row]:
-    """The rows of golden.STAGES for what `run` makes of the golden frames, the state carried by hand.
+def replay(
+    run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: Path, dtype: str
+) -> list[golden.Row]:
+    """The rows of golden.STAGES for what `run` makes of the golden frames, the state carried by
+    hand.
 
     `policy` is the artefact's: it only prepares the inputs. `given` is of `example`.
     """
@@ -110,7 +120,10 @@ def replay(run: Callable[[Arrays], Arrays], policy: Policy, given: Named, file: 
         for stage in golden.STAGES:
             found[stage].append(out[stage][0])
     with np.load(file, allow_pickle=False) as archive:
-        wanted, limits = {stage: archive[stage] for stage in golden.STAGES}, archive[f"bound/{dtype}"].tolist()
+        wanted, limits = (
+            {stage: archive[stage] for stage in golden.STAGES},
+            archive[f"bound/{dtype}"].tolist(),
+        )
     rows = []
     for stage, limit in zip(golden.STAGES, limits, strict=True):
         difference = float(np.abs(np.stack(found[stage]) - wanted[stage]).max())
@@ -137,7 +150,8 @@ def frames(policy: Policy, file: Path) -> Iterator[Inputs]:
 
 @contextmanager
 def whole(out: Path, flag: str) -> Iterator[Path]:
-    """A folder beside `out` to be filled, which is then signed and becomes `out`, or is removed after an error.
+    """A folder beside `out` to be filled, which is then signed and becomes `out`, or is removed
+    after an error.
 
     Raises ValueError for a folder that is there.
     """
@@ -162,7 +176,8 @@ def accompany(origin: Path, part: Path, given: Named, made: dict[str, Any]) -> N
         shutil.copyfile(origin / name, part / name)
     body = {
         side: {
-            name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)} for name, x in ports.items()
+            name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)}
+            for name, x in ports.items()
         }
         for side, ports in (("inputs", given), ("outputs", made))
     }
@@ -173,7 +188,9 @@ def check(flag: str, both: str, rows: list[golden.Row]) -> None:
     """Raises ValueError when a stage exceeds its bound."""
     bad = [row.stage for row in rows if row.exceeds]
     if bad:
-        raise ValueError(f"{flag}: {both} differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}")
+        raise ValueError(
+            f"{flag}: {both} differ at {', '.join(bad)}; no folder is written\n{golden.table(rows)}"
+        )
 
 
 def array(x: Tensor) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""What config.json says of a network: sizes and switches of every part, read off the modules themselves.
+"""What config.json says of a network: sizes and switches of every part, read off the modules
+themselves.
 
 Whatever the torch code does not compute is refused here by name, before anything is written.
 """
@@ -6,22 +7,28 @@ Whatever the torch code does not compute is refused here by name, before anythin
 import dataclasses
 from typing import Any
 
-from vla_jax.backbones.flamingo import Flamingo
-from vla_jax.backbones.kosmos2 import Kosmos2
-from vla_jax.backbones.llava import Llava
-from vla_jax.backbones.paligemma import PaliGemma
-from vla_jax.heads.attention import ROPE_THETA, AttentionHead
-from vla_jax.heads.flow import FlowHead
-from vla_jax.heads.gpt import GPTHead
-from vla_jax.heads.lstm import LSTMHead
-from vla_jax.heads.mlp import MLPHead
-from vla_jax.heads.outputs import HeadConfig
-from vla_jax.model import VLA
-from vla_jax.transformer import BlockConfig
-from vla_jax.vision import VisionConfig
+from vla_jax.models.backbones.flamingo import Flamingo
+from vla_jax.models.backbones.kosmos2 import Kosmos2
+from vla_jax.models.backbones.llava import Llava
+from vla_jax.models.backbones.paligemma import PaliGemma
+from vla_jax.models.heads.attention import ROPE_THETA, AttentionHead
+from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.heads.gpt import GPTHead
+from vla_jax.models.heads.lstm import LSTMHead
+from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.models.transformer import BlockConfig
+from vla_jax.models.vision import VisionConfig
+from vla_jax.models.vla import VLA
 
 BACKBONES = {PaliGemma: "paligemma", Kosmos2: "kosmos2", Llava: "llava", Flamingo: "flamingo"}
-HEADS = {LSTMHead: "lstm", MLPHead: "mlp", GPTHead: "gpt", AttentionHead: "attention", FlowHead: "flow"}
+HEADS = {
+    LSTMHead: "lstm",
+    MLPHead: "mlp",
+    GPTHead: "gpt",
+    AttentionHead: "attention",
+    FlowHead: "flow",
+}
 
 
 def network(model: VLA, prompt_length: int) -> dict[str, Any]:
@@ -46,11 +53,14 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
             config.resampler.latents if config.resampler else model.backbone.tokens_per_image
         )
         frame = cameras + prompt_length + config.readouts + bool(config.state) + bool(config.past)
-        slots = frame * (config.window if config.history == "interleaved" else 1) + model.discrete.config.tokens
+        slots = (
+            frame * (config.window if config.history == "interleaved" else 1)
+            + model.discrete.config.tokens
+        )
         if slots > look_back:
             raise ValueError(
-                f"export: head discrete: expected at most {look_back} tokens, the local layers' window, got {slots}; "
-                "JAX does not decode them either"
+                f"export: head discrete: expected at most {look_back} tokens, the local layers'"
+                f" window, got {slots}; JAX does not decode them either"
             )
     return body
 
@@ -78,7 +88,10 @@ def _backbone(model: VLA) -> dict[str, Any]:
     elif kind == "kosmos2":
         body["latents"] = config.latents
     elif kind == "llava":
-        body |= {"projector": config.projector, "lm_head": backbone.lm_head is not None and model.discrete is not None}
+        body |= {
+            "projector": config.projector,
+            "lm_head": backbone.lm_head is not None and model.discrete is not None,
+        }
     else:
         body |= {"resampler": dataclasses.asdict(config.resampler), "every": config.every}
     return body
@@ -110,7 +123,7 @@ def _named(module: Any, known: dict[Any, str], what: str) -> str:
     name = known.get(type(module))
     if name is None:
         raise ValueError(
-            f"export: {what}: expected one of {', '.join(known.values())}, got {type(module).__name__}, which "
-            "vla_jax/robot/torch_policy does not compute"
+            f"export: {what}: expected one of {', '.join(known.values())}, got"
+            f" {type(module).__name__}, which vla_jax/robot/torch_policy does not compute"
         )
     return name

@@ -1,13 +1,16 @@
-"""A step of the policy in ONNX, checked in onnxruntime: for runtimes without Python or torch, such as TensorRT.
+"""A step of the policy in ONNX, checked in onnxruntime: for runtimes without Python or torch, such
+as TensorRT.
 
 model.onnx, model.onnx.data  one step of one episode, opset 20, float32; the weights are in .data
 io.json                      names, shapes and types of what goes in and comes out: see derived.py
 config.json, norm_stats.json, tokenizer.json, golden.npz
-                             the artefact's: the prompt, what the numbers mean, and frames to check a runtime with
+                             the artefact's: the prompt, what the numbers mean, and frames to check
+                             a runtime with
 README.md                    how to run it
 SHA256SUMS                   of all of these
 
-Always float32: it is what every runtime computes, and one for 16 or 8 bits converts by its own rules.
+Always float32: it is what every runtime computes, and one for 16 or 8 bits converts by its own
+rules.
 """
 
 import json
@@ -27,8 +30,8 @@ FLAG = "--onnx"
 def write(origin: Path, out: Path) -> list[golden.Row]:
     """Writes the folder `out` of the artefact in `origin` and returns its proof.
 
-    Raises ValueError for a folder that is there, and when onnxruntime computes something else than JAX; no folder is
-    left behind then.
+    Raises ValueError for a folder that is there, and when onnxruntime computes something else than
+    JAX; no folder is left behind then.
     """
     policy = load(origin)
     given = derived.example(policy)
@@ -52,9 +55,10 @@ def readme(config: dict[str, Any]) -> str:
     """How to run the folder; tests run its code."""
     return f"""# A step of a robot policy in ONNX
 
-`io.json` lists inputs and outputs: one episode, fixed shapes. The artefact's files are beside it: `config.json` (ids
-before and after the instruction's, image size and resize rule), `norm_stats.json` (per dataset what the numbers of an
-action and a state mean), `tokenizer.json`, and `golden.npz`, whose frames this program was checked with.
+`io.json` lists inputs and outputs: one episode, fixed shapes. The artefact's files are beside it:
+`config.json` (ids before and after the instruction's, image size and resize rule),
+`norm_stats.json` (per dataset what the numbers of an action and a state mean), `tokenizer.json`,
+and `golden.npz`, whose frames this program was checked with.
 
 ```python
 import json, numpy as np, onnxruntime
@@ -63,21 +67,26 @@ from pathlib import Path
 io = json.loads(Path("io.json").read_text())
 stats = json.loads(Path("norm_stats.json").read_text())["datasets"]
 session = onnxruntime.InferenceSession("model.onnx")
-state = {{name: np.zeros(x["shape"], x["dtype"]) for name, x in io["inputs"].items() if name.startswith("state")}}
+state = {{
+    name: np.zeros(x["shape"], x["dtype"])
+    for name, x in io["inputs"].items() if name.startswith("state")
+}}
 
-# inputs: all that is not state. Cameras: {", ".join(config["cameras"])}; `first` is True at an episode's first frame.
+# inputs: all that is not state. Cameras: {", ".join(config["cameras"])}; `first` is True at an
+# episode's first frame.
 def step(inputs, state):
     out = dict(zip(io["outputs"], session.run(list(io["outputs"]), {{**inputs, **state}})))
     return out["action"][0], {{name: out["next_" + name] for name in state}}
 
-# proprio and past go the other way, step by step: clip to low and high, minus offset, divided by scale.
+# proprio and past go the other way, step by step: clip to low and high, minus offset, over scale.
 def robot_units(action, dataset):
     spec = stats[dataset]["action"]
     for each in reversed(spec["steps"]):
         action = action * np.array(each["scale"]) + np.array(each["offset"])
     for i in spec["constant"]:  # hardly any motion in the training data: none is made up
-        low, high = spec["steps"][0]["low"][i], spec["steps"][0]["high"][i]
-        action[..., i] = np.clip(action[..., i], -np.inf if low is None else low, np.inf if high is None else high)
+        low, high = (spec["steps"][0][key][i] for key in ("low", "high"))
+        low, high = -np.inf if low is None else low, np.inf if high is None else high
+        action[..., i] = np.clip(action[..., i], low, high)
     action[..., spec["binary"]] = action[..., spec["binary"]] > 0.5
     return action
 ```

@@ -1,16 +1,18 @@
-"""A step of the policy through torch.export: as a program that any torch loads, and compiled for one machine.
+"""A step of the policy through torch.export: as a program that any torch loads, and compiled for
+one machine.
 
 step.pt2      ExportedProgram of one step of one episode: `torch.export.load(file).module()`
 compiled.pt2  the same through AOTInductor, for the device and processor it is made on:
-              `torch._inductor.aoti_load_package(file)`, or libtorch's AOTIModelPackageLoader, without Python
+              `torch._inductor.aoti_load_package(file)`, or libtorch's AOTIModelPackageLoader,
+              without Python
 io.json       names, shapes and types of what goes in and comes out: see derived.py
 config.json, norm_stats.json, tokenizer.json, golden.npz
               the artefact's: the prompt, what the numbers mean, and frames to check a machine with
 README.md     how to run them
 SHA256SUMS    of all of these
 
-Both take a dict of named tensors, in io.json's order, and return one. They are alternatives, each with all weights, in
-the artefact's type.
+Both take a dict of named tensors, in io.json's order, and return one. They are alternatives, each
+with all weights, in the artefact's type.
 """
 
 import json
@@ -31,8 +33,9 @@ Step = Callable[[derived.Named], derived.Named]
 def write(origin: Path, out: Path, device: str = "cpu") -> dict[str, list[golden.Row]]:
     """Writes the folder `out` of the artefact in `origin` and returns the proof of each file.
 
-    It computes in the type of the artefact's weights. Raises ValueError for a folder that is there, without a C++
-    compiler, and when a written file computes something else than JAX; no folder is left behind then.
+    It computes in the type of the artefact's weights. Raises ValueError for a folder that is there,
+    without a C++ compiler, and when a written file computes something else than JAX; no folder is
+    left behind then.
     """
     check_compiler()
     dtype = json.loads((origin / "config.json").read_text(encoding="utf-8"))["weights"]
@@ -51,7 +54,9 @@ def write(origin: Path, out: Path, device: str = "cpu") -> dict[str, list[golden
             "compiled.pt2": torch._inductor.aoti_load_package(str(part / "compiled.pt2")),
         }
         for name, step in loaded.items():
-            proof[name] = derived.replay(on_arrays(step, given), policy, given, part / "golden.npz", dtype)
+            proof[name] = derived.replay(
+                on_arrays(step, given), policy, given, part / "golden.npz", dtype
+            )
             derived.check(FLAG, f"{name} and JAX", proof[name])
     return proof
 
@@ -60,24 +65,27 @@ def readme(config: dict[str, Any], device: str) -> str:
     """How to run the folder; tests run its code."""
     return f"""# A step of a robot policy for torch without its Python code
 
-`compiled.pt2` runs on the kind of machine that it was made on ({device}), `step.pt2` wherever torch does. `io.json`
-lists inputs and outputs: one episode, fixed shapes. The artefact's files are beside it: `config.json` (ids before and
-after the instruction's, image size and resize rule), `norm_stats.json` (per dataset what the numbers of an action and a
-state mean: `proprio` and `past` go in normalised, `action` comes out so), `tokenizer.json`, and `golden.npz`, whose
-frames these programs were checked with.
+`compiled.pt2` runs on the kind of machine that it was made on ({device}), `step.pt2` wherever torch
+does. `io.json` lists inputs and outputs: one episode, fixed shapes. The artefact's files are beside
+it: `config.json` (ids before and after the instruction's, image size and resize rule),
+`norm_stats.json` (per dataset what the numbers of an action and a state mean: `proprio` and `past`
+go in normalised, `action` comes out so), `tokenizer.json`, and `golden.npz`, whose frames these
+programs were checked with.
 
 ```python
 import json, torch
 from pathlib import Path
 
 io = json.loads(Path("io.json").read_text())
-program = torch._inductor.aoti_load_package("compiled.pt2")  # or torch.export.load("step.pt2").module()
+# or torch.export.load("step.pt2").module()
+program = torch._inductor.aoti_load_package("compiled.pt2")
 state = {{
     name: torch.zeros(x["shape"], dtype=getattr(torch, x["dtype"]), device="{device}")
     for name, x in io["inputs"].items() if name.startswith("state")
 }}
 
-# inputs: all that is not state. Cameras: {", ".join(config["cameras"])}; `first` is True at an episode's first frame.
+# inputs: all that is not state. Cameras: {", ".join(config["cameras"])}; `first` is True at an
+# episode's first frame.
 def step(inputs, state):
     given = {{**inputs, **state}}
     out = program({{name: given[name] for name in io["inputs"]}})
@@ -102,7 +110,10 @@ def on_arrays(step: Step, given: derived.Named) -> Callable[[derived.Arrays], de
     """A program of tensors as one of arrays; `given` has their types and device."""
 
     def run(arrays: derived.Arrays) -> derived.Arrays:
-        named = {name: torch.from_numpy(np.ascontiguousarray(x)).to(given[name]) for name, x in arrays.items()}
+        named = {
+            name: torch.from_numpy(np.ascontiguousarray(x)).to(given[name])
+            for name, x in arrays.items()
+        }
         with torch.no_grad():
             return {name: derived.array(x) for name, x in step(named).items()}
 

@@ -1,6 +1,7 @@
 """What the JAX policy makes of a made-up episode, at three stages: the golden file of an artefact.
 
-Axes: t steps, h w pixels, v visual tokens, w their width, n readouts, c width, k chunk step, d action dim, p proprio.
+Axes: t steps, h w pixels, v visual tokens, w their width, n readouts, c width, k chunk step, d
+action dim, p proprio.
 """
 
 from typing import Any, cast
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vla_jax.heads.flow import FlowHead
-from vla_jax.model import VLA
+from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
 from vla_jax.policy import JaxPolicy, PolicyIO
 
@@ -20,14 +21,18 @@ INSTRUCTION = "put the red block on the plate"
 
 
 def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
-    """Inputs of `steps` frames: images that drift, so that neighbouring frames are alike, and states."""
+    """Inputs of `steps` frames: images that drift, so that neighbouring frames are alike, and
+    states.
+    """
     rng = np.random.default_rng(0)
     out = {}
     for name in model.config.cameras:
         first, last = rng.integers(0, 256, (2, io.image_size, io.image_size, 3))
         part = np.linspace(0, 1, steps)[:, None, None, None]
         noise = rng.integers(-8, 9, (steps, io.image_size, io.image_size, 3))
-        out[f"image/{name}"] = np.clip((1 - part) * first + part * last + noise, 0, 255).astype(np.uint8)
+        out[f"image/{name}"] = np.clip((1 - part) * first + part * last + noise, 0, 255).astype(
+            np.uint8
+        )
     if model.config.state is not None:
         normalised = rng.uniform(-1, 1, (steps, model.config.state.dims)).astype(np.float32)
         out["proprio"] = io.state_spec.unnormalise(normalised)
@@ -37,14 +42,20 @@ def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
 def instruction(io: PolicyIO) -> str:
     """As many words of INSTRUCTION as the prompt has room for."""
     words = INSTRUCTION.split()
-    fitting = [n for n in range(len(words) + 1) if len(io.encode(" ".join(words[:n]))) <= io.prompt_length]
+    fitting = [
+        n for n in range(len(words) + 1) if len(io.encode(" ".join(words[:n]))) <= io.prompt_length
+    ]
     if not fitting:
-        raise ValueError(f"export: expected a prompt_length that holds an empty instruction, got {io.prompt_length}")
+        raise ValueError(
+            "export: expected a prompt_length that holds an empty instruction, got"
+            f" {io.prompt_length}"
+        )
     return " ".join(words[: fitting[-1]])
 
 
 def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> Golden:
-    """Inputs and stages: vision [t cameras v w], readout [t n c], action (normalised) and robot [t k d].
+    """Inputs and stages: vision [t cameras v w], readout [t n c], action (normalised) and robot [t
+    k d].
 
     It is what JaxPolicy does, taken apart by its own methods, in the dtype of `params`.
     """
@@ -58,12 +69,19 @@ def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> 
     with jax.default_matmul_precision("highest"):
         for i in range(steps):
             images = {name: golden[f"image/{name}"][i] for name in model.config.cameras}
-            stages["vision"].append(look(params, np.stack([images[name] for name in model.config.cameras])))
-            stages["robot"].append(policy.act(images, golden["proprio"][i] if "proprio" in golden else None))
+            stages["vision"].append(
+                look(params, np.stack([images[name] for name in model.config.cameras]))
+            )
+            stages["robot"].append(
+                policy.act(images, golden["proprio"][i] if "proprio" in golden else None)
+            )
             made = policy.stages()
             stages["readout"].append(made.readout)
             stages["action"].append(made.action)
-    golden |= {name: np.stack([np.asarray(x, np.float32) for x in values]) for name, values in stages.items()}
+    golden |= {
+        name: np.stack([np.asarray(x, np.float32) for x in values])
+        for name, values in stages.items()
+    }
     noise = _noise(model, io.seed, steps)
     if noise is not None:
         golden["noise"] = noise
@@ -77,18 +95,25 @@ def _vision(model: VLA, images: Any) -> Any:
 
 
 def _noise(model: VLA, seed: int, steps: int) -> np.ndarray | None:
-    """What the head draws at each step with JaxPolicy's keys: see FlowHead._sample and DiscreteHead.choose."""
+    """What the head draws at each step with JaxPolicy's keys: see FlowHead._sample and
+    DiscreteHead.choose.
+    """
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(steps)]
     if model.discrete is not None:
         config = model.discrete.config
         if not config.temperature:
             return None
         rows = [
-            [jax.random.gumbel(jax.random.fold_in(key, i), (1, config.bins)) for i in range(config.tokens)]
+            [
+                jax.random.gumbel(jax.random.fold_in(key, i), (1, config.bins))
+                for i in range(config.tokens)
+            ]
             for key in keys
         ]
         return np.asarray(jnp.asarray(rows))[:, :, 0]
     if not isinstance(model.head, FlowHead):
         return None
     shape = (1, 1, model.head.config.chunk, len(model.head.config.arm))
-    return np.stack([np.asarray(jax.random.normal(jax.random.fold_in(key, 1), shape))[0, 0] for key in keys])
+    return np.stack(
+        [np.asarray(jax.random.normal(jax.random.fold_in(key, 1), shape))[0, 0] for key in keys]
+    )

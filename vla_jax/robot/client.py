@@ -2,7 +2,8 @@
 
     client = Client("ws://gpu-box:8000", token, expect_artefact="9f2c...")
     client.reset("put the red block on the plate")
-    out = client.act({"primary": image}, proprio)  # waits; out["actions"][0] belongs to this very frame
+    out = client.act({"primary": image}, proprio)  # waits; out["actions"][0] belongs to this very
+                                                   frame
 
 or, in a control loop that must not wait,
 
@@ -13,9 +14,10 @@ or, in a control loop that must not wait,
         action, why, seen = broker.next()
         robot.stop(why) if action is None else robot.move(safety.step(action, Reading(seen)))
 
-The wire. A message is one binary websocket frame that holds one msgpack map. An array is the map {b"__ndarray__": True,
-b"data": its bytes in C order, b"dtype": as numpy spells it ("<f4"), b"shape": [...]}, as openpi's client has it. Only
-bool, integers and floats cross: nothing is ever unpickled.
+The wire. A message is one binary websocket frame that holds one msgpack map. An array is the map
+{b"__ndarray__": True, b"data": its bytes in C order, b"dtype": as numpy spells it ("<f4"),
+b"shape": [...]}, as openpi's client has it. Only bool, integers and floats cross: nothing is ever
+unpickled.
 
 Axes: k chunk step, d action dim, n overlapping steps or chunks.
 """
@@ -53,7 +55,9 @@ BLENDS = ("freeze", "ensemble", "newest")
 
 
 class ServerError(RuntimeError):
-    """The server did not carry out a request: `code` is one of the wire's words, `message` one line."""
+    """The server did not carry out a request: `code` is one of the wire's words, `message` one
+    line.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -61,7 +65,9 @@ class ServerError(RuntimeError):
 
 
 class TooSlow(RuntimeError):
-    """Replies take longer than a chunk lasts, so that none of their actions can ever be executed in time."""
+    """Replies take longer than a chunk lasts, so that none of their actions can ever be executed in
+    time.
+    """
 
 
 class Waits(NamedTuple):
@@ -74,11 +80,15 @@ class Waits(NamedTuple):
     longest: float = 2.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    random: Callable[[], float] = random.random  # the waits are multiplied by 0.5 to 1, so that robots spread out
+    random: Callable[[], float] = (
+        random.random
+    )  # the waits are multiplied by 0.5 to 1, so that robots spread out
 
 
 class Report(NamedTuple):
-    """What the robot says of itself beside its state; the server's limits and models of past actions ask for it."""
+    """What the robot says of itself beside its state; the server's limits and models of past
+    actions ask for it.
+    """
 
     executed: np.ndarray | None = None  # [d], the last action carried out
     steps: int | None = None  # how many actions of the last chunk were carried out
@@ -92,9 +102,10 @@ WAITS, SILENT = Waits(), Report()
 class Client:
     """A connection to a server, which comes back by itself.
 
-    A new connection is a new session: the episode is begun again with the last `reset`, but the policy has forgotten
-    the frames before, and a server with limits holds the new session still until an operator resets it. `reconnects`
-    counts them, and `handshake` is the last one's. One thread at a time, except for `stop`.
+    A new connection is a new session: the episode is begun again with the last `reset`, but the
+    policy has forgotten the frames before, and a server with limits holds the new session still
+    until an operator resets it. `reconnects` counts them, and `handshake` is the last one's. One
+    thread at a time, except for `stop`.
     """
 
     def __init__(
@@ -108,15 +119,17 @@ class Client:
         """Connects.
 
         Args:
-            url: ws://host:port, or wss:// with TLS. Proxies that the environment names are not used.
+            url: ws://host:port, or wss:// with TLS. Proxies that the environment names are not
+                used.
             token: what the server was started with.
-            expect_artefact: the hash of the policy that is wanted, see `handshake`. A later connection must find the
-                same policy, rate and limits as the first in any case: they do not change under a moving robot.
+            expect_artefact: the hash of the policy that is wanted, see `handshake`. A later
+                connection must find the same policy, rate and limits as the first in any case: they
+                do not change under a moving robot.
             waits: timeouts.
             tls: to trust a certificate of one's own: ssl.create_default_context(cafile=...).
 
-        Raises ConnectionError after `waits.total`, ServerError for a wrong token, ValueError for another artefact,
-        protocol or kind of server.
+        Raises ConnectionError after `waits.total`, ServerError for a wrong token, ValueError for
+        another artefact, protocol or kind of server.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
@@ -140,7 +153,9 @@ class Client:
         self.close()
 
     def connect(self) -> None:
-        """Connects if there is no connection; `act` and `reset` do so by themselves. Raises as the constructor."""
+        """Connects if there is no connection; `act` and `reset` do so by themselves. Raises as the
+        constructor.
+        """
         self._call(None, "")
 
     def close(self) -> None:
@@ -149,7 +164,9 @@ class Client:
         self._drop()
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
-        """Begins an episode; arguments as of the policy's `reset`. Raises ServerError if the server refuses them."""
+        """Begins an episode; arguments as of the policy's `reset`. Raises ServerError if the server
+        refuses them.
+        """
         episode = {"type": "reset", "instruction": instruction, "dataset": dataset, "seed": seed}
         self._episode = None  # a connection that comes back meanwhile is not to begin the old one
         self._call(episode, "ready")
@@ -163,59 +180,90 @@ class Client:
         report: Report = SILENT,
         resend: bool = True,
     ) -> dict[str, Any]:
-        """The server's answer to a frame: "actions" float32 [k d] in the robot's units, "confidence", "timing" ...
+        """The server's answer to a frame: "actions" float32 [k d] in the robot's units,
+        "confidence", "timing" ...
 
         Args:
             images: uint8 RGB [size, size, 3] of the handshake's cameras.
             proprio: the state [p].
-            observed_at: when the frame was taken, on any clock that never goes back; by default now.
+            observed_at: when the frame was taken, on any clock that never goes back; by default
+                now.
             report: of the robot.
             resend: whether to try again, with the same frame, when the connection is lost.
 
-        Raises ServerError when the server refuses, ConnectionError after `waits.total`, ValueError before the first
-        `reset` and for an answer that is not finite or not of the chunk's length.
+        Raises ServerError when the server refuses, ConnectionError after `waits.total`, ValueError
+        before the first `reset` and for an answer that is not finite or not of the chunk's length.
         """
         if self._episode is None:
             raise ValueError("Client.act: expected reset(instruction) before the first frame")
         self._requests += 1
         seen = self.waits.clock() if observed_at is None else float(observed_at)
-        request = {"type": "act", "id": self._requests, "observed_at": seen, "images": images, "proprio": proprio}
+        request = {
+            "type": "act",
+            "id": self._requests,
+            "observed_at": seen,
+            "images": images,
+            "proprio": proprio,
+        }
         if report.distance is not None:
             report = report._replace(distance=float(report.distance))
         reply = self._call({**request, **report._asdict()}, "actions", resend)
         actions: Any = reply.get("actions")
         k = self.handshake["chunk"]
-        fits = isinstance(actions, np.ndarray) and actions.dtype.kind == "f" and actions.ndim == 2 and len(actions) == k
+        fits = (
+            isinstance(actions, np.ndarray)
+            and actions.dtype.kind == "f"
+            and actions.ndim == 2
+            and len(actions) == k
+        )
         if not fits or not np.isfinite(actions).all() or reply.get("observed_at") != seen:
-            raise ValueError(f"{self.url}: reply: expected {k} finite actions of the frame of {seen}, got {reply}")
+            raise ValueError(
+                f"{self.url}: reply: expected {k} finite actions of the frame of {seen}, got"
+                f" {reply}"
+            )
         return reply
 
     def stop(self, why: str) -> None:
-        """Latches the stop of this session's limits at the server. From any thread; does not wait for an answer.
+        """Latches the stop of this session's limits at the server. From any thread; does not wait
+        for an answer.
 
-        Raises ConnectionError when it cannot be sent, ValueError for a server without limits. What was received before
-        is not taken back: the robot needs a stop of its own anyway.
+        Raises ConnectionError when it cannot be sent, ValueError for a server without limits. What
+        was received before is not taken back: the robot needs a stop of its own anyway.
         """
         if not self.handshake["limits"]:
-            raise ValueError(f"{self.url}: stop: this server has no limits to latch; stop the robot itself")
+            raise ValueError(
+                f"{self.url}: stop: this server has no limits to latch; stop the robot itself"
+            )
         try:
             self._connection.send(pack({"type": "stop", "why": why}))
         except (AttributeError, OSError, WebSocketException) as error:
-            raise ConnectionError(f"{self.url}: the stop was not sent: {error}; stop the robot itself") from error
+            raise ConnectionError(
+                f"{self.url}: the stop was not sent: {error}; stop the robot itself"
+            ) from error
 
     def ask(self, message: dict[str, Any], answer: str) -> dict[str, Any]:
-        """Any message of the wire, sent once, and the answer of that type to it. Raises as `act`."""
+        """Any message of the wire, sent once, and the answer of that type to it. Raises as
+        `act`.
+        """
         return self._call(message, answer, resend=False)
 
-    def _call(self, request: dict[str, Any] | None, answer: str, resend: bool = True) -> dict[str, Any]:
-        """One request (None: only a connection) with as many attempts as `waits.total` has room for."""
+    def _call(
+        self, request: dict[str, Any] | None, answer: str, resend: bool = True
+    ) -> dict[str, Any]:
+        """One request (None: only a connection) with as many attempts as `waits.total` has room
+        for.
+        """
         waits, pause = self.waits, self.waits.first
         end = waits.clock() + waits.total
         while True:
             try:
                 if self._connection is None:
                     self._open()
-                done = self.handshake if request is None else self._exchange(self._connection, request, answer)
+                done = (
+                    self.handshake
+                    if request is None
+                    else self._exchange(self._connection, request, answer)
+                )
                 self.trouble = ""
                 return done
             except ssl.SSLCertVerificationError:
@@ -228,12 +276,17 @@ class Client:
                 self._drop()
                 last = error
                 if request and "steps" in request:
-                    request = {**request, "steps": None}  # of a chunk that a new session knows nothing of
+                    request = {
+                        **request,
+                        "steps": None,
+                    }  # of a chunk that a new session knows nothing of
             self.trouble = f"{type(last).__name__}: {last}"
             wait = pause * (0.5 + 0.5 * waits.random())
             if self._closed or not resend or waits.clock() + wait > end:
                 wanted = "an answer" if not resend else f"an answer within {waits.total} s"
-                raise ConnectionError(f"{self.url}: expected {wanted}, got {self.trouble}; is the server up?") from last
+                raise ConnectionError(
+                    f"{self.url}: expected {wanted}, got {self.trouble}; is the server up?"
+                ) from last
             waits.sleep(wait)
             pause = min(2 * pause, waits.longest)
 
@@ -243,7 +296,8 @@ class Client:
         waits = self.waits
         raw = socket.create_connection(self._address, waits.open)
         raw.settimeout(None)
-        # What is received has timeouts of its own; what is sent to a server that no longer reads must end as well.
+        # What is received has timeouts of its own; what is sent to a server that no longer reads
+        # must end as well.
         limit = struct.pack("@ll", int(waits.reply), int(waits.reply % 1 * 1e6))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         headers = {"Authorization": f"Bearer {self._token}"} if self._token is not None else {}
@@ -255,7 +309,9 @@ class Client:
                 )  # fmt: skip
             except InvalidStatus as error:
                 if error.response.status_code in (401, 403):
-                    raise ServerError("unauthorised", f"{self.url}: {error}; check the token") from None
+                    raise ServerError(
+                        "unauthorised", f"{self.url}: {error}; check the token"
+                    ) from None
                 raise
             connection = stack.enter_context(opened)
             self._check(self._receive(connection, waits.open))
@@ -267,19 +323,31 @@ class Client:
     def _check(self, found: dict[str, Any]) -> None:
         if found.get("server") != "vla_jax" or found.get("protocol") != PROTOCOL:
             got = {name: found.get(name) for name in ("server", "protocol")}
-            raise ValueError(f"{self.url}: expected a vla_jax server of protocol {PROTOCOL}, got {got}; update one")
+            raise ValueError(
+                f"{self.url}: expected a vla_jax server of protocol {PROTOCOL}, got {got};"
+                " update one"
+            )
         missing = {"artefact", "cameras", "chunk", "datasets", "limits", "session"} - found.keys()
         if missing:
-            raise ValueError(f"{self.url}: handshake: {', '.join(sorted(missing))} missing; update the server")
+            raise ValueError(
+                f"{self.url}: handshake: {', '.join(sorted(missing))} missing; update the server"
+            )
         wanted = {**found, "artefact": self._artefact or found["artefact"], **self.handshake}
         for name in sorted(found.keys() | self.handshake.keys()):
             if name != "session" and found.get(name) != wanted[name]:
-                fix = "another server than this client wants or began with; stop, and make a new client to accept it"
-                raise ValueError(f"{self.url}: {name}: expected {wanted[name]}, got {found.get(name)}: {fix}")
+                fix = (
+                    "another server than this client wants or began with; stop, and make a new"
+                    " client to accept it"
+                )
+                raise ValueError(
+                    f"{self.url}: {name}: expected {wanted[name]}, got {found.get(name)}: {fix}"
+                )
         self.handshake = found
 
     def _exchange(self, connection: Any, request: dict[str, Any], answer: str) -> dict[str, Any]:
-        """Sends, and waits for the answer; what answers an earlier request, or a `stop`, is passed over."""
+        """Sends, and waits for the answer; what answers an earlier request, or a `stop`, is passed
+        over.
+        """
         number = request.get("id")
         connection.send(pack(request))
         end = self.waits.clock() + self.waits.reply
@@ -302,12 +370,15 @@ class Client:
         self._closing.close()
 
 
-def freeze(present: np.ndarray, new: np.ndarray, delay: int, keep: Sequence[int] = ()) -> np.ndarray:
+def freeze(
+    present: np.ndarray, new: np.ndarray, delay: int, keep: Sequence[int] = ()
+) -> np.ndarray:
     """A new chunk that begins as the present plan goes on.
 
-    The present plan's weight at step i is 1 for i < delay, then c (e^c - 1) / (e - 1), c = (n - i) / (n - delay + 1),
-    and 0 from n on: the soft mask of real-time chunking (arXiv 2506.07339, eq. 5). There it guides the sampler of a
-    flow, which inpaints; here finished chunks are averaged, so it is continuous, and no sample of the policy.
+    The present plan's weight at step i is 1 for i < delay, then c (e^c - 1) / (e - 1), c = (n - i)
+    / (n - delay + 1), and 0 from n on: the soft mask of real-time chunking (arXiv 2506.07339, eq.
+    5). There it guides the sampler of a flow, which inpaints; here finished chunks are averaged, so
+    it is continuous, and no sample of the policy.
 
     Args:
         present: the plan from the new chunk's step 0 on, [n d], n <= k.
@@ -328,8 +399,8 @@ def freeze(present: np.ndarray, new: np.ndarray, delay: int, keep: Sequence[int]
 def ensemble(actions: np.ndarray, decay: float, keep: Sequence[int] = ()) -> np.ndarray:
     """One action [d] from what n chunks say of the same step, oldest first, [n d].
 
-    Weights exp(-decay * i), i = 0 the oldest: temporal ensembling of ACT (arXiv 2304.13705). Dims of `keep` are the
-    newest chunk's.
+    Weights exp(-decay * i), i = 0 the oldest: temporal ensembling of ACT (arXiv 2304.13705). Dims
+    of `keep` are the newest chunk's.
     """
     weight = np.exp(-decay * np.arange(len(actions)))
     action = weight @ actions / weight.sum()
@@ -338,10 +409,11 @@ def ensemble(actions: np.ndarray, decay: float, keep: Sequence[int] = ()) -> np.
 
 
 class Step(NamedTuple):
-    """What to do in this period: `action` [d] in the robot's units, or None and why, which means: stop the robot.
+    """What to do in this period: `action` [d] in the robot's units, or None and why, which means:
+    stop the robot.
 
-    There is also a `why` while the server's limits hold the robot still; the action is then theirs. `observed_at` is
-    that of the newest frame in it, for a watchdog.
+    There is also a `why` while the server's limits hold the robot still; the action is then theirs.
+    `observed_at` is that of the newest frame in it, for a watchdog.
     """
 
     action: np.ndarray | None
@@ -358,13 +430,16 @@ class _Chunk(NamedTuple):
 class Plan:
     """Which action is due when, of the chunks that came so far. Knows no clock, network or thread.
 
-    Time is cut into control steps of one period, counted from the first time it hears of. Step 0 of a chunk is the
-    action of its frame's own control step, as in training, so step i is carried out i steps after that: at
-    observed_at + i * period, at most 1.25 periods late and 1.75 early, however the loop and the frames jitter. Nothing
-    is carried out twice, and a step that was missed is skipped.
+    Time is cut into control steps of one period, counted from the first time it hears of. Step 0 of
+    a chunk is the action of its frame's own control step, as in training, so step i is carried out
+    i steps after that: at observed_at + i * period, at most 1.25 periods late and 1.75 early,
+    however the loop and the frames jitter. Nothing is carried out twice, and a step that was missed
+    is skipped.
     """
 
-    def __init__(self, period: float, blend: str = "freeze", decay: float = 0.01, keep: Sequence[int] = ()) -> None:
+    def __init__(
+        self, period: float, blend: str = "freeze", decay: float = 0.01, keep: Sequence[int] = ()
+    ) -> None:
         self.period, self.keep = period, keep
         self.counts: Counter[str] = Counter()
         self.too_late = 0  # replies in a row of which nothing was left
@@ -375,11 +450,15 @@ class Plan:
         self._done: deque[float] = deque(maxlen=1000)
 
     def slot(self, at: float) -> int:
-        """The control step that a frame belongs to: it may have been taken a little before it began."""
+        """The control step that a frame belongs to: it may have been taken a little before it
+        began.
+        """
         return math.floor(self._phase(at) + SLACK)
 
     def due(self, now: float) -> int:
-        """The control step to carry out: the one after the last, or that of now where there is a gap."""
+        """The control step to carry out: the one after the last, or that of now where there is a
+        gap.
+        """
         return int(max(math.floor(self._phase(now) + 1e-6), self._last + 1))
 
     def _phase(self, at: float) -> float:
@@ -392,20 +471,25 @@ class Plan:
         return float(self.end - self.due(now))
 
     def executed(self, observed_at: float) -> int | None:
-        """How many actions of the newest chunk's time were carried out before a later frame; None without a chunk."""
+        """How many actions of the newest chunk's time were carried out before a later frame; None
+        without a chunk.
+        """
         if not math.isfinite(self._newest):
             return None
         first, before = self.slot(self._newest), self.slot(observed_at)
         return sum(first <= slot < before for slot in self._done)
 
     def add(self, actions: np.ndarray, observed_at: float, now: float, whole: bool = False) -> None:
-        """A chunk [k d] has come. Its actions whose time has passed are dropped, and all of it if a newer one is there.
+        """A chunk [k d] has come. Its actions whose time has passed are dropped, and all of it if a
+        newer one is there.
 
-        whole: it replaces the plan as it stands, and is not blended with it. Raises ValueError for a frame after `now`.
+        whole: it replaces the plan as it stands, and is not blended with it. Raises ValueError for
+        a frame after `now`.
         """
         if not observed_at <= now:
             raise ValueError(
-                f"observed_at: expected at most {now}, which is now, got {observed_at}; one clock for both"
+                f"observed_at: expected at most {now}, which is now, got {observed_at}; one clock"
+                " for both"
             )
         if observed_at <= self._newest:
             self.counts["dropped_order"] += 1
@@ -429,11 +513,15 @@ class Plan:
         self.end = slot + k
 
     def take(self, now: float) -> Step:
-        """The action of this control step, and it counts as carried out. `why` is empty where nothing is left."""
+        """The action of this control step, and it counts as carried out. `why` is empty where
+        nothing is left.
+        """
         due = self.due(now)
         wait = self._origin + due * self.period - now
         if wait > EARLY * self.period:
-            return Step(None, f"early: the next action is due in {1e3 * wait:.0f} ms; call once per period")
+            return Step(
+                None, f"early: the next action is due in {1e3 * wait:.0f} ms; call once per period"
+            )
         self._chunks = [chunk for chunk in self._chunks if chunk.slot + len(chunk.actions) > due]
         rows = [chunk.actions[due - chunk.slot] for chunk in self._chunks]
         if not rows:
@@ -442,19 +530,24 @@ class Plan:
         self.counts["used"] += 1
         self._last = due
         self._done.append(due)
-        return Step(ensemble(np.array(rows), self._decay, self.keep), "", self._chunks[-1].observed_at)
+        return Step(
+            ensemble(np.array(rows), self._decay, self.keep), "", self._chunks[-1].observed_at
+        )
 
 
 class ChunkBroker:
-    """Actions at a fixed rate from a policy that takes longer than a period: asks for the next chunk in time.
+    """Actions at a fixed rate from a policy that takes longer than a period: asks for the next
+    chunk in time.
 
-    `observe` and `next` are for the control loop and never wait. A thread of its own talks to the server: it sends the
-    newest frame once no more than `share` of a chunk is left, or no more than the longest of the last 20 latencies
-    needs. One request is under way at a time, so there are gaps where a reply takes more than half of a chunk. Where
-    nothing valid is left, `next` gives no action and says why; an old one it never gives.
+    `observe` and `next` are for the control loop and never wait. A thread of its own talks to the
+    server: it sends the newest frame once no more than `share` of a chunk is left, or no more than
+    the longest of the last 20 latencies needs. One request is under way at a time, so there are
+    gaps where a reply takes more than half of a chunk. Where nothing valid is left, `next` gives no
+    action and says why; an old one it never gives.
 
-    A blend is not what the server's limits have passed: on the robot, `next` goes through a SafetyFilter of its own.
-    A chunk that the server's limits changed or stopped replaces the plan as it is.
+    A blend is not what the server's limits have passed: on the robot, `next` goes through a
+    SafetyFilter of its own. A chunk that the server's limits changed or stopped replaces the plan
+    as it is.
     """
 
     def __init__(
@@ -472,21 +565,37 @@ class ChunkBroker:
             client: nobody else is to use it, and `close` closes it.
             period: of the control loop, s; by default that of the data the policy was trained on.
             share: of a chunk; when to ask.
-            blend: where chunks overlap: "freeze", "ensemble" (see these functions; best with share=1) or "newest".
+            blend: where chunks overlap: "freeze", "ensemble" (see these functions; best with
+                share=1) or "newest".
             decay: of `ensemble`.
-            keep: dims never averaged; by default those with "gripper" in their name. Absolute angles belong there too.
+            keep: dims never averaged; by default those with "gripper" in their name. Absolute
+                angles belong there too.
         """
         if period is None:
             hertz: Any = client.handshake.get("control_hz")
             if not hertz:
-                raise ValueError("period: expected seconds, got None; this policy does not know the rate of its data")
+                raise ValueError(
+                    "period: expected seconds, got None; this policy does not know the rate of its"
+                    " data"
+                )
             period = 1 / hertz
         self.period = float(period)
-        if not 0 < self.period < math.inf or not 0 <= share <= 1 or blend not in BLENDS or not 0 <= decay < math.inf:
+        if (
+            not 0 < self.period < math.inf
+            or not 0 <= share <= 1
+            or blend not in BLENDS
+            or not 0 <= decay < math.inf
+        ):
             wanted = f"period > 0, 0 <= share <= 1, blend of {', '.join(BLENDS)}, decay >= 0"
-            raise ValueError(f"ChunkBroker: expected {wanted}; got {period}, {share}, {blend!r}, {decay}")
+            raise ValueError(
+                f"ChunkBroker: expected {wanted}; got {period}, {share}, {blend!r}, {decay}"
+            )
         self._client, self._clock = client, client.waits.clock
-        self._settings, self._keep, self._k = (self.period, blend, decay), keep, client.handshake["chunk"]
+        self._settings, self._keep, self._k = (
+            (self.period, blend, decay),
+            keep,
+            client.handshake["chunk"],
+        )
         self._threshold = share * self._k
         self._changed = threading.Condition(threading.RLock())
         self._latencies: deque[float] = deque(maxlen=20)
@@ -494,7 +603,9 @@ class ChunkBroker:
         self._episode = 0  # counts resets: what answers an earlier one is dropped
         self._current: tuple[str, str | None, int] | None = None  # the arguments of the last reset
         self._begin: tuple[str, str | None, int] | None = None  # of one that is still to be sent
-        self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = None  # the newest frame, not yet sent
+        self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = (
+            None  # the newest frame, not yet sent
+        )
         self._action: np.ndarray | None = None  # the last one carried out
         self._asked, self._replies, self._session = 0, 0, -1
         self._told = self._now = -math.inf
@@ -511,9 +622,11 @@ class ChunkBroker:
         self.close()
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
-        """Begins an episode, and motion after a `stop` or an error. Returns at once; a refusal comes out of `next`.
+        """Begins an episode, and motion after a `stop` or an error. Returns at once; a refusal
+        comes out of `next`.
 
-        Nothing of the last episode is executed any more: `next` gives no action until the first chunk of this one.
+        Nothing of the last episode is executed any more: `next` gives no action until the first
+        chunk of this one.
         """
         keep = self._keep
         if keep is None:
@@ -536,34 +649,45 @@ class ChunkBroker:
         observed_at: float | None = None,
         report: Report = SILENT,
     ) -> None:
-        """The newest frame, copied; arguments as of `Client.act`. `report` needs `executed` only if the robot did not
-        do what `next` said, and never `steps`.
+        """The newest frame, copied; arguments as of `Client.act`. `report` needs `executed` only if
+        the robot did not do what `next` said, and never `steps`.
 
-        Raises ValueError for a time before the last frame's or after now: times are of the clock in the client's waits
-        (time.monotonic), and it does not go backwards.
+        Raises ValueError for a time before the last frame's or after now: times are of the clock in
+        the client's waits (time.monotonic), and it does not go backwards.
         """
         now = self._clock()
         seen = now if observed_at is None else float(observed_at)
         with self._changed:
             if not self._told <= seen <= now:
-                raise ValueError(f"observed_at: expected {self._told} (the last) to {now} (now), got {seen}; one clock")
+                raise ValueError(
+                    f"observed_at: expected {self._told} (the last) to {now} (now), got {seen}; one"
+                    " clock"
+                )
             self._told = seen
             if report.executed is None:
                 report = report._replace(executed=self._action)
-            self._seen = seen, {name: np.array(image) for name, image in images.items()}, _copied(proprio), report
+            self._seen = (
+                seen,
+                {name: np.array(image) for name, image in images.items()},
+                _copied(proprio),
+                report,
+            )
             self._changed.notify()
 
     def next(self) -> Step:
         """The action of this control step. Call it once per period; it does not wait.
 
-        Raises ServerError or ValueError where the server refused something for good, TooSlow when three replies in a
-        row came after the end of their chunk, and ValueError when the clock went backwards. The robot is then to stop,
-        as without an action.
+        Raises ServerError or ValueError where the server refused something for good, TooSlow when
+        three replies in a row came after the end of their chunk, and ValueError when the clock went
+        backwards. The robot is then to stop, as without an action.
         """
         now = self._clock()
         with self._changed:
             if now < self._now:
-                raise ValueError(f"clock: expected at least {self._now}, the last time, got {now}; use time.monotonic")
+                raise ValueError(
+                    f"clock: expected at least {self._now}, the last time, got {now}; use"
+                    " time.monotonic"
+                )
             self._now = now
             if self._fatal is not None:
                 raise self._fatal
@@ -577,8 +701,9 @@ class ChunkBroker:
             return step if step.why else Step(None, self._why(now))
 
     def stop(self, why: str) -> None:
-        """No action any more until `reset`, from this very step on. Does not wait; the server is told as soon as the
-        network lets it, where it has limits."""
+        """No action any more until `reset`, from this very step on. Does not wait; the server is
+        told as soon as the network lets it, where it has limits.
+        """
         with self._changed:
             self._stopped = why or "without a reason"
         if self._client.handshake["limits"]:
@@ -595,8 +720,9 @@ class ChunkBroker:
 
     @property
     def counters(self) -> dict[str, Any]:
-        """Since the beginning: chunks requested, and replies to them; actions used, and dropped_late (their time had
-        passed when they came); replies dropped_order (a newer one was there); steps starved. Of the last 20 replies,
+        """Since the beginning: chunks requested, and replies to them; actions used, and
+        dropped_late (their time had passed when they came); replies dropped_order (a newer one was
+        there); steps starved. Of the last 20 replies,
         from request to arrival, s: latency_p50, latency_p95, latency_max.
         """
         with self._changed:
@@ -611,7 +737,11 @@ class ChunkBroker:
     def _why(self, now: float) -> str:
         """Why there is no action."""
         found = [
-            "no frame yet" if self._told < now - 1e9 else f"the newest frame is {1e3 * (now - self._told):.0f} ms old"
+            (
+                "no frame yet"
+                if self._told < now - 1e9
+                else f"the newest frame is {1e3 * (now - self._told):.0f} ms old"
+            )
         ]
         if math.isfinite(self._plan.end):
             found.append(f"the plan ended {-self._plan.left(now):.0f} steps ago")
@@ -659,7 +789,9 @@ class ChunkBroker:
             if self._seen is None or episode != self._episode:
                 return
             (seen, images, proprio, report), self._seen = self._seen, None
-            same = self._session == self._client.reconnects  # the session that knows of the last chunk
+            same = (
+                self._session == self._client.reconnects
+            )  # the session that knows of the last chunk
             report = report._replace(steps=self._plan.executed(seen) if same else None)
             self._asked += 1
         began = self._clock()
@@ -673,13 +805,25 @@ class ChunkBroker:
             self._replies += 1
             safety = reply.get("safety") or {}
             held = safety.get("latched")
-            self._held = f"held still by the server's limits: {held}; an operator resets them" if held else ""
-            self._plan.add(reply["actions"], reply["observed_at"], now, bool(held or safety.get("causes")))
+            self._held = (
+                f"held still by the server's limits: {held}; an operator resets them"
+                if held
+                else ""
+            )
+            self._plan.add(
+                reply["actions"], reply["observed_at"], now, bool(held or safety.get("causes"))
+            )
             if self._plan.too_late:
                 lasts = f"{self._k} steps of {1e3 * self.period:.0f} ms"
-                self._trouble = f"a reply came {1e3 * (now - seen):.0f} ms after its frame, and a chunk is {lasts}"
+                self._trouble = (
+                    f"a reply came {1e3 * (now - seen):.0f} ms after its frame, and a chunk is"
+                    f" {lasts}"
+                )
             if self._plan.too_late >= PATIENCE:
-                self._fatal = TooSlow(f"{self._trouble}, {PATIENCE} times; a faster server or longer chunks are needed")
+                self._fatal = TooSlow(
+                    f"{self._trouble}, {PATIENCE} times; a faster server or longer chunks are"
+                    " needed"
+                )
 
     def _tell(self, why: str) -> None:
         try:
@@ -707,15 +851,18 @@ def _copied(values: Any) -> np.ndarray | None:
 
 
 def pack(message: Any) -> bytes:
-    """A message as bytes. Raises ValueError for an array of another kind than bool, integer or float."""
+    """A message as bytes. Raises ValueError for an array of another kind than bool, integer or
+    float.
+    """
     return msgpack.packb(message, default=_encode, use_bin_type=True)
 
 
 def unpack(data: bytes, limit: int = 1 << 26) -> Any:
     """A message from bytes; arrays are views of them, not to be written to.
 
-    Raises ValueError for bytes that are not exactly one message, larger than `limit` or of more than MAX_PARTS maps and
-    lists, and for an array whose dtype, shape and bytes do not belong together.
+    Raises ValueError for bytes that are not exactly one message, larger than `limit` or of more
+    than MAX_PARTS maps and lists, and for an array whose dtype, shape and bytes do not belong
+    together.
     """
     if len(data) > limit:
         raise ValueError(f"message: expected at most {limit} bytes, got {len(data)}")
@@ -729,21 +876,34 @@ def unpack(data: bytes, limit: int = 1 << 26) -> Any:
         return _decode(found) if isinstance(found, dict) else found
 
     try:
-        return msgpack.unpackb(data, object_hook=counted, list_hook=counted, raw=False, strict_map_key=False)
-    except Exception as error:  # msgpack has errors of its own, some without words, for what it cannot read
+        return msgpack.unpackb(
+            data, object_hook=counted, list_hook=counted, raw=False, strict_map_key=False
+        )
+    except (
+        Exception
+    ) as error:  # msgpack has errors of its own, some without words, for what it cannot read
         if str(error).startswith("message: "):
             raise
-        raise ValueError(f"message: expected one msgpack message, got {type(error).__name__}: {error}") from None
+        raise ValueError(
+            f"message: expected one msgpack message, got {type(error).__name__}: {error}"
+        ) from None
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in DTYPE_KINDS:
             raise ValueError(f"message: expected arrays of bool, int or float, got {value.dtype}")
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": list(value.shape)}
+        return {
+            b"__ndarray__": True,
+            b"data": value.tobytes(),
+            b"dtype": value.dtype.str,
+            b"shape": list(value.shape),
+        }
     if isinstance(value, np.generic):
         return value.item()
-    raise ValueError(f"message: expected numbers, text, lists, maps and arrays, got {type(value).__name__}")
+    raise ValueError(
+        f"message: expected numbers, text, lists, maps and arrays, got {type(value).__name__}"
+    )
 
 
 def _decode(found: Any) -> Any:
@@ -751,16 +911,30 @@ def _decode(found: Any) -> Any:
         return _array(found.get(b"dtype"), found.get(b"shape"), found.get(b"data"))
     if b"__npgeneric__" in found:  # openpi's client sends numpy scalars so
         data = found.get(b"data")
-        return data if isinstance(data, (bool, int, float)) else _array(found.get(b"dtype"), [], data)
+        return (
+            data if isinstance(data, (bool, int, float)) else _array(found.get(b"dtype"), [], data)
+        )
     return found
 
 
 def _array(dtype: Any, shape: Any, data: Any) -> np.ndarray:
-    wrong = f"message: array: expected dtype, shape and data that belong together, got {str(dtype)[:40]!r}"
-    if not isinstance(dtype, (str, bytes)) or not isinstance(data, bytes) or not isinstance(shape, (list, tuple)):
+    wrong = (
+        "message: array: expected dtype, shape and data that belong together, got"
+        f" {str(dtype)[:40]!r}"
+    )
+    if (
+        not isinstance(dtype, (str, bytes))
+        or not isinstance(data, bytes)
+        or not isinstance(shape, (list, tuple))
+    ):
         raise ValueError(wrong)
     name = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype
-    if len(name) > 4 or name[:1] not in "<>|=" or name[1:2] not in DTYPE_KINDS or not name[2:].isdigit():
+    if (
+        len(name) > 4
+        or name[:1] not in "<>|="
+        or name[1:2] not in DTYPE_KINDS
+        or not name[2:].isdigit()
+    ):
         raise ValueError(wrong + ", no plain number")
     if len(shape) > 8 or not all(type(size) is int and 0 <= size < 1 << 31 for size in shape):
         raise ValueError(wrong + f" {str(shape)[:80]}")

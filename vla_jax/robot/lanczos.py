@@ -1,12 +1,16 @@
-"""Resizing a frame as the training data was resized, without Pillow: the same bytes as its Lanczos filter.
+"""Resizing a frame as the training data was resized, without Pillow: the same bytes as its Lanczos
+filter.
 
-    image = resize(frame, 224)     # uint8 RGB [h w 3] -> [224 224 3], squashed, whatever the camera's size
+    image = resize(frame, 224)     # uint8 RGB [h w 3] -> [224 224 3], squashed, whatever the
+                                   camera's size
 
-Pillow filters along one axis, rounds to bytes, then filters along the other and rounds again, with weights in fixed
-point. They are whole multiples of 2^-22, so that sums of weight * byte are exact in float64 in any order, and matrix
-products give its very numbers. numpy only: this runs on the robot's computer.
+Pillow filters along one axis, rounds to bytes, then filters along the other and rounds again, with
+weights in fixed point. They are whole multiples of 2^-22, so that sums of weight * byte are exact
+in float64 in any order, and matrix products give its very numbers. numpy only: this runs on the
+robot's computer.
 
-Filter: sinc(x) sinc(x / 3) for |x| < 3 (Lanczos with three lobes), stretched by the scale where the image shrinks.
+Filter: sinc(x) sinc(x / 3) for |x| < 3 (Lanczos with three lobes), stretched by the scale where the
+image shrinks.
 """
 
 from functools import lru_cache
@@ -15,14 +19,18 @@ from typing import NamedTuple
 import numpy as np
 
 LOBES = 3
-PRECISION = 22  # bits after the point of a weight: Pillow keeps 8 for the byte and 2 for the lobes' overshoot of 32
-# Outputs of one matrix product: their inputs overlap, and the rest of a full matrix would be zeros. As small as this,
-# OpenBLAS starts no threads, which cost more than they bring, most of all beside busy ones.
+# bits after the point of a weight: Pillow keeps 8 for the byte and 2 for the lobes' overshoot of 32
+PRECISION = 22
+# Outputs of one matrix product: their inputs overlap, and the rest of a full matrix would be zeros.
+# As small as this, OpenBLAS starts no threads, which cost more than they bring, most of all beside
+# busy ones.
 BLOCK = 8
 
 
 class Block(NamedTuple):
-    """Outputs [start, stop) of a line, from its inputs [first, last) with weights [last - first, stop - start]."""
+    """Outputs [start, stop) of a line, from its inputs [first, last) with weights [last - first,
+    stop - start].
+    """
 
     start: int
     stop: int
@@ -32,21 +40,40 @@ class Block(NamedTuple):
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A frame uint8 RGB [h w 3] at [size size 3]: the bytes of Pillow's `resize((size, size), LANCZOS)`.
+    """A frame uint8 RGB [h w 3] at [size size 3]: the bytes of Pillow's `resize((size, size),
+    LANCZOS)`.
 
     Raises ValueError for another dtype or shape, and a size below 1.
     """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"resize: expected a uint8 RGB image [h w 3], got {got}; convert it to bytes first")
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+    ):
+        got = (
+            f"{image.dtype} {image.shape}"
+            if isinstance(image, np.ndarray)
+            else type(image).__name__
+        )
+        raise ValueError(
+            f"resize: expected a uint8 RGB image [h w 3], got {got}; convert it to bytes first"
+        )
     if size < 1 or 0 in image.shape:
-        raise ValueError(f"resize: expected at least one pixel on each side, got {image.shape} to {size}")
+        raise ValueError(
+            f"resize: expected at least one pixel on each side, got {image.shape} to {size}"
+        )
     height, width = image.shape[:2]
     if height == width == size:
         return image.copy()
     planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float64)  # 3 h w
-    # Pillow 13 begins with the height where it loses more than twice as many pixels as the width; else with the width.
-    passes = (_height, _width) if height > size and 2 * (width - size) < height - size else (_width, _height)
+    # Pillow 13 begins with the height where it loses more than twice as many pixels as the width;
+    # else with the width.
+    passes = (
+        (_height, _width)
+        if height > size and 2 * (width - size) < height - size
+        else (_width, _height)
+    )
     for along in passes:
         planes = along(planes, size)
     return np.ascontiguousarray(planes.astype(np.uint8).transpose(1, 2, 0))
@@ -59,7 +86,11 @@ def _width(planes: np.ndarray, size: int) -> np.ndarray:
         return planes
     out = np.empty((3, height, size))
     for block in blocks(width, size):
-        np.matmul(planes[:, :, block.first : block.last], block.weights, out=out[:, :, block.start : block.stop])
+        np.matmul(
+            planes[:, :, block.first : block.last],
+            block.weights,
+            out=out[:, :, block.start : block.stop],
+        )
     return _rounded(out)
 
 
@@ -70,13 +101,19 @@ def _height(planes: np.ndarray, size: int) -> np.ndarray:
         return planes
     out = np.empty((3, size, width))
     for block in blocks(height, size):
-        np.matmul(block.weights.T, planes[:, block.first : block.last], out=out[:, block.start : block.stop])
+        np.matmul(
+            block.weights.T,
+            planes[:, block.first : block.last],
+            out=out[:, block.start : block.stop],
+        )
     return _rounded(out)
 
 
 @lru_cache(maxsize=16)
 def blocks(length: int, size: int) -> tuple[Block, ...]:
-    """The weights that turn a line of `length` into one of `size`. Kept: they depend on nothing else."""
+    """The weights that turn a line of `length` into one of `size`. Kept: they depend on nothing
+    else.
+    """
     scale = length / size
     stretch = max(scale, 1.0)
     reach = LOBES * stretch
@@ -93,7 +130,9 @@ def blocks(length: int, size: int) -> tuple[Block, ...]:
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
         low, high = int(first[start]), int(last[stop - 1])
-        found.append(Block(start, stop, low, high, np.ascontiguousarray(fixed[low:high, start:stop])))
+        found.append(
+            Block(start, stop, low, high, np.ascontiguousarray(fixed[low:high, start:stop]))
+        )
     return tuple(found)
 
 

@@ -1,6 +1,8 @@
-"""Arm actions for a mobile base, (x y z roll pitch yaw gripper) to (linear_x linear_y angular_z), and its instructions.
+"""Arm actions for a mobile base, (x y z roll pitch yaw gripper) to (linear_x linear_y angular_z),
+and its instructions.
 
-Two mappings, because the document that asks for one states two that contradict each other (its section 9.1):
+Two mappings, because the document that asks for one states two that contradict each other (its
+section 9.1):
 
 | | `snippet`: its code | `table`: its table |
 |---|---|---|
@@ -8,10 +10,11 @@ Two mappings, because the document that asks for one states two that contradict 
 | linear_y | y | rotation: we take yaw, the one a base has |
 | angular_z | yaw | gripper, 1 = open |
 
-`snippet` is the default: its numbers keep their kind (m stay m, rad stay rad), while the table turns an angle into a
-sideways motion and lets an open gripper turn the robot on the spot. It has two faults of its own. The length is never
-negative, so that the base cannot reverse; `signed=True` gives it the sign of x. And y counts twice: a step to the side
-(0, y) drives forward by |y| too. For a base that is to go where the action points, use neither but (x, y, yaw).
+`snippet` is the default: its numbers keep their kind (m stay m, rad stay rad), while the table
+turns an angle into a sideways motion and lets an open gripper turn the robot on the spot. It has
+two faults of its own. The length is never negative, so that the base cannot reverse; `signed=True`
+gives it the sign of x. And y counts twice: a step to the side (0, y) drives forward by |y| too. For
+a base that is to go where the action points, use neither but (x, y, yaw).
 
 numpy and the standard library only.
 """
@@ -27,10 +30,12 @@ LOST = {"snippet": ("z", "roll", "pitch", "gripper"), "table": ("y", "z", "roll"
 
 
 def to_base(action: np.ndarray, mapping: Mapping = "snippet", signed: bool = False) -> np.ndarray:
-    """Actions [... 7] as base motions [... 3], in the units of the action: m and rad per step stay per step.
+    """Actions [... 7] as base motions [... 3], in the units of the action: m and rad per step stay
+    per step.
 
-    Multiply by the control rate for velocities. `signed` lets `snippet` reverse where x < 0; `table` always can.
-    Raises ValueError for another width, a number that is not finite, an unknown mapping, or `signed` with `table`.
+    Multiply by the control rate for velocities. `signed` lets `snippet` reverse where x < 0;
+    `table` always can. Raises ValueError for another width, a number that is not finite, an unknown
+    mapping, or `signed` with `table`.
     """
     _check(action, 7, "action", "x y z roll pitch yaw gripper", mapping, signed)
     if mapping == "table":
@@ -41,12 +46,14 @@ def to_base(action: np.ndarray, mapping: Mapping = "snippet", signed: bool = Fal
 
 
 def from_base(base: np.ndarray, mapping: Mapping = "snippet", signed: bool = False) -> np.ndarray:
-    """Base motions [... 3] as actions [... 7] that `to_base` maps onto them; the dims of LOST come back as 0.
+    """Base motions [... 3] as actions [... 7] that `to_base` maps onto them; the dims of LOST come
+    back as 0.
 
-    With `table`, and with `snippet` when signed, the other dims are those that went in (x up to rounding; where it was
-    much smaller than y it is lost to that). Without `signed` the sign of x is lost: it comes back as x >= 0.
-    Raises ValueError as `to_base` does, and where `snippet` has no such action: |linear_x| < |linear_y|, or
-    linear_x < 0 unsigned.
+    With `table`, and with `snippet` when signed, the other dims are those that went in (x up to
+    rounding; where it was much smaller than y it is lost to that). Without `signed` the sign of x
+    is lost: it comes back as x >= 0. Raises ValueError as `to_base` does, and where `snippet` has
+    no such action: |linear_x| <
+    |linear_y|, or linear_x < 0 unsigned.
     """
     _check(base, 3, "base motion", "linear_x linear_y angular_z", mapping, signed)
     action = np.zeros((*base.shape[:-1], 7), base.dtype)
@@ -56,8 +63,9 @@ def from_base(base: np.ndarray, mapping: Mapping = "snippet", signed: bool = Fal
         return action
     if (abs(forward) < abs(side)).any() or (not signed and (forward < 0).any()):
         raise ValueError(
-            "from_base: expected |linear_x| >= |linear_y|, and linear_x >= 0 unless signed, because linear_x is the "
-            f"length of (x, y) in the snippet's mapping, got {base.tolist()}; use mapping='table' or other motions"
+            "from_base: expected |linear_x| >= |linear_y|, and linear_x >= 0 unless signed,"
+            " because linear_x is the length of (x, y) in the snippet's mapping, got"
+            f" {base.tolist()}; use mapping='table' or other motions"
         )
     # Not sqrt(f^2 - s^2), which under- and overflows.
     rest = np.sqrt(abs(forward) - abs(side)) * np.sqrt(abs(forward) + abs(side))
@@ -67,18 +75,28 @@ def from_base(base: np.ndarray, mapping: Mapping = "snippet", signed: bool = Fal
     return action
 
 
-def _check(values: np.ndarray, width: int, what: str, names: str, mapping: str, signed: bool) -> None:
+def _check(
+    values: np.ndarray, width: int, what: str, names: str, mapping: str, signed: bool
+) -> None:
     if mapping not in LOST:
-        raise ValueError(f"mobile: expected the mapping snippet or table, got {mapping!r}; see this file's head")
+        raise ValueError(
+            f"mobile: expected the mapping snippet or table, got {mapping!r}; see this file's head"
+        )
     if signed and mapping == "table":
-        raise ValueError("mobile: expected signed with the snippet's mapping only, got it with table, which is signed")
+        raise ValueError(
+            "mobile: expected signed with the snippet's mapping only, got it with table, which is"
+            " signed"
+        )
     if values.shape[-1:] != (width,) or values.dtype.kind != "f":
         raise ValueError(
-            f"{what}: expected floats with {width} numbers last ({names}), got {values.dtype} {values.shape}; "
-            "pass what the policy returns"
+            f"{what}: expected floats with {width} numbers last ({names}), got {values.dtype}"
+            f" {values.shape}; pass what the policy returns"
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"{what}: expected finite numbers, got {values.tolist()}; pass it through safety.py first")
+        raise ValueError(
+            f"{what}: expected finite numbers, got {values.tolist()}; pass it through safety.py"
+            " first"
+        )
 
 
 class Scenario(NamedTuple):
@@ -88,16 +106,33 @@ class Scenario(NamedTuple):
     english: str
 
 
-# How many boxes stand before the cup, how they lie (vertical, horizontal), on which side to pass; the keys are those in
-# the names of the recorded episodes. The document that asks for the scenarios gives the Korean of four (section 9.2:
-# 1box_vert_left, 1box_vert_right, 1box_hori_left, 2box_vert_left); the others follow their pattern.
+# How many boxes stand before the cup, how they lie (vertical, horizontal), on which side to pass;
+# the keys are those in the names of the recorded episodes. The document that asks for the scenarios
+# gives the Korean of four (section 9.2: 1box_vert_left, 1box_vert_right, 1box_hori_left,
+# 2box_vert_left); the others follow their pattern.
 SCENARIOS = {
-    "1box_vert_left": Scenario("박스를 왼쪽으로 돌아서 컵까지 가세요", "round the box on the left, to the cup"),
-    "1box_vert_right": Scenario("박스를 오른쪽으로 돌아서 컵까지 가세요", "round the box on the right, to the cup"),
-    "1box_hori_left": Scenario("박스를 왼쪽으로 피해서 컵까지 가세요", "avoid the box on the left, to the cup"),
-    "1box_hori_right": Scenario("박스를 오른쪽으로 피해서 컵까지 가세요", "avoid the box on the right, to the cup"),
-    "2box_vert_left": Scenario("두 박스 사이 왼쪽 경로로 컵까지 가세요", "left path between both boxes to the cup"),
-    "2box_vert_right": Scenario("두 박스 사이 오른쪽 경로로 컵까지 가세요", "right path between both boxes to the cup"),
-    "2box_hori_left": Scenario("두 박스를 왼쪽으로 피해서 컵까지 가세요", "avoid both boxes on the left"),
-    "2box_hori_right": Scenario("두 박스를 오른쪽으로 피해서 컵까지 가세요", "avoid both boxes on the right"),
-}  # fmt: skip
+    "1box_vert_left": Scenario(
+        "박스를 왼쪽으로 돌아서 컵까지 가세요", "round the box on the left, to the cup"
+    ),
+    "1box_vert_right": Scenario(
+        "박스를 오른쪽으로 돌아서 컵까지 가세요", "round the box on the right, to the cup"
+    ),
+    "1box_hori_left": Scenario(
+        "박스를 왼쪽으로 피해서 컵까지 가세요", "avoid the box on the left, to the cup"
+    ),
+    "1box_hori_right": Scenario(
+        "박스를 오른쪽으로 피해서 컵까지 가세요", "avoid the box on the right, to the cup"
+    ),
+    "2box_vert_left": Scenario(
+        "두 박스 사이 왼쪽 경로로 컵까지 가세요", "left path between both boxes to the cup"
+    ),
+    "2box_vert_right": Scenario(
+        "두 박스 사이 오른쪽 경로로 컵까지 가세요", "right path between both boxes to the cup"
+    ),
+    "2box_hori_left": Scenario(
+        "두 박스를 왼쪽으로 피해서 컵까지 가세요", "avoid both boxes on the left"
+    ),
+    "2box_hori_right": Scenario(
+        "두 박스를 오른쪽으로 피해서 컵까지 가세요", "avoid both boxes on the right"
+    ),
+}

@@ -1,12 +1,15 @@
-"""A server from the command line: what it is and how fast, a stop of its robots, and leave to move again.
+"""A server from the command line: what it is and how fast, a stop of its robots, and leave to move
+again.
 
     python -m vla_jax.robot.operator_cli --url ws://gpu-box:8000 --token_file token --check
-    python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator --stop "hand in the cell"
-    python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator --reset_safety --session 3f... \\
-        --by Ada --gripper 1
+    python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator --stop "hand in
+    the cell" python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator
+    --reset_safety
+        --session 3f... \\ --by Ada --gripper 1
 
-A stop concerns the robots of all sessions, or of --session; a robot's session is in its client's `handshake` and in the
-server's log. Whoever resets has looked at the robot: --gripper says what its gripper does now (1 is open).
+A stop concerns the robots of all sessions, or of --session; a robot's session is in its client's
+`handshake` and in the server's log. Whoever resets has looked at the robot: --gripper says what its
+gripper does now (1 is open).
 """
 
 import argparse
@@ -30,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     operator = read(options.operator_token_file)
     tls = ssl.create_default_context(cafile=str(options.cafile)) if options.cafile else None
     try:
-        with Client(options.url, operator or read(options.token_file), options.artefact, tls=tls) as client:
+        with Client(
+            options.url, operator or read(options.token_file), options.artefact, tls=tls
+        ) as client:
             if options.check:
                 print(json.dumps(client.handshake, indent=2))
                 print(check(client, options.dataset))
@@ -41,10 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 pose = None if options.pose is None else np.array(options.pose)
                 gripper, session = options.gripper, options.session
-                fields.update(type="safety_reset", by=options.by, gripper=gripper, pose=pose, session=session)
+                fields.update(
+                    type="safety_reset", by=options.by, gripper=gripper, pose=pose, session=session
+                )
             answer = client.ask(fields, "safety")
             print(
-                f"session {answer['session']}: {'stopped: ' + answer['latched'] if answer['latched'] else 'may move'}"
+                f"session {answer['session']}:"
+                f" {'stopped: ' + answer['latched'] if answer['latched'] else 'may move'}"
             )
             return 0
     except (ServerError, ConnectionError, ValueError) as error:
@@ -54,10 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with 2 and a line where it does not make sense."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", required=True)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--check", action="store_true", help="the handshake, and the time of 20 frames")
+    what.add_argument(
+        "--check", action="store_true", help="the handshake, and the time of 20 frames"
+    )
     what.add_argument("--stop", metavar="WHY")
     what.add_argument("--reset_safety", action="store_true")
     parser.add_argument("--token_file", type=Path)
@@ -78,7 +90,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def check(client: Client, dataset: str | None) -> str:
-    """The round trip of black frames. Raises as `Client.act`: with limits, a new session has no leave to move."""
+    """The round trip of black frames. Raises as `Client.act`: with limits, a new session has no
+    leave to move.
+    """
     about, taken = client.handshake, []
     if dataset is None and len(about["datasets"]) == 1:
         dataset = next(iter(about["datasets"]))

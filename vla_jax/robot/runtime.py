@@ -1,24 +1,27 @@
 """What a control loop calls once per step: a frame in, an action that is safe to send out.
 
     policy = policy_torch.load("artefact", device="cuda")
-    robot = Runtime(policy, SafetyFilter(limits.load("limits.yaml"), gripper=1.0), Settings(horizon=1))
-    robot.reset("put the red block on the plate")
-    robot.safety.reset("Ada", gripper=1.0, pose=pose)                   # a person's word: until then it stands still
+    robot = Runtime(policy, SafetyFilter(limits.load("limits.yaml"), gripper=1.0),
+    Settings(horizon=1)) robot.reset("put the red block on the plate")
+    robot.safety.reset("Ada", gripper=1.0, pose=pose)                   # a person's word: until
+                                                                        then it stands still
     while True:
         command = robot.step({"primary": image}, Reading(observed_at, pose), proprio)
-        send(command.action)                                            # and log `command`: it says why
+        send(command.action)                                            # and log `command`: it says
+                                                                        why
 
-The policy's numbers reach the caller through the safety filter alone. numpy and the standard library only; in an
-artefact this file and those that it imports stand beside the policy's, in policy_torch/.
+The policy's numbers reach the caller through the safety filter alone. numpy and the standard
+library only; in an artefact this file and those that it imports stand beside the policy's, in
+policy_torch/.
 """
 
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .limits import NAMES
-from .safety import Reading, SafetyFilter, vector
-from .trigger import Acting, EventPolicy, Settings, Trigger
+from .events.trigger import Acting, EventPolicy, Settings, Trigger
+from .safety.filter import Reading, SafetyFilter, vector
+from .safety.limits import NAMES
 
 POSE, ANGLES = 6, slice(3, 6)  # of an action, as limits.NAMES has them
 
@@ -32,10 +35,10 @@ class Named(Acting, Protocol):
 class Command(NamedTuple):
     """One control step.
 
-    action: float64 [7], to send. wanted: what the policy said; None when it failed.
-    reason: why the backbone ran; None: its chunk went on.
-    causes: why `action` is not `wanted`, or why the robot stands still: the filter's words.
-    error: what went wrong in the policy; the emergency stop is latched then.
+    action: float64 [7], to send. wanted: what the policy said; None when it failed. reason: why the
+    backbone ran; None: its chunk went on. causes: why `action` is not `wanted`, or why the robot
+    stands still: the filter's words. error: what went wrong in the policy; the emergency stop is
+    latched then.
     """
 
     action: np.ndarray
@@ -46,16 +49,20 @@ class Command(NamedTuple):
 
 
 class Runtime:
-    """A policy, when it runs, and the filter before the motors. `safety` is the filter: its events, its reset."""
+    """A policy, when it runs, and the filter before the motors. `safety` is the filter: its events,
+    its reset.
+    """
 
     def __init__(self, policy: Named, safety: SafetyFilter, settings: Settings) -> None:
-        """`settings`: horizon 1 runs the backbone at every step; trigger.load reads fitted ones. Their `tracking` is of
-        the pose (x y z roll pitch yaw, m and rad): a robot that is not where the actions sent since the last pass
-        should have led it plans anew. Raises ValueError for tolerances of anything else.
+        """`settings`: horizon 1 runs the backbone at every step; trigger.load reads fitted ones.
+        Their `tracking` is of the pose (x y z roll pitch yaw, m and rad): a robot that is not where
+        the actions sent since the last pass should have led it plans anew. Raises ValueError for
+        tolerances of anything else.
         """
         if settings.tracking is not None and len(settings.tracking) != POSE:
             raise ValueError(
-                f"trigger.tracking: expected {POSE} tolerances, of x, y, z, roll, pitch, yaw, got {settings.tracking}"
+                f"trigger.tracking: expected {POSE} tolerances, of x, y, z, roll, pitch, yaw, got"
+                f" {settings.tracking}"
             )
         self.safety, self.policy = safety, EventPolicy(policy, Trigger(settings))
         self._inner = policy
@@ -63,27 +70,35 @@ class Runtime:
         self._expected: np.ndarray | None = None
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
-        """Begins an episode, and does not clear a stop. Arguments and errors as of the policy's reset.
+        """Begins an episode, and does not clear a stop. Arguments and errors as of the policy's
+        reset.
 
-        Raises ValueError for a policy whose actions are not the seven numbers that the filter bounds.
+        Raises ValueError for a policy whose actions are not the seven numbers that the filter
+        bounds.
         """
         self.policy.reset(instruction, dataset, seed)
         names = tuple(self._inner.action_spec.names)
         if names != NAMES:
-            raise ValueError(f"Runtime: expected actions of {', '.join(NAMES)}, as the limits have, got {names}")
+            raise ValueError(
+                f"Runtime: expected actions of {', '.join(NAMES)}, as the limits have, got {names}"
+            )
         self._sent = self._expected = None
 
     def step(self, images: dict[str, np.ndarray], reading: Reading, proprio: Any = None) -> Command:
-        """The action of this control step, whatever happens: where the policy raises, it is a stop that stays.
+        """The action of this control step, whatever happens: where the policy raises, it is a stop
+        that stays.
 
         Args:
             images, proprio: as of the policy's act.
-            reading: when the images were taken, by the filter's clock, and what sensors say; see safety.Reading.
+            reading: when the images were taken, by the filter's clock, and what sensors say; see
+                safety.Reading.
         """
         wanted = reason = error = None
         before, pose = self.safety.counts, vector(reading.pose, POSE)
         try:
-            wanted, reason = self.policy.act(images, proprio, self._sent, pose, _near(self._expected, pose))
+            wanted, reason = self.policy.act(
+                images, proprio, self._sent, pose, _near(self._expected, pose)
+            )
             if reason is not None:
                 self._expected = pose
         except Exception as failure:  # a robot that moves needs an answer at every step

@@ -1,4 +1,5 @@
-"""A trained policy in PyTorch, standalone: torch, numpy, safetensors and the standard library, nothing else.
+"""A trained policy in PyTorch, standalone: torch, numpy, safetensors and the standard library,
+nothing else.
 
 The exporter copies this folder into every artefact as `policy_torch`; hence the relative imports.
 
@@ -7,7 +8,8 @@ The exporter copies this folder into every artefact as `policy_torch`; hence the
     policy.reset("put the red block on the plate")
     out = policy.act({"primary": image})         # see policy.py
 
-    python -m policy_torch                       # in the artefact: replays golden.npz on this machine
+    python -m policy_torch                       # in the artefact: replays golden.npz on this
+                                                 machine
 """
 
 from .folder import load, verify

@@ -1,4 +1,6 @@
-"""python -m policy_torch [--device cuda] [--dtype bfloat16]: replays the golden file of the artefact beside it."""
+"""python -m policy_torch [--device cuda] [--dtype bfloat16]: replays the golden file of the
+artefact beside it.
+"""
 
 import argparse
 import sys

@@ -2,7 +2,8 @@
 
 Each does what its namesake in vla_jax/backbones does. `body` is "backbone" of config.json.
 
-Axes: n sequences, s tokens, r tokens read out, l text, v visual tokens of an image, m of all images, c width.
+Axes: n sequences, s tokens, r tokens read out, l text, v visual tokens of an image, m of all
+images, c width.
 """
 
 from typing import Any, NamedTuple
@@ -98,8 +99,12 @@ class Backbone(nn.Module):
         media: Media | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Hidden states [n r c] after the final norm, at the last `readout` positions; see Stack for the cache."""
-        x = self.decoder.layers(self.placed(x, positions), mask, positions, readout, self.before(media), cache)
+        """Hidden states [n r c] after the final norm, at the last `readout` positions; see Stack
+        for the cache.
+        """
+        x = self.decoder.layers(
+            self.placed(x, positions), mask, positions, readout, self.before(media), cache
+        )
         return self.decoder.norm(x)
 
     def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
@@ -172,7 +177,9 @@ class Projector(nn.Module):
 class Llava(Backbone):
     def __init__(self, body: dict[str, Any]) -> None:
         super().__init__(body)
-        self.projector = Projector(self.vision_config.width, self.width, body["projector"] == "mlp2")
+        self.projector = Projector(
+            self.vision_config.width, self.width, body["projector"] == "mlp2"
+        )
         self.lm_head = Linear(self.width, body["vocab"], False) if body["lm_head"] else None
 
     def embed_image(self, images: Tensor) -> Tensor:
@@ -199,11 +206,18 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, media: Media) -> Tensor:
         q = scaled(self.q(self.norm_attn(x)), self.config.dim_head**-0.5)
-        q, k, v = (y.unflatten(-1, (self.config.heads, -1)) for y in (q, self.k(media.tokens), self.v(media.tokens)))
+        q, k, v = (
+            y.unflatten(-1, (self.config.heads, -1))
+            for y in (q, self.k(media.tokens), self.v(media.tokens))
+        )
         seen = media.mask.any(2)[:, :, None, None]
-        out = torch.where(seen, attend(q, k, v, media.mask), 0)  # a token that sees nothing gets nothing
+        out = torch.where(
+            seen, attend(q, k, v, media.mask), 0
+        )  # a token that sees nothing gets nothing
         x = x + torch.tanh(self.attn_gate.float()).to(x.dtype) * self.o(out.flatten(2))
-        return x + torch.tanh(self.mlp_gate.float()).to(x.dtype) * self.down(F.gelu(self.up(self.norm_mlp(x))))
+        return x + torch.tanh(self.mlp_gate.float()).to(x.dtype) * self.down(
+            F.gelu(self.up(self.norm_mlp(x)))
+        )
 
 
 class Flamingo(Backbone):
@@ -215,7 +229,9 @@ class Flamingo(Backbone):
         self.visual_width = self.vision_config.width
         self.perceiver = Resampler(self.visual_width, config)
         layers = body["depth"] // self.every
-        self.gated = nn.ModuleList([GatedCrossAttention(self.width, self.visual_width, config) for _ in range(layers)])
+        self.gated = nn.ModuleList(
+            [GatedCrossAttention(self.width, self.visual_width, config) for _ in range(layers)]
+        )
 
     def embed_image(self, images: Tensor) -> Tensor:
         return self.perceiver(self.vision(images))

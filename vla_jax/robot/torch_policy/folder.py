@@ -34,30 +34,36 @@ def load(
     Args:
         path: the folder that experiments.export wrote.
         device: of torch.
-        dtype: "float32" or "bfloat16": what the backbone computes in. The head always computes in float32.
+        dtype: "float32" or "bfloat16": what the backbone computes in. The head always computes in
+            float32.
         compile: with torch.compile; the first frames are then slow. On a GPU as CUDA graphs.
-        quantise: "int8", "int8_dynamic" or "float8": the backbone's weights in 8 bits, see quantise.py; needs torchao.
-            The artefact's proof does not hold for it: experiments.quantise says what it costs.
+        quantise: "int8", "int8_dynamic" or "float8": the backbone's weights in 8 bits, see
+            quantise.py; needs torchao. The artefact's proof does not hold for it:
+            experiments.quantise says what it costs.
 
-    Raises ValueError for a file that is damaged, missing or not the exporter's, another schema, weights that do not
-    fit, and int8 compiled in bfloat16 for a CPU.
+    Raises ValueError for a file that is damaged, missing or not the exporter's, another schema,
+    weights that do not fit, and int8 compiled in bfloat16 for a CPU.
     """
     path = Path(path)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if compile and (quantise, dtype, torch.device(device).type) == ("int8", "bfloat16", "cpu"):
         raise ValueError(
-            "compile: int8 in bfloat16 on a CPU kills the process (seen with torch 2.13, torchao 0.18); "
-            "use dtype float32, or int8_dynamic"
+            "compile: int8 in bfloat16 on a CPU kills the process (seen with torch 2.13, torchao"
+            " 0.18); use dtype float32, or int8_dynamic"
         )
     verify(path)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if config.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected artefact schema {SCHEMA}, got {config.get('schema')}; export it again")
+        raise ValueError(
+            f"{path}: expected artefact schema {SCHEMA}, got {config.get('schema')}; export it"
+            " again"
+        )
     with torch.device("meta"):
         network = Network(config["network"])
     with safe_open(path / "model.safetensors", "pt", device=str(device)) as file:
-        arrays = {name.replace("/", "."): file.get_tensor(name).to(DTYPES[dtype]) for name in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+        arrays = {name.replace("/", "."): file.get_tensor(name).to(DTYPES[dtype]) for name in names}
     _check_fit(path, network, arrays)
     network.load_state_dict(arrays, strict=True, assign=True)
     network.requires_grad_(False).eval()
@@ -71,23 +77,29 @@ def load(
 
 
 def _compile(network: Network) -> None:
-    """Compiles what has the same shapes at each frame; of the head discrete the pass over one token."""
+    """Compiles what has the same shapes at each frame; of the head discrete the pass over one
+    token.
+    """
     graphs = network.readout_embedding.device.type == "cuda"
     names = ("vision", "_after") if isinstance(network.head, DiscreteHead) else ("vision", "step")
     for name in names:
-        made = torch.compile(getattr(network, name), mode="reduce-overhead" if graphs else "default")
+        made = torch.compile(
+            getattr(network, name), mode="reduce-overhead" if graphs else "default"
+        )
         setattr(network, name, _kept(made) if graphs else made)
 
 
 def _kept(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` with copies of what it returns: a CUDA graph writes its outputs over those of its last call, and the state
-    of an episode, or a stage that is looked at, must outlive it.
+    """`run` with copies of what it returns: a CUDA graph writes its outputs over those of its last
+    call, and the state of an episode, or a stage that is looked at, must outlive it.
     """
     return lambda *args: tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, run(*args))
 
 
 def verify(path: Path) -> None:
-    """Raises ValueError unless the folder holds exactly the files of SHA256SUMS, each with its hash."""
+    """Raises ValueError unless the folder holds exactly the files of SHA256SUMS, each with its
+    hash.
+    """
     listed = path / SUMS
     if not listed.is_file():
         raise ValueError(f"{path}: expected an artefact with {SUMS}; experiments.export writes one")
@@ -101,7 +113,11 @@ def verify(path: Path) -> None:
         if found != sums[name]:
             wrong.append(f"{name}: expected sha256 {sums[name]}, got {found}")
     if wrong:
-        raise ValueError(f"{path}: not as it was exported:\n  " + "\n  ".join(wrong) + "\ncopy or export it again")
+        raise ValueError(
+            f"{path}: not as it was exported:\n  "
+            + "\n  ".join(wrong)
+            + "\ncopy or export it again"
+        )
 
 
 def digest(file: Path) -> str:
@@ -119,6 +135,10 @@ def _check_fit(path: Path, network: Network, arrays: dict[str, torch.Tensor]) ->
     wrong += [f"{name} is not wanted" for name in sorted(arrays.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & arrays.keys()):
         if wanted[name].shape != arrays[name].shape:
-            wrong.append(f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(arrays[name].shape)}")
+            wrong.append(
+                f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(arrays[name].shape)}"
+            )
     if wrong:
-        raise ValueError(f"{path}: model.safetensors does not fit config.json:\n  " + "\n  ".join(wrong))
+        raise ValueError(
+            f"{path}: model.safetensors does not fit config.json:\n  " + "\n  ".join(wrong)
+        )

@@ -1,4 +1,6 @@
-"""Replays golden.npz, which holds inputs and what the JAX policy made of them, and compares stage by stage."""
+"""Replays golden.npz, which holds inputs and what the JAX policy made of them, and compares stage
+by stage.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,9 @@ STAGES = ("vision", "readout", "action")
 
 
 class Row(NamedTuple):
-    """A stage of the replay: the largest number, the largest difference over all steps, and what that may be."""
+    """A stage of the replay: the largest number, the largest difference over all steps, and what
+    that may be.
+    """
 
     stage: str
     largest: float
@@ -27,18 +31,22 @@ class Row(NamedTuple):
 def replay(policy: Policy, file: Path, dtype: str) -> list[Row]:
     """The rows of STAGES, and of "units": JAX's normalised actions in robot units.
 
-    `dtype` is what the policy computes in. Raises ValueError when the artefact was not proven in it.
+    `dtype` is what the policy computes in. Raises ValueError when the artefact was not proven in
+    it.
     """
     with np.load(file, allow_pickle=False) as golden:
         arrays = {name: golden[name] for name in golden.files}
     if f"bound/{dtype}" not in arrays:
-        raise ValueError(f"{file}: holds no bounds for {dtype}: export it with --dtype={dtype} to have it proven")
+        raise ValueError(
+            f"{file}: holds no bounds for {dtype}: export it with --dtype={dtype} to have it proven"
+        )
     policy.reset(str(arrays["instruction"]), str(arrays["dataset"]))
     found: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
     for i in range(len(arrays["action"])):
         images = {name: arrays[f"image/{name}"][i] for name in policy.cameras}
         proprio = arrays["proprio"][i] if "proprio" in arrays else None
-        # The action before is that of JAX: a difference in one step must not look like one in the next.
+        # The action before is that of JAX: a difference in one step must not look like one in the
+        # next.
         executed = arrays["robot"][i - 1, 0] if i else None
         policy.act(images, proprio, executed, arrays["noise"][i] if "noise" in arrays else None)
         for stage in STAGES:
@@ -46,7 +54,10 @@ def replay(policy: Policy, file: Path, dtype: str) -> list[Row]:
     got = {stage: np.stack(values) for stage, values in found.items()}
     bounds = dict(zip(STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
     rows = [_row(stage, got[stage], arrays[stage], bounds[stage]) for stage in STAGES]
-    return [*rows, _row("units", policy.action_spec.unnormalise(arrays["action"]), arrays["robot"], 0.0)]
+    return [
+        *rows,
+        _row("units", policy.action_spec.unnormalise(arrays["action"]), arrays["robot"], 0.0),
+    ]
 
 
 def _row(stage: str, got: np.ndarray, wanted: np.ndarray, bound: float) -> Row:
@@ -58,5 +69,7 @@ def table(rows: list[Row]) -> str:
     lines = [f"{'stage':10s} {'largest':>10s} {'difference':>11s} {'bound':>9s}"]
     for row in rows:
         verdict = "EXCEEDED" if row.exceeds else "ok"
-        lines.append(f"{row.stage:10s} {row.largest:10.3g} {row.difference:11.2e} {row.bound:9.1e} {verdict}")
+        lines.append(
+            f"{row.stage:10s} {row.largest:10.3g} {row.difference:11.2e} {row.bound:9.1e} {verdict}"
+        )
     return "\n".join(lines)

@@ -1,10 +1,11 @@
-"""The policy heads in torch, in float32: a window of readouts -> the newest step's chunk of normalised actions.
+"""The policy heads in torch, in float32: a window of readouts -> the newest step's chunk of
+normalised actions.
 
-Each does what its namesake in vla_jax/heads does at the last step of the window. `body` is "head" of config.json;
-binary dims leave as the probability of 1.
+Each does what its namesake in vla_jax/heads does at the last step of the window. `body` is "head"
+of config.json; binary dims leave as the probability of 1.
 
-Axes: b episodes, t window step, m = n * c numbers of a frame's readouts, k chunk step, d action dim, a arm dims,
-f features, q action tokens, n bins.
+Axes: b episodes, t window step, m = n * c numbers of a frame's readouts, k chunk step, d action
+dim, a arm dims, f features, q action tokens, n bins.
 """
 
 import itertools
@@ -69,7 +70,9 @@ class CausalStack(nn.Module):
 
 
 class Head(nn.Module):
-    """`act(window [b t m], noise) -> [b k d]`. `noise_shape` is of what an episode draws per step; None: nothing."""
+    """`act(window [b t m], noise) -> [b k d]`. `noise_shape` is of what an episode draws per step;
+    None: nothing.
+    """
 
     noise_shape: tuple[int, ...] | None = None
 
@@ -101,7 +104,9 @@ class MLPHead(ContinuousHead):
 
 
 class LSTMLayer(nn.Module):
-    """Gate order i, f, g, o; written as cells, which torch.compile and torch.export take where they refuse nn.LSTM."""
+    """Gate order i, f, g, o; written as cells, which torch.compile and torch.export take where they
+    refuse nn.LSTM.
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -151,7 +156,9 @@ class AttentionHead(ContinuousHead):
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
         self.input = Linear(width * body["tokens"], body["hidden"])
-        self.blocks = CausalStack(BlockConfig(**{**body["block"], "rope_theta": body["rope_theta"]}), body["layers"])
+        self.blocks = CausalStack(
+            BlockConfig(**{**body["block"], "rope_theta": body["rope_theta"]}), body["layers"]
+        )
         self.outputs = Outputs(body["hidden"], body)
 
     def features(self, window: Tensor) -> Tensor:
@@ -159,7 +166,9 @@ class AttentionHead(ContinuousHead):
 
 
 class FlowHead(Head):
-    """Noise becomes the arm's chunk in FLOW_STEPS Euler steps; binary dims are logits as elsewhere."""
+    """Noise becomes the arm's chunk in FLOW_STEPS Euler steps; binary dims are logits as
+    elsewhere.
+    """
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
@@ -168,7 +177,9 @@ class FlowHead(Head):
         block = BlockConfig(**body["block"])
         self.noise_shape = (chunk, len(self.dims))
         self.input = Linear(width * body["tokens"], hidden)
-        self.history = CausalStack(BlockConfig(**{**body["block"], "rope_theta": body["rope_theta"]}), 1)
+        self.history = CausalStack(
+            BlockConfig(**{**body["block"], "rope_theta": body["rope_theta"]}), 1
+        )
         self.noisy = Linear(len(self.dims), hidden)
         self.positions = nn.Parameter(torch.empty(chunk, hidden))
         self.time = MLP(hidden, hidden, hidden)
@@ -197,13 +208,24 @@ class FlowHead(Head):
 
 
 class DiscreteHead(Head):
-    """What the backbone's action tokens mean. It has no parameters, and `network.py` decodes the tokens."""
+    """What the backbone's action tokens mean. It has no parameters, and `network.py` decodes the
+    tokens.
+    """
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
         del width
-        self.chunk, self.action_dim, self.binary = body["chunk"], body["action_dim"], list(body["binary"])
-        self.end, self.bins, self.low, self.high = body["end"], body["bins"], body["low"], body["high"]
+        self.chunk, self.action_dim, self.binary = (
+            body["chunk"],
+            body["action_dim"],
+            list(body["binary"]),
+        )
+        self.end, self.bins, self.low, self.high = (
+            body["end"],
+            body["bins"],
+            body["low"],
+            body["high"],
+        )
         self.temperature, self.rows = body["temperature"], (self.end - self.bins, self.end)
         self.tokens = self.chunk * self.action_dim
         if self.temperature:  # Gumbel noise, one row per token
@@ -213,14 +235,18 @@ class DiscreteHead(Head):
         """The next token [b] of logits [b n]: the likeliest, or a draw."""
         if self.temperature:
             if noise is None:
-                raise ValueError(f"head discrete: expected noise of shape {self.noise_shape}, got None")
+                raise ValueError(
+                    f"head discrete: expected noise of shape {self.noise_shape}, got None"
+                )
             logits = logits / self.temperature + noise
         return logits.argmax(-1) + self.rows[0]
 
     def actions(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Tokens [b q] and the scores [b q n] each was chosen by -> [b k d]."""
         # float64, then float32: as the centres are made for training.
-        edges = torch.linspace(self.low, self.high, self.bins, dtype=torch.float64, device=ids.device)
+        edges = torch.linspace(
+            self.low, self.high, self.bins, dtype=torch.float64, device=ids.device
+        )
         centres = ((edges[:-1] + edges[1:]) / 2).float()
 
         def value(ids: Tensor) -> Tensor:
@@ -232,7 +258,9 @@ class DiscreteHead(Head):
         shape = (self.chunk, self.action_dim)
         binary = torch.zeros(self.action_dim, dtype=torch.bool, device=ids.device)
         binary[self.binary] = True
-        return torch.where(binary, torch.sigmoid(yes - no).unflatten(-1, shape), value(ids).unflatten(-1, shape))
+        return torch.where(
+            binary, torch.sigmoid(yes - no).unflatten(-1, shape), value(ids).unflatten(-1, shape)
+        )
 
 
 HEADS: dict[str, type[Head]] = {
@@ -253,6 +281,8 @@ def in_place(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:
 
 def wave(time: float, width: int, device: torch.device) -> Tensor:
     """Sines and cosines [w] of the time, with periods from 0.004 to 4 in equal ratios."""
-    period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(0.0, 1.0, width // 2, dtype=torch.float32, device=device)
+    period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(
+        0.0, 1.0, width // 2, dtype=torch.float32, device=device
+    )
     angle = 2 * math.pi * time / period
     return torch.cat([torch.sin(angle), torch.cos(angle)])

@@ -1,10 +1,11 @@
 """The one transformer block in torch, the image tower and the resampler: inference only.
 
-Each class does what its namesake in vla_jax/transformer.py, vision.py or resampler.py does, on parameters of the same
-names: kernels are [in, out], norms and softmax are float32, the rest runs in the parameters' dtype.
+Each class does what its namesake in vla_jax/models/transformer.py, vision.py or resampler.py does,
+on parameters of the same names: kernels are [in, out], norms and softmax are float32, the rest runs
+in the parameters' dtype.
 
-Axes: n sequences, s tokens (queries), u tokens (keys), r tokens read out, h heads, j key/value heads, g = h / j, e head
-dim, v visual tokens of an image, w width.
+Axes: n sequences, s tokens (queries), u tokens (keys), r tokens read out, h heads, j key/value
+heads, g = h / j, e head dim, v visual tokens of an image, w width.
 """
 
 import math
@@ -58,8 +59,8 @@ class BlockConfig:
     def __post_init__(self) -> None:
         if self.act not in ACTIVATIONS or self.norm not in NORMS:
             raise ValueError(
-                f"config.json: block: expected act in {tuple(ACTIVATIONS)} and norm in {NORMS}, got {self.act!r}, "
-                f"{self.norm!r}"
+                f"config.json: block: expected act in {tuple(ACTIVATIONS)} and norm in {NORMS}, got"
+                f" {self.act!r}, {self.norm!r}"
             )
 
 
@@ -79,7 +80,9 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Sizes of a perceiver resampler; its heads and their dim are Flamingo's cross-attention's too."""
+    """Sizes of a perceiver resampler; its heads and their dim are Flamingo's
+    cross-attention's too.
+    """
 
     depth: int
     heads: int
@@ -88,8 +91,8 @@ class ResamplerConfig:
 
 
 class Cache(NamedTuple):
-    """Room for the keys and values of every layer, [n u j e] each, for the positions [n u] of their tokens, and how
-    many tokens are there ([]). A pass over a Stack writes into it.
+    """Room for the keys and values of every layer, [n u j e] each, for the positions [n u] of their
+    tokens, and how many tokens are there ([]). A pass over a Stack writes into it.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -97,7 +100,9 @@ class Cache(NamedTuple):
     length: Tensor
 
 
-Written = tuple[Tensor, Tensor, Tensor, Tensor]  # a layer's keys and values, all positions, the new tokens' slots
+Written = tuple[
+    Tensor, Tensor, Tensor, Tensor
+]  # a layer's keys and values, all positions, the new tokens' slots
 
 
 class Linear(nn.Module):
@@ -149,8 +154,12 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(inner, config.qk_norm), norm(kv, config.qk_norm)
         self.sub_norm = norm(inner, config.sub_norms)
 
-    def forward(self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, written: Written | None = None) -> Tensor:
-        """[n rows c]. With a cache, keys and values go into its slots, and mask[n s u] is over all of them."""
+    def forward(
+        self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, written: Written | None = None
+    ) -> Tensor:
+        """[n rows c]. With a cache, keys and values go into its slots, and mask[n s u] is over all
+        of them.
+        """
         config, (n, s) = self.config, x.shape[:2]
         q, k, v = self.q(x[:, s - rows :]), self.k(x), self.v(x)
         if config.clip_qkv:
@@ -182,7 +191,9 @@ class MLP(nn.Module):
         self.gate = Linear(config.width, config.mlp, config.bias) if config.gated else None
         self.up = Linear(config.width, config.mlp, config.bias)
         self.down = Linear(config.mlp, config.width, config.bias)
-        self.sub_norm = Norm(config.mlp, "ln", config.eps, config.norm_bias) if config.sub_norms else None
+        self.sub_norm = (
+            Norm(config.mlp, "ln", config.eps, config.norm_bias) if config.sub_norms else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.up(x)) if self.gate is None else self.act(self.gate(x)) * self.up(x)
@@ -203,7 +214,9 @@ class Block(nn.Module):
         self.post_mlp = norm() if config.post_norms else None
         self.attn, self.mlp = Attention(config), MLP(config)
 
-    def forward(self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, written: Written | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rows: int, mask: Tensor, positions: Tensor, written: Written | None = None
+    ) -> Tensor:
         y = self.attn(self.norm_attn(x), rows, mask, positions, written)
         x = x[:, x.shape[1] - rows :] + (y if self.post_attn is None else self.post_attn(y))
         y = self.mlp(self.norm_mlp(x))
@@ -222,7 +235,9 @@ class Stack(nn.Module):
         """An empty one for at most `room` tokens of each of the sequences x[n s c]."""
         shape = (len(x), room, self.config.kv_heads, self.config.head_dim)
         layers = [(x.new_zeros(shape), x.new_zeros(shape)) for _ in self.blocks]
-        return Cache(layers, x.new_zeros(shape[:2], dtype=torch.int64), x.new_zeros((), dtype=torch.int64))
+        return Cache(
+            layers, x.new_zeros(shape[:2], dtype=torch.int64), x.new_zeros((), dtype=torch.int64)
+        )
 
     def forward(
         self,
@@ -249,7 +264,9 @@ class Stack(nn.Module):
         return x
 
     def mask(self, mask: Tensor, layer: int) -> Tensor:
-        """Layers 0, 2, ... look back less than `window` tokens, except between tokens that see each other (Gemma 2)."""
+        """Layers 0, 2, ... look back less than `window` tokens, except between tokens that see each
+        other (Gemma 2).
+        """
         window, tokens = self.config.window, mask.shape[2]
         if layer % 2 or not 0 < window < tokens:
             return mask
@@ -264,7 +281,11 @@ class ViT(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        width, eps, patches = config.width, config.block.eps, (config.image_size // config.patch) ** 2
+        width, eps, patches = (
+            config.width,
+            config.block.eps,
+            (config.image_size // config.patch) ** 2,
+        )
         self.patch = Linear(config.patch**2 * 3, width, not config.clip)
         self.positions = nn.Parameter(torch.empty(patches + config.clip, width))
         self.class_token = nn.Parameter(torch.empty(1, width)) if config.clip else None
@@ -276,7 +297,9 @@ class ViT(nn.Module):
         config, p, n = self.config, self.config.patch, images.shape[0]
         side = config.image_size // p
         pixels = CLIP_PIXELS if config.clip else SIGLIP_PIXELS
-        mean, deviation = (255.0 * torch.tensor(v, dtype=torch.float32, device=images.device) for v in pixels)
+        mean, deviation = (
+            255.0 * torch.tensor(v, dtype=torch.float32, device=images.device) for v in pixels
+        )
         x = (images.float() - mean) / deviation
         x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5)
         x = self.patch(x.reshape(n, side * side, p * p * 3))
@@ -287,7 +310,9 @@ class ViT(nn.Module):
         tokens = x.shape[1]
         mask = torch.ones(n, tokens, tokens, dtype=torch.bool, device=x.device)
         positions = torch.zeros(n, tokens, dtype=torch.int64, device=x.device)
-        x = self.layers(x, mask, positions, tokens - 1 if config.clip and not config.class_token else tokens)
+        x = self.layers(
+            x, mask, positions, tokens - 1 if config.clip and not config.class_token else tokens
+        )
         return x if self.norm is None else self.norm(x)
 
 
@@ -297,7 +322,9 @@ class ResamplerLayer(nn.Module):
     def __init__(self, width: int, config: ResamplerConfig) -> None:
         super().__init__()
         self.config, inner = config, config.heads * config.dim_head
-        self.norm_media, self.norm_latents, self.norm_mlp = (Norm(width, "ln", 1e-5) for _ in range(3))
+        self.norm_media, self.norm_latents, self.norm_mlp = (
+            Norm(width, "ln", 1e-5) for _ in range(3)
+        )
         self.q, self.k, self.v = (Linear(width, inner, False) for _ in range(3))
         self.o, self.up = Linear(inner, width, False), Linear(width, 4 * width, False)
         self.down = Linear(4 * width, width, False)
@@ -305,9 +332,14 @@ class ResamplerLayer(nn.Module):
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
         normed = self.norm_latents(latents)
         seen = torch.cat([self.norm_media(tokens), normed], 1)
-        q, k, v = (y.unflatten(-1, (self.config.heads, -1)) for y in (self.q(normed), self.k(seen), self.v(seen)))
+        q, k, v = (
+            y.unflatten(-1, (self.config.heads, -1))
+            for y in (self.q(normed), self.k(seen), self.v(seen))
+        )
         mask = torch.ones(len(q), q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
-        latents = latents + self.o(attend(scaled(q, self.config.dim_head**-0.5), k, v, mask).flatten(2))
+        latents = latents + self.o(
+            attend(scaled(q, self.config.dim_head**-0.5), k, v, mask).flatten(2)
+        )
         return latents + self.down(F.gelu(self.up(self.norm_mlp(latents))))
 
 
@@ -327,8 +359,12 @@ class Resampler(nn.Module):
         return self.norm(x)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float = 0.0, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k + bias) v with q[n s h e], k and v[n u j e], mask[n s u] and bias[n h u] -> [n s h e]."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float = 0.0, bias: Tensor | None = None
+) -> Tensor:
+    """softmax(q k + bias) v with q[n s h e], k and v[n u j e], mask[n s u] and bias[n h u] -> [n s
+    h e].
+    """
     (n, s, h, e), (u, j) = q.shape, k.shape[1:3]
     g = h // j
     q = q.view(n, s, j, g, e).permute(0, 2, 3, 1, 4).reshape(n, j, g * s, e)
@@ -349,7 +385,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float = 0.0, 
 
 
 def scaled(x: Tensor, by: float) -> Tensor:
-    """x times a number that is first rounded to x's dtype, as JAX does it: bfloat16 rounds sqrt(2048) to 45.25."""
+    """x times a number that is first rounded to x's dtype, as JAX does it: bfloat16 rounds
+    sqrt(2048) to 45.25.
+    """
     return x * torch.full((), by, dtype=x.dtype, device=x.device)
 
 
@@ -366,7 +404,9 @@ def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 def alibi(positions: Tensor, heads: int) -> Tensor:
     """Linear attention biases [n h u]: slope times the key's distance from the last one."""
     power = 2 ** math.ceil(math.log2(heads))
-    slopes = torch.exp2(torch.arange(1, power + 1, dtype=torch.float64, device=positions.device) * (-8.0 / power))
+    slopes = torch.exp2(
+        torch.arange(1, power + 1, dtype=torch.float64, device=positions.device) * (-8.0 / power)
+    )
     if power != heads:
         slopes = torch.cat([slopes[1::2], slopes[0::2]])[:heads]
     distance = positions - positions.amax(1, keepdim=True)
@@ -377,7 +417,8 @@ def sinusoid(positions: Tensor, width: int) -> Tensor:
     """[sin | cos] of the position at `width / 2` frequencies from 1 to 1e-4, float32 [n s c]."""
     half = width // 2
     frequency = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=positions.device) * -(math.log(1e4) / (half - 1))
+        torch.arange(half, dtype=torch.float32, device=positions.device)
+        * -(math.log(1e4) / (half - 1))
     )
     angle = positions[:, :, None].float() * frequency
     return torch.cat([torch.sin(angle), torch.cos(angle)], -1)

@@ -1,17 +1,23 @@
-"""The network in torch: new frames and the states of their episodes in, chunks of normalised actions and states out.
+"""The network in torch: new frames and the states of their episodes in, chunks of normalised
+actions and states out.
 
     Network.vision(images)              uint8 [b cameras h w 3] -> visual tokens [b cameras v w]
-    Network.frame(visual, inputs)       -> Frame: the tokens of one frame, as vla_jax/sequence.py lays them out
+    Network.frame(visual, inputs)       -> Frame: the tokens of one frame, as
+                                        vla_jax/models/sequence.py lays them out
     Network.initial(frame)              -> State: zeros, to stand before an episode's first frame
-    Network.step(state, frame, inputs)  -> (State, Step): one pass of the backbone over the new frame (history "head",
-                                           "one_step"), or one over the window's embedded tokens ("interleaved")
+    Network.step(state, frame, inputs)  -> (State, Step): one pass of the backbone over the new
+                                        frame (history "head",
+                                           "one_step"), or one over the window's embedded tokens
+                                           ("interleaved")
 
-All shapes are fixed, and so a server can batch episodes and a runtime without Python can carry the state: with history
-"head" the readouts [b t n c] of the window, with "interleaved" its frames; None for a head that looks at one frame. The
-head reads the window again at each step from a zero state, as it was trained.
+All shapes are fixed, and so a server can batch episodes and a runtime without Python can carry the
+state: with history "head" the readouts [b t n c] of the window, with "interleaved" its frames; None
+for a head that looks at one frame. The head reads the window again at each step from a zero state,
+as it was trained.
 
-Axes: b episodes, f frames, t window step, s tokens of a frame, l text, v visual tokens of an image, m of a frame, n
-readouts, c width, w visual width, k chunk step, d action dim, p proprio, q action tokens.
+Axes: b episodes, f frames, t window step, s tokens of a frame, l text, v visual tokens of an image,
+m of a frame, n readouts, c width, w visual width, k chunk step, d action dim, p proprio, q action
+tokens.
 """
 
 from collections.abc import Callable
@@ -31,9 +37,10 @@ HISTORIES = ("head", "interleaved", "one_step")
 class Inputs(NamedTuple):
     """What comes in with a new frame of each of b episodes.
 
-    images uint8 [b cameras h w 3]; prompt ids [b l] padded on the right, and their mask; first [b]: the episode begins.
-    proprio [b p] and past, the action before [b d], normalised, and noise, for networks that take them; at an
-    episode's first frame there is no action before, whatever stands there.
+    images uint8 [b cameras h w 3]; prompt ids [b l] padded on the right, and their mask; first [b]:
+    the episode begins. proprio [b p] and past, the action before [b d], normalised, and noise, for
+    networks that take them; at an episode's first frame there is no action before, whatever stands
+    there.
     """
 
     images: Tensor
@@ -46,7 +53,9 @@ class Inputs(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Tokens [b f s c] of frames and which are real, and the same of visual tokens beside the sequence [b f m w]."""
+    """Tokens [b f s c] of frames and which are real, and the same of visual tokens beside the
+    sequence [b f m w].
+    """
 
     tokens: Tensor
     valid: Tensor
@@ -58,7 +67,9 @@ State = Tensor | Frame | None
 
 
 class Step(NamedTuple):
-    """readout [b n c] of the new frame; action [b k d], normalised; probability [b q] of each token (discrete)."""
+    """readout [b n c] of the new frame; action [b k d], normalised; probability [b q] of each token
+    (discrete).
+    """
 
     readout: Tensor
     action: Tensor
@@ -66,7 +77,9 @@ class Step(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Action tokens so far: their number [1], ids [b q] and scores [b q bins], zeros after them, and what is cached."""
+    """Action tokens so far: their number [1], ids [b q] and scores [b q bins], zeros after them,
+    and what is cached.
+    """
 
     number: Tensor
     ids: Tensor
@@ -95,7 +108,9 @@ class StateToken(nn.Module):
         arm = self.arm(state[:, self.rest])
         if self.embedding is None:
             return self.output(arm)
-        return self.output(torch.cat([arm, self.embedding[(state[:, self.gripper] > 0).long()].to(arm.dtype)], -1))
+        return self.output(
+            torch.cat([arm, self.embedding[(state[:, self.gripper] > 0).long()].to(arm.dtype)], -1)
+        )
 
 
 class ActionToken(nn.Module):
@@ -105,7 +120,11 @@ class ActionToken(nn.Module):
         super().__init__()
         half, self.dims, self.binary = width // 2, dims, binary
         self.rest = [i for i in range(dims) if i not in binary]
-        self.arm, self.middle, self.output = Linear(len(self.rest), half), Linear(half, half), Linear(half, width)
+        self.arm, self.middle, self.output = (
+            Linear(len(self.rest), half),
+            Linear(half, half),
+            Linear(half, width),
+        )
         self.gripper = Linear(len(binary), half) if binary else None
 
     def forward(self, action: Tensor) -> Tensor:
@@ -115,7 +134,9 @@ class ActionToken(nn.Module):
 
 
 class Network(nn.Module):
-    """`body` is "network" of config.json. Parameters have the names of the JAX model, "." for "/"."""
+    """`body` is "network" of config.json. Parameters have the names of the JAX model, "."
+    for "/".
+    """
 
     def __init__(self, body: dict[str, Any]) -> None:
         super().__init__()
@@ -127,7 +148,9 @@ class Network(nn.Module):
             ("history", sequence["history"], HISTORIES),
         ):
             if name not in known:
-                raise ValueError(f"config.json: {what}: expected one of {', '.join(known)}, got {name!r}")
+                raise ValueError(
+                    f"config.json: {what}: expected one of {', '.join(known)}, got {name!r}"
+                )
         self.backbone = BACKBONES[body["backbone"]["kind"]](body["backbone"])
         width = self.backbone.width
         self.head = HEADS[head["kind"]](width, head)
@@ -136,15 +159,14 @@ class Network(nn.Module):
         self.readout_embedding = nn.Parameter(torch.empty(self.readouts, width))
         resampler = sequence["resampler"]
         visual = self.backbone.visual_width
-        self.repeat = (
-            repeated  # of a function of what has been decoded; programs made of the network have their own loop
-        )
+        # of a function of what has been decoded; programs made of the network have their own loop
+        self.repeat = repeated
         self.resampler = Resampler(visual, ResamplerConfig(**resampler)) if resampler else None
         state, past = sequence["state"], sequence["past"]
         self.state = StateToken(width, state["dims"], state["gripper"]) if state else None
         self.past = ActionToken(width, head["action_dim"], past["binary"]) if past else None
 
-    # ------------------------------------------------------------------------------------------------------ the frame
+    # ------------------------------------------------------------------------------------ the frame
 
     def vision(self, images: Tensor) -> Tensor:
         """uint8 [b cameras h w 3], cameras in the config's order -> [b cameras v w]."""
@@ -161,7 +183,10 @@ class Network(nn.Module):
         seen = yes.expand(-1, media.shape[1])
         images = [] if self.backbone.cross_attends else [(media, seen)]
         numbers = []
-        for token, value, there in ((self.state, inputs.proprio, yes), (self.past, inputs.past, ~first)):
+        for token, value, there in (
+            (self.state, inputs.proprio, yes),
+            (self.past, inputs.past, ~first),
+        ):
             if token is not None:
                 assert value is not None
                 numbers.append((self._learned(token(torch.where(there, value, 0)))[:, None], there))
@@ -176,24 +201,32 @@ class Network(nn.Module):
         tokens = torch.cat([part.to(parts[0][0].dtype) for part, _ in parts], 1)[:, None]
         valid = torch.cat([mask for _, mask in parts], 1)[:, None]
         cross = self.backbone.cross_attends
-        return Frame(tokens, valid, media[:, None] if cross else None, seen[:, None] if cross else None)
+        return Frame(
+            tokens, valid, media[:, None] if cross else None, seen[:, None] if cross else None
+        )
 
     def _learned(self, tokens: Tensor) -> Tensor:
         """Learned tokens on the scale on which the layout has them."""
         scale = self.backbone.text_scale if self.layout == "robovlms" else 1.0
         return tokens if scale == 1.0 else scaled(tokens, scale)
 
-    # ------------------------------------------------------------------------------------------------------- the step
+    # ------------------------------------------------------------------------------------- the step
 
     def initial(self, frame: Frame) -> State:
-        """What to pass to `step` with an episode's first frame, which does not look at its numbers."""
+        """What to pass to `step` with an episode's first frame, which does not look at its
+        numbers.
+        """
         b = len(frame.tokens)
         if self.interleaved:
-            fields: Any = (None if x is None else x.new_zeros(b, self.window, *x.shape[2:]) for x in frame)
+            fields: Any = (
+                None if x is None else x.new_zeros(b, self.window, *x.shape[2:]) for x in frame
+            )
             return Frame(*fields)
         if isinstance(self.head, DiscreteHead):
             return None
-        return torch.zeros(b, self.window, self.readouts, self.backbone.width, device=frame.tokens.device)
+        return torch.zeros(
+            b, self.window, self.readouts, self.backbone.width, device=frame.tokens.device
+        )
 
     def step(self, state: State, frame: Frame, inputs: Inputs) -> tuple[State, Step]:
         """The new state and what comes out at the new frame."""
@@ -213,7 +246,9 @@ class Network(nn.Module):
         return state, Step(window[:, -1], self.head.act(window.flatten(2), inputs.noise), None)
 
     def _in_window(self, state: Frame, frame: Frame, first: Tensor) -> Frame:
-        """The window's frames with the new one at the end; those before the episode began are not valid."""
+        """The window's frames with the new one at the end; those before the episode began are not
+        valid.
+        """
         parts: list[Tensor | None] = []
         for old, new in zip(state, frame, strict=True):
             if old is None or new is None:
@@ -221,7 +256,9 @@ class Network(nn.Module):
                 continue
             begins, before = first.view(-1, *[1] * (old.ndim - 1)), old[:, 1:]
             # Masks without torch.where, which onnxruntime does not know for bool.
-            before = before & ~begins if old.dtype == torch.bool else torch.where(begins, new, before)
+            before = (
+                before & ~begins if old.dtype == torch.bool else torch.where(begins, new, before)
+            )
             parts.append(torch.cat([before, new], 1))
         return Frame(*parts)  # type: ignore[arg-type]
 
@@ -230,19 +267,28 @@ class Network(nn.Module):
         b, f, s = frames.valid.shape
         mask, places, media = self.sight(frames)
         rows = self.readouts if f == 1 else f * s
-        hidden = self.backbone.encode(frames.tokens.flatten(1, 2), mask, places, rows, media).float()
+        hidden = self.backbone.encode(
+            frames.tokens.flatten(1, 2), mask, places, rows, media
+        ).float()
         return hidden.view(b, f, -1, hidden.shape[-1])[:, :, -self.readouts :]
 
     def sight(self, frames: Frame) -> tuple[Tensor, Tensor, Media | None]:
-        """Who sees whom [b f*s f*s], the places [b f*s], and the media: see vla_jax/sequence.py."""
+        """Who sees whom [b f*s f*s], the places [b f*s], and the media: see
+        vla_jax/models/sequence.py.
+        """
         f, s = frames.valid.shape[1:]
         device, n = frames.valid.device, self.readouts
         token = torch.arange(s, device=device)
         order = (token - (s - n) + 1).clamp(min=0) if self.layout == "prefix" else token
-        private = n if self.layout == "prefix" else 0  # tokens at a frame's end that later frames do not see
+        private = (
+            n if self.layout == "prefix" else 0
+        )  # tokens at a frame's end that later frames do not see
         number, place = torch.arange(f, device=device).repeat_interleave(s), token.repeat(f)
         same, earlier = number[:, None] == number[None], number[:, None] > number[None]
-        seen = same & (order[place][None] <= order[place][:, None]) | earlier & (place < s - private)[None]
+        seen = (
+            same & (order[place][None] <= order[place][:, None])
+            | earlier & (place < s - private)[None]
+        )
         own = torch.eye(f * s, dtype=torch.bool, device=device)
         mask = seen[None] & frames.valid.flatten(1)[:, None] | own[None]
         inside, counted = frames.valid.cumsum(2), frames.valid[:, :, : s - private].sum(2)
@@ -254,7 +300,9 @@ class Network(nn.Module):
         visible = (number[:, None] >= whose[None])[None] & frames.media_valid.flatten(1)[:, None]
         return mask, places, Media(frames.media.flatten(1, 2), visible)
 
-    def _tokens(self, frames: Frame, head: DiscreteHead, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _tokens(
+        self, frames: Frame, head: DiscreteHead, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The newest frame's readout, its decoded actions, and the probability of each token."""
         mask, places, media = self.sight(frames)
         x = frames.tokens.flatten(1, 2)
@@ -271,7 +319,9 @@ class Network(nn.Module):
             logits = self.backbone.logits(hidden, head.rows)
             drawn = None if noise is None else noise.index_select(1, done.number)[:, 0]
             ids = done.ids.index_copy(1, done.number, head.choose(logits[:, 0], drawn)[:, None])
-            return Decoded(done.number + 1, ids, done.scores.index_copy(1, done.number, logits), done.cache)
+            return Decoded(
+                done.number + 1, ids, done.scores.index_copy(1, done.number, logits), done.cache
+            )
 
         def further(done: Decoded) -> Decoded:
             now = seen | (slots >= s) & (slots < s + done.number)
@@ -281,12 +331,18 @@ class Network(nn.Module):
         ids, scores = places.new_zeros(b, head.tokens), readout.new_zeros(b, head.tokens, head.bins)
         done = another(Decoded(places.new_zeros(1), ids, scores, cache), hidden[:, -1:])
         done = self.repeat(further, done, head.tokens - 1)
-        probability = done.scores.softmax(-1).gather(2, (done.ids - head.rows[0])[..., None])[..., 0]
+        probability = done.scores.softmax(-1).gather(2, (done.ids - head.rows[0])[..., None])[
+            ..., 0
+        ]
         return readout, head.actions(done.ids, done.scores), probability
 
-    def _after(self, ids: Tensor, seen: Tensor, place: Tensor, media: Media | None, cache: Cache) -> Tensor:
+    def _after(
+        self, ids: Tensor, seen: Tensor, place: Tensor, media: Media | None, cache: Cache
+    ) -> Tensor:
         """The hidden state [b 1 c] at a token [b] that follows those in the cache."""
-        return self.backbone.encode(self.backbone.embed_text(ids[:, None]), seen, place, 1, media, cache)
+        return self.backbone.encode(
+            self.backbone.embed_text(ids[:, None]), seen, place, 1, media, cache
+        )
 
 
 def rows(state: State, b: int) -> list[State]:
@@ -301,6 +357,8 @@ def together(states: list[State]) -> State:
     """The states of single episodes as one of all of them."""
     parts: Any = states
     if isinstance(states[0], Frame):
-        fields: Any = (None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True))
+        fields: Any = (
+            None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)
+        )
         return Frame(*fields)
     return None if states[0] is None else torch.cat(parts)

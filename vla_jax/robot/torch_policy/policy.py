@@ -3,11 +3,13 @@
     policy = load("artefact", device="cuda", dtype="bfloat16")
     policy.reset("put the red block on the plate")
     while True:
-        out = policy.act({"primary": image}, proprio)     # once per control step, with its newest frame
+        out = policy.act({"primary": image}, proprio)     # once per control step, with its newest
+                                                          frame
         robot.move(out["actions"][0])
 
 `out` holds
-    actions     float32 [k d]: the next k actions; arm and gripper are its columns apart ([k a], [k g]; 1 = open)
+    actions     float32 [k d]: the next k actions; arm and gripper are its columns apart ([k a], [k
+                g]; 1 = open)
     confidence  numbers in [0, 1] or None, see `confidence`
     timing      milliseconds: vision, backbone (with the head), total
 
@@ -26,10 +28,16 @@ from .tokenizer import Tokenizer
 
 
 class Spec:
-    """What a vector's numbers mean and how they are normalised: vla_jax.actions.ActionSpec, as JSON holds it."""
+    """What a vector's numbers mean and how they are normalised: vla_jax.actions.ActionSpec, as JSON
+    holds it.
+    """
 
     def __init__(self, body: dict[str, Any]) -> None:
-        self.names, self.binary, self._constant = tuple(body["names"]), list(body["binary"]), list(body["constant"])
+        self.names, self.binary, self._constant = (
+            tuple(body["names"]),
+            list(body["binary"]),
+            list(body["constant"]),
+        )
         self.arm = [i for i in range(len(self.names)) if i not in self.binary]
         self._steps = [
             (
@@ -49,7 +57,9 @@ class Spec:
         return x.astype(np.float32)
 
     def unnormalise(self, values: np.ndarray) -> np.ndarray:
-        """Network units to robot units, float32; binary dims leave as 0 or 1, constant ones within their range."""
+        """Network units to robot units, float32; binary dims leave as 0 or 1, constant ones within
+        their range.
+        """
         x = np.array(values, np.float64)
         for _, _, offset, scale in reversed(self._steps):
             x = x * scale + offset
@@ -60,9 +70,13 @@ class Spec:
 
 
 class Policy:
-    """One robot's episode on a network. `config` is config.json, `state` the network's after the last step."""
+    """One robot's episode on a network. `config` is config.json, `state` the network's after the
+    last step.
+    """
 
-    def __init__(self, network: Network, config: dict[str, Any], stats: dict[str, Any], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, network: Network, config: dict[str, Any], stats: dict[str, Any], tokenizer: Tokenizer
+    ) -> None:
         self.network, self.config, self.tokenizer, self._stats = network, config, tokenizer, stats
         self._datasets, self._size = stats["datasets"], config["image"]["size"]
         self.cameras = tuple(config["cameras"])
@@ -74,20 +88,26 @@ class Policy:
 
         Args:
             instruction: what to do.
-            dataset: whose robot this is: it says how the numbers are normalised. May be left out when there is one.
+            dataset: whose robot this is: it says how the numbers are normalised. May be left out
+                when there is one.
             seed: of heads that draw (flow, discrete with a temperature).
 
-        Raises ValueError for an instruction that is too long, an unknown dataset, and none where there are several.
+        Raises ValueError for an instruction that is too long, an unknown dataset, and none where
+        there are several.
         """
         known = ", ".join(self._datasets)
         if dataset is None and len(self._datasets) != 1:
-            raise ValueError(f"dataset: expected one of {known}, got None; each has its own normalisation")
+            raise ValueError(
+                f"dataset: expected one of {known}, got None; each has its own normalisation"
+            )
         name = next(iter(self._datasets)) if dataset is None else dataset
         if name not in self._datasets:
             raise ValueError(f"dataset: expected one of {known}, got {name!r}")
         ids, length = self.tokenizer.encode(instruction), self.config["prompt"]["length"]
         if len(ids) > length:
-            raise ValueError(f"instruction: expected at most {length} tokens, got {len(ids)}: {instruction!r}")
+            raise ValueError(
+                f"instruction: expected at most {length} tokens, got {len(ids)}: {instruction!r}"
+            )
         body = self._datasets[name]
         self.action_spec = Spec(body["action"])
         self.state_spec = Spec(body["state"]) if body["state"] else None
@@ -99,7 +119,9 @@ class Policy:
         self._rng = np.random.default_rng(seed)
 
     def another(self) -> "Policy":
-        """A policy on the same network for another episode; `act_together` runs several of them at once."""
+        """A policy on the same network for another episode; `act_together` runs several of them at
+        once.
+        """
         return Policy(self.network, self.config, self._stats, self.tokenizer)
 
     def act(
@@ -114,12 +136,13 @@ class Policy:
         Args:
             images: uint8 RGB [size, size, 3] of exactly the config's cameras.
             proprio: the state [p] in robot units, for models that see it.
-            executed: the action [d] carried out since the last call, for models that see it; None: the first of the
-                last chunk.
-            noise: what the head draws, of the head's noise_shape; None: drawn with the seed of `reset`.
+            executed: the action [d] carried out since the last call, for models that see it; None:
+                the first of the last chunk.
+            noise: what the head draws, of the head's noise_shape; None: drawn with the seed of
+                `reset`.
 
-        Raises ValueError for other cameras, sizes or dtypes, and numbers that are missing or not finite. The episode
-        then stands where it stood.
+        Raises ValueError for other cameras, sizes or dtypes, and numbers that are missing or not
+        finite. The episode then stands where it stood.
         """
         return act_together([self], [self.prepared(images, proprio, executed, noise)])[0]
 
@@ -130,20 +153,30 @@ class Policy:
         executed: np.ndarray | None = None,
         noise: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """What `act` is given as the rows of Inputs, checked; the episode does not move. Raises as `act` does."""
+        """What `act` is given as the rows of Inputs, checked; the episode does not move. Raises as
+        `act` does.
+        """
         if self._prompt is None:
             raise ValueError("Policy.act: expected reset(instruction) before the first frame")
-        found = {"images": self._pixels(images), **self._prompt, "first": np.array(self._chunk is None)}
+        found = {
+            "images": self._pixels(images),
+            **self._prompt,
+            "first": np.array(self._chunk is None),
+        }
         if self.network.state is not None:
             assert self.state_spec is not None  # the exporter made sure
             found["proprio"] = self._numbers("proprio", proprio, self.state_spec)
         if self.network.past is not None:
             last = self._last if executed is None else executed
             unknown = np.zeros(len(self.action_spec.names), np.float32)
-            found["past"] = unknown if self._last is None else self._numbers("executed", last, self.action_spec)
+            found["past"] = (
+                unknown if self._last is None else self._numbers("executed", last, self.action_spec)
+            )
         if noise is not None:
             if noise.shape != self.network.head.noise_shape:
-                raise ValueError(f"noise: expected shape {self.network.head.noise_shape}, got {noise.shape}")
+                raise ValueError(
+                    f"noise: expected shape {self.network.head.noise_shape}, got {noise.shape}"
+                )
             found["noise"] = np.asarray(noise, np.float32)
         return found
 
@@ -153,8 +186,12 @@ class Policy:
         draw = self._rng.gumbel if discrete else self._rng.standard_normal
         return np.asarray(draw(size=self.network.head.noise_shape), np.float32)
 
-    def moved(self, state: State, action: np.ndarray, probability: np.ndarray | None) -> dict[str, Any]:
-        """Puts a step into the episode: its state, its normalised action [k d] and tokens' probabilities [q]."""
+    def moved(
+        self, state: State, action: np.ndarray, probability: np.ndarray | None
+    ) -> dict[str, Any]:
+        """Puts a step into the episode: its state, its normalised action [k d] and tokens'
+        probabilities [q].
+        """
         confidence = self._confidence(action, probability)
         actions = self.action_spec.unnormalise(action)
         self.state, self._chunk, self._last = state, action, actions[0]
@@ -168,13 +205,16 @@ class Policy:
     def _confidence(self, action: np.ndarray, probability: np.ndarray | None) -> dict[str, Any]:
         """Numbers in [0, 1], 1 is sure; None where there is none.
 
-        gripper: the probability of the gripper's state in the next action (the least sure one, with several).
-        agreement: exp(-r), r the root mean square difference of the arm, in network units, between the next action and
-            what the last chunk (of one control step before) had in its place; None at the first frame, for chunks of
-            one action, and for the head discrete. Later actions are left out: they may lie beyond the task's end,
-            where nothing was trained, and with them more agreement was found to go with more error.
-        token: the geometric mean of the probabilities of the next action's tokens, for the head discrete.
-        steps: for each of the k actions what "token" is for the next one, or "gripper" where there are no tokens.
+        gripper: the probability of the gripper's state in the next action (the least sure one, with
+        several). agreement: exp(-r), r the root mean square difference of the arm, in network
+        units, between
+            the next action and what the last chunk (of one control step before) had in its place;
+            None at the first frame, for chunks of one action, and for the head discrete. Later
+            actions are left out: they may lie beyond the task's end, where nothing was trained, and
+            with them more agreement was found to go with more error.
+        token: the geometric mean of the probabilities of the next action's tokens, for the head
+        discrete. steps: for each of the k actions what "token" is for the next one, or "gripper"
+        where there are no tokens.
         """
         k, d = action.shape
         grippers = np.maximum(action, 1 - action)[:, self.action_spec.binary]
@@ -198,11 +238,19 @@ class Policy:
             raise ValueError(f"images: expected the cameras {self.cameras}, got {tuple(images)}")
         size = self._size
         for name, image in images.items():
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != (size, size, 3):
-                got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            if (
+                not isinstance(image, np.ndarray)
+                or image.dtype != np.uint8
+                or image.shape != (size, size, 3)
+            ):
+                got = (
+                    f"{image.dtype} {image.shape}"
+                    if isinstance(image, np.ndarray)
+                    else type(image).__name__
+                )
                 raise ValueError(
-                    f"images[{name!r}]: expected uint8 RGB of shape ({size}, {size}, 3), got {got}; resize with "
-                    f"{self.config['image']['resize']}, as in training"
+                    f"images[{name!r}]: expected uint8 RGB of shape ({size}, {size}, 3), got {got};"
+                    f" resize with {self.config['image']['resize']}, as in training"
                 )
         return np.stack([images[name] for name in self.cameras])
 
@@ -210,26 +258,41 @@ class Policy:
         found = np.asarray(np.nan if values is None else values, np.float32)
         if found.shape != (len(spec.names),) or not np.isfinite(found).all():
             raise ValueError(
-                f"{what}: expected {len(spec.names)} finite numbers ({', '.join(spec.names)}), got {values}"
+                f"{what}: expected {len(spec.names)} finite numbers ({', '.join(spec.names)}), got"
+                f" {values}"
             )
         return spec.normalise(found)
 
 
-def act_together(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]]) -> list[dict[str, Any]]:
-    """`act` for the episodes of several policies on one network, in one pass; `prepared` is of each one's `prepared`.
+def act_together(
+    policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """`act` for the episodes of several policies on one network, in one pass; `prepared` is of each
+    one's `prepared`.
 
     What comes out is as when each acts alone, up to the order of sums.
     """
-    network, device, b = policies[0].network, policies[0].network.readout_embedding.device, len(policies)
-    if any(policy.network is not network for policy in policies) or len({id(policy) for policy in policies}) != b:
-        raise ValueError("act_together: expected different policies on one network; `another` makes them")
+    network, device, b = (
+        policies[0].network,
+        policies[0].network.readout_embedding.device,
+        len(policies),
+    )
+    if (
+        any(policy.network is not network for policy in policies)
+        or len({id(policy) for policy in policies}) != b
+    ):
+        raise ValueError(
+            "act_together: expected different policies on one network; `another` makes them"
+        )
     start = time.perf_counter()
     if network.head.noise_shape is not None:
         prepared = [
             given if "noise" in given else {**given, "noise": policy.drawn()}
             for policy, given in zip(policies, prepared, strict=True)
         ]
-    columns: dict[str, Any] = {name: np.stack([given[name] for given in prepared]) for name in prepared[0]}
+    columns: dict[str, Any] = {
+        name: np.stack([given[name] for given in prepared]) for name in prepared[0]
+    }
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
         inputs = Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
@@ -246,11 +309,20 @@ def act_together(policies: Sequence[Policy], prepared: Sequence[dict[str, np.nda
         action = step.action.float().cpu().numpy()
         probability = None if step.probability is None else step.probability.cpu().numpy()
     end = time.perf_counter()
-    timing = {"vision": 1e3 * (seen - start), "backbone": 1e3 * (end - seen), "total": 1e3 * (end - start)}
+    timing = {
+        "vision": 1e3 * (seen - start),
+        "backbone": 1e3 * (end - seen),
+        "total": 1e3 * (end - start),
+    }
     out = []
     for i, (policy, mine) in enumerate(zip(policies, rows(state, b), strict=True)):
         policy.stages = {"vision": visual[i], "readout": step.readout[i], "action": step.action[i]}
-        out.append({**policy.moved(mine, action[i], None if probability is None else probability[i]), "timing": timing})
+        out.append(
+            {
+                **policy.moved(mine, action[i], None if probability is None else probability[i]),
+                "timing": timing,
+            }
+        )
     return out
 
 

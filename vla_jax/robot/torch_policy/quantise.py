@@ -1,14 +1,17 @@
 """Weights of the backbone in 8 bits, through torchao.
 
-What is quantised: every linear layer of the image tower, its projector or resampler, and the decoder: nearly all of a
-large policy's bytes, and of what a step reads. What is not: the token table, norms, positions, readouts and the policy
-head, which are small or read by rows, and whose errors the robot would feel directly.
+What is quantised: every linear layer of the image tower, its projector or resampler, and the
+decoder: nearly all of a large policy's bytes, and of what a step reads. What is not: the token
+table, norms, positions, readouts and the policy head, which are small or read by rows, and whose
+errors the robot would feel directly.
 
     int8          weights int8, one scale per output; activations as they are
-    int8_dynamic  that, and activations int8 with a scale per token, found as they come: integer products
+    int8_dynamic  that, and activations int8 with a scale per token, found as they come: integer
+                  products
     float8        weights float8 (e4m3), one scale per output; activations as they are
 
-Uncompiled it saves memory alone: torchao then runs slower than bfloat16. Speed comes with `compile`.
+Uncompiled it saves memory alone: torchao then runs slower than bfloat16. Speed comes with
+`compile`.
 """
 
 from typing import Any
@@ -36,13 +39,17 @@ class Transposed(nn.Linear):
 
 
 def to_8_bits(network: Network, kind: str) -> None:
-    """Quantises a loaded network in place. Raises ValueError for another kind than KINDS, and without torchao."""
+    """Quantises a loaded network in place. Raises ValueError for another kind than KINDS, and
+    without torchao.
+    """
     if kind not in KINDS:
         raise ValueError(f"quantise: expected one of {', '.join(KINDS)}, got {kind!r}")
     try:
         from torchao import quantization as ao  # only who asks for it needs it
     except ImportError as error:
-        raise ValueError(f"quantise: {kind} needs torchao, which is not here ({error}): pip install torchao") from error
+        raise ValueError(
+            f"quantise: {kind} needs torchao, which is not here ({error}): pip install torchao"
+        ) from error
     configs: dict[str, Any] = {
         "int8": ao.Int8WeightOnlyConfig,
         "int8_dynamic": ao.Int8DynamicActivationInt8WeightConfig,
@@ -51,6 +58,8 @@ def to_8_bits(network: Network, kind: str) -> None:
     for part in filter(None, (network.backbone, network.resampler)):
         for parent in list(part.modules()):
             for name, layer in list(parent.named_children()):
-                if isinstance(layer, Linear) and name != "lm_head":  # which is read by rows, as the token table is
+                if (
+                    isinstance(layer, Linear) and name != "lm_head"
+                ):  # which is read by rows, as the token table is
                     setattr(parent, name, Transposed(layer))
         ao.quantize_(part, configs[kind](set_inductor_config=False))

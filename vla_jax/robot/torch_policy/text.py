@@ -37,13 +37,19 @@ def check(body: dict[str, Any]) -> None:
             expect("pre_tokenizer.ByteLevel.use_regex", step.get("use_regex", True), (True,))
         elif step["type"] == "Metaspace":
             known = ("always", "first", "never")
-            expect("pre_tokenizer.Metaspace.prepend_scheme", step.get("prepend_scheme", "always"), known)
+            expect(
+                "pre_tokenizer.Metaspace.prepend_scheme",
+                step.get("prepend_scheme", "always"),
+                known,
+            )
 
 
 def expect(where: str, got: Any, known: tuple[Any, ...]) -> None:
     """Raises ValueError when a switch has a value that is not computed."""
     if got not in known:
-        raise ValueError(f"tokenizer.json: {where}: expected {' or '.join(map(repr, known))}, got {got!r}")
+        raise ValueError(
+            f"tokenizer.json: {where}: expected {' or '.join(map(repr, known))}, got {got!r}"
+        )
 
 
 def steps(body: Step | None, name: str) -> list[Step]:
@@ -78,10 +84,11 @@ def _normaliser(step: Step) -> Callable[[str], str]:
 
 
 class Precompiled:
-    """sentencepiece's normalisation: a double-array trie over bytes, whose values are offsets into replacements.
+    """sentencepiece's normalisation: a double-array trie over bytes, whose values are offsets into
+    replacements.
 
-    As `tokenizers` applies it: to a grapheme of less than 6 bytes as a whole, otherwise to its characters, and the
-    shortest entry that begins there counts for all of it.
+    As `tokenizers` applies it: to a grapheme of less than 6 bytes as a whole, otherwise to its
+    characters, and the shortest entry that begins there counts for all of it.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -122,13 +129,18 @@ def _offset(unit: int) -> int:
 
 
 def _graphemes(text: str) -> Iterator[str]:
-    """Characters with the marks that follow them: the graphemes of Unicode as far as those of few bytes go."""
+    """Characters with the marks that follow them: the graphemes of Unicode as far as those of few
+    bytes go.
+    """
     start = 0
     for i in range(1, len(text) + 1):
         if i < len(text):
             before, here = text[i - 1], text[i]
             marks = unicodedata.category(here)[0] == "M" or here in "\u200c\u200d"
-            control = unicodedata.category(before) in ("Cc", "Zl", "Zp", "Cf") and before not in "\u200c\u200d"
+            control = (
+                unicodedata.category(before) in ("Cc", "Zl", "Zp", "Cf")
+                and before not in "\u200c\u200d"
+            )
             if (marks and not control) or (before == "\r" and here == "\n"):
                 continue
         if i > start:
@@ -164,7 +176,9 @@ def _split(step: Step, text: str, first: bool) -> list[str]:
         text = text.replace(" ", mark)
         if not text.startswith(mark) and (scheme == "always" or (scheme == "first" and first)):
             text = mark + text
-        return re.findall(f"{mark}[^{mark}]*|[^{mark}]+", text) if step.get("split", True) else [text]
+        return (
+            re.findall(f"{mark}[^{mark}]*|[^{mark}]+", text) if step.get("split", True) else [text]
+        )
     if step["add_prefix_space"] and not text.startswith(" "):
         text = " " + text
     return ["".join(_letters()[byte] for byte in word.encode()) for word in _gpt2(text)]
@@ -192,7 +206,9 @@ def _class(letter: str) -> str:
 
 @lru_cache(1)
 def _letters() -> dict[int, str]:
-    """The letter that stands for each byte: itself where it can be printed, the free ones from U+0100 on otherwise."""
+    """The letter that stands for each byte: itself where it can be printed, the free ones from
+    U+0100 on otherwise.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     out = {byte: chr(byte) for byte in plain}
     free = (byte for byte in range(256) if byte not in out)

@@ -1,8 +1,9 @@
-"""A reader of tokenizer.json in pure Python: words become the ids that Hugging Face's `tokenizers` gives.
+"""A reader of tokenizer.json in pure Python: words become the ids that Hugging Face's `tokenizers`
+gives.
 
-What it knows: byte-pair encoding, with byte fallback (Gemma, LLaMA) or on bytes (GPT-NeoX under MPT), and unigram
-models (Kosmos-2), behind the steps of text.py. `check` refuses anything else by name; the exporter calls it, and
-compares ids with those of the original on texts of many kinds.
+What it knows: byte-pair encoding, with byte fallback (Gemma, LLaMA) or on bytes (GPT-NeoX under
+MPT), and unigram models (Kosmos-2), behind the steps of text.py. `check` refuses anything else by
+name; the exporter calls it, and compares ids with those of the original on texts of many kinds.
 """
 
 import itertools
@@ -42,7 +43,9 @@ class BPE:
         return [self._vocab[part] for part in parts]
 
     def _symbols(self, word: str) -> list[str]:
-        """The characters that are in the vocabulary; for others their bytes, the unknown token, or nothing."""
+        """The characters that are in the vocabulary; for others their bytes, the unknown token, or
+        nothing.
+        """
         out: list[str] = []
         unknown = self._body["unk_token"]
         for letter in word:
@@ -51,7 +54,9 @@ class BPE:
                 out.append(letter)
             elif self._body.get("byte_fallback") and all(byte in self._vocab for byte in spelled):
                 out += spelled
-            elif unknown is not None and not (self._body.get("fuse_unk") and out and out[-1] == unknown):
+            elif unknown is not None and not (
+                self._body.get("fuse_unk") and out and out[-1] == unknown
+            ):
                 out.append(unknown)
         return out
 
@@ -68,7 +73,9 @@ class Unigram:
 
     def ids(self, word: str) -> list[int]:
         """Ids of the pieces of a word; unknown characters that stand together are one."""
-        best: list[tuple[float, int, bool] | None] = [(0.0, 0, False)] + [None] * len(word)  # score, start, is known
+        best: list[tuple[float, int, bool] | None] = [(0.0, 0, False)] + [None] * len(
+            word
+        )  # score, start, is known
         for start in range(len(word)):
             reached = best[start]
             assert reached is not None  # every single character is a piece or unknown
@@ -93,19 +100,30 @@ class Unigram:
 
 
 class Tokenizer:
-    """A tokenizer.json and the prompt it is used in: `before`, the template with the instruction in it, `after`."""
+    """A tokenizer.json and the prompt it is used in: `before`, the template with the instruction in
+    it, `after`.
+    """
 
     def __init__(self, body: dict[str, Any], prompt: dict[str, Any]) -> None:
         check(body)
         self._prompt = prompt
-        self._model = BPE(body["model"]) if body["model"].get("type", "BPE") == "BPE" else Unigram(body["model"])
+        self._model = (
+            BPE(body["model"])
+            if body["model"].get("type", "BPE") == "BPE"
+            else Unigram(body["model"])
+        )
         self._normalise = steps.normaliser(body["normalizer"])
         self._words = steps.pretokeniser(body["pre_tokenizer"])
         self._added = {token["content"]: token["id"] for token in body["added_tokens"]}
-        # The longest of the added tokens that begin at a place; some take the white space round them.
+        # The longest of the added tokens that begin at a place; some take the white space round
+        # them.
         patterns = [
-            (r"\s*" if token["lstrip"] else "") + re.escape(token["content"]) + (r"\s*" if token["rstrip"] else "")
-            for token in sorted(body["added_tokens"], key=lambda token: len(token["content"]), reverse=True)
+            (r"\s*" if token["lstrip"] else "")
+            + re.escape(token["content"])
+            + (r"\s*" if token["rstrip"] else "")
+            for token in sorted(
+                body["added_tokens"], key=lambda token: len(token["content"]), reverse=True
+            )
         ]
         self._split = re.compile("(" + "|".join(patterns) + ")") if patterns else None
         self._known: dict[str, list[int]] = {}
@@ -149,4 +167,8 @@ def check(body: dict[str, Any]) -> None:
     for token in body["added_tokens"]:
         expect(f"added_tokens: {token['content']!r}: single_word", token["single_word"], (False,))
         if token["normalized"]:
-            expect(f"added_tokens: {token['content']!r} normalised", normalise(token["content"]), (token["content"],))
+            expect(
+                f"added_tokens: {token['content']!r} normalised",
+                normalise(token["content"]),
+                (token["content"],),
+            )

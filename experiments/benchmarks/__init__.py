@@ -1,0 +1,1 @@
+"""The benchmarks of experiments.benchmark: data.py, inference.py; server.py: what serving adds."""

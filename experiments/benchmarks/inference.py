@@ -1,0 +1,286 @@
+"""Measures a policy's latency per new frame: JAX, torch eager, torch.compile and onnxruntime on the
+same weights.
+
+    python -m experiments.benchmark inference [--size tiny|100m|3b] [--head lstm] [--frames 50]
+    [--device cuda]
+
+Random weights, window 8 and chunk 10 (tiny: its own), two cameras. The policy is exported first, so
+that its proof is the guarantee that all compute the same; the actions are compared once more here.
+Lines are measured one after the other in this process, each after warm-up. "vision" is the image
+tower with its projector, "backbone" the rest of a pass with the head, "frame" the whole call: uint8
+image in, actions in robot units out. "action" is what one executed action costs when all of a chunk
+is executed before the next pass. The ratio is of JAX's p50 to the line's. Last, what
+experiments.serve adds to a request of one client on loopback.
+
+On a GPU torch.compile makes CUDA graphs, and the floor is the time that reading every weight once
+takes at the rate of a plain copy, measured in this run.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from experiments.benchmarks import server
+from experiments.composition import build
+from experiments.composition.json_files import write_json
+from experiments.configs import oxe_paligemma
+from vla_jax import params as flat
+from vla_jax.actions import ActionSpec
+from vla_jax.export import artefact, derived, onnx
+from vla_jax.models.vla import VLA
+from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.robot import torch_policy
+
+NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+TEXTS = ("push the red block to the left", "move the green block to the right side")
+CAMERAS = ("primary", "wrist")
+VARIANTS = {"tiny": "tiny", "100m": "100m", "3b": "3b-pt-224"}
+STAGES = ("vision", "backbone", "frame", "action")
+# calls before the clock runs: more than the window, and than what torch.compile compiles anew
+WARM = 12
+
+# Images [cameras h w 3] -> the chunk in robot units, and milliseconds by stage.
+Call = Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]
+
+
+def main(argv: list[str]) -> None:
+    """Runs the benchmark and prints its table."""
+    parser = argparse.ArgumentParser(
+        prog="experiments.benchmark inference", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--size", choices=tuple(VARIANTS), default="tiny")
+    parser.add_argument(
+        "--head", choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete"), default="lstm"
+    )
+    parser.add_argument("--frames", type=int, default=50, help="measured calls of each line")
+    parser.add_argument("--device", default="cpu", help="of torch; JAX takes its own default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--json", type=Path, default=None, help="write the table here too")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), args)
+    if args.json:
+        write_json(args.json, found)
+
+
+def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The table, printed line by line."""
+    config = configuration(args.size, args.head)
+    source = made(config, root)
+    artefact.write(source, root / "artefact", args.dtype)
+    count = sum(value.size for value in source.params.values())
+    model = config.model
+    print(
+        f"{count / 1e6:.1f} M parameters, head {model.head}, window {model.window}, chunk"
+        f" {model.chunk}, {model.image_size} px, {args.dtype}; JAX on"
+        f" {jax.devices()[0].device_kind}, torch on {args.device}, {torch.get_num_threads()}"
+        " threads"
+    )
+    rng = np.random.default_rng(0)
+    size = config.model.image_size
+    images = rng.integers(0, 256, (WARM + args.frames, len(CAMERAS), size, size, 3), dtype=np.uint8)
+    lines: dict[str, Callable[[], Call]] = {
+        "JAX": lambda: _jax(source, args.dtype),
+        "torch eager": lambda: _torch(root / "artefact", args, compile=False),
+        "torch.compile": lambda: _torch(root / "artefact", args, compile=True),
+    }
+    if args.dtype == "float32":
+        lines["onnxruntime (CPU)"] = lambda: _onnx(root)
+    stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
+    print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")
+    found: dict[str, Any] = {}
+    for name, line in lines.items():
+        row, actions = timed(line(), images)
+        if not found:
+            expected, base = actions, row["frame"][0]
+        drawn = config.model.head == "flow"  # each program draws its own noise
+        row |= {
+            "ratio": base / row["frame"][0],
+            "difference": np.nan if drawn else float(np.abs(actions - expected).max()),
+        }
+        row["action"] = [ms / config.model.chunk for ms in row["frame"]]
+        stages = " ".join(f"{p50:8.2f} {p95:8.2f}" for p50, p95 in (row[stage] for stage in STAGES))
+        print(
+            f"{name:18s} {row['first_s']:7.2f}s {stages} {row['ratio']:6.2f}"
+            f" {row['difference']:11.1e}",
+            flush=True,
+        )
+        found[name] = row
+    options = ("--device", args.device, "--dtype", args.dtype)
+    served = server.measure_overhead(root / "artefact", args.frames, *options)
+    trip, policy, added = (
+        f"{p50:.2f} {p95:.2f}" for p50, p95 in (served.round_trip, served.policy, served.added)
+    )
+    print(
+        f"served to one client on loopback, torch eager: round trip {trip}, of it the policy"
+        f" {policy}; added {added}"
+    )
+    found["server"] = served._asdict()
+    if args.device.startswith("cuda"):
+        width = 2 if args.dtype == "bfloat16" else 4
+        print(
+            f"floor: {1e3 * count * width / _bandwidth(args.device):.2f} ms to read every weight"
+            " once"
+        )
+    return found
+
+
+def configuration(size: str, head: str) -> ConfigDict:
+    """The policy's config: the demo's, or the default one on a smaller or the released backbone."""
+    config = oxe_paligemma.get_config(
+        ",".join(word for word in ("tiny" * (size == "tiny"), head) if word != "lstm")
+    )
+    config.model.variant, config.model.weights = VARIANTS[size], "none"
+    config.model.dtype, config.model.layers, config.model.remat = "float32", "unroll", "none"
+    config.model.cameras = CAMERAS
+    if size == "100m":
+        config.model.head_hidden, config.model.head_layers, config.model.head_mlp = (
+            512,
+            2,
+            (512, 256),
+        )
+    return config
+
+
+def made(config: ConfigDict, root: Path) -> artefact.Source:
+    """A policy of random weights with all that belongs to it."""
+    module, folder = build.backbone_module(config), root / "tokenizer"
+    module.train_tiny_tokenizer(list(TEXTS), folder)
+    encoder = module.load_tokenizer(folder, config.model.layout)
+    policy = build.model(config, build.backbone_config(config).vocab)
+    rng, params = np.random.default_rng(0), {}
+    for name, like in flat.abstract(policy)[1].items():
+        scale = like.shape[-2] ** -0.5 if len(like.shape) > 1 else 0.02
+        params[name] = scale * rng.standard_normal(like.shape, np.float32) + np.float32(
+            name.endswith("scale")
+        )
+    stats = {
+        key: np.full(7, value)
+        for key, value in {"mean": 0, "std": 1, "min": -1, "max": 1, "q01": -1, "q99": 1}.items()
+    }
+    spec = ActionSpec.fit(NAMES, (6,), stats, ("q99",))
+    prompt = {"before": encoder.before, "template": module.prompt("{}"), "after": encoder.after}
+    return artefact.Source(
+        build=policy,
+        params=params,
+        specs={"random": artefact.Numbers(spec, None, None)},
+        tokenizer=encoder.definition(),
+        prompt=prompt | {"length": config.model.prompt_length},
+        encode=encoder.encode,
+        image_size=config.model.image_size,
+        origin={"checkpoint": "random weights of experiments.benchmark"},
+    )
+
+
+def timed(call: Call, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """p50 and p95 in ms by stage after WARM calls, seconds of the first; and the actions [t
+    k d].
+    """
+    begin = time.perf_counter()
+    out = [call(images[0])]
+    first = time.perf_counter() - begin
+    out += [call(image) for image in images[1:]]
+    row: dict[str, Any] = {"first_s": first}
+    for stage in ("vision", "backbone", "frame"):
+        row[stage] = np.percentile(
+            [timing.get(stage, np.nan) for _, timing in out[WARM:]], (50, 95)
+        ).tolist()
+    return row, np.stack([actions for actions, _ in out])
+
+
+def _jax(source: artefact.Source, dtype: str) -> Call:
+    graphdef = flat.abstract(source.build)[0]
+    params = {name: jnp.asarray(value, jnp.dtype(dtype)) for name, value in source.params.items()}
+    spec = source.specs["random"].action
+    io = PolicyIO(
+        source.image_size,
+        source.prompt["length"],
+        lambda text: np.asarray(source.encode(text)),
+        spec,
+        ActionSpec(()),
+    )
+    policy = JaxPolicy(graphdef, params, io)
+    policy.reset(TEXTS[0])
+    look = jax.jit(lambda params, images: _model(graphdef, params).backbone.embed_image(images))
+
+    def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        # The policy's own program does vision and tokens at once: the tower alone is timed beside
+        # it.
+        begin = time.perf_counter()
+        look(params, image).block_until_ready()
+        seen = time.perf_counter()
+        actions = policy.act(dict(zip(CAMERAS, image, strict=True)))
+        vision, frame = 1e3 * (seen - begin), 1e3 * (time.perf_counter() - seen)
+        return actions, {"vision": vision, "backbone": frame - vision, "frame": frame}
+
+    return call
+
+
+def _model(graphdef: Any, params: Any) -> VLA:
+    model: Any = flat.merge(graphdef, params)
+    return model
+
+
+def _torch(folder: Path, args: argparse.Namespace, compile: bool) -> Call:
+    policy = torch_policy.load(folder, args.device, args.dtype, compile)
+    policy.reset(TEXTS[0])
+
+    def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        begin = time.perf_counter()
+        out = policy.act(dict(zip(CAMERAS, image, strict=True)))
+        frame = 1e3 * (time.perf_counter() - begin)
+        return out["actions"], {
+            **{name: out["timing"][name] for name in ("vision", "backbone")},
+            "frame": frame,
+        }
+
+    return call
+
+
+def _onnx(root: Path) -> Call:
+    """One graph: its stages cannot be told apart."""
+    onnx.write(root / "artefact", root / "onnx")
+    policy = torch_policy.load(root / "artefact")
+    given, run = derived.example(policy), onnx.session(root / "onnx")
+    policy.reset(TEXTS[0])
+    state = {name: value.numpy() for name, value in given.items() if name.startswith(derived.STATE)}
+
+    def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        begin = time.perf_counter()
+        noise = None if policy.network.head.noise_shape is None else policy.drawn()
+        prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)), noise=noise)
+        out = run({name: state[name] if name in state else prepared[name][None] for name in given})
+        state.update({name: out[f"next_{name}"] for name in state})
+        actions = policy.moved(None, out["action"][0], None)["actions"]
+        return actions, {"frame": 1e3 * (time.perf_counter() - begin)}
+
+    return call
+
+
+def _bandwidth(device: str) -> float:
+    """Bytes per second that a copy on the device reads, best of ten."""
+    a, best = torch.empty(1 << 30, dtype=torch.uint8, device=device), np.inf
+    b = torch.empty_like(a)
+    for _ in range(10):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        b.copy_(a)
+        end.record()
+        end.synchronize()
+        best = min(best, start.elapsed_time(end))
+    return 2 * len(a) / (best / 1e3)  # it reads and writes; weights are only read
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""A config becomes a model, data and an optimizer. Begin with build.py, the composition table."""

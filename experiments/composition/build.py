@@ -1,0 +1,245 @@
+"""The one composition table: a config becomes a model and an optimizer. Every command builds
+through here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from experiments.composition import datasets
+from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
+from vla_jax.models.heads.attention import AttentionHead
+from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
+from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.heads.gpt import GPTHead
+from vla_jax.models.heads.lstm import LSTMHead
+from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.models.lora import LoRAConfig, attach
+from vla_jax.models.losses import ActionLoss
+from vla_jax.models.objectives import ForwardConfig
+from vla_jax.models.resampler import ResamplerConfig
+from vla_jax.models.tokens import PastConfig, StateConfig
+from vla_jax.models.vla import VLA, VLAConfig
+from vla_jax.params import Build, Params
+from vla_jax.training.augment import AugmentConfig
+from vla_jax.training.checkpoint import complete_steps, load_arrays
+from vla_jax.training.optim import FreezeConfig, OptimConfig
+
+# Name in the config -> the file and the module in it.
+BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
+    "paligemma": (paligemma, paligemma.PaliGemma),
+    "kosmos2": (kosmos2, kosmos2.Kosmos2),
+    "llava": (llava, llava.Llava),
+    "flamingo": (flamingo, flamingo.Flamingo),
+}
+HEADS: dict[str, Callable[..., nnx.Module]] = {
+    "lstm": LSTMHead,
+    "mlp": MLPHead,
+    "gpt": GPTHead,
+    "attention": AttentionHead,
+    "flow": FlowHead,
+}
+DISCRETE = "discrete"  # the head without parameters
+
+# Every dataset is standardised to the field's 7-D action; only the last number is binary.
+BINARY = (6,)
+
+
+def backbone_config(config: ConfigDict) -> Any:
+    """The backbone's own config: its released sizes with this run's remat, layer loop and image
+    size checked.
+    """
+    module = backbone_module(config)
+    if config.model.variant not in module.CONFIGS:
+        raise ValueError(
+            f"model.variant: expected one of {', '.join(module.CONFIGS)}, got"
+            f" {config.model.variant!r}"
+        )
+    sizes = module.CONFIGS[config.model.variant]
+    if sizes.image_size != config.model.image_size:
+        raise ValueError(
+            f"model.image_size: expected {sizes.image_size} for {config.model.variant}, got"
+            f" {config.model.image_size}"
+        )
+    changes: dict[str, Any] = {"remat": config.model.remat, "layers": config.model.layers}
+    tasks = config.objectives
+    if hasattr(sizes, "speaks"):  # an output layer of its own is made where tokens are scored
+        changes["speaks"] = config.model.head == DISCRETE or bool(
+            tasks.caption.weight or tasks.image_text.weight
+        )
+    return dataclasses.replace(sizes, **changes)
+
+
+def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) -> Params:
+    """The backbone's pretrained parameters, in the dtypes and shardings of `specs`.
+
+    model.weights is what the backbone's file reads, or a checkpoints directory of a run or of
+    import_weights.
+    """
+    path, allowed = Path(config.model.weights).expanduser(), tuple(config.model.allow_missing)
+    if complete_steps(path):
+        prefix = "backbone/"
+        allowed = tuple(prefix + pattern for pattern in allowed)
+        found = load_arrays(path, {prefix + name: spec for name, spec in specs.items()}, allowed)
+        return {name.removeprefix(prefix): value for name, value in found.items()}
+    return backbone_module(config).load(path, backbone_config(config), specs, allowed)
+
+
+def lora(config: ConfigDict) -> LoRAConfig:
+    """The adapters' config."""
+    wanted = LoRAConfig(**config.lora.to_dict())
+    outside = [pattern for pattern in wanted.targets if not pattern.startswith("backbone/")]
+    if wanted.rank and outside:
+        raise ValueError(
+            f'lora.targets: expected patterns that begin with "backbone/", got {outside}; the rest'
+            " is trained whole"
+        )
+    return wanted
+
+
+def training_model(config: ConfigDict, action_end: int | None = None) -> Build:
+    """What is trained: the policy of `model`, with adapters when lora.rank > 0."""
+    return attach(model(config, action_end), lora(config))
+
+
+def model(config: ConfigDict, action_end: int | None = None) -> Build:
+    """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It
+    has no adapters, as `checkpoint.load_params` gives none.
+
+    `action_end` (see Data) is for the head discrete: the tokenizer decides where its tokens are.
+    None, where only shapes matter: the end of the vocabulary.
+    """
+    sizes, model = backbone_config(config), config.model
+    make_backbone, head = BACKBONES[_backbone(config)][1], _head(config, action_end or sizes.vocab)
+    policy = VLAConfig(
+        window=model.window,
+        chunk=model.chunk,
+        action_dim=model.action_dim,
+        cameras=tuple(model.cameras),
+        layout=model.layout,
+        history=model.history,
+        readouts=model.readouts,
+        resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
+        state=_state(config) if model.proprio else None,
+        past=PastConfig(BINARY, model.past_action_hidden) if model.past_action else None,
+        forward=_forward(config) if config.objectives.forward.weight else None,
+        text_embedding=(
+            config.objectives.text_align.width if config.objectives.text_align.weight else 0
+        ),
+        scales=(
+            ("action", 1.0),
+            *((name, task.weight) for name, task in config.objectives.items() if task.weight),
+        ),
+    )
+
+    def make(rngs: nnx.Rngs) -> VLA:
+        backbone: Any = make_backbone(sizes, rngs)
+        return VLA(backbone, head(backbone.width, rngs), policy, rngs)
+
+    return make
+
+
+def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]:
+    """(width, rngs) -> the policy head."""
+    model, loss = config.model, ActionLoss(**config.loss.to_dict())
+    if model.head == DISCRETE:
+        sizes = DiscreteConfig(
+            model.chunk,
+            model.action_dim,
+            BINARY,
+            action_end,
+            model.bins,
+            temperature=model.temperature,
+            loss=loss,
+        )
+        return lambda width, rngs: DiscreteHead(sizes)
+    if model.head not in HEADS:
+        raise ValueError(
+            f"model.head: expected one of {', '.join((*HEADS, DISCRETE))}, got {model.head!r}"
+        )
+    head_config = HeadConfig(
+        chunk=model.chunk,
+        action_dim=model.action_dim,
+        binary=BINARY,
+        tokens=model.readouts,
+        loss=loss,
+        hidden=model.head_hidden,
+        layers=model.head_layers,
+        mlp=tuple(model.head_mlp),
+        attention_heads=model.head_attention,
+        window=model.window,
+    )
+    return lambda width, rngs: HEADS[model.head](width, head_config, rngs)
+
+
+def _state(config: ConfigDict) -> StateConfig:
+    """The state that all datasets of the mixture share."""
+    spaces = {dataset.state_names: dataset.name for dataset, _ in datasets.members(config)}
+    if len(spaces) != 1 or () in spaces:
+        lines = "".join(
+            f"\n  {name}: {', '.join(names) or 'none'}" for names, name in spaces.items()
+        )
+        raise ValueError(
+            f"model.proprio: expected datasets with one and the same state, got{lines}\nset it to"
+            " False"
+        )
+    (names,) = spaces
+    return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
+
+
+def _forward(config: ConfigDict) -> ForwardConfig:
+    task = config.objectives.forward
+    return ForwardConfig(
+        len(task.offsets), len(config.model.cameras), task.tokens, task.width, task.depth,
+        task.patch,
+        config.model.image_size,
+    )  # fmt: skip
+
+
+def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
+    """The optimizer's and the freezing configs."""
+    values = config.optim.to_dict()
+    del values["ema"]  # belongs to the train step
+    freeze = FreezeConfig(
+        patterns=tuple(values.pop("freeze")),
+        **{
+            key: values.pop(key)
+            for key in (
+                "freeze_backbone",
+                "train_vision",
+                "train_text_embedding",
+                "train_decoder_layers",
+            )
+        },
+    )
+    return OptimConfig(**values), freeze
+
+
+def augmentation(config: ConfigDict) -> AugmentConfig:
+    """What is done to images in training."""
+    shift = config.augment.shift
+    if shift and len(shift) != len(config.model.cameras):
+        raise ValueError(
+            f"augment.shift: expected one number per camera {tuple(config.model.cameras)}, got"
+            f" {shift}"
+        )
+    return AugmentConfig(**config.augment.to_dict())
+
+
+def _backbone(config: ConfigDict) -> str:
+    if config.model.backbone not in BACKBONES:
+        raise ValueError(
+            f"model.backbone: expected one of {', '.join(BACKBONES)}, got {config.model.backbone!r}"
+        )
+    return config.model.backbone
+
+
+def backbone_module(config: ConfigDict) -> Any:
+    """The file of the backbone."""
+    return BACKBONES[_backbone(config)][0]

@@ -1,0 +1,112 @@
+"""What a window costs, counted on the traced program without running it: FLOPs, and bytes kept for
+backward.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from experiments.composition import datasets
+from vla_jax.params import Shapes, merge
+from vla_jax.training import metrics
+from vla_jax.types import Batch, Future, ImageText, Observation
+
+
+class Cost(NamedTuple):
+    """Of one window, over all devices."""
+
+    forward: float  # FLOPs of the loss
+    training: float  # FLOPs of the loss and its gradient, what remat computes again included
+    activations: int  # bytes that wait for the backward pass under the config's remat
+
+
+def per_window(
+    config: ConfigDict, graphdef: nnx.GraphDef, trainable: Shapes, frozen: Shapes
+) -> Cost:
+    """The difference between two windows and one: what does not grow with the batch (cast weights,
+    say) is left out.
+    """
+    two, one = (_of(config, graphdef, (trainable, frozen), b) for b in (2, 1))
+    return Cost(
+        two.forward - one.forward, two.training - one.training, two.activations - one.activations
+    )
+
+
+def batch(config: ConfigDict, b: int) -> Batch:
+    """A batch of b windows as shapes and types."""
+    model, tasks = config.model, config.objectives
+    t, size, cameras, prompt = (
+        model.window,
+        model.image_size,
+        len(model.cameras),
+        model.prompt_length,
+    )
+
+    def spec(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+    def images(*shape: int) -> tuple[Any, ...]:
+        return tuple(spec(np.uint8, *shape, size, size, 3) for _ in range(cameras))
+
+    p, past, frames = (
+        len(datasets.members(config)[0][0].state_names),
+        model.past_action,
+        len(tasks.forward.offsets),
+    )
+    length = tasks.image_text.length
+    obs = Observation(
+        images=images(t),
+        image_mask=spec(bool, t, cameras),
+        proprio=spec(np.float32, t, p),
+        proprio_mask=spec(bool),
+        prompt=spec(np.int32, prompt),
+        prompt_mask=spec(bool, prompt),
+        step_mask=spec(bool, t),
+        past_action=spec(np.float32, t, model.action_dim) if past else None,
+        past_action_mask=spec(bool, t) if past else None,
+    )
+    text = ImageText(
+        spec(np.uint8, size, size, 3), spec(np.int32, length), spec(bool, length), spec(bool,
+        length)
+    )  # fmt: skip
+    return Batch(
+        obs=obs,
+        actions=spec(np.float32, t, model.chunk, model.action_dim),
+        action_mask=spec(bool, t, model.chunk, model.action_dim),
+        dataset_id=spec(np.int32),
+        future=(
+            Future(images(t, frames), spec(bool, t, frames, cameras))
+            if tasks.forward.weight
+            else None
+        ),
+        text_target=spec(np.float32, tasks.text_align.width) if tasks.text_align.weight else None,
+        image_text=text if tasks.image_text.weight else None,
+    )
+
+
+def _of(config: ConfigDict, graphdef: nnx.GraphDef, shapes: tuple[Shapes, Shapes], b: int) -> Cost:
+    dtype = jnp.dtype(config.model.dtype)
+    params, frozen = (
+        {k: jax.ShapeDtypeStruct(v.shape, dtype) for k, v in part.items()} for part in shapes
+    )
+
+    def loss(params: Any, frozen: Any, batch: Batch) -> jax.Array:
+        model: Any = merge(graphdef, {**params, **frozen})
+        return sum(model.loss(batch, jax.random.key(0)).sums.values(), start=jnp.zeros(()))
+
+    data = batch(config, b)
+    forward = jax.make_jaxpr(loss)(params, frozen, data)
+    training = jax.make_jaxpr(jax.grad(loss))(params, frozen, data)
+    # The function that jax.vjp returns is a pytree: its leaves are what it keeps.
+    kept = jax.eval_shape(
+        lambda params, frozen, data: jax.vjp(lambda p: loss(p, frozen, data), params)[1],
+        params,
+        frozen,
+        data,
+    )
+    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    return Cost(metrics.count_flops(forward.jaxpr), metrics.count_flops(training.jaxpr), size)

@@ -1,0 +1,93 @@
+"""The words behind a config file's colon, the same in every file: `--config=FILE.py:tiny,gpt,lora`.
+
+tiny                            the same path in minutes on a CPU: random weights, the embedded
+                                block-pushing data
+lora                            adapters in a frozen backbone
+gpt, attention, flow, discrete  another policy head than the LSTM
+"""
+
+from ml_collections import ConfigDict
+
+HEADS = {
+    "gpt": 8,
+    "attention": 1,
+    "flow": 4,
+    "discrete": 0,
+}  # blocks: GPT as in RoboVLMs, discrete has no parameters
+
+
+def parse(arg: str, own: tuple[str, ...] = ()) -> frozenset[str]:
+    """The words in `arg`, where commas join them. `own` are those of the file.
+
+    Raises ValueError for an unknown word and for two heads.
+    """
+    words = frozenset(word.strip() for word in arg.split(",") if word.strip())
+    if words - {*own, "tiny", "lora", *HEADS} or len(words & HEADS.keys()) > 1:
+        several = ", ".join(f"'{word}'" for word in (*own, "tiny"))
+        raise ValueError(
+            f"--config=FILE.py:WORDS: expected {several}, 'lora' and one of {', '.join(HEADS)} at"
+            f" most, got {arg!r}"
+        )
+    return words
+
+
+def apply(config: ConfigDict, words: frozenset[str]) -> None:
+    """Changes the config as the words of every file say; a file's own words are its own affair."""
+    if "lora" in words:
+        config.lora.rank = 16
+        config.optim.lr = 5e-4  # OpenVLA's for adapters, which start at zero
+    if "tiny" in words:
+        _tiny(config)
+    for head in words & HEADS.keys():
+        config.model.head = head
+        config.model.head_layers = min(2, HEADS[head]) if "tiny" in words else HEADS[head]
+    if "discrete" in words:
+        config.model.history = (  # as in RoboVLMs; this head cannot fuse time, so the backbone must
+            "interleaved"
+        )
+
+
+def _tiny(config: ConfigDict) -> None:
+    """Small enough for a laptop, the same code path: random weights, the embedded data, which has
+    both cameras.
+    """
+    config.steps = 1_000
+    config.batch_size = 32
+    config.accum = 1
+    config.log_every = 20
+    config.eval_every = 250
+    config.save_every = 250
+    config.eval_batches = 8
+    config.data.root = "runs/demo/data"
+    config.data.mixture = "blocks"
+    config.data.normalise = ("q99",)
+    config.data.ram_budget = 256 * 2**20
+    config.augment.crop_scale = (
+        1.0,
+        1.0,
+    )  # the demo's pictures are 32 pixels wide, and its words name colours
+    config.augment.brightness = config.augment.hue = 0.0
+    config.augment.contrast = config.augment.saturation = (1.0, 1.0)
+    config.augment.shift = ()
+    config.objectives.forward.offsets = (3,)
+    config.objectives.forward.width = 128
+    config.objectives.forward.patch = 8
+    config.model.variant = "tiny"
+    config.model.weights = "none"
+    config.model.tokenizer = "train"
+    config.model.prompt_length = 32
+    config.model.image_size = 32
+    config.model.window = 2
+    config.model.chunk = 4
+    config.model.head_hidden = 128
+    config.model.head_layers = 1
+    config.model.head_mlp = (128, 64)
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+    config.model.layers = "unroll"
+    config.optim.lr = 1e-3
+    config.optim.schedule = "half_cosine"
+    config.optim.min_lr_scale = 0.05
+    config.optim.warmup_steps = 50
+    config.optim.warmup_epochs = 0.0
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 1

@@ -1,0 +1,333 @@
+"""One episode through the policy, and what the differences to the recorded actions amount to.
+
+Axes: t steps of an episode, n of all episodes, k chunk step, d action dim, a arm dims. "Network
+units" are normalised: an error of 1 is half of a dim's range in the training data (q99).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.replaying.recorded import Episode, Recording
+from vla_jax.actions import ActionSpec
+from vla_jax.robot.torch_policy import Policy
+
+HUBER_DELTA = 1.0  # of the arm loss in all our configs
+LAGS = (-2, -1, 0, 1, 2)
+WORST = 5
+TIMES = ("vision", "backbone", "total")
+
+
+class Replayed(NamedTuple):
+    """What the policy did in an episode. `frames` are gone."""
+
+    episode: Episode
+    chunks: np.ndarray  # t k d, robot units: planned anew at each step
+    normalised: np.ndarray  # t k d: the same as the network says it
+    open_loop: (
+        np.ndarray
+    )  # t d, robot units: whole chunks executed, the policy sees nothing between
+    confidence: dict[str, np.ndarray]  # name -> t ("steps": t k), NaN where there is none
+    milliseconds: np.ndarray  # t of TIMES
+
+
+def replay(policy: Policy, episode: Episode, dataset: str) -> Replayed:
+    """The episode with a plan at each step, and again with one per chunk."""
+    every = plans(policy, episode, dataset, 1)
+    chunks = np.stack([out["actions"] for out in every])
+    k = chunks.shape[1]
+    sparse = np.concatenate([out["actions"] for out in plans(policy, episode, dataset, k)])[
+        : len(chunks)
+    ]
+    confidence = {}
+    for name in ("gripper", "agreement", "token", "steps"):
+        none: Any = [np.nan] * k if name == "steps" else np.nan
+        said = [out["confidence"][name] for out in every]
+        confidence[name] = np.array([none if value is None else value for value in said])
+    times = np.array([[out["timing"][name] for name in TIMES] for out in every])
+    normalised = np.stack([out["normalised"] for out in every])
+    return Replayed(episode._replace(frames=[]), chunks, normalised, sparse, confidence, times)
+
+
+def plans(policy: Policy, episode: Episode, dataset: str, every: int) -> list[dict[str, Any]]:
+    """What `Policy.act` gives at each `every`-th frame, and as "normalised" what the network said:
+    clipped to no range, with probabilities. The actions carried out between are the recorded ones.
+    """
+    policy.reset(episode.instruction, dataset)
+    out = []
+    for t in range(0, len(episode.frames), every):
+        before = episode.actions[t - 1] if t else None
+        found = policy.act(episode.frames[t], state(episode, t), before)
+        out.append(found | {"normalised": policy.stages["action"].float().cpu().numpy()})
+    return out
+
+
+def state(episode: Episode, t: int) -> np.ndarray | None:
+    """The recorded state, if there is one."""
+    return episode.state[t] if episode.state.shape[1] else None
+
+
+def halves(count: int) -> dict[str, np.ndarray]:
+    """Places of `count` episodes, "fit" and "report": drawn, because recordings often come in turns
+    of tasks.
+    """
+    order = np.random.default_rng(0).permutation(count)
+    return {"fit": np.sort(order[: count // 2]), "report": np.sort(order[count // 2 :])}
+
+
+def figures(recording: Recording, found: list[Replayed]) -> dict[str, Any]:
+    """All figures as a JSON-able dict."""
+    spec, k = recording.spec, found[0].chunks.shape[1]
+    true = np.concatenate([one.episode.actions for one in found])
+    step = np.concatenate([one.chunks[:, 0] for one in found])
+    sparse = np.concatenate([one.open_loop for one in found])
+    mean = recording.index.splits["train"].stats["action"]["mean"].astype(np.float32)
+    constant = spec.unnormalise(spec.normalise(np.broadcast_to(mean, true.shape)))
+    times = np.concatenate([one.milliseconds for one in found])
+    return {
+        "episodes": len(found),
+        "frames": len(true),
+        "chunk": k,
+        "arm_loss": chunk_loss(spec, found),
+        "arm_error": {
+            name: float(arm_error(spec, actions, true).mean())
+            for name, actions in (
+                ("every_step", step),
+                ("open_loop", sparse),
+                ("mean_action", constant),
+            )
+        },
+        "gripper_accuracy": {
+            name: gripper_accuracy(spec, actions, true)
+            for name, actions in (
+                ("every_step", step),
+                ("open_loop", sparse),
+                ("mean_action", constant),
+            )
+        },
+        "dims": {
+            name: {
+                "every_step": spread(step[:, i] - true[:, i]),
+                "open_loop": spread(sparse[:, i] - true[:, i]),
+                "mean_action": spread(constant[:, i] - true[:, i]),
+                "correlation": correlation(step[:, i], true[:, i]),
+            }
+            for i, name in enumerate(spec.names)
+            if i not in spec.binary
+        },
+        "lag": {str(lag): lagged(spec, found, lag) for lag in LAGS},
+        "jerk": jerks(spec, found),
+        "worst": worst(spec, found),
+        "milliseconds": {
+            name: {
+                "p50": float(np.percentile(times[:, i], 50)),
+                "p95": float(np.percentile(times[:, i], 95)),
+            }
+            for i, name in enumerate(TIMES)
+        },
+    }
+
+
+def huber(error: np.ndarray) -> np.ndarray:
+    """The arm loss of training, of an error in network units."""
+    size = np.abs(error)
+    return np.where(size < HUBER_DELTA, 0.5 * error**2, HUBER_DELTA * (size - 0.5 * HUBER_DELTA))
+
+
+def arm(spec: ActionSpec) -> list[int]:
+    """The dims that are not binary."""
+    return [i for i in range(len(spec.names)) if i not in spec.binary]
+
+
+def arm_error(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """[... d] in robot units -> [...]: mean Huber error of the arm in network units."""
+    return huber(spec.normalise(actions) - spec.normalise(true))[..., arm(spec)].mean(-1)
+
+
+def chunk_loss(spec: ActionSpec, found: list[Replayed]) -> float:
+    """Mean Huber error over all planned steps that lie within their episode: the arm loss of
+    experiments.evaluate.
+
+    That one also counts, with windows of more than one frame, what the model says at a window's
+    earlier frames.
+    """
+    total, count = 0.0, 0
+    for one in found:
+        within, true = ahead(one.episode.actions, one.chunks.shape[1])
+        errors = huber(one.normalised - spec.normalise(true))[..., arm(spec)].mean(-1)
+        total, count = total + float(errors[within].sum()), count + int(within.sum())
+    return total / count
+
+
+def ahead(actions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which steps of chunks lie within an episode of `actions` [t d]: [t k], and the actions there
+    [t k d].
+    """
+    at = np.arange(len(actions))[:, None] + np.arange(k)
+    return at < len(actions), actions[np.minimum(at, len(actions) - 1)]
+
+
+def chunk_errors(spec: ActionSpec, chunks: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """`arm_error` [t k] of chunks [t k d] against an episode's actions [t d]; 0 past its end."""
+    within, true = ahead(actions, chunks.shape[1])
+    return np.where(within, arm_error(spec, chunks, true), 0.0)
+
+
+def gripper_accuracy(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> float | None:
+    """Share of binary numbers that are right; None without any."""
+    if not spec.binary:
+        return None
+    return float(np.mean((actions > 0.5)[:, spec.binary] == (true > 0.5)[:, spec.binary]))
+
+
+def spread(error: np.ndarray) -> dict[str, float]:
+    """Mean absolute error, root mean square and 95th percentile of the absolute error."""
+    size = np.abs(error.astype(np.float64))
+    return {
+        "mae": float(size.mean()),
+        "rms": float(np.sqrt((size**2).mean())),
+        "p95": float(np.percentile(size, 95)),
+    }
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson's r; None where the recorded dim does not move."""
+    a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
+    size = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / size) if b.std() > 1e-6 and size > 0 else None
+
+
+def lagged(spec: ActionSpec, found: list[Replayed], lag: int) -> float:
+    """Mean arm error of the next action against the recorded one `lag` steps later; at most as many
+    steps count.
+    """
+    errors = []
+    for one in found:
+        low, high = max(0, -lag), len(one.chunks) - max(0, lag)
+        if low < high:
+            errors.append(
+                arm_error(
+                    spec, one.chunks[low:high, 0], one.episode.actions[low + lag : high + lag]
+                )
+            )
+    return float(np.concatenate(errors).mean()) if errors else float("nan")
+
+
+def jerks(spec: ActionSpec, found: list[Replayed]) -> dict[str, float]:
+    """Root mean square of the actions' second difference a[t+1] - 2 a[t] + a[t-1], arm, network
+    units.
+
+    Where actions are motions per step (deltas) that is the jerk, in units per step^3. "border"
+    counts the three actions that are not all of the same chunk; planned at each step, all are.
+    """
+    k = found[0].chunks.shape[1]
+    parts: dict[str, list[np.ndarray]] = {
+        "demonstration": [],
+        "every_step": [],
+        "border": [],
+        "inside": [],
+    }
+    for one in found:
+        plan = np.arange(len(one.chunks)) // k
+        border = plan[2:] != plan[:-2]
+        sparse = _jerk(spec, one.open_loop)
+        parts["demonstration"].append(_jerk(spec, one.episode.actions))
+        parts["every_step"].append(_jerk(spec, one.chunks[:, 0]))
+        parts["border"].append(sparse[border])
+        parts["inside"].append(sparse[~border])
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    return {
+        name: float(np.sqrt(x.mean())) if len(x) else float("nan") for name, x in joined.items()
+    }
+
+
+def _jerk(spec: ActionSpec, actions: np.ndarray) -> np.ndarray:
+    """[t d] -> [t-2]: mean square over the arm."""
+    x = spec.normalise(actions).astype(np.float64)[:, arm(spec)]
+    return (np.diff(x, 2, axis=0) ** 2).mean(-1)
+
+
+def worst(spec: ActionSpec, found: list[Replayed]) -> list[dict[str, Any]]:
+    """The episodes with the largest arm error, planned at each step."""
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        step, true = one.chunks[:, 0], one.episode.actions
+        by_dim = np.abs(spec.normalise(step) - spec.normalise(true)).mean(0)
+        rows.append(
+            {
+                "episode": one.episode.number,
+                "record": one.episode.where,
+                "instruction": one.episode.instruction,
+                "steps": len(true),
+                "arm_error": float(arm_error(spec, step, true).mean()),
+                "worst_dim": spec.names[max(arm(spec), key=lambda i: by_dim[i])],
+                "gripper_accuracy": gripper_accuracy(spec, step, true),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["arm_error"])[:WORST]
+
+
+def text(body: dict[str, Any]) -> str:
+    """The figures as a reader wants them."""
+    data, error, jerk = body["data"], body["arm_error"], body["jerk"]
+    lines = [
+        (
+            f"{data['dataset']}/{data['split']}: {body['episodes']} episodes, {body['frames']}"
+            f" frames through {body['artefact']}; its statistics are those of the data"
+        ),
+        (
+            f"arm loss over whole chunks of {body['chunk']} (as experiments.evaluate prints it):"
+            f" {body['arm_loss']:.5f}"
+        ),
+        (
+            "arm error of executed actions, the same units: planned at each step"
+            f" {error['every_step']:.5f}, whole chunks {error['open_loop']:.5f}, mean action"
+            f" {error['mean_action']:.5f}"
+        ),
+        "in robot units       planned at each step           whole chunks  mean action of training",
+        (
+            f"{'dim':10s} {'MAE':>10s} {'RMS':>10s} {'p95':>10s} {'MAE':>13s} {'MAE':>10s}"
+            f" {'RMS':>10s}  correlation"
+        ),
+    ]
+    for name, row in body["dims"].items():
+        step, mean = row["every_step"], row["mean_action"]
+        r = "does not move" if row["correlation"] is None else f"{row['correlation']:.3f}"
+        flag = (
+            ""
+            if row["correlation"] is None or step["mae"] < mean["mae"]
+            else "  WORSE THAN THE MEAN ACTION"
+        )
+        lines.append(
+            f"{name:10s} {step['mae']:10.4g} {step['rms']:10.4g} {step['p95']:10.4g}"
+            f" {row['open_loop']['mae']:13.4g} {mean['mae']:10.4g} {mean['rms']:10.4g}  {r}{flag}"
+        )
+    grip = {
+        name: "none" if value is None else f"{value:.4f}"
+        for name, value in body["gripper_accuracy"].items()
+    }
+    lines.append(
+        f"gripper accuracy: planned at each step {grip['every_step']}, whole chunks"
+        f" {grip['open_loop']}, always the commoner state {grip['mean_action']}"
+    )
+    best = min(body["lag"], key=lambda lag: body["lag"][lag])
+    late = "" if best == "0" else f": THE RECORDED ACTION {best} STEPS LATER FITS BETTER"
+    lines.append("arm error against the action at lag " + _row(body["lag"], "{}: {:.4f}") + late)
+    lines.append(
+        "jerk (RMS second difference of actions, network units): " + _row(jerk, "{} {:.4f}")
+    )
+    lines.append(f"worst episodes{'':9s} steps  arm error  worst dim  gripper  instruction")
+    for row in body["worst"]:
+        grip_row = "" if row["gripper_accuracy"] is None else f"{row['gripper_accuracy']:.2f}"
+        lines.append(
+            f"  {row['episode']:5d} {row['record'][-14:]:14s} {row['steps']:5d} "
+            f" {row['arm_error']:9.4f}  {row['worst_dim']:>9s}  {grip_row:>7s} "
+            f" {row['instruction']!r}"
+        )
+    times = {name: f"{p['p50']:.2f} / {p['p95']:.2f}" for name, p in body["milliseconds"].items()}
+    lines.append(f"milliseconds per frame on {body['device']}, p50 / p95: " + _row(times, "{} {}"))
+    return "\n".join(lines)
+
+
+def _row(values: dict[str, Any], form: str) -> str:
+    return ", ".join(form.format(name.replace("_", " "), value) for name, value in values.items())

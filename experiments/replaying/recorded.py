@@ -1,0 +1,243 @@
+"""Recorded episodes as a robot would have met them: frames as recorded and resized by it, numbers
+as standardised.
+
+What the commands that replay an artefact share. Nothing of JAX is imported: a robot computer can
+run them.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines import images, quarantine
+from data_pipelines.datasets import DATASETS, user
+from data_pipelines.files import remote
+from data_pipelines.index import HELD_OUT, Index, Split, open_index
+from vla_jax.actions import ActionSpec, Rule
+from vla_jax.robot.lanczos import resize
+
+Images = dict[str, np.ndarray]
+
+
+class Episode(NamedTuple):
+    """One episode of t steps. `frames` are by camera, uint8 RGB, as large as the policy
+    takes them.
+    """
+
+    number: int  # in its split
+    where: str  # file and record
+    instruction: str
+    frames: list[Images]  # t
+    state: np.ndarray  # t p, robot units; p is 0 without a recorded state
+    actions: np.ndarray  # t d, robot units
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A split of a dataset that belongs to an artefact: same actions, same statistics, all cameras
+    there.
+    """
+
+    index: Index
+    split: Split
+    cameras: tuple[str, ...]
+    size: int  # of the images that the policy takes
+    spec: ActionSpec
+
+    def episodes(self, most: int | None) -> list[int]:
+        """Numbers of the first `most` episodes that have a step."""
+        return np.flatnonzero(self.split.length)[:most].tolist()
+
+    def episode(self, number: int) -> Episode:
+        """An episode, its frames decoded as recorded and resized as a robot does it."""
+        split, first = self.split, int(self.split.first[number])
+        rows = np.arange(first, first + int(split.length[number]))
+        seen = {name: self._frames(name, rows) for name in self.cameras}
+        shard = split.shards[int(split.frames[self.cameras[0]].shard[first])]
+        return Episode(
+            number,
+            f"{shard.rsplit('/', 1)[-1]}:{split.record[number]}",
+            split.sentences[int(split.instruction[number])],
+            [{name: seen[name][t] for name in self.cameras} for t in range(len(rows))],
+            np.array(split.state[rows]),
+            np.array(split.actions[rows]),
+        )
+
+    def _frames(self, slot: str, rows: np.ndarray) -> list[np.ndarray]:
+        """With one read: the frames of an episode lie together in its record."""
+        shard, offset, length = (
+            column[rows].astype(np.int64) for column in self.split.frames[slot]
+        )
+        path, start, stop = (
+            self.split.shards[int(shard[0])],
+            int(offset.min()),
+            int((offset + length).max()),
+        )
+        data, out = remote.read_range(path, start, stop), []
+        for t, (at, size) in enumerate(
+            zip((offset - start).tolist(), length.tolist(), strict=True)
+        ):
+            try:
+                out.append(
+                    resize(
+                        images.raw(data[at : at + size], slot in self.index.dataset.bgr), self.size
+                    )
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}: {slot} frame {t} (byte {start + at}): {error}; download it again"
+                ) from error
+        return out
+
+
+class Where(NamedTuple):
+    """Which recorded data: as the options of the command say it."""
+
+    root: str
+    dataset: str
+    split: str | None  # the held-out one by default
+    datasets: str = ""  # a Python file that describes more
+    quarantine: str = ""
+
+
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """The options of a command that runs an artefact on recorded episodes; `about` is its
+    docstring.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--artefact", type=Path, required=True, help="the folder that experiments.export wrote"
+    )
+    parser.add_argument("--data", required=True, help="the folder or URL that holds the datasets")
+    parser.add_argument(
+        "--dataset", default="blocks", help="its name in data_pipelines/datasets or in --datasets"
+    )
+    parser.add_argument(
+        "--datasets", default="", help="your own Python file that describes datasets"
+    )
+    parser.add_argument("--quarantine", default="", help="the list that the training left out")
+    parser.add_argument("--split", default=None, help="the held-out one by default")
+    parser.add_argument(
+        "--episodes", type=positive, default=None, help="the first N; all by default"
+    )
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def where(args: argparse.Namespace) -> Where:
+    """Which data the options of `command_line` name."""
+    return Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
+
+
+def positive(text: str) -> int:
+    """A whole number of the command line, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return int(text)
+
+
+def open_recording(artefact: Path, where: Where) -> Recording:
+    """The data of an artefact.
+
+    Raises ValueError, with what was expected and what is there, for a dataset, split or camera that
+    is not there, and when the artefact normalises other than this data's statistics say: it was
+    trained on other data.
+    """
+    known = dict(DATASETS) | (user.load(where.datasets)[0] if where.datasets else {})
+    config = json.loads((artefact / "config.json").read_text(encoding="utf-8"))
+    specs = json.loads((artefact / "norm_stats.json").read_text(encoding="utf-8"))["datasets"]
+    if where.dataset not in specs:
+        raise ValueError(
+            f"--dataset: expected one that {artefact} was trained on ({', '.join(specs)}), got"
+            f" {where.dataset!r}"
+        )
+    if where.dataset not in known:
+        raise ValueError(
+            "--dataset: expected one of data_pipelines/datasets or of --datasets=FILE.py, got"
+            f" {where.dataset!r}"
+        )
+    root = (
+        where.root
+        if remote.is_remote(where.root)
+        else str(Path(where.root).expanduser().absolute())
+    )
+    skipped = quarantine.read(where.quarantine) if where.quarantine else frozenset()
+    index = open_index(root, known[where.dataset], quarantine=skipped)
+    name = where.split or next((split for split in HELD_OUT if split in index.splits), "")
+    if name not in index.splits:
+        raise ValueError(f"--split: expected one of {', '.join(index.splits)}, got {name!r}")
+    split, cameras = index.splits[name], tuple(config["cameras"])
+    absent = [slot for slot in cameras if slot not in split.frames]
+    if absent:
+        raise ValueError(
+            f"{artefact}: expected the cameras {', '.join(cameras)}, in this order, {where.dataset}"
+            f" has {', '.join(split.frames) or 'none'}"
+        )
+    stats = index.splits["train"].stats
+    check(
+        artefact,
+        "action",
+        specs[where.dataset]["action"],
+        index.dataset.action_names,
+        stats["action"],
+    )
+    if config["network"]["sequence"]["state"]:
+        check(
+            artefact,
+            "state",
+            specs[where.dataset]["state"],
+            index.dataset.state_names,
+            stats["state"],
+        )
+    spec = ActionSpec.from_json(specs[where.dataset]["action"])
+    return Recording(index, split, cameras, config["image"]["size"], spec)
+
+
+def check(
+    artefact: Path,
+    what: str,
+    body: dict[str, Any],
+    names: tuple[str, ...],
+    stats: dict[str, np.ndarray],
+) -> None:
+    """Raises ValueError unless a spec of the artefact is what these training statistics make of the
+    same rules.
+    """
+    spec = ActionSpec.from_json(body)
+    if spec.names != names:
+        raise ValueError(
+            f"{artefact}: {what}: expected the dims {', '.join(spec.names)}, the data has {names}"
+        )
+    found = ActionSpec.fit(names, spec.binary, stats, rules(spec))
+    lines = [
+        f"    {name} ({mine.kind}): expected offset {mine.offset[i]:.6g}, scale"
+        f" {mine.scale[i]:.6g}, got {theirs.offset[i]:.6g}, {theirs.scale[i]:.6g}"
+        for mine, theirs in zip(spec.steps, found.steps, strict=True)
+        for i, name in enumerate(names)
+        if (mine.offset[i], mine.scale[i]) != (theirs.offset[i], theirs.scale[i])
+    ]
+    if lines:
+        raise ValueError(
+            f"{artefact}: {what}: it is normalised with other statistics than those of this data\n"
+            + "\n".join(lines)
+            + "\n    give the data that it was trained on (with its --quarantine, if there was one)"
+        )
+
+
+def rules(spec: ActionSpec) -> list[Rule]:
+    """The chain of rules that a spec was fitted with."""
+    moving = [i for i in range(len(spec.names)) if i not in (*spec.binary, *spec.constant)]
+    out: list[Rule] = []
+    for number, step in enumerate(spec.steps):
+        limits = {(step.low[i], step.high[i]) for i in moving}
+        # "bounds" has limits of its own, the same for all dims, or the smallest and largest of the
+        # data.
+        given = step.kind == "bounds" and len(limits) == 1 and (number > 0 or len(moving) > 1)
+        out.append(("bounds", *limits.pop()) if given else step.kind)
+    return out

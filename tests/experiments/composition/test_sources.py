@@ -1,0 +1,80 @@
+"""What a run checks of its tokenizer and asks of CLIP."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipelines.builders.blocks import write_blocks
+from experiments.composition import sources
+from experiments.composition.config import load_config
+from vla_jax.models import clip_text
+from vla_jax.models.backbones import paligemma
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_blocks(root, train=4, val=2)
+    return root
+
+
+def config(root: Path, word: str, *overrides: str) -> ConfigDict:
+    return load_config(f"oxe_paligemma.py:{word}", [f"--config.data.root={root}", *overrides])
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(paligemma.CONFIGS["tiny"], vocab=100)
+    monkeypatch.setitem(paligemma.CONFIGS, "tiny", small)
+    with pytest.raises(ValueError, match=r"model\.tokenizer: .* tokens, paligemma tiny embeds 100"):
+        sources.data(config(root, "tiny"), tmp_path)
+
+
+def test_action_tokens_stand_apart_from_the_words(root: Path, tmp_path: Path) -> None:
+    source = sources.data(config(root, "tiny,discrete"), tmp_path)
+    tokenizer = paligemma.load_tokenizer(source.tokenizer)
+    assert 256 < source.action_end < tokenizer.vocab
+    used = {
+        int(i)
+        for part in source.train
+        for text in part.index.splits["train"].sentences
+        for i in source.encode(text)
+    }
+    assert max(used) < source.action_end - 256
+    first = "<loc0900>"  # one of the tokens at the vocabulary's end
+    with pytest.raises(ValueError, match=r"collide with token .* of the text 'go to <loc0900>'"):
+        source.encode(f"go to {first}")
+    plain = sources.data(config(root, "tiny"), tmp_path)
+    assert plain.action_end == 0
+    assert len(plain.encode(f"go to {first}"))
+
+
+def test_the_target_is_clips_embedding(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = f"--config.objectives.text_align.clip={tmp_path / 'clip'}"
+    wanted = config(root, "tiny", "--config.objectives.text_align.weight=0.05", clip)
+    (line,) = sources.missing(wanted)
+    assert "openai/clip-vit-large-patch14" in line
+    (tmp_path / "clip").mkdir()
+    monkeypatch.setattr(
+        clip_text, "embedder", lambda folder: lambda text: np.full(768, len(text), np.float32)
+    )
+    source = sources.data(wanted, tmp_path)
+    loader = sources.loader(wanted, source, source.train, shuffle=False)
+    target = loader.batch(0).text_target
+    assert target.shape == (wanted.batch_size, 768)
+    assert target[0, 0] == len(loader.instruction(0))
+    assert sources.data(config(root, "tiny"), tmp_path).target is None
+    assert (
+        sources.data(wanted, tmp_path, training=False).target is not None
+    )  # the loss wants it in evaluation too
+
+
+def test_a_start_that_is_not_there_is_missing(root: Path) -> None:
+    (line,) = sources.missing(config(root, "tiny", "--config.model.start=nowhere"))
+    assert "no complete checkpoint" in line

@@ -1,0 +1,213 @@
+"""The tasks beside the action: what they see, what they cost, and that nothing is left of one that
+is off.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.fakes import FakeBackbone, initialise, make_batch
+from vla_jax import params
+from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.models.objectives import ForwardConfig, next_token, patches
+from vla_jax.models.vla import VLA, VLAConfig
+from vla_jax.training import metrics
+from vla_jax.types import Future, ImageText
+
+T, K, D, M, E, KEY = 2, 2, 3, 2, 6, jax.random.key(0)
+FORWARD = ForwardConfig(frames=M, cameras=2, tokens=2, width=16, depth=1, patch=4, image_size=8)
+TASKS = ("forward", "caption", "image_text", "text_align")
+
+
+def make_policy(*tasks, layout="prefix", history="head", cross=False):
+    config = VLAConfig(
+        T, K, D, ("primary", "wrist"), layout, history,
+        forward=FORWARD if "forward" in tasks else None,
+        text_embedding=E if "text_align" in tasks else 0,
+        scales=(("action", 1.0), *((name, 0.1) for name in tasks)),
+    )  # fmt: skip
+
+    def make(rngs):
+        head = MLPHead(16, HeadConfig(K, D, (2,), hidden=8, mlp=(8,)), rngs)
+        return VLA(FakeBackbone(rngs, cross=cross), head, config, rngs)
+
+    graphdef, flat = initialise(make)
+    rng = np.random.default_rng(0)
+    return graphdef, {
+        name: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
+    }
+
+
+def make_data(b=2):
+    batch, rng = make_batch(b=b, t=T, k=K, d=D), np.random.default_rng(5)
+    images = tuple(rng.integers(0, 256, (b, T, M, 8, 8, 3), dtype=np.uint8) for _ in range(2))
+    target = np.zeros((b, 7), bool)
+    target[:, 3:6] = True
+    text = ImageText(
+        images[0][:, 0, 0],
+        rng.integers(1, 32, (b, 7)).astype(np.int32),
+        np.arange(7)[None] < 6 * np.ones((b, 1)),
+        target,
+    )
+    return batch._replace(
+        future=Future(images, rng.random((b, T, M, 2)) < 0.7),
+        text_target=rng.normal(size=(b, E)).astype(np.float32),
+        image_text=text,
+    )
+
+
+@jax.jit(static_argnums=0)
+def run(graphdef, flat, batch):
+    model = params.merge(graphdef, flat)
+    return model.loss(batch, KEY), model.weights(batch)
+
+
+@pytest.mark.parametrize(
+    ("layout", "history", "cross"),
+    [
+        ("prefix", "head", False),
+        pytest.param("robovlms", "head", False, marks=pytest.mark.slow),
+        pytest.param("prefix", "interleaved", False, marks=pytest.mark.slow),
+        pytest.param("prefix", "head", True, marks=pytest.mark.slow),
+    ],
+)
+def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cross):
+    graphdef, flat = make_policy(*TASKS, layout=layout, history=history, cross=cross)
+    batch = make_data()
+    batch = batch._replace(obs=batch.obs._replace(step_mask=np.ones((2, T), bool)))
+
+    @jax.jit
+    def both(flat):
+        def total(flat):
+            model = params.merge(graphdef, flat)
+            found = model.loss(batch, KEY)
+            return sum(found.sums.values()), (found, model.weights(batch))
+
+        return jax.value_and_grad(total, has_aux=True)(flat)
+
+    (_, (found, weights)), grads = both(flat)
+    assert set(found.sums) == set(weights) == {"action", *TASKS}
+    for name in TASKS:  # the metric's pairs are the task's sum and weight
+        np.testing.assert_allclose(found.metrics[name][0].sum(), found.sums[name], rtol=1e-5)
+        np.testing.assert_array_equal(found.metrics[name][1].sum(), weights[name])
+        assert 0 < found.sums[name] < np.inf
+    assert [n for n, g in grads.items() if not (np.isfinite(g).all() and np.any(g))] == []
+
+
+@pytest.mark.slow
+def test_auxiliary_tasks_do_not_change_the_action():
+    """Queries stand behind the readouts, which do not see them; the texts are passes of
+    their own.
+    """
+    graphdef, flat = make_policy(*TASKS)
+    plain, shapes, _ = params.abstract(lambda rngs: params.merge(*make_policy()))
+    batch = make_data()
+    alone, _ = run(plain, {name: flat[name] for name in shapes}, batch)
+    np.testing.assert_allclose(
+        alone.sums["action"], run(graphdef, flat, batch)[0].sums["action"], rtol=1e-6
+    )
+
+
+@pytest.mark.slow
+def test_a_task_that_is_off_costs_nothing():
+    """By the FLOPs of the traced program and of its HLO: each task adds its own, and what is off
+    adds none.
+    """
+    batch = make_data()
+
+    def cost(*tasks):
+        graphdef, flat = make_policy(*tasks)
+        traced = jax.jit(
+            jax.grad(lambda p: sum(params.merge(graphdef, p).loss(batch, KEY).sums.values()))
+        ).trace(flat)
+        return np.array(
+            [metrics.count_flops(traced.jaxpr.jaxpr), traced.lower().cost_analysis()["flops"]]
+        )
+
+    plain, whole = cost(), cost(*TASKS)
+    added = {name: whole - cost(*(other for other in TASKS if other != name)) for name in TASKS}
+    assert all((flops > 0).all() for flops in added.values())
+    # What the four add is all there is above the plain policy: nothing of a task stays when it is
+    # off.
+    np.testing.assert_allclose(plain + sum(added.values()), whole, rtol=0.02)
+
+
+@pytest.mark.parametrize("layout", ["prefix", "robovlms"])
+def test_no_leak_from_the_caption_to_itself(layout):
+    """The score of a word depends on the images and the words before it, not on itself, later ones
+    or the prompt.
+    """
+    graphdef, flat = make_policy("caption", layout=layout)
+    model, obs = params.merge(graphdef, flat), make_data().obs
+    obs = obs._replace(
+        prompt_mask=np.ones((2, 5), bool), prompt=np.array([[1, 5, 6, 7, 8]] * 2, np.int32)
+    )
+    target = np.arange(5)[None] > np.zeros((2, 1))
+
+    @jax.jit
+    def logits(obs):
+        images = jnp.stack([image[:, -1] for image in obs.images], axis=1)
+        return model._said(images, obs.image_mask[:, -1], obs.prompt, obs.prompt_mask, target)
+
+    before = logits(obs)
+    for word in range(1, 5):
+        changed = obs.prompt.copy()
+        changed[:, word] = 20
+        after = logits(obs._replace(prompt=changed))
+        np.testing.assert_allclose(
+            after[:, :word], before[:, :word], atol=1e-5
+        )  # those that predict words 1 .. word
+        assert np.abs(after[:, word:] - before[:, word:]).max() > 1e-3
+    blind = logits(obs._replace(images=tuple(255 - image for image in obs.images)))
+    assert np.abs(blind - before).max(axis=(0, 2)).min() > 1e-4
+
+
+def test_next_token_by_hand():
+    tokens = np.array([[1, 2, 3, 0]])
+    logits = np.log(np.array([[[0.1, 0.2, 0.3, 0.4]] * 4], np.float32))
+    total, count = next_token(logits, tokens, np.array([[False, True, True, False]]))
+    np.testing.assert_allclose(total, [-np.log(0.3) - np.log(0.4)], rtol=1e-6)
+    np.testing.assert_array_equal(count, [2])
+
+
+def test_patches_by_hand():
+    image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(1, 4, 4, 3)
+    found = np.asarray(patches(image, 2))
+    corner = image[0, :2, 2:].reshape(-1).astype(np.float32)
+    expected = (corner - corner.mean()) / np.sqrt(corner.var() + 1e-6 * 255**2)
+    np.testing.assert_allclose(found[0, 1], expected, atol=1e-4)
+    assert found.shape == (1, 4, 12)
+
+
+@pytest.mark.slow
+def test_masked_frames_and_padded_steps_change_nothing():
+    graphdef, flat = make_policy("forward", "text_align")
+    batch = make_data()  # the first step of row 0 is before the episode
+    images = tuple(
+        np.where(
+            (batch.future.mask & batch.obs.step_mask[:, :, None, None])[..., i, None, None, None],
+            image,
+            255 - image,
+        )
+        for i, image in enumerate(batch.future.images)
+    )
+    other = batch._replace(future=batch.future._replace(images=images))
+    jax.tree.map(
+        np.testing.assert_array_equal, run(graphdef, flat, batch), run(graphdef, flat, other)
+    )
+
+
+def test_a_task_without_its_data_is_refused():
+    graphdef, flat = make_policy("forward")
+    with pytest.raises(ValueError, match=r"Batch\.future"):
+        run(graphdef, flat, make_data()._replace(future=None))
+    graphdef, flat = make_policy("text_align")
+    with pytest.raises(ValueError, match=r"Batch\.text_target"):
+        run(graphdef, flat, make_data()._replace(text_target=None))
+
+
+def test_patches_must_divide_the_image():
+    with pytest.raises(ValueError, match="divisor of the image size 8"):
+        ForwardConfig(1, 1, 1, 16, 1, 3, 8)

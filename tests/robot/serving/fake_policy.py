@@ -1,0 +1,110 @@
+"""A policy for a server's tests: its actions say which frame of which episode they come from."""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from vla_jax.robot.serving.inference import Model
+
+CAMERAS, SIZE, CHUNK, DATASETS = ("primary", "wrist"), 8, 4, ("blocks", "bridge")
+NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+
+
+class Spec:
+    arm, binary = [0, 1, 2, 3, 4, 5], [6]
+
+
+class FakePolicy:
+    """Stands for torch_policy.policy.Policy. `log` is shared by an episode and all that come of it
+    by `another`.
+    """
+
+    def __init__(self, log: "Log") -> None:
+        self.log, self.frames, self.instruction, self.action_spec = log, 0, "", Spec()
+
+    def another(self) -> "FakePolicy":
+        return FakePolicy(self.log)
+
+    def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
+        if dataset not in DATASETS:
+            raise ValueError(f"dataset: expected one of {DATASETS}, got {dataset!r}")
+        if len(instruction.split()) > 8:
+            raise ValueError(f"instruction: expected at most 8 words: {instruction!r}")
+        self.instruction, self.frames = instruction, 0
+        self.log.resets.append((instruction, dataset, seed))
+
+    def prepared(
+        self, images: dict[str, np.ndarray], proprio: np.ndarray | None, executed: np.ndarray | None
+    ) -> Any:
+        if set(images) != set(CAMERAS):
+            raise ValueError(f"images: expected {CAMERAS}, got {tuple(images)}")
+        for name, image in images.items():
+            if (
+                not isinstance(image, np.ndarray)
+                or image.dtype != np.uint8
+                or image.shape != (SIZE, SIZE, 3)
+            ):
+                raise ValueError(f"images[{name!r}]: expected uint8 [{SIZE} {SIZE} 3]")
+        if proprio is not None and (proprio.shape != (7,) or not np.isfinite(proprio).all()):
+            raise ValueError(f"proprio: expected 7 finite numbers,\ngot {proprio}")
+        self.log.executed.append(executed)
+        return images["primary"]
+
+
+class Log:
+    """What a fake was asked. Passes wait at `gate`; `broken` is raised by them."""
+
+    def __init__(self) -> None:
+        self.resets: list[tuple[str, str | None, int]] = []
+        self.batches: list[list[str]] = []
+        self.executed: list[np.ndarray | None] = []
+        self.gate, self.begun, self.broken = threading.Event(), threading.Event(), False
+        self.gate.set()
+        self.scale = 1.0  # of the arm's motion
+
+    def together(self, policies: list[Any], inputs: list[Any]) -> list[dict[str, Any]]:
+        self.begun.set()
+        assert self.gate.wait(5)
+        if self.broken:
+            raise RuntimeError("secret of the server")
+        self.batches.append([policy.instruction for policy in policies])
+        outs = []
+        for policy, image in zip(policies, inputs, strict=True):
+            policy.frames += 1
+            outs.append(answer(image, policy.frames, self.scale))
+        return outs
+
+    def model(self) -> Model:
+        about = {
+            "artefact": "ab" * 32,
+            "cameras": list(CAMERAS),
+            "image": {"size": SIZE},
+            "chunk": CHUNK,
+            "control_hz": 10.0,
+            "datasets": {
+                name: {"action": NAMES, "state": None, "control_hz": 10.0} for name in DATASETS
+            },
+        }
+        return Model(FakePolicy(self), self.together, about)
+
+
+def actions(image: np.ndarray, frame: int, scale: float = 1.0) -> np.ndarray:
+    """What the fake answers at the `frame`-th frame of an episode, from 1 on."""
+    steps = np.arange(CHUNK, dtype=np.float32)[:, None] * 1e-4
+    out = scale * (np.full((CHUNK, 7), 1e-3 * frame + image.mean() * 1e-5, np.float32) + steps)
+    out[:, 6] = 1
+    return out
+
+
+def answer(image: np.ndarray, frame: int, scale: float) -> dict[str, Any]:
+    out = actions(image, frame, scale)
+    confidence = {"gripper": 0.9, "agreement": None, "token": None}
+    timing = {"vision": 1.0, "backbone": 2.0, "total": 3.0}
+    return {
+        "actions": out,
+        "arm": out[:, :6],
+        "gripper": out[:, 6:],
+        "confidence": confidence,
+        "timing": timing,
+    }

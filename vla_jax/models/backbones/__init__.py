@@ -1,0 +1,1 @@
+"""One file a backbone: its sizes, adapter, prompt, and the names of its released weights."""

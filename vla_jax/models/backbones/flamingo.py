@@ -1,0 +1,453 @@
+"""OpenFlamingo (arXiv 2308.01390): a CLIP tower, a perceiver resampler, and an MPT or MosaicGPT
+decoder whose tokens look at the images by gated cross-attention.
+
+Images are given as types.Media: they never stand in the sequence. In OpenFlamingo a token sees the
+media of the last <image> before it; with the one <image> at the front of `prompt`, all tokens see
+all of a frame's cameras, as in RoboVLMs. Who sees what is the caller's mask.
+
+Axes: n sequences, s tokens, m media tokens of all images, v latents of one image, c width.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, Int, UInt8
+
+from vla_jax import params as flat
+from vla_jax.models import mpt, tokenizer
+from vla_jax.models.attention import Cache, Mask, attend
+from vla_jax.models.language import Decoder, Embed
+from vla_jax.models.resampler import EPS, Resampler, ResamplerConfig
+from vla_jax.models.transformer import Before, BlockConfig, Linear, Norm, StackConfig
+from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
+from vla_jax.types import Array, Media
+from vla_jax.weights import pretrained
+
+IMAGE, END = "<image>", "<|endofchunk|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class FlamingoConfig:
+    """Sizes, and how the layers are run (`remat`, `layers`: see transformer.StackConfig;
+    cross-attention unrolls them).
+
+    Attributes:
+        resampler: the perceiver; its heads and their dim are the cross-attention's too.
+        block: what the decoder is made of.
+        every: a cross-attention stands before every `every`-th decoder layer.
+        mosaic: the decoder's names are MosaicGPT's instead of MPT's.
+    """
+
+    vision: VisionConfig
+    resampler: ResamplerConfig
+    vocab: int
+    block: BlockConfig
+    depth: int
+    every: int
+    mosaic: bool
+    remat: str = "none"
+    layers: str = "scan"
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side."""
+        return self.vision.image_size
+
+    @property
+    def width(self) -> int:
+        """Width of the decoder."""
+        return self.block.width
+
+
+L14 = VisionConfig(
+    224, 14, 1024, 4096, 24, 16, eps=1e-5, act="quick_gelu", clip=True, final_norm=False
+)
+PERCEIVER = ResamplerConfig(depth=6, heads=8, dim_head=64, latents=64)
+
+# The decoders' own tables have 50432 rows, more than the tokenizer with the added tokens (50280)
+# has.
+CONFIGS = {
+    "3b": FlamingoConfig(
+        L14, PERCEIVER, 50432, mpt.block(2048, 16, 8192, qk_norm=True), 24, every=1, mosaic=True
+    ),
+    "9b": FlamingoConfig(
+        L14, PERCEIVER, 50432, mpt.block(4096, 32, 16384), 32, every=4, mosaic=False
+    ),
+    "tiny": FlamingoConfig(
+        dataclasses.replace(L14, image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4),
+        ResamplerConfig(depth=1, heads=4, dim_head=16, latents=8),
+        vocab=1600,
+        block=mpt.block(64, 4, 256, qk_norm=True),
+        depth=2,
+        every=1,
+        mosaic=True,
+    ),
+}
+
+
+class GatedCrossAttention(nnx.Module):
+    """x += tanh(gate) * attention of its norm to the media, which are not normed; x += tanh(gate) *
+    feed-forward.
+
+    Both gates are 0 at birth: the decoder starts as it was before it saw images.
+    """
+
+    def __init__(self, config: FlamingoConfig, rngs: nnx.Rngs) -> None:
+        width, media, self.config = config.width, config.vision.width, config.resampler
+        inner = self.config.heads * self.config.dim_head
+        self.norm_attn, self.norm_mlp = (Norm(width, "ln", EPS, "embed") for _ in range(2))
+        self.q = Linear((width, inner), ("embed", "heads"), False, rngs)
+        self.k = Linear((media, inner), ("vision", "kv"), False, rngs)
+        self.v = Linear((media, inner), ("vision", "kv"), False, rngs)
+        self.o = Linear((inner, width), ("heads", "embed"), False, rngs)
+        self.up = Linear((width, 4 * width), ("embed", "mlp"), False, rngs)
+        self.down = Linear((4 * width, width), ("mlp", "embed"), False, rngs)
+        self.attn_gate, self.mlp_gate = (nnx.Param(jnp.zeros(1), logical=(None,)) for _ in range(2))
+
+    def __call__(self, x: Float[Array, "n s c"], media: Media) -> Float[Array, "n s c"]:
+        heads, size = self.config.heads, self.config.dim_head
+        q, k, v = self.q(self.norm_attn(x)), self.k(media.tokens), self.v(media.tokens)
+        q, k, v = (
+            y.reshape(*y.shape[:2], heads, size)
+            for y in (q * jnp.asarray(size**-0.5, q.dtype), k, v)
+        )
+        out = attend(q, k, v, media.mask)
+        # The softmax of a token that sees nothing is a mean of everything: it gets nothing instead.
+        out = jnp.where(jnp.any(media.mask, axis=2)[:, :, None, None], out, 0)
+        x = x + _tanh(self.attn_gate, x) * self.o(out.reshape(*x.shape[:2], heads * size))
+        inside = jax.nn.gelu(self.up(self.norm_mlp(x)), approximate=False)
+        return x + _tanh(self.mlp_gate, x) * self.down(inside)
+
+
+def _tanh(gate: nnx.Param, x: Array) -> Array:
+    return jnp.tanh(gate[...].astype(jnp.float32)).astype(x.dtype)[None, None]
+
+
+class Flamingo(nnx.Module):
+    """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
+
+    cross_attends = True
+    text_scale = 1.0
+
+    def __init__(self, config: FlamingoConfig, rngs: nnx.Rngs) -> None:
+        run = StackConfig(config.remat, config.layers)
+        self.config = config
+        self.width, self.visual_width = config.width, config.vision.width
+        self.tokens_per_image = config.resampler.latents
+        self.vision = ViT(config.vision, run, rngs)
+        self.perceiver = Resampler(config.vision.width, config.resampler, rngs)
+        self.embed = Embed(config.vocab, config.width, rngs)
+        # A list and not a stack: they are never scanned, and the gradient of a slice is as large as
+        # the whole.
+        self.gated = nnx.List(
+            [GatedCrossAttention(config, rngs) for _ in range(config.depth // config.every)]
+        )
+        self.decoder = Decoder(config.block, config.depth, run, rngs)
+
+    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+        """The latents of each image: its media tokens."""
+        return self.perceiver(self.vision(images))
+
+    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+        """Token embeddings."""
+        return self.embed(tokens)
+
+    def __call__(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        readout: int | None = None,
+        media: Media | None = None,
+    ) -> Float[Array, "n r c"]:
+        """Hidden states after the final norm, at the last `readout` positions if given. Raises
+        ValueError without media.
+        """
+        return self.decoder(x, mask, positions, readout, self._before(media))
+
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        cache: Cache,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "n s c"], Cache]:
+        """Hidden states of tokens that follow those in the cache, and the cache with them. `media`
+        holds all that they see: the cache has none of it.
+        """
+        return self.decoder.decode(x, mask, positions, cache, self._before(media))
+
+    def cache(self, n: int, slots: int) -> Cache:
+        """An empty cache."""
+        return self.decoder.cache(n, slots)
+
+    def logits(
+        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
+    ) -> Float[Array, "n s vocab"]:
+        """float32 logits of the tied output layer."""
+        return self.embed.logits(hidden, rows)
+
+    def _before(self, media: Media | None) -> Before:
+        if media is None:
+            raise ValueError(
+                "flamingo: expected media (images, with a mask of who sees them), got None"
+            )
+        seen = media
+
+        def look(block: GatedCrossAttention, x: Array, media: Media) -> Array:
+            return block(x, media)
+
+        call = look if self.config.remat == "none" else jax.checkpoint(look)
+
+        def before(layer: int, x: Array) -> Array:
+            number, rest = divmod(layer + 1, self.config.every)
+            return x if rest else call(self.gated[number - 1], x, seen)
+
+        return before
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+# Other spellings -> the one of hf_names: the repositories of the decoder and of CLIP as they are,
+# the alternative place of the gated layers, and decoder layers that OpenFlamingo has wrapped.
+SPELLINGS = (
+    (r"^transformer\.", "lang_encoder.transformer."),
+    (r"^(vision_encoder\.)?vision_model\.", "vision_encoder."),
+    (
+        r"^lang_encoder\.gated_cross_attn_layers\.(\d+)\.",
+        r"lang_encoder.transformer.blocks.\1.gated_cross_attn_layer.",
+    ),
+    (r"^lang_encoder\.old_decoder_blocks\.(\d+)\.", r"lang_encoder.transformer.blocks.\1."),
+    (r"^(lang_encoder\.transformer\.blocks\.\d+\.)decoder_layer\.", r"\1"),
+)
+
+# The norm of CLIP's pooled token, which Flamingo does not pool, and the tied output layer.
+UNUSED = (
+    "vision_encoder.post_layernorm.weight",
+    "vision_encoder.post_layernorm.bias",
+    "lang_encoder.lm_head.weight",
+)
+
+
+def respell(name: str) -> str:
+    """A name of any of the SPELLINGS as hf_names has it."""
+    for pattern, ours in SPELLINGS:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def open_source(path: Path | str) -> pretrained.Source:
+    """Opens a folder of safetensors that holds all parts: the decoder's repository, OpenFlamingo's
+    own file (checkpoint.pt: perceiver, gated layers) and the `vision_model` of a CLIP, in any of
+    the SPELLINGS. No such folder is published; its config.json is described at `hf_config`. Raises
+    ValueError when an array is there twice.
+    """
+    source, arrays = pretrained.open_source(path), {}
+    for name, array in source.arrays.items():
+        if respell(name) in arrays:
+            raise ValueError(
+                f"weights {path}: expected one array for {respell(name)}, got a second one, {name};"
+                " drop it"
+            )
+        arrays[respell(name)] = array
+    return source._replace(arrays=arrays)
+
+
+def load(
+    path: Path | str,
+    config: FlamingoConfig,
+    specs: dict[str, jax.ShapeDtypeStruct],
+    allow_missing: Sequence[str] = (),
+) -> flat.Params:
+    """Pretrained parameters in the dtypes and shardings of `specs` ({name: ShapeDtypeStruct}); see
+    `open_source`.
+
+    Raises ValueError naming every missing, unexpected or mis-shaped array; a missing one is left
+    out of the result where a pattern of `allow_missing` matches its name.
+    """
+    return pretrained.load(open_source(path), hf_names(config), specs, allow_missing, UNUSED)
+
+
+def from_pretrained(
+    path: Path | str,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: Any = jnp.float32,
+    allow_missing: Sequence[str] = (),
+) -> tuple[nnx.GraphDef, flat.Params]:
+    """The model that a folder describes: (graphdef, params), born sharded over the mesh (the first
+    device without).
+    """
+    config = hf_config(pretrained.open_source(path).config())
+    build = functools.partial(Flamingo, config)
+    return pretrained.born(
+        build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype
+    )
+
+
+def hf_names(config: FlamingoConfig) -> dict[str, pretrained.Entry]:
+    """Our parameters -> names in a folder (after `respell`) and what to do with the arrays."""
+    entry, plain = pretrained.Entry, pretrained.as_is
+    text = "lang_encoder.transformer."
+    table = hf_vision_names(config.vision, "vision_encoder.")
+    table |= mpt.names(
+        config.block, config.depth, text, mpt.MOSAIC_GPT if config.mosaic else mpt.MPT
+    )
+    # OpenFlamingo cuts the table to its tokenizer; the rows it cut belong to no token.
+    table["embed/embedding"] = entry(
+        table["embed/embedding"].source, pretrained.pad_rows(config.vocab)
+    )
+    table["perceiver/latents"] = entry("perceiver.latents", plain)
+    table |= _norm("perceiver/norm", "perceiver.norm")
+    for i in range(config.resampler.depth):
+        ours, theirs = f"perceiver/layers/{i}", f"perceiver.layers.{i}."
+        table |= _attention(ours, f"{theirs}0.") | _feed_forward(ours, f"{theirs}1.")
+        table |= _norm(f"{ours}/norm_media", f"{theirs}0.norm_media")
+        table |= _norm(f"{ours}/norm_latents", f"{theirs}0.norm_latents")
+    for i in range(config.depth // config.every):
+        ours, theirs = (
+            f"gated/{i}",
+            f"{text}blocks.{(i + 1) * config.every - 1}.gated_cross_attn_layer.",
+        )
+        table |= _attention(ours, f"{theirs}attn.") | _feed_forward(ours, f"{theirs}ff.")
+        table |= _norm(f"{ours}/norm_attn", f"{theirs}attn.norm")
+        table[f"{ours}/attn_gate"] = entry(f"{theirs}attn_gate", plain)
+        table[f"{ours}/mlp_gate"] = entry(f"{theirs}ff_gate", plain)
+    return table
+
+
+def _norm(ours: str, theirs: str) -> dict[str, pretrained.Entry]:
+    return {
+        f"{ours}/scale": pretrained.Entry(f"{theirs}.weight", pretrained.as_is),
+        f"{ours}/bias": pretrained.Entry(f"{theirs}.bias", pretrained.as_is),
+    }
+
+
+def _attention(ours: str, theirs: str) -> dict[str, pretrained.Entry]:
+    return {
+        f"{ours}/q/kernel": pretrained.Entry(f"{theirs}to_q.weight", pretrained.transposed),
+        f"{ours}/k/kernel": pretrained.Entry(f"{theirs}to_kv.weight", pretrained.fused(0, 2)),
+        f"{ours}/v/kernel": pretrained.Entry(f"{theirs}to_kv.weight", pretrained.fused(1, 2)),
+        f"{ours}/o/kernel": pretrained.Entry(f"{theirs}to_out.weight", pretrained.transposed),
+    }
+
+
+def _feed_forward(ours: str, theirs: str) -> dict[str, pretrained.Entry]:
+    return _norm(f"{ours}/norm_mlp", f"{theirs}0") | {
+        f"{ours}/up/kernel": pretrained.Entry(f"{theirs}1.weight", pretrained.transposed),
+        f"{ours}/down/kernel": pretrained.Entry(f"{theirs}3.weight", pretrained.transposed),
+    }
+
+
+def hf_config(body: dict[str, Any]) -> FlamingoConfig:
+    """The sizes in a folder's config.json, which is ours: no release has one.
+
+    {"model_type": "flamingo", "vision_config": CLIP's, "text_config": that of the decoder's
+    repository, "cross_attn_every_n_layers": n, "perceiver_config": {"depth", "heads", "dim_head",
+    "latents"}}; the last may be left out, for it is the same in all releases. Raises ValueError
+    naming what is not known.
+    """
+    expect = pretrained.expect
+    expect("model_type", body.get("model_type"), ("flamingo",))
+    vision, text = body["vision_config"], body["text_config"]
+    expect("vision_config.model_type", vision.get("model_type"), ("clip_vision_model",))
+    act = expect(
+        "vision_config.hidden_act", vision.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu")
+    )
+    mosaic = (
+        expect("text_config.model_type", text.get("model_type"), ("mpt", "mosaic_gpt"))
+        == "mosaic_gpt"
+    )
+    expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", True), (True,))
+    return FlamingoConfig(
+        vision=VisionConfig(
+            image_size=vision.get("image_size", 224),
+            patch=vision.get("patch_size", 32),
+            width=vision.get("hidden_size", 768),
+            mlp=vision.get("intermediate_size", 3072),
+            depth=vision.get("num_hidden_layers", 12),
+            heads=vision.get("num_attention_heads", 12),
+            eps=vision.get("layer_norm_eps", 1e-5),
+            act=act,
+            clip=True,
+            final_norm=False,
+        ),
+        resampler=ResamplerConfig(**body.get("perceiver_config") or dataclasses.asdict(PERCEIVER)),
+        vocab=text["vocab_size"],
+        block=_mosaic_block(text) if mosaic else mpt.hf_block(text, "text_config."),
+        depth=text["n_layers"],
+        every=body["cross_attn_every_n_layers"],
+        mosaic=mosaic,
+    )
+
+
+def _mosaic_block(text: dict[str, Any]) -> BlockConfig:
+    """MosaicGPT's config.json has MPT's switches under older names; without ALiBi and with biases
+    is its default.
+    """
+    attention: dict[str, Any] = {
+        name: text[name]
+        for name in ("prefix_lm", "alibi_bias_max", "softmax_scale")
+        if name in text
+    }
+    attention |= {"alibi": text.get("alibi", False), "clip_qkv": text.get("attn_clip_qkv")}
+    body = {
+        "no_bias": text.get("no_bias", False),
+        "logit_scale": text.get("logit_scale"),
+        "attn_config": attention,
+    }
+    body |= {
+        "d_model": text["d_model"],
+        "n_heads": text["n_heads"],
+        "expansion_ratio": text["mlp_ratio"],
+    }
+    return dataclasses.replace(mpt.hf_block(body, "text_config."), qk_norm=text["attn_qk_ln"])
+
+
+def hub(variant: str) -> str:
+    """Where OpenFlamingo's own part of a variant is on the Hugging Face hub; see `open_source` for
+    the others.
+    """
+    return (
+        "openflamingo/OpenFlamingo-"
+        + {"3b": "3B-vitl-mpt1b-langinstruct", "9b": "9B-vitl-mpt7b"}[variant]
+    )
+
+
+# ----------------------------------------------------------------------------- prompt and tokenizer
+
+
+def prompt(instruction: str) -> str:
+    """What stands before <eos>: the place of the images, the instruction as one clean line, its
+    end.
+    """
+    return IMAGE + " ".join(instruction.split()) + END
+
+
+def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Tokenizer:
+    """The tokenizer of a local folder: `<image>instruction<|endofchunk|><eos>` in every layout.
+
+    Raises ValueError when it lacks one of Flamingo's tokens.
+    """
+    del layout
+    known = tokenizer.open_tokenizer(folder, ("eos",)).get_vocab()
+    lacking = [token for token in (IMAGE, END) if token not in known]
+    if lacking:
+        raise ValueError(
+            f"tokenizer {folder}: expected the tokens {IMAGE} and {END}, got none for"
+            f" {', '.join(lacking)}; add them to the decoder's tokenizer in this order, as"
+            " OpenFlamingo does, and save it"
+        )
+    return tokenizer.Tokenizer(folder, prompt, (), ("eos",))
+
+
+def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
+    """The small tokenizer of tokenizer.train_tiny_tokenizer with Flamingo's tokens at its end."""
+    tokenizer.train_tiny_tokenizer(texts, out, (END, IMAGE))

@@ -1,0 +1,188 @@
+"""The discrete head: actions as tokens of the language model (RoboVLMs' DiscreteDecoder and
+ActionTokenizer).
+
+Every number of a chunk is one of `bins` tokens near the end of the vocabulary, so this head has no
+parameters: the backbone's own output layer scores the tokens, in time order, d tokens a step.
+Training is teacher forced. Scores are taken over the action tokens alone, in the loss as in
+decoding: a token that is no action cannot come out, and the other quarter of a million rows of a
+PaliGemma are never multiplied.
+
+Axes: f frames, q = k * d action tokens of a chunk.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vla_jax.models.losses import ActionLoss, action_loss, masked_mean
+from vla_jax.types import Array, Loss
+
+RESERVED = 10  # ids below the special tokens that RoboVLMs leaves free
+
+
+@dataclass(frozen=True)
+class DiscreteConfig:
+    """What the tokens mean.
+
+    Attributes:
+        end: one more than the largest action id, see `action_end`.
+        bins: edges of the bins, from low to high; there is one value less than edges.
+        temperature: of the decoding; 0 takes the likeliest token.
+        loss: for the metrics, which are those of the other heads.
+    """
+
+    chunk: int
+    action_dim: int
+    binary: tuple[int, ...]
+    end: int
+    bins: int = 256
+    low: float = -1.0
+    high: float = 1.0
+    temperature: float = 0.0
+    loss: ActionLoss = field(default_factory=ActionLoss)
+
+    def __post_init__(self) -> None:
+        if self.bins < 2 or not self.low < self.high or self.temperature < 0:
+            raise ValueError(
+                "DiscreteConfig: expected bins >= 2, low < high and temperature >= 0, got"
+                f" {self.bins}, {self.low}, {self.high}, {self.temperature}"
+            )
+        if self.end - self.bins < 0:
+            raise ValueError(
+                f"DiscreteConfig.end: expected at least bins = {self.bins} tokens, got {self.end}"
+            )
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The ids of the action tokens: from the first to one more than the last."""
+        return self.end - self.bins, self.end
+
+    @property
+    def tokens(self) -> int:
+        """Action tokens of a chunk."""
+        return self.chunk * self.action_dim
+
+
+def action_end(vocab_size: int, special_tokens: int) -> int:
+    """One more than the largest action id, given a tokenizer's `vocab_size` and its number of
+    special tokens.
+    """
+    return vocab_size - special_tokens - RESERVED
+
+
+def encode(values: Float[Array, "*s"], config: DiscreteConfig) -> Int[Array, "*s"]:
+    """Ids of values: `end` minus the number of edges that are not above the value, which is clipped
+    to [low, high].
+
+    The highest edge has a token of its own, as numpy.digitize gives it.
+    """
+    edges = np.linspace(config.low, config.high, config.bins)
+    # Edges are float64 in the original. A float32 value is not below one exactly if it is not below
+    # the next float32.
+    rounded = edges.astype(np.float32)
+    rounded = np.where(rounded < edges, np.nextafter(rounded, np.float32(np.inf)), rounded)
+    values = jnp.clip(values.astype(jnp.float32), np.float32(config.low), np.float32(config.high))
+    return config.end - jnp.searchsorted(jnp.asarray(rounded), values, side="right").astype(
+        jnp.int32
+    )
+
+
+def decode(ids: Int[Array, "*s"], config: DiscreteConfig) -> Float[Array, "*s"]:
+    """Centres of the bins of ids; ids outside the range give the nearest one."""
+    index = jnp.clip(config.end - ids - 1, 0, config.bins - 2)
+    return jnp.asarray(_centres(config))[index]
+
+
+@dataclass(frozen=True)
+class DiscreteHead:
+    """Scores of action tokens -> loss, actions. Not a module: it holds nothing to be trained."""
+
+    config: DiscreteConfig
+
+    def targets(
+        self, actions: Float[Array, "b t k d"], mask: Bool[Array, "b t k d"]
+    ) -> Int[Array, "f q"]:
+        """Action tokens of every frame. Binary dims 0, 1 stand at the two ends; what is masked is
+        the middle.
+        """
+        config = self.config
+        wide = jnp.where(
+            _is_binary(config), actions * (config.high - config.low) + config.low, actions
+        )
+        ids = encode(jnp.where(mask, wide, (config.high + config.low) / 2), config)
+        return ids.reshape(-1, config.tokens)
+
+    def loss(
+        self,
+        logits: Float[Array, "f q n"],
+        actions: Float[Array, "b t k d"],
+        mask: Bool[Array, "b t k d"],
+    ) -> Loss:
+        """Cross-entropy of the tokens; a step counts once and costs the mean over its valid dims.
+
+        Metrics are those of losses.action_loss for the likeliest token of each number given the
+        true ones before it; and "token_accuracy" [b].
+        """
+        config, (b, t) = self.config, actions.shape[:2]
+        ids = self.targets(actions, mask)
+        scores = jax.nn.log_softmax(logits, axis=-1)
+        index = (ids - config.rows[0]).reshape(-1, config.tokens, 1)
+        cost = -jnp.take_along_axis(scores, index, axis=-1).reshape(mask.shape)  # b t k d
+        step = jnp.any(mask, axis=-1)
+        best = jnp.argmax(logits, axis=-1)
+        right = (best == index[..., 0]).reshape(mask.shape)
+        predicted = self._values(best + config.rows[0], logits, logit=True).reshape(
+            b, t, config.chunk, -1
+        )
+        found = action_loss(
+            jax.lax.stop_gradient(predicted), actions, mask, config.binary, config.loss
+        )
+        axes = (1, 2, 3)
+        hits, count = (jnp.sum(x, axis=axes, dtype=jnp.float32) for x in (mask & right, mask))
+        metrics = {**found.metrics, "token_accuracy": (hits, count)}
+        return Loss(masked_mean(cost, mask).sum(), jnp.sum(step, dtype=jnp.float32), metrics)
+
+    def choose(self, logits: Float[Array, "f n"], key: jax.Array) -> Int[Array, " f"]:
+        """The next token."""
+        if self.config.temperature:
+            chosen = jax.random.categorical(key, logits / self.config.temperature, axis=-1)
+        else:
+            chosen = jnp.argmax(logits, axis=-1)
+        return (chosen + self.config.rows[0]).astype(jnp.int32)
+
+    def actions(
+        self, ids: Int[Array, "f q"], logits: Float[Array, "f q n"]
+    ) -> Float[Array, "f k d"]:
+        """Normalised actions of decoded tokens; a binary dim holds the probability of 1."""
+        return self._values(ids, logits, logit=False).reshape(
+            ids.shape[0], self.config.chunk, self.config.action_dim
+        )
+
+    def _values(self, ids: Array, logits: Array, logit: bool) -> Array:
+        """Values of tokens; of a binary dim the probability that its value is above the middle, or
+        that's logit.
+        """
+        config = self.config
+        ones = decode(jnp.arange(*config.rows), config) > (config.high + config.low) / 2  # n
+        scores = jax.nn.log_softmax(logits, axis=-1)
+        yes, no = (
+            jax.nn.logsumexp(jnp.where(part[None, None], scores, -math.inf), axis=-1)
+            for part in (ones, ~ones)
+        )
+        binary = jnp.tile(_is_binary(config).reshape(1, -1), (1, config.chunk))  # 1 q
+        return jnp.where(
+            binary, yes - no if logit else jax.nn.sigmoid(yes - no), decode(ids, config)
+        )
+
+
+def _is_binary(config: DiscreteConfig) -> Array:
+    return jnp.asarray(np.isin(np.arange(config.action_dim), config.binary))[None, None, None]
+
+
+def _centres(config: DiscreteConfig) -> np.ndarray:
+    edges = np.linspace(config.low, config.high, config.bins)
+    return ((edges[:-1] + edges[1:]) / 2).astype(np.float32)

@@ -1,0 +1,117 @@
+"""What the decoders of all backbones share: the token table, the blocks with their final norm, the
+output layer.
+
+Axes: n sequences, s tokens, l text, c width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, Int
+
+from vla_jax.models.attention import Cache, Mask
+from vla_jax.models.transformer import Before, BlockConfig, Norm, Stack, StackConfig
+from vla_jax.types import Array, Media
+
+
+class Embed(nnx.Module):
+    """The token table, also the output layer where that is tied."""
+
+    def __init__(self, vocab: int, width: int, rngs: nnx.Rngs) -> None:
+        # Unit variance after a scaling by sqrt(width).
+        init = nnx.initializers.normal(width**-0.5)
+        self.embedding = nnx.Param(
+            init(rngs.params(), (vocab, width), jnp.float32), logical=("vocab", "embed")
+        )
+
+    def __call__(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+        return self.embedding[...][tokens]
+
+    def logits(
+        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
+    ) -> Float[Array, "n s vocab"]:
+        """float32 products with the rows of the table, or with some of them."""
+        table = self.embedding[...] if rows is None else self.embedding[...][rows[0] : rows[1]]
+        return jnp.einsum(
+            "nsc,vc->nsv", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32
+        )
+
+
+class Decoder(nnx.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, block: BlockConfig, depth: int, run: StackConfig, rngs: nnx.Rngs) -> None:
+        self.layers = Stack(block, depth, run, rngs)
+        self.norm = Norm(block.width, block.norm, block.eps, block.axis, block.norm_bias)
+
+    def __call__(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        readout: int | None = None,
+        before: Before | None = None,
+    ) -> Float[Array, "n r c"]:
+        """See transformer.Stack."""
+        return self.norm(self.layers(x, mask, positions, readout, before))
+
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        cache: Cache,
+        before: Before | None = None,
+    ) -> tuple[Float[Array, "n s c"], Cache]:
+        """See transformer.Stack."""
+        x, cache = self.layers.decode(x, mask, positions, cache, before)
+        return self.norm(x), cache
+
+    def cache(self, n: int, slots: int) -> Cache:
+        """An empty cache in the parameters' dtype."""
+        kernel: jax.Array = self.layers.blocks.attn.k.kernel[...]
+        return self.layers.cache(n, slots, kernel.dtype)
+
+
+class InSequence(nnx.Module):
+    """What backbones share whose images stand in the sequence, among the words; see
+    types.Backbone.
+    """
+
+    cross_attends = False
+    decoder: Decoder
+
+    def placed(
+        self, x: Float[Array, "n s c"], positions: Int[Array, "n s"]
+    ) -> Float[Array, "n s c"]:
+        """The tokens as the first layer gets them."""
+        del positions
+        return x
+
+    def __call__(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        readout: int | None = None,
+        media: Media | None = None,
+    ) -> Float[Array, "n r c"]:
+        """Hidden states after the final norm, at the last `readout` positions if given."""
+        del media
+        return self.decoder(self.placed(x, positions), mask, positions, readout)
+
+    def decode(
+        self,
+        x: Float[Array, "n s c"],
+        mask: Mask,
+        positions: Int[Array, "n s"],
+        cache: Cache,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "n s c"], Cache]:
+        """Hidden states of tokens that follow those in the cache, and the cache with them."""
+        del media
+        return self.decoder.decode(self.placed(x, positions), mask, positions, cache)
+
+    def cache(self, n: int, slots: int) -> Cache:
+        """An empty cache."""
+        return self.decoder.cache(n, slots)

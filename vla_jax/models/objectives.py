@@ -1,0 +1,158 @@
+"""The tasks beside the action: future frames, texts, and readouts near the embedding of the
+instruction.
+
+Each gives a sum and a weight of its own; the optimised value is the sum over tasks of scale * sum /
+weight. A task whose scale is 0 is not built: it has no parameters, no tokens in the sequence and no
+data.
+
+Axes: b batch, t window step, m future frames, n readouts or query tokens, v patches of an image, l
+text, c width, e width of CLIP's text embedding.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float, Int, UInt8
+
+from vla_jax.models.losses import smooth_l1
+from vla_jax.models.transformer import Linear, Norm, Stack, StackConfig, plain_block
+from vla_jax.types import Array, Future
+
+Pair = tuple[Array, Array]  # sum and weight of each example, [b]
+EPS = 1e-6  # added to a patch's variance, as in MAE
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """Prediction of future frames.
+
+    Attributes:
+        frames: how many, for each window step.
+        cameras: how many.
+        tokens: queries for each of them.
+        width, depth: of the decoder.
+        patch, image_size: pixels.
+    """
+
+    frames: int
+    cameras: int
+    tokens: int
+    width: int
+    depth: int
+    patch: int
+    image_size: int
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ValueError(
+                f"objectives.forward.patch: expected a divisor of the image size {self.image_size},"
+                f" got {self.patch}"
+            )
+        if min(self.frames, self.tokens, self.depth, self.width) < 1:
+            raise ValueError(
+                "objectives.forward: expected an offset, tokens, width and depth of at least 1,"
+                f" got {self}"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def queries(self) -> int:
+        """Query tokens of one window step."""
+        return self.frames * self.cameras * self.tokens
+
+
+class ForwardPrediction(nnx.Module):
+    """Hidden states at learned queries -> the patches of future frames, as GR-1 does it (arXiv
+    2312.13139): a small decoder reads the queries' states and fills in mask tokens; the target is
+    each patch with its mean and variance taken out.
+    """
+
+    def __init__(self, width: int, config: ForwardConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+
+        def table(*shape: int, axis: str | None) -> nnx.Param:
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape), logical=(None, axis))
+
+        self.queries = table(config.queries, width, axis="embed")
+        self.input = Linear((width, config.width), ("embed", None), True, rngs)
+        self.positions = table(
+            config.patches, config.width, axis=None
+        )  # with the mask token, which is all they share
+        heads = math.gcd(config.width, max(1, config.width // 64))  # of 64 where that divides
+        block = plain_block(config.width, 4 * config.width, heads, eps=1e-6)
+        self.layers = Stack(block, config.depth, StackConfig(layers="unroll"), rngs)
+        self.norm = Norm(config.width, "ln", 1e-6, "embed")
+        self.output = Linear((config.width, config.patch**2 * 3), (None, None), True, rngs)
+
+    def loss(
+        self, hidden: Float[Array, "b t n c"], future: Future, step_mask: Bool[Array, "b t"]
+    ) -> Pair:
+        """Mean squared error of every valid frame's patches."""
+        config, b = self.config, hidden.shape[0]
+        x = self.input(hidden).reshape(-1, config.tokens, config.width)  # b*t*m*cameras n c
+        blank = jnp.broadcast_to(
+            self.positions[...][None], (x.shape[0], config.patches, config.width)
+        )
+        x = jnp.concatenate([x, blank.astype(x.dtype)], axis=1)
+        mask, places = jnp.ones((*x.shape[:2], x.shape[1]), bool), jnp.zeros(x.shape[:2], jnp.int32)
+        out = self.output(self.norm(self.layers(x, mask, places, config.patches))).astype(
+            jnp.float32
+        )
+        images = jnp.stack(future.images, axis=3)  # b t m cameras h w 3
+        error = jnp.mean(
+            (out - patches(images.reshape(-1, *images.shape[4:]), config.patch)) ** 2, axis=(1, 2)
+        )
+        valid = (future.mask & step_mask[:, :, None, None]).reshape(b, -1)
+        return jnp.sum(jnp.where(valid, error.reshape(b, -1), 0.0), axis=1), jnp.sum(
+            valid, axis=1, dtype=jnp.float32
+        )
+
+
+def patches(images: UInt8[Array, "n h w 3"], patch: int) -> Float[Array, "n v p"]:
+    """Patches in rows, each with mean 0 and variance 1."""
+    n, side = images.shape[0], images.shape[1] // patch
+    x = images.astype(jnp.float32).reshape(n, side, patch, side, patch, 3) / 255
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, side * side, -1)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + EPS)
+
+
+class TextAlign(nnx.Module):
+    """Readouts near CLIP's embedding of the instruction (RoboVLMs' clip_norm): the largest of a
+    frame's readouts in each channel, a linear layer, smooth L1.
+    """
+
+    def __init__(self, width: int, embedding: int, rngs: nnx.Rngs) -> None:
+        self.linear = Linear((width, embedding), ("embed", None), True, rngs)
+
+    def loss(
+        self,
+        readouts: Float[Array, "b t n c"],
+        target: Float[Array, "b e"],
+        step_mask: Bool[Array, "b t"],
+    ) -> Pair:
+        """Mean over channels, for every step of the episode."""
+        found = self.linear(jnp.max(readouts, axis=2)).astype(jnp.float32)
+        error = jnp.mean(smooth_l1(found - target[:, None], 1.0), axis=-1)  # b t
+        return jnp.sum(jnp.where(step_mask, error, 0.0), axis=1), jnp.sum(
+            step_mask, axis=1, dtype=jnp.float32
+        )
+
+
+def next_token(
+    logits: Float[Array, "b l vocab"], tokens: Int[Array, "b l"], target: Bool[Array, "b l"]
+) -> Pair:
+    """Cross-entropy of each target token given what stands before it; position i scores token i +
+    1.
+    """
+    scores = jax.nn.log_softmax(logits[:, :-1], axis=-1)
+    cost = -jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
+    wanted = target[:, 1:]
+    return jnp.sum(jnp.where(wanted, cost, 0.0), axis=1), jnp.sum(wanted, axis=1, dtype=jnp.float32)

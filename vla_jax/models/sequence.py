@@ -1,0 +1,192 @@
+"""The token sequence of a frame: what stands where, and who may look at whom. Pure functions of
+embedded parts.
+
+Layout "prefix" (ours), drawn for two cameras, a prompt of three tokens padded to four, a state
+token and two readouts; v = tokens_per_image:
+
+    tokens      [ primary 0..v | wrist 0..v | <bos> prompt \\n <pad> | state | readout readout ]
+    valid         image_mask     image_mask   1     1      1  0        mask    1       1
+    order         0 ................................................... 0      1       2
+    positions     0 .. v-1       v .. 2v-1    2v    2v+1 2v+2 -        2v+3    2v+4    2v+5
+
+A token sees the valid tokens whose order is not above its own: the prefix is bidirectional, the
+readouts are causal and stand at the true end whatever the padding. A masked camera or pad token
+takes no position and nobody looks at it.
+
+Layout "robovlms" (for imported checkpoints; reference: base_backbone.py of RoboVLMs, its behaviour
+with one row):
+
+    tokens      [ prompt[0] | wrist 0..v | primary 0..v | prompt[1:-1] | state | readout readout ]
+
+Causal throughout, cameras in reverse order, learned tokens scaled like words. RoboVLMs puts the
+prompt's last token behind the readouts, where nothing ever sees it: it is left out.
+
+What `extra` holds (action tokens, queries for future frames) follows the readouts, causal. With
+history "interleaved"
+the frames stand in one row, and a frame sees the shared tokens of the earlier ones: all of a frame
+but its extra tokens, and in layout "prefix" but its readouts too. What is not shared takes no
+position from later frames, so that a rollout may leave it away. Frames before the episode began are
+not valid.
+
+Backbones that look at images by cross-attention get them as `media`, outside the sequence.
+
+Axes: b batch, t window step, f = b * t frames, s tokens of a frame, c width, w width of visual
+tokens, m visual tokens of a frame.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vla_jax.models.attention import FrameMask
+from vla_jax.types import Array, Media
+
+LAYOUTS = ("prefix", "robovlms")
+
+
+class Part(NamedTuple):
+    """A run of tokens of every frame, and which of them are real."""
+
+    tokens: Float[Array, "f p c"]
+    valid: Bool[Array, "f p"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("tokens", "valid", "order", "media"),
+    meta_fields=("private",),
+)
+@dataclass(frozen=True)
+class Sequence:
+    """The tokens of every frame. `private` counts those at its end that later frames do not see."""
+
+    tokens: Float[Array, "f s c"]
+    valid: Bool[Array, "f s"]
+    order: Int[Array, "f s"]
+    media: Part | None
+    private: int
+
+
+def assemble(
+    layout: str,
+    cross: bool,
+    cameras: list[Part],
+    words: Part,
+    before: list[Part],
+    after: tuple[Part, Part | None],
+) -> Sequence:
+    """The sequence of each frame.
+
+    Args:
+        layout: see LAYOUTS.
+        cross: the backbone takes images as media.
+        cameras: visual tokens of each camera in the config's order.
+        words: the prompt, padded on the right.
+        before: what stands before the readouts (state, past action).
+        after: the readouts, and what follows them.
+    """
+    readouts, extra = after
+    media = joined(cameras if layout == "prefix" else cameras[::-1])
+    images = [] if cross else [media]
+    if layout == "prefix":
+        prefix = [*images, words, *before]
+    else:
+        length = jnp.sum(words.valid, axis=1, keepdims=True)  # f 1
+        first, rest = Part(words.tokens[:, :1], words.valid[:, :1]), words.tokens[:, 1:]
+        inner = words.valid[:, 1:] & (jnp.arange(1, words.valid.shape[1])[None] < length - 1)
+        prefix = [first, *images, Part(rest, inner), *before]
+    whole = joined([*prefix, readouts] if extra is None else [*prefix, readouts, extra])
+    behind = 0 if extra is None else extra.tokens.shape[1]
+    causal = behind + readouts.tokens.shape[1]
+    s = whole.tokens.shape[1]
+    order = np.arange(s) if layout == "robovlms" else np.maximum(np.arange(s) - (s - causal) + 1, 0)
+    private = causal if layout == "prefix" else behind
+    return Sequence(
+        whole.tokens,
+        whole.valid,
+        jnp.broadcast_to(order[None], whole.valid.shape),
+        media if cross else None,
+        private,
+    )
+
+
+def of_text(
+    layout: str, cross: bool, image: Part, text: Part, target: Bool[Array, "n l"]
+) -> Sequence:
+    """An image and a text of which `target` marks the tokens to be predicted: each sees only what
+    comes before it.
+    """
+    media = image
+    whole = text if cross else joined([image, text])
+    pad = whole.tokens.shape[1] - text.tokens.shape[1]
+    if layout == "robovlms":
+        order = jnp.broadcast_to(jnp.arange(whole.tokens.shape[1])[None], whole.valid.shape)
+    else:
+        order = jnp.pad(jnp.cumsum(target, axis=1), ((0, 0), (pad, 0)))
+    return Sequence(whole.tokens, whole.valid, order, media if cross else None, 0)
+
+
+def joined(parts: list[Part]) -> Part:
+    """Parts one behind the other."""
+    dtype = parts[0].tokens.dtype
+    return Part(
+        jnp.concatenate([part.tokens.astype(dtype) for part in parts], axis=1),
+        jnp.concatenate([part.valid for part in parts], axis=1),
+    )
+
+
+def alone(sequence: Sequence) -> Bool[Array, "f s s"]:
+    """The mask of frames that are encoded each on its own.
+
+    Every token sees itself, so that no softmax row of a pad token is empty: nothing reads that row,
+    but NaN spreads.
+    """
+    allowed = sequence.order[:, None, :] <= sequence.order[:, :, None]
+    return (sequence.valid[:, None, :] & allowed) | jnp.eye(sequence.valid.shape[1], dtype=bool)[
+        None
+    ]
+
+
+def in_a_row(sequence: Sequence, t: int) -> tuple[Float[Array, "b n c"], FrameMask]:
+    """The frames of each window as one sequence of n = t * s tokens, and its mask."""
+    f, s, c = sequence.tokens.shape
+    shared = jnp.broadcast_to(jnp.arange(s)[None] < s - sequence.private, (f, s))
+
+    def flat(x: Array) -> Array:
+        return x.reshape(f // t, t * s)
+
+    mask = FrameMask(flat(sequence.valid), flat(sequence.order), flat(shared), s)
+    return sequence.tokens.reshape(f // t, t * s, c), mask
+
+
+def positions(valid: Bool[Array, "f s"], t: int = 1, private: int = 0) -> Int[Array, "b n"]:
+    """The place of each token among the valid ones, over t frames in a row: masked tokens take no
+    position, and the `private` ones at a frame's end none that a later frame would count from.
+    """
+    f, s = valid.shape
+    framed = valid.reshape(f // t, t, s)
+    inside = jnp.cumsum(framed, axis=2)
+    counted = jnp.sum(framed[:, :, : s - private], axis=2)  # b t
+    start = jnp.cumsum(counted, axis=1) - counted
+    return jnp.maximum(start[:, :, None] + inside - 1, 0).reshape(f // t, t * s)
+
+
+def media(sequence: Sequence, t: int = 1) -> Media | None:
+    """The visual tokens beside the sequence, as its tokens see them: their own frame's and, in a
+    row, earlier ones.
+    """
+    if sequence.media is None:
+        return None
+    tokens, valid = sequence.media
+    (f, m, w), s = tokens.shape, sequence.valid.shape[1]
+    b, step = f // t, np.arange(t)
+    reach = (step[:, None] >= step[None, :])[
+        None, :, None, :, None
+    ]  # 1 t 1 t 1: the query's frame, the image's frame
+    mask = jnp.broadcast_to(valid.reshape(b, 1, 1, t, m) & reach, (b, t, s, t, m))
+    return Media(tokens.reshape(b, t * m, w), mask.reshape(b, t * s, t * m))

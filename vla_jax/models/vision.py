@@ -1,0 +1,160 @@
+"""The image tower: patches, learned positions, a stack of blocks (SigLIP and CLIP).
+
+Axes: n images, v tokens of one image, c width.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, UInt8
+
+from vla_jax.models.transformer import BlockConfig, Linear, Norm, Stack, StackConfig, plain_block
+from vla_jax.types import Array
+from vla_jax.weights import pretrained
+
+# RGB mean and standard deviation of the pixels in 0..1, as the towers were trained.
+SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of a ViT. Linear layers have biases, heads are not grouped, norms are LayerNorms.
+
+    Attributes:
+        clip: CLIP's form: a class token, patches without bias, a norm before the first block,
+            CLIP's pixels.
+        class_token: the class token is among the tokens returned (CLIP only).
+        final_norm: a norm after the last block, over all tokens.
+    """
+
+    image_size: int
+    patch: int
+    width: int
+    mlp: int
+    depth: int
+    heads: int
+    eps: float = 1e-6
+    act: str = "gelu_tanh"
+    clip: bool = False
+    class_token: bool = False
+    final_norm: bool = True
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image."""
+        return self.patches + self.class_token
+
+    @property
+    def block(self) -> BlockConfig:
+        """The block this tower is made of."""
+        return plain_block(self.width, self.mlp, self.heads, self.eps, self.act, axis="vision")
+
+
+class ViT(nnx.Module):
+    """uint8 images -> tokens [n v c], in the parameters' dtype."""
+
+    def __init__(self, config: VisionConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.patch = Linear(
+            (config.patch**2 * 3, config.width), (None, "vision"), not config.clip, rngs
+        )
+        init = nnx.initializers.normal(
+            config.width**-0.5
+        )  # as big_vision; smaller, and training from scratch starts blind
+
+        def table(rows: int) -> nnx.Param:
+            return nnx.Param(
+                init(rngs.params(), (rows, config.width), jnp.float32), logical=(None, "vision")
+            )
+
+        self.positions = table(config.patches + config.clip)
+        self.class_token = table(1) if config.clip else None
+        self.norm_input = Norm(config.width, "ln", config.eps, "vision") if config.clip else None
+        self.layers = Stack(config.block, config.depth, run, rngs)
+        self.norm = Norm(config.width, "ln", config.eps, "vision") if config.final_norm else None
+
+    def __call__(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+        """Tokens in rows of patches, behind the class token if it is kept. Raises ValueError for
+        another size.
+        """
+        config, p = self.config, self.config.patch
+        size = config.image_size
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images: expected [n, {size}, {size}, 3], got {images.shape}; resize them in the"
+                " data pipeline"
+            )
+        n, side = images.shape[0], size // p
+        mean, deviation = (255.0 * jnp.asarray(v)[None, None, None] for v in _pixels(config))
+        x = (images.astype(jnp.float32) - mean) / deviation
+        # Patches in rows, pixels of a patch in (row, column, channel) order: the convolution as one
+        # product. A tower whose patches do not divide the image leaves out the last pixels, as a
+        # convolution does.
+        x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(n, config.patches, p * p * 3))
+        if self.class_token is not None:
+            first = jnp.broadcast_to(
+                self.class_token[...][None].astype(x.dtype), (n, 1, config.width)
+            )
+            x = jnp.concatenate([first, x], axis=1)
+        x = x + self.positions[...][None]
+        if self.norm_input is not None:
+            x = self.norm_input(x)
+        tokens = x.shape[1]
+        mask, positions = jnp.ones((n, tokens, tokens), bool), jnp.zeros((n, tokens), jnp.int32)
+        dropped = config.clip and not config.class_token
+        # The last block computes only what is returned.
+        x = self.layers(x, mask, positions, tokens - 1 if dropped else None)
+        return x if self.norm is None else self.norm(x)
+
+
+def _pixels(config: VisionConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return CLIP_PIXELS if config.clip else SIGLIP_PIXELS
+
+
+def hf_vision_names(config: VisionConfig, prefix: str) -> dict[str, pretrained.Entry]:
+    """Our parameters, under "vision/" -> names of transformers' SigLIP and CLIP towers behind
+    `prefix`.
+    """
+    entry, plain, linear = pretrained.Entry, pretrained.as_is, pretrained.transposed
+    table = {
+        "vision/patch/kernel": entry(
+            f"{prefix}embeddings.patch_embedding.weight", pretrained.conv_patches
+        ),
+        "vision/positions": entry(f"{prefix}embeddings.position_embedding.weight", plain),
+    }
+    norms = {"norm": "post_layernorm"} if config.final_norm else {}
+    if config.clip:
+        table["vision/class_token"] = entry(f"{prefix}embeddings.class_embedding", pretrained.row)
+        norms["norm_input"] = "pre_layrnorm"  # the release's own spelling
+    else:
+        table["vision/patch/bias"] = entry(f"{prefix}embeddings.patch_embedding.bias", plain)
+    for ours, theirs in norms.items():
+        table[f"vision/{ours}/scale"] = entry(f"{prefix}{theirs}.weight", plain)
+        table[f"vision/{ours}/bias"] = entry(f"{prefix}{theirs}.bias", plain)
+    layer = f"{prefix}encoder.layers.{{}}."
+    for ours, theirs in (("norm_attn", "layer_norm1"), ("norm_mlp", "layer_norm2")):
+        table[f"vision/layers/blocks/{ours}/scale"] = entry(
+            f"{layer}{theirs}.weight", plain, config.depth
+        )
+        table[f"vision/layers/blocks/{ours}/bias"] = entry(
+            f"{layer}{theirs}.bias", plain, config.depth
+        )
+    pairs = [(f"attn/{x}", f"self_attn.{x}_proj") for x in "qkv"] + [
+        ("attn/o", "self_attn.out_proj")
+    ]
+    for ours, theirs in [*pairs, ("mlp/up", "mlp.fc1"), ("mlp/down", "mlp.fc2")]:
+        table[f"vision/layers/blocks/{ours}/kernel"] = entry(
+            f"{layer}{theirs}.weight", linear, config.depth
+        )
+        table[f"vision/layers/blocks/{ours}/bias"] = entry(
+            f"{layer}{theirs}.bias", plain, config.depth
+        )
+    return table

@@ -1,0 +1,414 @@
+"""Checkpoints: four items under `<directory>/<step>/`, written in the background, complete or
+ignored.
+
+    state   what only training needs: step, optimizer state, and the trained parameters if params
+            holds their average
+    params  what inference needs: the averaged parameters (EMA) if kept, else the trained ones; and
+            the frozen ones. Adapters (lora.py) are arrays of their own here; `load_params` merges
+            them, `load_adapters` reads only them
+    data    JSON: position in the data and the identity of the data
+    meta    JSON: schema, library versions, and what the experiment gives (config, action specs,
+            statistics, ...)
+
+Arrays are stored as flat dicts by path, each value once: no module, optimizer or library class
+reaches the disk, so a checkpoint restores on any mesh and any number of hosts, and `load_params`
+reads it with neither.
+"""
+
+import contextlib
+import fnmatch
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from vla_jax.models import lora
+
+SCHEMA = 1
+ITEMS = ("state", "params", "data", "meta")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+# Orbax renames the directory of a step into place once it is whole; what lacks one of these was
+# damaged or half copied.
+MARKER = "_CHECKPOINT_METADATA"
+CONTENTS = {
+    "state": "manifest.ocdbt",
+    "params": "manifest.ocdbt",
+    "data": "metadata",
+    "meta": "metadata",
+}
+
+Flat = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """All that training carries from one step to the next. No random key: it is folded from the
+    seed and `step`.
+    """
+
+    step: Any  # int32 []: steps done, which is also the position in the data
+    params: dict[str, Any]  # trainable, float32
+    frozen: dict[str, Any]  # in the compute type
+    opt_state: Any
+    ema: dict[str, Any] | None  # running average of params
+    skipped: Any  # int32 []: steps skipped in a row because loss or gradients were not finite
+
+
+class Checkpointer:
+    """Saves and restores the training of one run. Every process of the run makes one and calls it
+    alike.
+    """
+
+    def __init__(
+        self, directory: Path | str, meta: dict[str, Any], data: dict[str, Any], keep: int = 2
+    ) -> None:
+        """Opens `directory` and sets half-written checkpoints aside.
+
+        Args:
+            directory: made if missing.
+            meta: JSON-able: config, action specs, cameras, tokenizer, and under "statistics"
+                {dataset: numbers}, which must be the same on resume.
+            data: JSON-able identity of the data (`Loader.identity()`); must be the same on resume.
+            keep: how many checkpoints stay.
+        """
+        self.directory = Path(directory).absolute()
+        self._meta = {**_json(meta), "schema": SCHEMA, "libraries": _versions()}
+        self._data = _json(data)
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _set_aside(self.directory)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("vla_jax.checkpoint")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts writing a checkpoint; a step that is already there is left alone."""
+        if self.latest() == step:
+            return
+        kept, params = _pack(state)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(kept),
+                params=ocp.args.PyTreeSave(params),
+                data=ocp.args.JsonSave({"identity": self._data, "position": step}),
+                meta=ocp.args.JsonSave(self._meta),
+            ),
+        )
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState | None:
+        """The newest (or named) checkpoint in the shapes, types and shardings of `abstract`; None
+        when there is none.
+
+        Raises ValueError when the checkpoint has another schema, other data or statistics, or other
+        parameters.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            return None
+        where = self.directory / str(step)
+        meta, data = _read_meta(where), _read_json(where / "data")
+        _check_same(
+            f"{where}: statistics", meta.get("statistics", {}), self._meta.get("statistics", {})
+        )
+        _check_same(f"{where}: data", data["identity"], self._data)
+        wanted = dict(zip(("state", "params"), _pack(abstract), strict=True))
+        for item, target in wanted.items():
+            _check_arrays(where / item, target)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{k: _request(v) for k, v in wanted.items()})
+        )
+        return _unpack(restored["state"], restored["params"], abstract)
+
+    def wait(self) -> None:
+        """Returns when everything started is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and stops the background threads."""
+        self._manager.close()
+
+
+def load_params(directory: Path | str, step: int | None = None) -> dict[str, np.ndarray]:
+    """The parameters for inference as numpy, from the newest (or named) complete checkpoint; no
+    mesh, no model.
+
+    They are those of the model without adapters: these are merged, as the config in meta says.
+    """
+    where = _find(directory, step)
+    params = _read_arrays(where / "params", list(_saved_arrays(where / "params")))
+    if not lora.split_adapters(params)[1]:
+        return params
+    body = _read_meta(where).get("config", {}).get("lora")
+    if body is None:
+        raise ValueError(
+            f"{where}: holds adapters, but its meta no config.lora to merge them by; was it edited?"
+        )
+    return lora.merge(params, lora.LoRAConfig(**{**body, "targets": tuple(body["targets"])}))
+
+
+def load_adapters(directory: Path | str, step: int | None = None) -> dict[str, np.ndarray]:
+    """Only the adapters of the newest (or named) complete checkpoint, as numpy; empty when it has
+    none.
+    """
+    where = _find(directory, step) / "params"
+    names = lora.split_adapters(_saved_arrays(where))[1]
+    return _read_arrays(where, list(names)) if names else {}
+
+
+def load_arrays(
+    directory: Path | str, specs: dict[str, jax.ShapeDtypeStruct], allow_missing: Sequence[str] = ()
+) -> dict[str, jax.Array]:
+    """The inference parameters named in `specs`, read straight into its dtypes and shardings;
+    others are not read.
+
+    A parameter that the newest checkpoint lacks is left out where a pattern of `allow_missing`
+    matches its name. Raises ValueError naming every other missing one and every one of another
+    shape.
+    """
+    where = _find(directory, None) / "params"
+    saved = _saved_arrays(where)
+    wanted = {
+        name: spec
+        for name, spec in specs.items()
+        if name in saved or not any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_missing)
+    }
+    wrong = _unfit(saved, wanted)
+    if wrong:
+        raise ValueError(
+            f"{where}: {len(wrong)} parameters do not fit:\n  "
+            + "\n  ".join(sorted(wrong))
+            + "\nset the sizes of the "
+            "config in its meta item, or name a missing one in model.allow_missing"
+        )
+    if lora.split_adapters(saved)[1]:  # their base alone is not what the run learnt
+        merged = load_params(directory)
+        return {name: _placed(merged[name], spec) for name, spec in wanted.items()}
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return dict(reader.restore(where, args=_request(wanted, partial=True)))
+
+
+def load_meta(directory: Path | str, step: int | None = None) -> dict[str, Any]:
+    """The meta item of the newest (or named) complete checkpoint. Raises ValueError on another
+    schema.
+    """
+    return _read_meta(_find(directory, step))
+
+
+def complete_steps(directory: Path | str) -> list[int]:
+    """Steps whose checkpoint is whole, ascending; each other directory is ignored with a line."""
+    good = []
+    for path, missing in _inspect(Path(directory)):
+        if missing:
+            print(
+                f"checkpoint {path} is half-written (no {', '.join(missing)}): ignored", flush=True
+            )
+        else:
+            good.append(int(path.name))
+    return sorted(good)
+
+
+def _find(directory: Path | str, step: int | None) -> Path:
+    steps = complete_steps(directory)
+    if not steps or (step is not None and step not in steps):
+        wanted = (
+            "a complete checkpoint" if step is None else f"a complete checkpoint of step {step}"
+        )
+        raise ValueError(
+            f"{directory}: expected {wanted}, got steps {steps}; give the checkpoints directory of"
+            " a run"
+        )
+    return Path(directory).absolute() / str(steps[-1] if step is None else step)
+
+
+def _inspect(directory: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Checkpoint directories with what each lacks."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        if path.is_dir() and ".orbax-checkpoint-tmp" in path.name:
+            yield path, ["commit marker"]
+        elif path.is_dir() and path.name.isdigit():
+            lacking = [
+                item for item, content in CONTENTS.items() if not (path / item / content).exists()
+            ]
+            yield path, lacking + ([] if (path / MARKER).exists() else ["commit marker"])
+
+
+def _set_aside(directory: Path) -> None:
+    """Renames damaged steps, whose numbers training will need again. Orbax removes its own
+    temporary directories.
+    """
+    complete_steps(directory)  # prints
+    for path, missing in list(_inspect(directory)):
+        if missing and path.name.isdigit():
+            target = path.with_name(f"{path.name}.incomplete")
+            for i in range(1, 1000):
+                if not target.exists():
+                    break
+                target = path.with_name(f"{path.name}.incomplete{i}")
+            os.replace(path, target)
+
+
+def _pack(state: TrainState) -> tuple[Flat, Flat]:
+    """The items state and params. Each array is in one of them."""
+    kept: Flat = {"step": state.step, "skipped": state.skipped}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]:
+        kept["opt" + "".join(f":{_key(part)}" for part in path)] = leaf
+    if state.ema is not None:
+        kept.update({f"params:{name}": value for name, value in state.params.items()})
+    return kept, {**(state.params if state.ema is None else state.ema), **state.frozen}
+
+
+def _unpack(kept: Flat, params: Flat, like: TrainState) -> TrainState:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(like.opt_state)
+    leaves = [kept["opt" + "".join(f":{_key(part)}" for part in path)] for path, _ in paths]
+    inference = {name: params[name] for name in like.params}
+    return TrainState(
+        step=kept["step"],
+        params=(
+            inference
+            if like.ema is None
+            else {name: kept[f"params:{name}"] for name in like.params}
+        ),
+        frozen={name: params[name] for name in like.frozen},
+        opt_state=jax.tree_util.tree_unflatten(treedef, leaves),
+        ema=None if like.ema is None else inference,
+        skipped=kept["skipped"],
+    )
+
+
+def _key(part: Any) -> str:
+    for name in ("key", "name", "idx"):
+        if hasattr(part, name):
+            return str(getattr(part, name))
+    raise TypeError(f"optimizer state: no name for the path part {part!r}")
+
+
+def _request(target: Flat, partial: bool = False) -> ocp.args.PyTreeRestore:
+    args = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+        )
+        for name, leaf in target.items()
+    }
+    return ocp.args.PyTreeRestore(item=target, restore_args=args, partial_restore=partial)
+
+
+def _check_arrays(where: Path, target: Flat) -> None:
+    saved = _saved_arrays(where)
+    wrong = _unfit(saved, target) + [
+        f"{name} is not wanted" for name in saved.keys() - target.keys()
+    ]
+    if wrong:
+        raise ValueError(
+            f"{where}: the checkpoint does not fit this configuration:\n  "
+            + "\n  ".join(sorted(wrong))
+            + "\ntrain with the configuration saved beside it, or in a new work directory"
+        )
+
+
+def _placed(value: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """A numpy array in the type and sharding of `spec`."""
+    return jax.make_array_from_callback(
+        spec.shape, spec.sharding, lambda at: value[at].astype(spec.dtype)
+    )
+
+
+def _unfit(saved: dict[str, Any], target: Flat) -> list[str]:
+    """What of `target` is not saved, or in another shape."""
+    wrong = [f"{name} is missing" for name in target.keys() - saved.keys()]
+    for name in target.keys() & saved.keys():
+        if tuple(saved[name].shape) != target[name].shape:
+            wrong.append(
+                f"{name}: expected shape {target[name].shape}, got {tuple(saved[name].shape)}"
+            )
+    return wrong
+
+
+def _read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """The named arrays of an item, as numpy; the others are not read."""
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    request = ocp.args.PyTreeRestore(
+        item=dict.fromkeys(names, 0), restore_args=as_numpy, partial_restore=True
+    )
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return dict(reader.restore(where, args=request))
+
+
+def _saved_arrays(where: Path) -> dict[str, Any]:
+    """name -> what has .shape and .dtype, of every array of an item."""
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return dict(reader.metadata(where).tree)
+
+
+def _check_same(what: str, saved: Any, now: Any) -> None:
+    different = _differences(saved, now, "")
+    if different:
+        raise ValueError(
+            f"{what} differ from those of this run:\n  "
+            + "\n  ".join(different[:12])
+            + "\nresuming would train on other numbers; restore the data and configuration, or use"
+            " a new work directory"
+        )
+
+
+def _differences(saved: Any, now: Any, path: str) -> list[str]:
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        out = []
+        for key in sorted(saved.keys() | now.keys()):
+            below = f"{path}/{key}" if path else key
+            if key not in now or key not in saved:
+                out.append(f"{below}: only in {'the checkpoint' if key in saved else 'this run'}")
+            else:
+                out += _differences(saved[key], now[key], below)
+        return out
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        pairs = enumerate(zip(saved, now, strict=True))
+        return [line for i, (a, b) in pairs for line in _differences(a, b, f"{path}[{i}]")]
+    return [] if saved == now else [f"{path}: checkpoint {saved!r}, this run {now!r}"]
+
+
+def _read_json(where: Path) -> dict[str, Any]:
+    return json.loads((where / "metadata").read_text())
+
+
+def _read_meta(where: Path) -> dict[str, Any]:
+    meta = _read_json(where / "meta")
+    if meta.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{where}: expected checkpoint schema {SCHEMA}, got {meta.get('schema')}; read it with"
+            f" the version of vla_jax that wrote it (libraries: {meta.get('libraries')})"
+        )
+    return meta
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON copy; numpy numbers and arrays become lists of Python numbers."""
+
+    def plain(other: Any) -> Any:
+        if isinstance(other, np.ndarray | np.generic | jnp.ndarray):
+            return np.asarray(other).tolist()
+        raise ValueError(
+            f"checkpoint: expected JSON values in meta and data, got {type(other).__name__}:"
+            f" {other!r}"
+        )
+
+    return json.loads(json.dumps(value, default=plain))

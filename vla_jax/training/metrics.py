@@ -1,0 +1,270 @@
+"""What a run reports: rows of metrics.jsonl, TensorBoard, a progress line, and the work a step
+does.
+
+Host only. The rows are the record (each step stands once, also after a resume); the rest are views
+of it.
+"""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+# Dense bf16 peak of one device in FLOP/s, by a part of its `device_kind`; the first that matches
+# counts.
+PEAK_FLOPS = (
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("TPU v6 lite", 918e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+)
+
+
+class Recorder:
+    """Writes the rows of a run. Use it on every process: all but process 0 stay silent."""
+
+    def __init__(self, workdir: Path | str, start: int, steps: int, wandb: str = "") -> None:
+        """Opens `workdir`/metrics.jsonl at step `start`, dropping rows of later steps: they are
+        about to be run again.
+
+        Args:
+            workdir: created if missing.
+            start: the step training continues from; 0 for a new run.
+            steps: the last step, for the time that is left.
+            wandb: a Weights & Biases project to report to as well; "" is off.
+        """
+        self._primary = jax.process_index() == 0
+        self._steps = steps
+        self._first: tuple[int, float] | None = (
+            None  # the first row and its time: before it lies compilation
+        )
+        self._bar: Any = None
+        self._board: Any = None
+        self._wandb: Any = None
+        if not self._primary:
+            return
+        path = Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        truncate(path, start)
+        self._wandb = _wandb(wandb, path.parent) if wandb else None
+        self._board = _tensorboard(path.parent, start)
+        self._file = path.open("a")
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """One row: "step", "loss", and the rest. What is not finite is written as null, which JSON
+        has.
+        """
+        if not self._primary:
+            return
+        row = {key: _plain(value) for key, value in row.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        step = row["step"]
+        for key, value in row.items():
+            if self._board is not None and key != "step" and value is not None:
+                self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(row, step=step)
+        shown = "  ".join(
+            f"{key.removeprefix('train/')} {row[key]:.4g}"
+            for key in SHOWN
+            if row.get(key) is not None
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+        else:
+            print(f"step {step}/{self._steps}  {shown}{self._left(step)}", flush=True)
+
+    def progress(self, step: int) -> None:
+        """Moves the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def say(self, line: str) -> None:
+        """A line to the reader, without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(line)
+        elif self._primary:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if not self._primary:
+            return
+        self._file.close()
+        for sink, close in ((self._bar, "close"), (self._board, "close"), (self._wandb, "finish")):
+            if sink is not None:
+                getattr(sink, close)()
+
+    def _left(self, step: int) -> str:
+        if self._first is None:
+            self._first = (step, time.perf_counter())
+            return ""
+        rate = (step - self._first[0]) / (time.perf_counter() - self._first[1])
+        seconds = int((self._steps - step) / max(rate, 1e-9))
+        return (
+            f"  {rate:.2f} steps/s  {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+            " left"
+        )
+
+
+SHOWN = (
+    "loss",
+    "val/loss",
+    "train/grad_norm",
+    "train/windows_per_s",
+    "train/input_wait",
+    "train/mfu",
+)
+
+
+class Meter:
+    """Speed between logged steps, measured from dispatch to dispatch."""
+
+    def __init__(self, batch_size: int, flops: float, mesh: jax.sharding.Mesh) -> None:
+        """`flops` are those of one step over all devices."""
+        self._batch_size, self._flops = batch_size, flops
+        peak = peak_flops(mesh.devices.flat[0])
+        self._peak = None if peak is None else peak * mesh.size
+        self._last: tuple[int, float, float] | None = None
+
+    def read(self, step: int, at: float, waited: float) -> dict[str, float | None]:
+        """Speed since the last call, for a step dispatched at time `at`; null at the first.
+
+        `input_wait` is the share of the time spent waiting for batches: the most the devices can
+        have stood idle for want of input. `waited` counts these seconds from the start of the run.
+        """
+        last, self._last = self._last, (step, at, waited)
+        memory = {"memory_gib": memory_bytes() / 2**30}
+        if last is None or step == last[0]:
+            return dict.fromkeys(("windows_per_s", "input_wait", "tflops", "mfu"), None) | memory
+        seconds = max(at - last[1], 1e-9)
+        rate = (step - last[0]) / seconds
+        return {
+            "windows_per_s": rate * self._batch_size,
+            "input_wait": (waited - last[2]) / seconds,
+            "tflops": rate * self._flops / 1e12,
+            "mfu": None if self._peak is None else rate * self._flops / self._peak,
+        } | memory
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was not spent on training."""
+        if self._last is not None:
+            self._last = (self._last[0], self._last[1] + seconds, self._last[2])
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the rows after `step`, and a last line that a kill cut short. Atomic: the file is whole
+    at any time.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOP/s of a device at best in bf16, or None where no figure is known (CPUs)."""
+    return next((peak for part, peak in PEAK_FLOPS if part in device.device_kind), None)
+
+
+def memory_bytes() -> int:
+    """The most memory this process has held: of its first device where the device tells, of the
+    host otherwise.
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def count_flops(jaxpr: core.Jaxpr) -> float:
+    """FLOPs of the matrix products and convolutions of a program over all devices, two per
+    multiply-add.
+
+    XLA's own cost analysis counts the body of a scan once, whatever its length: 18 stacked layers
+    would count as one. What rematerialisation repeats is counted too, so with remat on this
+    measures the hardware more than the model.
+    """
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        shapes = [getattr(var.aval, "shape", ()) for var in (*eqn.outvars[:1], *eqn.invars[:2])]
+        if eqn.primitive.name == "dot_general":
+            contracted, _ = eqn.params["dimension_numbers"]
+            total += (
+                2.0 * math.prod(shapes[0]) * math.prod(shapes[1][axis] for axis in contracted[0])
+            )
+        elif eqn.primitive.name == "conv_general_dilated":
+            outputs = shapes[2][eqn.params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(shapes[0]) * math.prod(shapes[2]) / outputs
+        elif eqn.primitive.name == "cond":
+            total += max(count_flops(branch.jaxpr) for branch in eqn.params["branches"])
+        else:
+            repeat = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            total += repeat * sum(count_flops(inner) for inner in _inner(eqn.params))
+    return total
+
+
+def _inner(params: Mapping[str, Any]) -> list[core.Jaxpr]:
+    found = []
+    for value in params.values():
+        if isinstance(value, core.ClosedJaxpr):
+            found.append(value.jaxpr)
+        elif isinstance(value, core.Jaxpr):
+            found.append(value)
+    return found
+
+
+def _plain(value: Any) -> int | float | None:
+    if value is None or isinstance(value, int):
+        return value
+    number = float(np.asarray(value))
+    return number if math.isfinite(number) else None
+
+
+def _tensorboard(workdir: Path, start: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        print(
+            "tensorboardX is not installed: no TensorBoard events (pip install tensorboardX)",
+            flush=True,
+        )
+        return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+
+def _wandb(project: str, workdir: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            f"wandb: project {project!r} was asked for, wandb is not installed; pip install wandb"
+        ) from None
+    return wandb.init(project=project, dir=str(workdir), resume="allow", id=workdir.resolve().name)

@@ -1,0 +1,447 @@
+"""Training: the state, one step, and the loop. Read this first.
+
+A step is a pure function of (state, batch): its random key is folded from the seed and the step
+counter, so training 2n steps equals training n, stopping, and training n more, bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from vla_jax import sharding
+from vla_jax.models import lora
+from vla_jax.params import Params, Shapes, merge
+from vla_jax.training import metrics, optim, reports
+from vla_jax.training.augment import AugmentConfig, augment
+from vla_jax.training.checkpoint import Checkpointer, TrainState
+from vla_jax.training.reports import Metrics, Pairs, Units
+from vla_jax.types import Batch
+
+AUGMENT, DROP = (
+    2**31 - 1,
+    2**31 - 2,
+)  # folded into the step's key; the parts of a batch count up from 0
+SIGTERM_EXIT = (
+    143  # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to
+)
+
+EvalStep = Callable[[TrainState, Batch], Pairs]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The numbers of a run.
+
+    Attributes:
+        batch_size: windows per step over all devices; computed in `accum` equal parts.
+        augment: of the images in training, see augment.py; evaluation sees them as they are.
+        adapter_dropout: in training, see lora.drop.
+        dtype: of the computation and of frozen parameters. Trained parameters and the optimizer are
+            float32.
+        ema: decay of the running average of the parameters; 0 keeps none.
+        nan_patience: stop after this many steps in a row with a loss or gradient that is not
+            finite; each is skipped.
+    """
+
+    steps: int
+    batch_size: int
+    accum: int = 1
+    seed: int = 0
+    dtype: str = "bfloat16"
+    ema: float = 0.0
+    nan_patience: int = 10
+    log_every: int = 10
+    eval_every: int = 1000
+    save_every: int = 1000
+    adapter_dropout: float = 0.0
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+
+class Hooks(NamedTuple):
+    """What the loop reports to."""
+
+    checkpointer: Checkpointer
+    recorder: metrics.Recorder
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None
+
+
+def abstract_state(
+    shapes: Shapes,
+    shardings: sharding.Shardings,
+    trainable: list[str],
+    optimizer: optim.Optimizer,
+    config: TrainConfig,
+) -> TrainState:
+    """The state as shapes, types and shardings, from those of all parameters.
+
+    It is what `Checkpointer.restore`, `make_train_step` and `make_eval_step` need to know of a
+    state.
+    """
+    mesh: Any = next(iter(shardings.values())).mesh
+    whole = sharding.replicated(mesh)
+
+    def spec(name: str, dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shapes[name].shape, dtype, sharding=shardings[name])
+
+    params = {name: spec(name, jnp.float32) for name in trainable}
+
+    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = getattr(
+            path[-1], "key", None
+        )  # moments are dicts by parameter name, counters are not
+        where = shardings[name] if name in params else whole
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(
+        step=counter,
+        params=params,
+        frozen={name: spec(name, config.dtype) for name in shapes if name not in params},
+        opt_state=jax.tree_util.tree_map_with_path(
+            moment, jax.eval_shape(optimizer.transform.init, params)
+        ),
+        ema=dict(params) if config.ema else None,
+        skipped=counter,
+    )
+
+
+def init_state(params: Params, abstract: TrainState, optimizer: optim.Optimizer) -> TrainState:
+    """The state at step 0 from all parameters in their shardings. They become part of it: do not
+    use them after.
+    """
+
+    def start(used: Params, rest: Params) -> TrainState:
+        trained = {name: used[name].astype(jnp.float32) for name in abstract.params}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=trained,
+            frozen={name: rest[name].astype(like.dtype) for name, like in abstract.frozen.items()},
+            opt_state=optimizer.transform.init(trained),
+            ema=None,
+            skipped=jnp.zeros((), jnp.int32),
+        )
+
+    used = {name: value for name, value in params.items() if name in abstract.params}
+    rest = {name: value for name, value in params.items() if name in abstract.frozen}
+    where = _shardings(abstract._replace(ema=None))
+    state = jax.jit(start, donate_argnums=0, out_shardings=where)(used, rest)
+    if abstract.ema is None:
+        return state
+    # A program of its own: two equal outputs of one may share a buffer, and both are donated later.
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=where.params)
+    return state._replace(ema=copy(state.params))
+
+
+def inference_params(state: TrainState) -> Params:
+    """What evaluates: the average if one is kept, else the trained parameters; and the frozen ones.
+    Not merged.
+    """
+    return {**(state.params if state.ema is None else state.ema), **state.frozen}
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optim.Optimizer,
+    config: TrainConfig,
+    abstract: TrainState,
+    units: Units,
+) -> Any:
+    """The jitted step (state, batch) -> (state, metrics). The state is donated; metrics stay on the
+    device.
+
+    The model is `merge(graphdef, params)` with `.loss(batch, key) -> Objective`, `.weights(batch)`
+    of the same tasks and their `.config.scales`. Its parameters come in the compute type.
+    """
+    where, mesh = _shardings(abstract), abstract.step.sharding.mesh
+    _check_parts(config, mesh)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        # Before accumulation: what an example looks like does not depend on how the batch is cut.
+        drawn = augment(batch.obs.images, jax.random.fold_in(key, AUGMENT), config.augment)
+        batch = batch._replace(obs=batch.obs._replace(images=drawn))
+        # Once, before accumulation, keeping the sharding: fsdp then gathers the compute type and
+        # not float32.
+        cast = {
+            name: jax.lax.with_sharding_constraint(value.astype(config.dtype), where.params[name])
+            for name, value in state.params.items()
+        }
+
+        # The weights of the whole batch come first: with several tasks no division afterwards would
+        # mend a part's.
+        tasks = reports.tasks(merge(graphdef, {**cast, **state.frozen}), batch)
+
+        dropped = jax.random.fold_in(key, DROP)  # one mask per step, however the batch is cut
+
+        def objective(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, Pairs]:
+            params = lora.drop(params, dropped, config.adapter_dropout)
+            return reports.part_loss(
+                merge(graphdef, {**params, **state.frozen}), tasks, part, key, units
+            )
+
+        grads, pairs = _accumulate(
+            jax.grad(objective, has_aux=True), cast, batch, key, config.accum
+        )
+        means = reports.means(pairs, units)
+        grads = optim.mask_layers(grads, optimizer.layers)
+        norm = optax.tree.norm(grads)
+        rate = optimizer.schedule(state.step)
+        direction, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        direction = optim.mask_layers(direction, optimizer.layers)
+        params = {name: value - rate * direction[name] for name, value in state.params.items()}
+        ema = state.ema
+        if ema is not None:
+            ema = {
+                name: config.ema * old + (1 - config.ema) * params[name]
+                for name, old in ema.items()
+            }
+
+        finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
+        new = state._replace(params=params, opt_state=opt_state, ema=ema)
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        report = {**means, "grad_norm": norm, "lr": rate, "skipped": skipped}
+        return new._replace(step=state.step + 1, skipped=skipped), report
+
+    return jax.jit(
+        step,
+        in_shardings=(where, sharding.batch_sharding(mesh)),
+        out_shardings=(where, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef, config: TrainConfig, abstract: TrainState, units: Units
+) -> Any:
+    """The jitted (state, batch) -> sums and weights of the loss and its metrics, with
+    `inference_params`.
+    """
+    where, mesh = _shardings(abstract), abstract.step.sharding.mesh
+
+    def step(state: TrainState, batch: Batch) -> Pairs:
+        params = {
+            name: value.astype(config.dtype) for name, value in inference_params(state).items()
+        }
+        model = merge(graphdef, params)
+        return reports.part_loss(
+            model, reports.tasks(model, batch), batch, jax.random.key(config.seed), units
+        )[1]
+
+    return jax.jit(
+        step,
+        in_shardings=(where, sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )
+
+
+def evaluate(
+    eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], units: Units
+) -> dict[str, float]:
+    """Means over all (global, on the device) batches: "loss" and every metric of the model."""
+    sums: dict[str, Any] = {}
+    for batch in batches:
+        pairs = jax.device_get(eval_step(state, batch))
+        sums = jax.tree.map(np.add, sums, pairs) if sums else pairs
+    if not sums:
+        raise ValueError("evaluate: expected at least one batch, got none; is the split empty?")
+    return {name: float(value) for name, value in reports.means(sums, units).items()}
+
+
+def _check_parts(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % (config.accum * parts):
+        raise ValueError(
+            f"batch_size: expected a multiple of accum x (data x fsdp) = {config.accum} x {parts},"
+            f" got {config.batch_size}; change batch_size, accum or the mesh"
+        )
+
+
+def _shardings(abstract: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def _accumulate(
+    grad: Any, params: Params, batch: Batch, key: jax.Array, accum: int
+) -> tuple[Params, Pairs]:
+    """Gradients (float32) and metric pairs summed over `accum` parts of the batch."""
+    if accum == 1:
+        grads, pairs = grad(params, batch, key)
+        return {name: value.astype(jnp.float32) for name, value in grads.items()}, pairs
+
+    def split(x: jax.Array) -> jax.Array:
+        # Part j takes examples j, j + accum, ...: every device keeps those it has. [b ...] ->
+        # [accum b/accum ...]
+        return x.reshape(x.shape[0] // accum, accum, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Params, part: tuple[Batch, jax.Array]) -> tuple[Params, Pairs]:
+        grads, pairs = grad(params, part[0], jax.random.fold_in(key, part[1]))
+        return {
+            name: total[name] + value.astype(jnp.float32) for name, value in grads.items()
+        }, pairs
+
+    zeros = {name: jnp.zeros_like(value, jnp.float32) for name, value in params.items()}
+    grads, pairs = jax.lax.scan(add, zeros, (jax.tree.map(split, batch), jnp.arange(accum)))
+    return grads, jax.tree.map(lambda x: x.sum(0), pairs)
+
+
+def fit(
+    state: TrainState, step: Any, batches: Iterator[Batch], config: TrainConfig, hooks: Hooks
+) -> TrainState:
+    """Trains until `config.steps`, from wherever `state` stands, and leaves a checkpoint of the
+    last step.
+
+    `batches` yields this process's rows (numpy) from position `state.step` on. On SIGTERM the
+    running step is finished and saved, and the process exits with SIGTERM_EXIT. Raises
+    RuntimeError, after saving, when `nan_patience` steps in a row were not finite.
+    """
+    done = int(state.step)
+    if done >= config.steps:
+        hooks.recorder.say(f"already at step {done} of {config.steps}: nothing to train")
+        return state
+    mesh = state.step.sharding.mesh
+    feed = _Feed(batches, mesh, config.batch_size)
+    batch = feed.next(done)
+    traced = step.trace(state, batch)
+    compiled = (
+        traced.lower().compile()
+    )  # one program for the whole run: another shape is an error, not a recompilation
+    meter = metrics.Meter(config.batch_size, metrics.count_flops(traced.jaxpr.jaxpr), mesh)
+    log = _Log(config, hooks, meter)
+    with _asked_to_stop() as asked:
+        for number in range(done + 1, config.steps + 1):
+            with jax.transfer_guard("disallow"):
+                state, report = compiled(state, batch)
+            at, waited = time.perf_counter(), feed.waited
+            if number == done + 1:
+                meter.read(number, at, waited)  # from here on
+            if number < config.steps:
+                batch = feed.next(number)  # while the device works on this step
+            log.flush()  # the step before: its numbers are there without waiting for this one
+            log.pending = _Pending(number, report, at, waited)
+            stop, last = asked(number), number == config.steps
+            if last or number % config.eval_every == 0:
+                log.flush(evaluating=state)
+            if stop or log.diverged or last or number % config.save_every == 0:
+                log.flush()  # before saving: who resumes from this step must find its row
+                hooks.checkpointer.save(number, state)
+            hooks.recorder.progress(number)
+            if stop or log.diverged:
+                _leave(number, log, hooks)
+    hooks.checkpointer.wait()
+    return state
+
+
+class _Feed:
+    """Puts batches on the devices and counts the seconds spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch], mesh: jax.sharding.Mesh, batch_size: int) -> None:
+        self._batches, self._mesh, self._batch_size = batches, mesh, batch_size
+        self.waited = 0.0
+
+    def next(self, position: int) -> Batch:
+        began = time.perf_counter()
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            raise ValueError(
+                f"batches: expected one for every step, got none at position {position}"
+            ) from None
+        self.waited += time.perf_counter() - began
+        return sharding.global_batch(batch, self._mesh, self._batch_size)
+
+
+class _Pending(NamedTuple):
+    """A step that runs: its metrics, when it was dispatched, and the seconds waited for input until
+    then.
+    """
+
+    number: int
+    report: Metrics
+    at: float
+    waited: float
+
+
+class _Log:
+    """Rows, one step late."""
+
+    def __init__(self, config: TrainConfig, hooks: Hooks, meter: metrics.Meter) -> None:
+        self._config, self._hooks, self._meter = config, hooks, meter
+        self.pending: _Pending | None = None
+        self.diverged = False
+        self.last: dict[str, Any] = {}
+
+    def flush(self, evaluating: TrainState | None = None) -> None:
+        """Writes the pending step if it is one to log; given the state it led to, with the
+        evaluation of that.
+        """
+        if self.pending is None:
+            return
+        (number, report, at, waited), self.pending = self.pending, None
+        values = jax.device_get(report)
+        self.last = {"step": number, "loss": values.pop("loss")}
+        self.last |= {f"train/{name}": value for name, value in values.items()}
+        self.diverged = int(values["skipped"]) >= self._config.nan_patience
+        evaluate = None if evaluating is None else self._hooks.evaluate
+        due = number % self._config.log_every == 0 or number == self._config.steps
+        if not (due or evaluate or self.diverged):
+            return
+        speed = self._meter.read(number, at, waited)
+        self.last |= {f"train/{name}": value for name, value in speed.items()}
+        if evaluate is not None and evaluating is not None:
+            began = time.perf_counter()
+            self.last |= {f"val/{name}": value for name, value in evaluate(evaluating).items()}
+            self._meter.pause(time.perf_counter() - began)
+        self._hooks.recorder.write(self.last)
+
+
+def _leave(number: int, log: _Log, hooks: Hooks) -> None:
+    """Waits for the checkpoint of step `number`, then exits or raises."""
+    hooks.checkpointer.wait()
+    where = f"{hooks.checkpointer.directory}/{number}"
+    if log.diverged:
+        raise RuntimeError(
+            f"training stopped at step {number}: loss or gradients were not finite for"
+            f" {log.last['train/skipped']} steps in a row (loss {log.last['loss']}, gradient norm"
+            f" {log.last['train/grad_norm']}). Each was skipped, so the parameters saved in {where}"
+            " are the last good ones; lower optim.lr, set optim.clip, or look at the data of these"
+            " steps"
+        )
+    hooks.recorder.say(
+        f"SIGTERM: step {number} is saved in {where}; the same command continues from there"
+    )
+    hooks.recorder.close()
+    hooks.checkpointer.close()
+    raise SystemExit(SIGTERM_EXIT)
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[Callable[[int], bool]]:
+    """Within, SIGTERM does not kill: the yielded function says at each step, alike on every host,
+    whether to stop.
+    """
+    if (
+        jax.process_count() > 1
+    ):  # jax's coordination service hears the signal on any host and agrees on a step
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # only the main thread may listen to signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        yield lambda step: bool(heard)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,429 @@
+"""Pretrained files -> arrays born sharded; strict.
+
+A file is opened as a dict of memory-mapped arrays, a backbone's name table turns them into views in
+our layout, and each device reads its own piece of a view. The whole model is never in one host
+copy, nor on one device. Every missing, unexpected or mis-shaped array is named before the first
+byte is copied.
+"""
+
+import fnmatch
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from vla_jax import params, sharding
+from vla_jax.params import Params
+from vla_jax.weights import torch_files
+
+Transform = Callable[[np.ndarray], np.ndarray]
+Specs = dict[str, jax.ShapeDtypeStruct]
+
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+
+# Present in some releases, without meaning for us: buffers, SigLIP's pooling head, and output
+# layers that are tied.
+IGNORED = (
+    "*.position_ids",
+    "*.rotary_emb.inv_freq",
+    "*.embed_positions.weights",
+    "vision_tower.head.*",
+    "lm_head.weight",
+    "text_model.lm_head.weight",
+)
+
+
+class Entry(NamedTuple):
+    """Where one of our parameters comes from.
+
+    `source` holds {} where the layer number goes when `layers` > 0: those arrays are stacked on a
+    new leading axis.
+    """
+
+    source: str
+    transform: Transform
+    layers: int = 0
+
+
+class Plan(NamedTuple):
+    """What `plan` found: how a checkpoint fits the parameters that are wanted."""
+
+    views: dict[str, list[np.ndarray]]  # our name -> one view per layer of a stack, in our layout
+    sources: dict[str, str]  # our name -> the name in the file, with {} for the layer
+    missing: list[str]  # of our names, those that may stay random
+    ignored: list[str]  # of the file's names
+    problems: list[str]
+
+
+class Source(NamedTuple):
+    """An opened checkpoint: its arrays by (normalised) name, without their bytes."""
+
+    path: Path
+    kind: str  # "hf", "npz" or "torch"
+    arrays: dict[str, np.ndarray]
+
+    def config(self) -> dict[str, Any]:
+        """config.json of a Hugging Face folder. Raises ValueError without one."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise ValueError(
+                f"{self.path}: expected config.json beside the weights; download the whole folder"
+            )
+        return json.loads(file.read_text())
+
+
+# --------------------------------------------------------------------------------------- transforms
+
+
+def as_is(x: np.ndarray) -> np.ndarray:
+    """The array."""
+    return x
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """torch Linear [out, in] -> kernel [in, out]."""
+    return x.T
+
+
+def conv_patches(x: np.ndarray) -> np.ndarray:
+    """torch Conv2d [out, 3, p, p] -> kernel [p*p*3, out] of flattened (row, column, channel)
+    patches.
+    """
+    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+
+def row(x: np.ndarray) -> np.ndarray:
+    """[c] -> [1, c]."""
+    return x[None]
+
+
+def first(x: np.ndarray) -> np.ndarray:
+    """Drops a leading axis of one."""
+    return x[0]
+
+
+def merge_last(x: np.ndarray) -> np.ndarray:
+    """The last two axes become one."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def merge_first(x: np.ndarray) -> np.ndarray:
+    """[layers, a, b, c] -> [layers, a*b, c]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def merge_to_last(x: np.ndarray) -> np.ndarray:
+    """Every axis but the last becomes one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def einsum_heads(x: np.ndarray) -> np.ndarray:
+    """big_vision einsum [layers, heads, in, head_dim] -> kernel [layers, in, heads*head_dim]."""
+    return merge_last(x.transpose(0, 2, 1, 3))
+
+
+def part(i: int) -> Transform:
+    """Entry i of the second axis."""
+    return lambda x: x[:, i]
+
+
+def einsum_part(i: int) -> Transform:
+    """big_vision stacked einsums, [layers, parts, ...] or [parts, ...] at layer level: part i as a
+    kernel.
+    """
+    return lambda x: einsum_heads(x[:, i])
+
+
+def fused(i: int, parts: int) -> Transform:
+    """torch Linear of `parts` layers side by side, [parts*out, in]: layer i as a kernel [in, out].
+
+    Rows that do not divide are rounded up, so that the shape of some part is wrong and the file is
+    refused.
+    """
+
+    def take(x: np.ndarray) -> np.ndarray:
+        size = -(-x.shape[0] // parts)
+        return x[i * size : (i + 1) * size].T
+
+    return take
+
+
+def pad_rows(rows: int) -> Transform:
+    """Zero rows at the end, up to `rows`; an array that has them is not copied."""
+    return lambda x: (
+        np.concatenate([x, np.zeros((rows - x.shape[0], x.shape[1]), x.dtype)])
+        if x.shape[0] < rows
+        else x
+    )
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def open_source(path: Path | str) -> Source:
+    """Opens a Hugging Face folder (model.safetensors, or shards with their index), a big_vision
+    .npz, or what torch_files reads.
+
+    Raises ValueError when it is not there, incomplete, or its header is damaged.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix == ".npz":
+        arrays = _open_npz(path)
+        return Source(
+            path, "npz", {name.removeprefix("params/"): array for name, array in arrays.items()}
+        )
+    if torch_files.is_torch(path):
+        return Source(path, "torch", _normalised(torch_files.open_torch(path)))
+    index = path / "model.safetensors.index.json"
+    listed = _read_index(index) if index.is_file() else {}
+    files = [path / name for name in sorted(set(listed.values()))] or [path / "model.safetensors"]
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise ValueError(
+            "weights: expected a big_vision .npz, a .pt or a Hugging Face folder with safetensors"
+            f" at {path.absolute()}, not found: {', '.join(absent)}; get one by `huggingface-cli"
+            " download google/paligemma-3b-pt-224 --local-dir DIR`"
+        )
+    arrays = {name: array for file in files for name, array in _open_safetensors(file).items()}
+    lost = sorted(listed.keys() - arrays.keys())
+    if lost:
+        raise ValueError(
+            f"{index}: lists {len(lost)} arrays that no shard holds, such as {lost[0]} in"
+            f" {listed[lost[0]]}; the shards are not of one release, download the folder again"
+        )
+    return Source(path, "hf", _normalised(arrays))
+
+
+def _normalised(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {normalise(name): array for name, array in arrays.items()}
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    """Array name -> shard."""
+    try:
+        return dict(json.loads(file.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: expected JSON with a weight_map ({error}); download it again"
+        ) from error
+
+
+def normalise(name: str) -> str:
+    """One spelling for the four key layouts that transformers 4.41 to 5.23 write and hold for
+    LLaVA-like models.
+    """
+    name = re.sub(r"^model\.(?=language_model|vision_tower|multi_modal_projector)", "", name)
+    for old, new in (
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "language_model."),
+        ("vision_tower.vision_model.", "vision_tower."),
+    ):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def expect(name: str, got: Any, wanted: tuple[Any, ...]) -> Any:
+    """The value of a key of config.json. Raises ValueError if it is none of those we can build."""
+    if got not in wanted:
+        raise ValueError(
+            f"config.json: {name}: expected {' or '.join(map(repr, wanted))}, got {got!r}"
+        )
+    return got
+
+
+def load(
+    source: Source,
+    table: dict[str, Entry],
+    specs: Specs,
+    allow_missing: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> Params:
+    """Arrays for `specs` ({our name: shape, dtype, sharding}) as `table` says; see the module's
+    docstring.
+
+    A parameter whose source is missing is left out where a pattern of `allow_missing` matches its
+    name. Arrays of the names `ignored` may be in the source or not.
+    """
+    return place(source, plan(source, table, specs, allow_missing, ignored), specs)
+
+
+def plan(
+    source: Source,
+    table: dict[str, Entry],
+    specs: Specs,
+    allow_missing: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> Plan:
+    """How the source's arrays fit `specs`; copies nothing. See `load`."""
+    found = Plan({}, {}, [], [], [])
+    used: set[str] = set()
+    for name, spec in specs.items():
+        if name not in table:
+            found.problems.append(f"missing: {name} has no entry in the name table")
+            continue
+        entry = table[name]
+        names = (
+            [entry.source.format(i) for i in range(entry.layers)]
+            if entry.layers
+            else [entry.source]
+        )
+        absent = [n for n in names if n not in source.arrays]
+        used.update(names)
+        if absent:
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_missing):
+                found.missing.append(name)
+            else:
+                found.problems.extend(f"missing: {n} (for {name})" for n in absent)
+            continue
+        found.sources[name] = entry.source
+        found.views[name] = [entry.transform(source.arrays[n]) for n in names]
+        wanted = spec.shape[1:] if entry.layers else spec.shape
+        found.problems.extend(
+            f"shape: {n} (for {name}): expected {tuple(wanted)}, got {view.shape}"
+            for n, view in zip(names, found.views[name], strict=True)
+            if view.shape != tuple(wanted)
+        )
+    for n in sorted(source.arrays.keys() - used):
+        if n in ignored or any(fnmatch.fnmatchcase(n, pattern) for pattern in IGNORED):
+            found.ignored.append(n)
+        else:
+            found.problems.append(f"unexpected: {n}")
+    return found
+
+
+def place(source: Source, found: Plan, specs: Specs) -> Params:
+    """The arrays of a plan, born in the shardings of `specs`. Raises ValueError naming all of the
+    plan's problems.
+    """
+    if found.problems:
+        raise ValueError(
+            f"weights {source.path}: {len(found.problems)} arrays do not fit:\n  "
+            + "\n  ".join(found.problems)
+            + "\ncheck model.variant; a "
+            "missing one can be left random by naming it in model.allow_missing"
+        )
+    return {name: _place(views, specs[name]) for name, views in found.views.items()}
+
+
+def born(
+    build: params.Build, read: Callable[[Specs], Params], mesh: jax.sharding.Mesh | None, dtype: Any
+) -> tuple[nnx.GraphDef, Params]:
+    """(graphdef, parameters) of `build` with the arrays that `read(specs)` finds, the others
+    random; all of them in `dtype` and sharded over the mesh. Without a mesh everything is on the
+    first device.
+    """
+    graphdef, shapes, logical = params.abstract(build)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+    where = sharding.resolve(shapes, logical, mesh)
+    loaded = read(
+        {k: jax.ShapeDtypeStruct(v.shape, dtype, sharding=where[k]) for k, v in shapes.items()}
+    )
+    fresh = params.initialise(
+        build, 0, {name: place for name, place in where.items() if name not in loaded}
+    )
+    return graphdef, {
+        name: loaded[name] if name in loaded else fresh[name].astype(dtype) for name in shapes
+    }
+
+
+def _place(views: list[np.ndarray], spec: jax.ShapeDtypeStruct) -> jax.Array:
+    stacked = views[0].ndim < len(spec.shape)
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # jax asks only for pieces it has a place for
+        if not stacked:
+            return np.ascontiguousarray(views[0][index]).astype(spec.dtype)
+        return np.stack(
+            [np.ascontiguousarray(view[index[1:]]).astype(spec.dtype) for view in views[index[0]]]
+        )
+
+    return jax.make_array_from_callback(spec.shape, spec.sharding, piece)
+
+
+def _open_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """Memory-mapped arrays. The format: 8 bytes of header length, a JSON header with byte ranges,
+    the bytes.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length)) if 0 < length <= size - 8 else None
+    if header is None:
+        raise ValueError(
+            f"{file}: not a safetensors file (header of {length} bytes in {size}); download it"
+            " again"
+        )
+    body = (
+        np.memmap(file, np.uint8, mode="r", offset=8 + length)
+        if size > 8 + length
+        else np.zeros(0, np.uint8)
+    )
+    arrays = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise ValueError(
+                f"{file}: {name}: expected one of {', '.join(SAFETENSORS_DTYPES)}, got"
+                f" {entry['dtype']}"
+            )
+        dtype, (start, stop) = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]), entry["data_offsets"]
+        if stop > body.size or stop - start != math.prod(entry["shape"]) * dtype.itemsize:
+            raise ValueError(
+                f"{file}: {name}: its bytes are not all there; the file is truncated, download it"
+                " again"
+            )
+        arrays[name] = body[start:stop].view(dtype).reshape(entry["shape"])
+    return arrays
+
+
+def _open_npz(file: Path) -> dict[str, np.ndarray]:
+    """Memory-mapped arrays of an uncompressed .npz; compressed members are read whole."""
+    arrays = {}
+    with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                reader = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, fortran, dtype = reader(member)
+                start = member.tell()
+                stored = (
+                    info.compress_type == zipfile.ZIP_STORED
+                    and not fortran
+                    and math.prod(shape) > 0
+                )
+                whole = None if stored else np.frombuffer(member.read(), dtype)
+            if whole is None:
+                handle.seek(
+                    info.header_offset + 26
+                )  # lengths of name and extra field in the local header of 30 bytes
+                extra = sum(int.from_bytes(handle.read(2), "little") for _ in range(2))
+                whole = np.memmap(file, dtype, "r", info.header_offset + 30 + extra + start, shape)
+            else:
+                whole = whole.reshape(shape, order="F" if fortran else "C")
+            # numpy has no bfloat16: files hold it as two untyped bytes.
+            arrays[name] = (
+                whole.view(ml_dtypes.bfloat16)
+                if dtype in (np.dtype("V2"), np.dtype(np.uint16))
+                else whole
+            )
+    return arrays
