@@ -37,7 +37,8 @@ from experiments.robovlms import config as robovlms_config
 from experiments.robovlms import names as robovlms_names
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
-from vla_jax.training.checkpoint import Checkpointer, TrainState, complete_steps
+from vla_jax.training.checkpoint import Checkpointer, complete_steps
+from vla_jax.training.state import TrainState
 from vla_jax.weights import pretrained
 
 KINDS = ("hf", "npz", "robovlms")

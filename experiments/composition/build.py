@@ -22,7 +22,14 @@ from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.lora import LoRAConfig, attach
 from vla_jax.models.losses import ActionLoss
-from vla_jax.models.objectives import ForwardConfig
+from vla_jax.models.objectives import (
+    Caption,
+    ForwardConfig,
+    ForwardPrediction,
+    ImageTextTask,
+    MakeTask,
+    TextAlign,
+)
 from vla_jax.models.resampler import ResamplerConfig
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
@@ -128,19 +135,16 @@ def model(config: ConfigDict, action_end: int | None = None) -> Build:
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
         state=_state(config) if model.proprio else None,
         past=PastConfig(BINARY, model.past_action_hidden) if model.past_action else None,
-        forward=_forward(config) if config.objectives.forward.weight else None,
-        text_embedding=(
-            config.objectives.text_align.width if config.objectives.text_align.weight else 0
-        ),
-        scales=(
+        loss_weights=(
             ("action", 1.0),
             *((name, task.weight) for name, task in config.objectives.items() if task.weight),
         ),
     )
+    tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
 
     def make(rngs: nnx.Rngs) -> VLA:
         backbone: Any = make_backbone(sizes, rngs)
-        return VLA(backbone, head(backbone.width, rngs), policy, rngs)
+        return VLA(backbone, head(backbone.width, rngs), policy, rngs, tasks)
 
     return make
 
@@ -193,13 +197,32 @@ def _state(config: ConfigDict) -> StateConfig:
     return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
 
 
-def _forward(config: ConfigDict) -> ForwardConfig:
+def _forward(config: ConfigDict) -> MakeTask:
     task = config.objectives.forward
-    return ForwardConfig(
-        len(task.offsets), len(config.model.cameras), task.tokens, task.width, task.depth,
-        task.patch,
-        config.model.image_size,
-    )  # fmt: skip
+    sizes = ForwardConfig(
+        frames=len(task.offsets),
+        cameras=len(config.model.cameras),
+        tokens=task.tokens,
+        width=task.width,
+        depth=task.depth,
+        patch=task.patch,
+        image_size=config.model.image_size,
+    )
+    return lambda width, rngs: ForwardPrediction(width, sizes, rngs)
+
+
+def _text_align(config: ConfigDict) -> MakeTask:
+    embedding = config.objectives.text_align.width
+    return lambda width, rngs: TextAlign(width, embedding, rngs)
+
+
+# Name in config.objectives -> what makes the auxiliary task.
+TASKS: dict[str, Callable[[ConfigDict], MakeTask]] = {
+    "forward": _forward,
+    "caption": lambda config: lambda width, rngs: Caption(),
+    "image_text": lambda config: lambda width, rngs: ImageTextTask(),
+    "text_align": _text_align,
+}
 
 
 def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:

@@ -26,7 +26,7 @@ from vla_jax.models.backbones import kosmos2, paligemma
 from vla_jax.models.tokenizer import train_tiny_tokenizer
 from vla_jax.models.vla import VLA
 from vla_jax.training.checkpoint import load_meta, load_params
-from vla_jax.types import Observation
+from vla_jax.types import HeadContext, Observation
 from vla_jax.weights import pretrained
 
 WINDOW, CHUNK, HIDDEN, TOLERANCE = 3, 4, 64, 1e-5
@@ -213,7 +213,7 @@ def test_imported_policies_equal_robovlms(
         return (
             policy.backbone.embed_image(case.images[0][0]),
             readouts,
-            policy.head.act(readouts, jax.random.key(0)),
+            policy.head.act(HeadContext(readouts), jax.random.key(0)),
         )
 
     features, readouts, actions = outputs(policy)

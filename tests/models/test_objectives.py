@@ -11,27 +11,40 @@ from tests.fakes import FakeBackbone, initialise, make_batch
 from vla_jax import params
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
-from vla_jax.models.objectives import ForwardConfig, next_token, patches
+from vla_jax.models.objectives import (
+    Caption,
+    ForwardConfig,
+    ForwardPrediction,
+    ImageTextTask,
+    TextAlign,
+    next_token,
+    patches,
+)
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.training import metrics
 from vla_jax.types import Future, ImageText
 
 T, K, D, M, E, KEY = 2, 2, 3, 2, 6, jax.random.key(0)
 FORWARD = ForwardConfig(frames=M, cameras=2, tokens=2, width=16, depth=1, patch=4, image_size=8)
-TASKS = ("forward", "caption", "image_text", "text_align")
+MAKERS = {
+    "forward": lambda width, rngs: ForwardPrediction(width, FORWARD, rngs),
+    "caption": lambda width, rngs: Caption(),
+    "image_text": lambda width, rngs: ImageTextTask(),
+    "text_align": lambda width, rngs: TextAlign(width, E, rngs),
+}
+TASKS = tuple(MAKERS)
 
 
 def make_policy(*tasks, layout="prefix", history="head", cross=False):
     config = VLAConfig(
         T, K, D, ("primary", "wrist"), layout, history,
-        forward=FORWARD if "forward" in tasks else None,
-        text_embedding=E if "text_align" in tasks else 0,
-        scales=(("action", 1.0), *((name, 0.1) for name in tasks)),
+        loss_weights=(("action", 1.0), *((name, 0.1) for name in tasks)),
     )  # fmt: skip
 
     def make(rngs):
         head = MLPHead(16, HeadConfig(K, D, (2,), hidden=8, mlp=(8,)), rngs)
-        return VLA(FakeBackbone(rngs, cross=cross), head, config, rngs)
+        makers = {name: MAKERS[name] for name in tasks}
+        return VLA(FakeBackbone(rngs, cross=cross), head, config, rngs, makers)
 
     graphdef, flat = initialise(make)
     rng = np.random.default_rng(0)
@@ -61,7 +74,7 @@ def make_data(b=2):
 @jax.jit(static_argnums=0)
 def run(graphdef, flat, batch):
     model = params.merge(graphdef, flat)
-    return model.loss(batch, KEY), model.weights(batch)
+    return model.loss(batch, KEY), model.mask_counts(batch)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +96,7 @@ def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cros
         def total(flat):
             model = params.merge(graphdef, flat)
             found = model.loss(batch, KEY)
-            return sum(found.sums.values()), (found, model.weights(batch))
+            return sum(found.sums.values()), (found, model.mask_counts(batch))
 
         return jax.value_and_grad(total, has_aux=True)(flat)
 
@@ -149,7 +162,7 @@ def test_no_leak_from_the_caption_to_itself(layout):
     @jax.jit
     def logits(obs):
         images = jnp.stack([image[:, -1] for image in obs.images], axis=1)
-        return model._said(images, obs.image_mask[:, -1], obs.prompt, obs.prompt_mask, target)
+        return model.text_logits(images, obs.image_mask[:, -1], obs.prompt, obs.prompt_mask, target)
 
     before = logits(obs)
     for word in range(1, 5):

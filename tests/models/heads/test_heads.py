@@ -19,6 +19,7 @@ from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.types import HeadContext
 
 HEADS = {  # a new head is one line here
     "lstm": LSTMHead,
@@ -68,12 +69,12 @@ def example(b=B):
 
 @jax.jit(static_argnums=0)
 def loss(graphdef, flat, readouts, actions, mask):
-    return params.merge(graphdef, flat).loss(readouts, actions, mask, KEY)
+    return params.merge(graphdef, flat).loss(HeadContext(readouts), actions, mask, KEY)
 
 
 @jax.jit(static_argnums=0)
 def act(graphdef, flat, readouts):
-    return params.merge(graphdef, flat).act(readouts, KEY)
+    return params.merge(graphdef, flat).act(HeadContext(readouts), KEY)
 
 
 @jax.jit(static_argnums=0)
@@ -88,7 +89,6 @@ def test_loss_is_finite_and_gradient_reaches_every_leaf(head):
     result = loss(*head, *data)
     assert np.isfinite(result.sum)
     assert result.sum > 0
-    assert result.weight == data[2].any(-1).sum()
     by_name, by_readout = grads(*head, *data)
     dead = [
         name for name, grad in by_name.items() if not (np.isfinite(grad).all() and np.any(grad))
@@ -152,7 +152,9 @@ def test_batch_of_two_is_two_batches_of_one(head, monkeypatch):
         ),
     )
     loss = jax.jit(
-        lambda graphdef, *args: params.merge(graphdef, args[0]).loss(*args[1:], KEY),
+        lambda graphdef, *args: params.merge(graphdef, args[0]).loss(
+            HeadContext(args[1]), *args[2:], KEY
+        ),
         static_argnums=0,
     )
     data = example(2)
@@ -161,7 +163,6 @@ def test_batch_of_two_is_two_batches_of_one(head, monkeypatch):
         *(loss(*head, *(x[i : i + 1] for x in data)) for i in range(2)),
     )
     np.testing.assert_allclose(both.sum, first.sum + second.sum, rtol=1e-6)
-    np.testing.assert_array_equal(both.weight, first.weight + second.weight)
     for name, pair in both.metrics.items():
         for whole, one, two in zip(pair, first.metrics[name], second.metrics[name], strict=True):
             np.testing.assert_allclose(whole, np.concatenate([one, two]), atol=1e-5, err_msg=name)
@@ -181,7 +182,6 @@ def test_all_false_mask_gives_zero_loss_and_gradient(head):
     readouts, actions, mask = example()
     result = loss(*head, readouts, actions, np.zeros_like(mask))
     assert result.sum == 0
-    assert result.weight == 0
     for leaf in jax.tree.leaves(grads(*head, readouts, actions, np.zeros_like(mask))):
         assert not np.any(leaf)
 
@@ -210,7 +210,10 @@ def test_overfits_eight_windows(head):
         def step(carry, key):
             flat, state = carry
             grad = jax.grad(
-                lambda p: params.merge(graphdef, p).loss(readouts, actions, mask, key).sum / 1e2
+                lambda p: (
+                    params.merge(graphdef, p).loss(HeadContext(readouts), actions, mask, key).sum
+                    / 1e2
+                )
             )(flat)
             updates, state = optimizer.update(grad, state)
             return (optax.apply_updates(flat, updates), state), None
@@ -418,7 +421,9 @@ def test_flow_follows_the_field_it_was_given(monkeypatch):
     monkeypatch.setattr(
         FlowHead, "_velocity", lambda self, features, x, time, valid: (x - wanted) / time
     )
-    found = jax.jit(lambda p: params.merge(graphdef, p).act(jnp.zeros((2, 3, 1, C)), KEY))(flat)
+    found = jax.jit(
+        lambda p: params.merge(graphdef, p).act(HeadContext(jnp.zeros((2, 3, 1, C))), KEY)
+    )(flat)
     np.testing.assert_allclose(found[..., [0, 2]], np.broadcast_to(wanted, (2, 3, 2, 2)), atol=1e-5)
 
 
@@ -435,7 +440,7 @@ def test_flow_times_are_those_of_beta():
 def test_flow_acts_otherwise_with_another_key():
     graphdef, flat = initialise(lambda rngs: FlowHead(C, CONFIG, rngs))
     flat, readouts = jitter(flat), example()[0]
-    other = jax.jit(lambda p, key: params.merge(graphdef, p).act(readouts, key))
+    other = jax.jit(lambda p, key: params.merge(graphdef, p).act(HeadContext(readouts), key))
     assert np.abs(other(flat, KEY) - other(flat, jax.random.key(1)))[..., CONFIG.arm].max() > 0.01
 
 
