@@ -270,8 +270,8 @@ class PolicyHead(Protocol):
     def teacher(
         self, actions: Float[Array, "b t k d"], mask: Bool[Array, "b t k d"]
     ) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
-        """The tokens that should be written, and which of them are there: lengths may vary. Asked
-        only where num_tokens is not 0.
+        """The tokens that should be written, and which of them are there: their number may vary,
+        padded on the right. Asked only where trains_on is "tokens".
         """
         ...
 
