@@ -218,7 +218,9 @@ def test_past_actions_are_hidden_at_random_in_training_alone():
     )
     kept = np.asarray(model._drop_past_actions(obs, KEY).past_action_mask)
     assert 0.35 < kept.mean() < 0.65
-    assert np.any(kept != np.asarray(model._drop_past_actions(obs, jax.random.key(1)).past_action_mask))
+    assert np.any(
+        kept != np.asarray(model._drop_past_actions(obs, jax.random.key(1)).past_action_mask)
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,18 +93,8 @@ def make_train_step(
         grads = optim.mask_layers(grads, optimizer.layers)
         norm = optax.tree.norm(grads)
         rate = optimizer.schedule(state.step)
-        direction, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-        direction = optim.mask_layers(direction, optimizer.layers)
-        params = {name: value - rate * direction[name] for name, value in state.params.items()}
-        ema = state.ema
-        if ema is not None:
-            ema = {
-                name: config.ema * old + (1 - config.ema) * params[name]
-                for name, old in ema.items()
-            }
-
+        new = _apply_gradients(state, grads, rate, optimizer, config.ema)
         finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
-        new = state._replace(params=params, opt_state=opt_state, ema=ema)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         report = {**means, "grad_norm": norm, "lr": rate, "skipped": skipped}
@@ -116,6 +106,19 @@ def make_train_step(
         out_shardings=(where, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _apply_gradients(
+    state: TrainState, grads: Params, rate: jax.Array, optimizer: optim.Optimizer, ema: float
+) -> TrainState:
+    """The state after one update of the optimizer, with its running average."""
+    direction, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+    direction = optim.mask_layers(direction, optimizer.layers)
+    params = {name: value - rate * direction[name] for name, value in state.params.items()}
+    averaged = state.ema
+    if averaged is not None:
+        averaged = {name: ema * old + (1 - ema) * params[name] for name, old in averaged.items()}
+    return state._replace(params=params, opt_state=opt_state, ema=averaged)
 
 
 def make_eval_step(
