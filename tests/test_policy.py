@@ -106,10 +106,10 @@ def test_rollout_equals_window(history, layout, head, cross):
     policy, (images, states), taken = JaxPolicy(graphdef, flat, IO), episode(), []
     policy.reset("ab")
     for now in range(STEPS):
-        found = policy.act({name: frames[now] for name, frames in images.items()}, states[now])
+        acted = policy.act({name: frames[now] for name, frames in images.items()}, states[now])
         expected = act(window(now, taken, images, states), jax.random.fold_in(KEY, now))
-        np.testing.assert_allclose(found, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
-        taken.append(found[0])
+        np.testing.assert_allclose(acted, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
+        taken.append(acted[0])
     assert np.std(taken, axis=0)[:2].max() > 1e-2  # the agreement is about something
     policy.reset("ab")
     again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])

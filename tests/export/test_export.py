@@ -96,8 +96,8 @@ def exported(tmp_path_factory) -> Path:
 
 def images(policy, **changes):
     rng = np.random.default_rng(0)
-    found = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policy.cameras}
-    return {name: image for name, image in {**found, **changes}.items() if image is not None}
+    images = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policy.cameras}
+    return {name: image for name, image in {**images, **changes}.items() if image is not None}
 
 
 # Every backbone, head, history, layout and extra token at least once. `sizes` changes the tiny
@@ -160,9 +160,9 @@ def test_averaged_parameters_are_exported(tmp_path):
     where = checkpoint(tmp_path, head="mlp", ema=0.9)
     artefact.write(export.source(where), tmp_path / "artefact", "float32")
     with safe_open(tmp_path / "artefact" / "model.safetensors", "np") as file:
-        found = file.get_tensor("readout_embedding")
+        embedding = file.get_tensor("readout_embedding")
     raw = load_params(checkpoint(tmp_path / "raw", head="mlp"))["readout_embedding"]
-    np.testing.assert_array_equal(found, np.float32(0.5) * raw)
+    np.testing.assert_array_equal(embedding, np.float32(0.5) * raw)
 
 
 def test_the_artefact_is_the_policy(exported):
@@ -231,9 +231,9 @@ def test_episodes_together_are_those_apart(model, tmp_path):
         now = {i: step - late[i] for i in range(3) if step >= late[i]}  # episode -> its own step
         given = [together[i].prepared({"primary": frames[i, own]}) for i, own in now.items()]
         out = torch_policy.act_together([together[i] for i in now], given)
-        for found, (i, own) in zip(out, now.items(), strict=True):
+        for acted, (i, own) in zip(out, now.items(), strict=True):
             np.testing.assert_allclose(
-                found["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}"
+                acted["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}"
             )
     with pytest.raises(ValueError, match="different policies on one network"):
         torch_policy.act_together([alone, alone], [{}, {}])

@@ -112,13 +112,13 @@ def replay(
     `policy` is the artefact's: it only prepares the inputs. `given` is of `example`.
     """
     state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
-    found: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
+    replayed: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
     for inputs in frames(policy, file):
         now = {name: array(x) for name, x in inputs._asdict().items() if x is not None}
         out = run({name: (state | now)[name] for name in given})
         state = {name: out[f"next_{name}"] for name in state}
         for stage in golden.STAGES:
-            found[stage].append(out[stage][0])
+            replayed[stage].append(out[stage][0])
     with np.load(file, allow_pickle=False) as archive:
         wanted, limits = (
             {stage: archive[stage] for stage in golden.STAGES},
@@ -126,7 +126,7 @@ def replay(
         )
     rows = []
     for stage, limit in zip(golden.STAGES, limits, strict=True):
-        difference = float(np.abs(np.stack(found[stage]) - wanted[stage]).max())
+        difference = float(np.abs(np.stack(replayed[stage]) - wanted[stage]).max())
         rows.append(golden.Row(stage, float(np.abs(wanted[stage]).max()), difference, limit))
     return rows
 

@@ -26,10 +26,10 @@ def test_flow_follows_the_field_it_was_given(monkeypatch):
     monkeypatch.setattr(
         FlowHead, "_velocity", lambda self, features, x, time, valid: (x - wanted) / time
     )
-    found = jax.jit(
+    chunk = jax.jit(
         lambda p: params.merge(graphdef, p).act(HeadContext(jnp.zeros((2, 3, 1, C))), KEY)
     )(flat)
-    np.testing.assert_allclose(found[..., [0, 2]], np.broadcast_to(wanted, (2, 3, 2, 2)), atol=1e-5)
+    np.testing.assert_allclose(chunk[..., [0, 2]], np.broadcast_to(wanted, (2, 3, 2, 2)), atol=1e-5)
 
 
 def test_flow_times_are_those_of_beta():
