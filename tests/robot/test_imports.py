@@ -13,7 +13,8 @@ import sys
 
 # vla_jax itself is an empty package; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.safety", "vla_jax.robot.safety.limits",
-        "vla_jax.robot.safety.braking", "vla_jax.robot.safety.filter", "vla_jax.robot.events",
+        "vla_jax.robot.safety.braking", "vla_jax.robot.safety.decision",
+        "vla_jax.robot.safety.filter", "vla_jax.robot.events",
         "vla_jax.robot.events.trigger", "vla_jax.robot.events.calibration",
         "vla_jax.robot.events.regret",
         "vla_jax.robot.mobile", "vla_jax.robot.navigation", "vla_jax.robot.lanczos",

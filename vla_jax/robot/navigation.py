@@ -1,5 +1,6 @@
-"""Instructions of the navigation tasks of a mobile base, in Korean; mobile.py turns actions into its
-motions. The standard library only.
+"""Instructions of the navigation tasks of a mobile base, in Korean; mobile.py makes its motions.
+
+The standard library only.
 """
 
 from typing import NamedTuple
