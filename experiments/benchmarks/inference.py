@@ -262,7 +262,7 @@ def _onnx(root: Path) -> Call:
         prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)), noise=noise)
         out = run({name: state[name] if name in state else prepared[name][None] for name in given})
         state.update({name: out[f"next_{name}"] for name in state})
-        actions = policy.moved(None, out["action"][0], None)["actions"]
+        actions = policy.commit_step(None, out["action"][0], None)["actions"]
         return actions, {"frame": 1e3 * (time.perf_counter() - begin)}
 
     return call

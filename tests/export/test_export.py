@@ -184,19 +184,21 @@ def test_confidence_is_told_of_each_action_and_agreement_of_the_next(exported):
     policy.reset("push the red block", "blocks")
     chunk = np.zeros((4, 7), np.float32)
     chunk[:, 6] = [0.9, 0.2, 0.5, 0.6]
-    first = policy.moved(None, chunk, None)["confidence"]
+    first = policy.commit_step(None, chunk, None)["confidence"]
     assert first["steps"] == pytest.approx([0.9, 0.8, 0.5, 0.6])
     assert first["gripper"] == pytest.approx(0.9)
     assert first["agreement"] is first["token"] is None
     later = chunk.copy()
     later[1:, :6] = 0.7
-    assert policy.moved(None, later.copy(), None)["confidence"]["agreement"] == 1
+    assert policy.commit_step(None, later.copy(), None)["confidence"]["agreement"] == 1
     later[0, 0] = 0.5  # where the last chunk had 0.7 in all six
     difference = np.sqrt((0.2**2 + 5 * 0.7**2) / 6)
-    assert policy.moved(None, later, None)["confidence"]["agreement"] == pytest.approx(
+    assert policy.commit_step(None, later, None)["confidence"]["agreement"] == pytest.approx(
         np.exp(-difference), rel=1e-5
     )
-    tokens = policy.moved(None, chunk, np.repeat(np.float32([0.5, 0.25, 1, 1]), 7))["confidence"]
+    tokens = policy.commit_step(None, chunk, np.repeat(np.float32([0.5, 0.25, 1, 1]), 7))[
+        "confidence"
+    ]
     assert tokens["steps"] == pytest.approx([0.5, 0.25, 1, 1])
     assert tokens["token"] == pytest.approx(0.5)
     assert tokens["agreement"] is None
@@ -224,7 +226,7 @@ def test_episodes_together_are_those_apart(model, tmp_path):
     for i in range(3):
         alone.reset(texts[i], seed=i)
         expected.append([alone.act({"primary": image})["actions"] for image in frames[i]])
-    together, late = [alone.another() for _ in range(3)], (0, 0, 2)
+    together, late = [alone.new_session() for _ in range(3)], (0, 0, 2)
     for i, policy in enumerate(together):
         policy.reset(texts[i], seed=i)
     for step in range(4):

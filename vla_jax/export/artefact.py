@@ -54,6 +54,7 @@ RUNTIME = {
     "events/regret.py": "regret.py",
     "events/calibration.py": "calibration.py",
     "safety/filter.py": "safety.py",
+    "safety/decision.py": "decision.py",
     "safety/braking.py": "braking.py",
     "safety/limits.py": "limits.py",
     "safety/limits_example.yaml": "limits_example.yaml",

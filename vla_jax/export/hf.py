@@ -211,7 +211,7 @@ def prove(origin: Path, part: Path) -> list[golden.Row]:
 def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Hidden states [1 s c] of one frame's tokens by both."""
     frame = network.frame(network.vision(inputs.images), inputs)
-    mask, places, _ = network.sight(frame)
+    mask, places, _ = network.attention_mask(frame)
     x, stack = frame.tokens[:, 0], network.backbone.decoder.layers
     lowest = torch.finfo(torch.float32).min
     full, near = (torch.where(stack.mask(mask, i), 0.0, lowest)[:, None] for i in (1, 0))

@@ -265,14 +265,14 @@ class Network(nn.Module):
     def _encode(self, frames: Frame) -> Tensor:
         """float32 hidden states [b f n c] at the readouts of f frames in a row."""
         b, f, s = frames.valid.shape
-        mask, places, media = self.sight(frames)
+        mask, places, media = self.attention_mask(frames)
         rows = self.readouts if f == 1 else f * s
         hidden = self.backbone.encode(
             frames.tokens.flatten(1, 2), mask, places, rows, media
         ).float()
         return hidden.view(b, f, -1, hidden.shape[-1])[:, :, -self.readouts :]
 
-    def sight(self, frames: Frame) -> tuple[Tensor, Tensor, Media | None]:
+    def attention_mask(self, frames: Frame) -> tuple[Tensor, Tensor, Media | None]:
         """Who sees whom [b f*s f*s], the places [b f*s], and the media: see
         vla_jax/models/sequence.py.
         """
@@ -304,7 +304,7 @@ class Network(nn.Module):
         self, frames: Frame, head: DiscreteHead, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The newest frame's readout, its decoded actions, and the probability of each token."""
-        mask, places, media = self.sight(frames)
+        mask, places, media = self.attention_mask(frames)
         x = frames.tokens.flatten(1, 2)
         b, s = places.shape
         room = s + head.tokens - 1

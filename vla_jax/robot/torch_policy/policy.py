@@ -118,7 +118,7 @@ class Policy:
         self._chunk: np.ndarray | None = None
         self._rng = np.random.default_rng(seed)
 
-    def another(self) -> "Policy":
+    def new_session(self) -> "Policy":
         """A policy on the same network for another episode; `act_together` runs several of them at
         once.
         """
@@ -186,7 +186,7 @@ class Policy:
         draw = self._rng.gumbel if discrete else self._rng.standard_normal
         return np.asarray(draw(size=self.network.head.noise_shape), np.float32)
 
-    def moved(
+    def commit_step(
         self, state: State, action: np.ndarray, probability: np.ndarray | None
     ) -> dict[str, Any]:
         """Puts a step into the episode: its state, its normalised action [k d] and tokens'
@@ -282,7 +282,7 @@ def act_together(
         or len({id(policy) for policy in policies}) != b
     ):
         raise ValueError(
-            "act_together: expected different policies on one network; `another` makes them"
+            "act_together: expected different policies on one network; `new_session` makes them"
         )
     start = time.perf_counter()
     if network.head.noise_shape is not None:
@@ -319,7 +319,9 @@ def act_together(
         policy.stages = {"vision": visual[i], "readout": step.readout[i], "action": step.action[i]}
         out.append(
             {
-                **policy.moved(mine, action[i], None if probability is None else probability[i]),
+                **policy.commit_step(
+                    mine, action[i], None if probability is None else probability[i]
+                ),
                 "timing": timing,
             }
         )
