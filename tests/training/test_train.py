@@ -203,9 +203,11 @@ def test_the_loop_stops_when_nothing_is_finite(tmp_path):
 
     with pytest.raises(RuntimeError, match="not finite for 4 steps"):  # seen one step late
         setup_of().fit(tmp_path, feed, steps=50, nan_patience=3, save_every=100, eval_every=100)
-    found = rows(tmp_path)
-    assert [row["loss"] is None for row in found[:5]] == [False, False, True, True, True]
-    assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [found[-1]["step"]]
+    written = rows(tmp_path)
+    assert [row["loss"] is None for row in written[:5]] == [False, False, True, True, True]
+    assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [
+        written[-1]["step"]
+    ]
 
 
 def test_a_host_transfer_in_the_step_is_refused(tmp_path, monkeypatch):
