@@ -63,12 +63,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.line:
         settings = json.loads(args.line)
-        found = (
-            measure_peer(args.root, settings)
-            if settings.pop("peer")
-            else measure_ours(args.root, settings)
-        )
-        print(json.dumps(found))
+        measure = measure_peer if settings.pop("peer") else measure_ours
+        print(json.dumps(measure(args.root, settings)))
         return
     data(args.root, args.windows, args.json)
 
@@ -97,12 +93,12 @@ def data(root: Path, windows: int, out: Path | None) -> None:
             "visit": visit,
             "windows": windows if number == 0 else 20_000 if visit > 1 else 2_000,
         }
-        found = _line(root, {"peer": False, **settings})
+        row = _line(root, {"peer": False, **settings})
         name = f"ours, {budget / 1e9:.2f} GB, {visit} a visit"
         if number == 0:
-            report["ours"] = found
-        report["curve"].append({"ram_budget": budget, "windows_per_visit": visit, **found})
-        _print(name if visit > 1 else "ours, full shuffle, decode each", found)
+            report["ours"] = row
+        report["curve"].append({"ram_budget": budget, "windows_per_visit": visit, **row})
+        _print(name if visit > 1 else "ours, full shuffle, decode each", row)
     report["peer"] = _line(root, {"peer": True, "windows": 3_000})
     if "error" in report["peer"]:
         print(f"tf.data: {report['peer']['error']}")
@@ -183,9 +179,34 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         import tensorflow as tf
     except ImportError as error:
         return {"error": f"not measured, {error}"}
-    began, cpu = time.perf_counter(), _cpu()
+    began = time.perf_counter()
+    batches = iter(_peer_stream(tf, root))
+    served = [np.asarray(next(batches)["episode"])]
+    first = time.perf_counter() - began
+    # Filling the buffer is not counted: it is paid once.
+    start, start_cpu = time.perf_counter(), _cpu()
+    rss = []
+    count = settings["windows"] // BATCH
+    for number in range(1, count + 1):
+        served.append(np.asarray(next(batches)["episode"]))
+        if number % max(1, count // 4) == 0:
+            rss.append(_rss())
+    mixed = order.mixing(np.unique(np.concatenate(served), return_inverse=True)[1])
+    return {
+        **_rates(count * BATCH, time.perf_counter() - start, _cpu() - start_cpu, first),
+        "rss_mb": rss[:4],
+        "decodes_per_window": float(WINDOW),
+        "same_episode_pairs": mixed.pairs,
+        "distinct_episodes": mixed.episodes,
+    }
+
+
+def _peer_stream(tf: Any, root: Path) -> Any:
+    """The peer's pipeline over the files under root: read, chunk, shuffle buffer, decode, batch.
+    `tf` is tensorflow, which only this line of the benchmark imports.
+    """
     files = sorted(str(path) for path in (root / BRIDGE.tfds_name / BRIDGE.version).glob("*train*"))
-    row = {
+    features = {
         "steps/observation/image_0": tf.io.FixedLenSequenceFeature(
             [], tf.string, allow_missing=True
         ),
@@ -199,19 +220,18 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
     def episode(record: Any) -> Any:
-        found = tf.io.parse_single_example(record, row)
-        steps = tf.range(
-            1, tf.shape(found["steps/action"])[0] - 1
-        )  # as our standardisation: first and last dropped
+        fields = tf.io.parse_single_example(record, features)
+        # As our standardisation: first and last dropped.
+        steps = tf.range(1, tf.shape(fields["steps/action"])[0] - 1)
         past = tf.maximum(steps[:, None] + tf.range(1 - WINDOW, 1), 1)
         ahead = tf.minimum(
             steps[:, None, None] + tf.range(1 - WINDOW, 1)[:, None] + tf.range(CHUNK), steps[-1]
         )
         return {
-            "image": tf.gather(found["steps/observation/image_0"], past),
-            "action": tf.gather(found["steps/action"], tf.maximum(ahead, 1)),
-            "state": tf.gather(found["steps/observation/state"], past),
-            "text": tf.gather(found["steps/language_instruction"], steps),
+            "image": tf.gather(fields["steps/observation/image_0"], past),
+            "action": tf.gather(fields["steps/action"], tf.maximum(ahead, 1)),
+            "state": tf.gather(fields["steps/observation/state"], past),
+            "text": tf.gather(fields["steps/language_instruction"], steps),
             "episode": tf.repeat(tf.strings.to_hash_bucket_fast(record, 2**62), tf.size(steps)),
         }
 
@@ -224,7 +244,7 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         return {**window, "image": tf.map_fn(one, window["image"], fn_output_signature=tf.uint8)}
 
     threads = os.cpu_count()
-    stream = (
+    return (
         tf.data.Dataset.from_tensor_slices(files)
         .shuffle(len(files), seed=0)
         .interleave(
@@ -241,26 +261,6 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         .batch(BATCH)
         .prefetch(2)
     )
-    batches = iter(stream)
-    served = [np.asarray(next(batches)["episode"])]
-    first = time.perf_counter() - began
-    # Filling the buffer is not counted: it is paid once.
-    start, start_cpu = time.perf_counter(), _cpu()
-    rss = []
-    count = settings["windows"] // BATCH
-    for number in range(1, count + 1):
-        served.append(np.asarray(next(batches)["episode"]))
-        if number % max(1, count // 4) == 0:
-            rss.append(_rss())
-    mixed = order.mixing(np.unique(np.concatenate(served), return_inverse=True)[1])
-    del cpu
-    return {
-        **_rates(count * BATCH, time.perf_counter() - start, _cpu() - start_cpu, first),
-        "rss_mb": rss[:4],
-        "decodes_per_window": float(WINDOW),
-        "same_episode_pairs": mixed.pairs,
-        "distinct_episodes": mixed.episodes,
-    }
 
 
 def write_files(root: Path) -> dict[str, float]:
@@ -370,13 +370,13 @@ def _rates(windows: int, seconds: float, cpu: float, first: float) -> dict[str, 
     }
 
 
-def _print(name: str, found: dict[str, Any]) -> None:
-    share = f"{found['decode_share']:9.0%}" if "decode_share" in found else f"{'':>9s}"
+def _print(name: str, row: dict[str, Any]) -> None:
+    share = f"{row['decode_share']:9.0%}" if "decode_share" in row else f"{'':>9s}"
     print(
-        f"{name:34s} {found['windows_per_s']:10.0f} {found['cpu_s_per_1k_windows']:9.2f}"
-        f" {found['peak_rss_mb']:7.0f} {found['first_batch_s']:8.2f}"
-        f" {found['decodes_per_window']:8.2f} {share} {found['same_episode_pairs']:9.1f}"
-        f" {found['distinct_episodes']:9.1f}  {', '.join(f'{mb:.0f}' for mb in found['rss_mb'])}",
+        f"{name:34s} {row['windows_per_s']:10.0f} {row['cpu_s_per_1k_windows']:9.2f}"
+        f" {row['peak_rss_mb']:7.0f} {row['first_batch_s']:8.2f}"
+        f" {row['decodes_per_window']:8.2f} {share} {row['same_episode_pairs']:9.1f}"
+        f" {row['distinct_episodes']:9.1f}  {', '.join(f'{mb:.0f}' for mb in row['rss_mb'])}",
         flush=True,
     )
 

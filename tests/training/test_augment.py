@@ -68,12 +68,12 @@ def test_draws_depend_on_the_key_alone():
 def test_all_frames_of_a_window_change_alike_and_windows_and_cameras_do_not():
     picture = frames(b=1, t=1)
     same = np.broadcast_to(picture, (4, 3, 12, 12, 3)).copy()
-    drawn = [np.asarray(x) for x in augment((same, same), KEY, FULL)]
-    for camera in drawn:
+    augmented = [np.asarray(x) for x in augment((same, same), KEY, FULL)]
+    for camera in augmented:
         for t in (1, 2):
             np.testing.assert_array_equal(camera[:, t], camera[:, 0])
         assert len({window.tobytes() for window in camera}) == 4
-    assert (drawn[0] != drawn[1]).any()
+    assert (augmented[0] != augmented[1]).any()
 
 
 def test_the_whole_is_what_the_parts_do():
@@ -111,9 +111,8 @@ def test_crop_is_bilinear_at_pixel_centres(monkeypatch):
         "uniform",
         lambda key, shape, minval=0.0, maxval=1.0: jnp.full(shape, maxval),
     )
-    cropped = np.asarray(crop(x, KEY, AugmentConfig(crop_scale=(0.25, 0.36))))[
-        0, 0
-    ]  # the lower right corner, 0.6 x 0.6
+    # The lower right corner, 0.6 x 0.6.
+    cropped = np.asarray(crop(x, KEY, AugmentConfig(crop_scale=(0.25, 0.36))))[0, 0]
     for i, j in ((0, 0), (3, 5), (7, 7)):
         at = [min(max((0.4 + (k + 0.5) / 8 * 0.6) * 8 - 0.5, 0), 7) for k in (i, j)]
         (y, fy), (z, fz) = ((min(int(a), 6), a - min(int(a), 6)) for a in at)
@@ -160,8 +159,8 @@ def test_brightness_and_contrast_follow_their_formulas(monkeypatch):
 def test_saturation_is_that_of_hsv(factor):
     pixels = np.random.default_rng(0).random((200, 3)).astype(np.float32)
     pixels[:3] = [[0.5, 0.5, 0.5], [0, 0, 0], [1, 0, 0]]
-    changed = np.asarray(saturate(jnp.asarray(pixels), jnp.full((1, 1), factor)))
-    for rgb, out in zip(pixels, changed, strict=True):
+    saturated = np.asarray(saturate(jnp.asarray(pixels), jnp.full((1, 1), factor)))
+    for rgb, out in zip(pixels, saturated, strict=True):
         h, s, v = colorsys.rgb_to_hsv(*rgb.tolist())
         np.testing.assert_allclose(out, colorsys.hsv_to_rgb(h, min(s * factor, 1.0), v), atol=1e-5)
 
@@ -170,8 +169,8 @@ def test_saturation_is_that_of_hsv(factor):
 def test_hue_is_that_of_hsv(turns):
     pixels = np.random.default_rng(0).random((200, 3)).astype(np.float32)
     pixels[:4] = [[0.5, 0.5, 0.5], [0, 0, 0], [1, 0, 0], [1, 1, 0]]
-    changed = np.asarray(rotate_hue(jnp.asarray(pixels), jnp.full((1, 1), turns)))
-    for rgb, out in zip(pixels, changed, strict=True):
+    rotated = np.asarray(rotate_hue(jnp.asarray(pixels), jnp.full((1, 1), turns)))
+    for rgb, out in zip(pixels, rotated, strict=True):
         h, s, v = colorsys.rgb_to_hsv(*rgb.tolist())
         np.testing.assert_allclose(out, colorsys.hsv_to_rgb((h + turns) % 1.0, s, v), atol=1e-5)
 
