@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from data_pipelines import windows
-from data_pipelines.frames import Buffers, Pool, Span
+from data_pipelines.buffers import Buffers
+from data_pipelines.frames import Pool, Span
 from data_pipelines.index import Split
 from data_pipelines.mixture import Part
 from vla_jax.types import Batch, Future, Observation
 
 PREFETCH = 2  # batches made ahead of the one in use
+KEEP = PREFETCH + 3  # free arrays to remember for each camera
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +77,9 @@ class Assembler:
             _prompts(split.sentences, encode, config.prompt_length) for split in self._splits
         ]
         self._targets = None if target is None else _Targets(target, self._splits[0].sentences[0])
-        kinds = 2 if config.future else 1
-        self._buffers = Buffers((PREFETCH + 3) * len(config.cameras) * kinds)
+        t, m = config.window, len(config.future)
+        self._images = [Buffers((t, size, size, 3), KEEP) for size in config.image_size]
+        self._futures = [Buffers((t, m, size, size, 3), KEEP) for size in config.image_size]
         self._state_dim = max(len(part.state_spec.names) for part in parts)
 
     def empty(self, b: int) -> Batch:
@@ -87,9 +90,7 @@ class Assembler:
         cameras, m = len(config.cameras), len(config.future)
         batch = Batch(
             Observation(
-                images=tuple(
-                    self._buffers.take((b, t, size, size, 3)) for size in config.image_size
-                ),
+                images=tuple(buffers.take(b) for buffers in self._images),
                 image_mask=np.empty((b, t, cameras), bool),
                 proprio=np.zeros((b, t, self._state_dim), np.float32),
                 proprio_mask=np.empty(b, bool),
@@ -105,9 +106,7 @@ class Assembler:
             past, mask = np.empty((b, t, d), np.float32), np.empty((b, t), bool)
             batch = batch._replace(obs=batch.obs._replace(past_action=past, past_action_mask=mask))
         if config.future:
-            images = tuple(
-                self._buffers.take((b, t, m, size, size, 3)) for size in config.image_size
-            )
+            images = tuple(buffers.take(b) for buffers in self._futures)
             batch = batch._replace(future=Future(images, np.empty((b, t, m, cameras), bool)))
         if self._targets is not None:
             batch = batch._replace(text_target=np.empty((b, self._targets.width), np.float32))

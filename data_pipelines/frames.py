@@ -4,8 +4,6 @@ come.
 
 import dataclasses
 import os
-import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,11 +12,11 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from data_pipelines import images
+from data_pipelines.buffers import Buffers
 from data_pipelines.files import remote
 from data_pipelines.index import Split
 
-ROUND = 8  # first dims of arrays are rounded up to multiples of it, so that they fit more often
-KEEP = 4096  # arrays of decoded visits to remember
+KEEP = 4096  # free arrays to remember for each camera
 REMOTE_READS = 16  # extra threads when the data is remote: they wait, they do not compute
 
 Integers = int | np.ndarray
@@ -56,35 +54,6 @@ def future_runs(
         reached = last
 
 
-class Buffers:
-    """Pixel arrays that are used again when nobody holds them: touching fresh memory costs a fault
-    every 4 kB.
-
-    At most `keep` are remembered. Safe to use from several threads.
-    """
-
-    def __init__(self, keep: int) -> None:
-        self._keep, self._lock = keep, threading.Lock()
-        self._arrays: list[np.ndarray] = []
-
-    def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-        """An array of any content; a part of a longer one when that is free."""
-        with self._lock:
-            unfit = None
-            for array in self._arrays:
-                # Held by the list, the loop and the call alone: every view and every device array
-                # holds it too.
-                if array.shape[1:] == shape[1:] and sys.getrefcount(array) == 3:
-                    if len(array) >= shape[0]:
-                        return array[: shape[0]]
-                    unfit = id(array)
-            self._arrays = [array for array in self._arrays if id(array) != unfit][
-                -self._keep + 1 :
-            ]
-            self._arrays.append(np.empty((-(-shape[0] // ROUND) * ROUND, *shape[1:]), np.uint8))
-            return self._arrays[-1][: shape[0]]
-
-
 class Decoder:
     """Reads and decodes the frames of spans, for every camera in the config's order."""
 
@@ -99,7 +68,7 @@ class Decoder:
         camera.
         """
         self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
-        self._buffers = Buffers(KEEP)
+        self._buffers = [Buffers((size, size, 3), KEEP) for size in sizes]
         self.remote = any(remote.is_remote(path) for split in splits for path in split.shards)
 
     def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
@@ -115,7 +84,7 @@ class Decoder:
         start, stop = int(offset.min()), int((offset + length).max())
         data = memoryview(remote.read_range(path, start, stop))
         bgr = slot in self._swapped[span.part]
-        out = self._buffers.take((len(shard), size, size, 3))
+        out = self._buffers[camera].take(len(shard))
         for i, (at, n) in enumerate(zip((offset - start).tolist(), length.tolist(), strict=True)):
             try:
                 out[i] = images.decode(bytes(data[at : at + n]), size, bgr)

@@ -22,7 +22,8 @@ from data_pipelines import images, order
 from data_pipelines.datasets.image_text import ImageTextDataset
 from data_pipelines.files import remote, store, tfds_folder, tfrecord
 from data_pipelines.files.tfds_folder import AGAIN, File
-from data_pipelines.frames import REMOTE_READS, Buffers
+from data_pipelines.buffers import Buffers
+from data_pipelines.frames import REMOTE_READS
 from data_pipelines.index import place
 from data_pipelines.progress import Progress
 from vla_jax.types import Batch, ImageText
@@ -171,7 +172,7 @@ class Reader:
         self._table, self._name, self._config, self._codec = table, split, config, codec
         self._split = table.splits[split]
         self._rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
-        self._buffers = Buffers(PREFETCH + 3)
+        self._buffers = Buffers((config.image_size, config.image_size, 3), PREFETCH + 3)
         self.images = len(self._split.offset)
         # An image is a visit of one window to the order, and all visits are open: a full shuffle.
         visits = order.Visits(np.arange(self.images), np.ones(self.images, np.int64))
@@ -223,7 +224,7 @@ class Reader:
         found = self._order.windows(position * config.batch_size + self._rows)
         draws = order.raw(config.batch_size, config.seed, position, 4)[self._rows]
         out = ImageText(
-            images=self._buffers.take((b, config.image_size, config.image_size, 3)),
+            images=self._buffers.take(b),
             tokens=np.zeros((b, config.length), np.int32),
             mask=np.zeros((b, config.length), bool),
             target=np.zeros((b, config.length), bool),

@@ -344,20 +344,6 @@ def test_batches_that_are_kept_do_not_change(index):
         same(batch, copy)
 
 
-def test_buffers_are_used_again_when_nobody_holds_them():
-    pool = frames.Buffers(keep=2)
-    first = pool.take((5, 2))
-    view, address = first[1:3], first.ctypes.data
-    assert pool.take((5, 2)).ctypes.data != address
-    del first
-    assert pool.take((5, 2)).ctypes.data != address  # a view still holds it
-    del view
-    assert {pool.take((4, 2)).ctypes.data for _ in range(3)} <= {
-        address,
-        pool.take((5, 2)).ctypes.data,
-    }
-
-
 def test_closing_stops_the_threads_and_errors_arrive(root, tmp_path):
     shutil.copytree(root, tmp_path / "data")
     index = open_index(tmp_path / "data", BLOCKS)
