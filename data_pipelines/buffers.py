@@ -1,4 +1,4 @@
-"""Arrays of pixels whose memory is used again: touching fresh memory costs a page fault every 4 kB."""
+"""Arrays of pixels whose memory is used again: fresh memory costs a page fault every 4 kB."""
 
 import threading
 import weakref

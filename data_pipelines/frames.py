@@ -3,7 +3,6 @@ come.
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -17,23 +16,22 @@ from data_pipelines.files import remote
 from data_pipelines.index import Split
 
 KEEP = 4096  # free arrays to remember for each camera
-REMOTE_READS = 16  # extra threads when the data is remote: they wait, they do not compute
 
 Integers = int | np.ndarray
 
 
 class Span(NamedTuple):
-    """Steps of one episode of one dataset: rows [start, stop) of its columns, and runs of later
-    ones.
+    """Steps of one episode of one dataset, as rows of its columns: [start, stop), and runs of
+    later ones.
     """
 
-    part: int
+    dataset_id: int
     start: int
     stop: int
     ahead: tuple[tuple[int, int], ...] = ()  # [start, stop) of runs in order, none empty
 
-    def rows(self) -> Int64[np.ndarray, " n"]:
-        """All rows, in order."""
+    def steps(self) -> Int64[np.ndarray, " f"]:
+        """All steps, in order: the f frames of an array of this span."""
         return np.concatenate([np.arange(a, b) for a, b in ((self.start, self.stop), *self.ahead)])
 
 
@@ -69,28 +67,33 @@ class Decoder:
         """
         self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
         self._buffers = [Buffers((size, size, 3), KEEP) for size in sizes]
-        self.remote = any(remote.is_remote(path) for split in splits for path in split.shards)
+        # Pillow decodes and resizes outside the GIL.
+        self.workers = max(remote.workers(path) for split in splits for path in split.shards)
 
-    def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
+    def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "f h w 3"] | None:
         """Frames of a camera, with one read: they lie together in a record. None when the dataset
         lacks it.
         """
-        split, slot, size = self._splits[span.part], self._cameras[camera], self._sizes[camera]
+        split, slot, size = (
+            self._splits[span.dataset_id],
+            self._cameras[camera],
+            self._sizes[camera],
+        )
         if slot not in split.frames:
             return None
-        rows = span.rows()
-        shard, offset, length = (column[rows].astype(np.int64) for column in split.frames[slot])
+        steps = span.steps()
+        shard, offset, length = (column[steps].astype(np.int64) for column in split.frames[slot])
         path = split.shards[int(shard[0])]
         start, stop = int(offset.min()), int((offset + length).max())
         data = memoryview(remote.read_range(path, start, stop))
-        bgr = slot in self._swapped[span.part]
+        bgr = slot in self._swapped[span.dataset_id]
         out = self._buffers[camera].take(len(shard))
         for i, (at, n) in enumerate(zip((offset - start).tolist(), length.tolist(), strict=True)):
             try:
                 out[i] = images.decode(bytes(data[at : at + n]), size, bgr)
             except ValueError as error:
-                episode = int(np.searchsorted(split.first, rows[i], side="right")) - 1
-                frame = rows[i] - int(split.first[episode])
+                episode = int(np.searchsorted(split.first, steps[i], side="right")) - 1
+                frame = steps[i] - int(split.first[episode])
                 raise ValueError(
                     f"{path}: record {split.record[episode]}: {slot} frame {frame} (byte"
                     f" {start + at}): {error}; download the file again, or leave the episode out:"
@@ -99,9 +102,9 @@ class Decoder:
                 ) from error
         return out
 
-    def bytes_per_frame(self, part: int) -> int:
+    def bytes_per_frame(self, dataset_id: int) -> int:
         """Of all cameras the dataset has."""
-        split = self._splits[part]
+        split = self._splits[dataset_id]
         return sum(
             s * s * 3
             for slot, s in zip(self._cameras, self._sizes, strict=True)
@@ -126,9 +129,7 @@ class Pool:
 
     def __init__(self, decoder: Decoder, cameras: int) -> None:
         self._decoder, self._cameras = decoder, cameras
-        # Pillow decodes and resizes outside the GIL.
-        self.workers = (os.cpu_count() or 1) + (REMOTE_READS if decoder.remote else 0)
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(decoder.workers, thread_name_prefix="decode")
         self._open: dict[int, _Visit] = {}
 
     def plan(self, visit: int, span: Span, windows: int, more: bool) -> None:
@@ -149,15 +150,15 @@ class Pool:
         """The steps of an open visit."""
         return self._open[visit].span
 
-    def frames(self, visit: int, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
+    def frames(self, visit: int, camera: int) -> UInt8[np.ndarray, "f h w 3"] | None:
         """The frames of an open visit's span, when they are there. Raises what decoding raised."""
         return self._open[visit].frames[camera].result()
 
     def done(self, visit: int, windows: int) -> None:
         """Lets go of a visit when none of its windows is left."""
-        found = self._open[visit]
-        found.planned -= windows
-        if not found.planned and not found.more:
+        state = self._open[visit]
+        state.planned -= windows
+        if not state.planned and not state.more:
             del self._open[visit]
 
     def close(self) -> None:

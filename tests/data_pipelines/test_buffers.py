@@ -115,7 +115,7 @@ def test_an_array_may_be_empty_and_outlive_its_pool():
 
 
 def test_threads_never_share_an_array():
-    """Writers check that what they wrote stays; arrays are dropped in another thread than theirs."""
+    """Writers check that what they wrote stays; any thread drops the arrays of all."""
     pool = Buffers((50,), keep=8)
     problems, dropped = [], []
     stop = time.monotonic() + 1.0

@@ -8,20 +8,20 @@ from data_pipelines.datasets import DATASETS
 from data_pipelines.datasets.mixtures import MIXTURES
 
 
-def members(wanted):
-    return mixture.members(wanted, DATASETS, MIXTURES)
+def resolve(wanted):
+    return mixture.resolve(wanted, DATASETS, MIXTURES)
 
 
 def test_names_of_mixtures_of_datasets_and_lists():
-    assert members("bridge") == (("bridge", 1.0),)
-    assert members("taco_play") == (("taco_play", 1.0),)
-    assert members([["taco_play", 2], ["viola", 0.5]]) == (("taco_play", 2.0), ("viola", 0.5))
-    assert dict(members("oxe_magic_soup"))["kuka"] == 0.8341046294
+    assert resolve("bridge") == (("bridge", 1.0),)
+    assert resolve("taco_play") == (("taco_play", 1.0),)
+    assert resolve([["taco_play", 2], ["viola", 0.5]]) == (("taco_play", 2.0), ("viola", 0.5))
+    assert dict(resolve("oxe_magic_soup"))["kuka"] == 0.8341046294
 
 
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_every_mixture_can_be_asked_for(name):
-    assert members(name) == MIXTURES[name]
+    assert resolve(name) == MIXTURES[name]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_every_mixture_can_be_asked_for(name):
 )
 def test_what_is_not_known_is_refused(wanted, message):
     with pytest.raises(ValueError, match=message):
-        members(wanted)
+        resolve(wanted)
 
 
 def test_all_missing_datasets_are_listed_with_what_brings_them(tmp_path):
