@@ -42,11 +42,11 @@ def test_what_is_not_known_is_refused(wanted, message):
 def test_all_missing_datasets_are_listed_with_what_brings_them(tmp_path):
     write_blocks(tmp_path, train=2, val=2)
     wanted = [DATASETS[name] for name in ("blocks", "viola", "bridge")]
-    found = mixture.problems(str(tmp_path), wanted)
-    assert [line.split(":")[0] for line in found] == ["viola", "bridge"]
-    assert f"{tmp_path}/viola/0.1.0/dataset_info.json" in found[0]
-    assert "gsutil" in found[0]
-    assert str(tmp_path) in found[1].split(";")[1]
+    lines = mixture.problems(str(tmp_path), wanted)
+    assert [line.split(":")[0] for line in lines] == ["viola", "bridge"]
+    assert f"{tmp_path}/viola/0.1.0/dataset_info.json" in lines[0]
+    assert "gsutil" in lines[0]
+    assert str(tmp_path) in lines[1].split(";")[1]
 
 
 def test_members_that_do_not_fit_the_policy_are_listed():
@@ -54,13 +54,13 @@ def test_members_that_do_not_fit_the_policy_are_listed():
     OpenVLA does.
     """
     names = ("bridge", "nyu_door_opening_surprising_effectiveness", "ppgm", "roboset")
-    found = mixture.misfits(
+    lines = mixture.misfits(
         [DATASETS[name] for name in names], ("primary",), DATASETS["bridge"].action_names
     )
-    assert [line.split(":")[0] for line in found] == list(names[1:])
-    assert "has wrist, none of model.cameras ('primary',)" in found[0]
-    assert "has no camera" in found[1]
-    assert "its actions are joint" in found[2]
+    assert [line.split(":")[0] for line in lines] == list(names[1:])
+    assert "has wrist, none of model.cameras ('primary',)" in lines[0]
+    assert "has no camera" in lines[1]
+    assert "its actions are joint" in lines[2]
     unfit = {
         name: mixture.misfits(
             [DATASETS[member] for member, _ in pairs], ("primary",), DATASETS["bridge"].action_names
