@@ -95,11 +95,11 @@ class Order:
         put together.
         """
         epoch = samples // self.epoch_length
-        found = np.empty(len(samples), np.int64)
+        ids = np.empty(len(samples), np.int64)
         for number in np.unique(epoch).tolist():
             here = epoch == number
-            found[here] = self.epoch(number)[samples[here] - number * self.epoch_length]
-        return found
+            ids[here] = self.epoch(number)[samples[here] - number * self.epoch_length]
+        return ids
 
     def epoch(self, number: int) -> Integer[np.ndarray, " n"]:
         """All windows of an epoch in order."""
@@ -136,7 +136,7 @@ class Order:
         """First window (row of all columns) and number of windows of every visit of the epoch,
         datasets merged.
         """
-        found = []
+        shares = []
         for number, taken in enumerate(self.taken):
             start, count = self._take(number, epoch * taken, (epoch + 1) * taken)
             # Where the visit stands in the dataset's share of the epoch, 0 to 1: monotone, with a
@@ -146,8 +146,8 @@ class Order:
                 - count
                 + _uniform(len(count), self._config.seed, epoch, 2, number) * count
             )
-            found.append((start + self._bases[number], count, at / taken))
-        starts, counts, places = (np.concatenate(columns) for columns in zip(*found, strict=True))
+            shares.append((start + self._bases[number], count, at / taken))
+        starts, counts, places = (np.concatenate(columns) for columns in zip(*shares, strict=True))
         merged = np.argsort(places, kind="stable")
         return starts[merged], counts[merged]
 

@@ -76,10 +76,10 @@ def test_angles_survive_a_round_trip():
     cr, sr, cp, sp, cy, sy = (f(a / 2) for a in (roll, pitch, yaw) for f in (np.cos, np.sin))
     x, y = sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy
     z, w = cr * cp * sy - sr * sp * cy, cr * cp * cy + sr * sp * sy
-    found = euler_from_quat_xyzw(
+    angles = euler_from_quat_xyzw(
         np.stack([x, y, z, w], axis=1) * 1.005
     )  # rounding in the length is divided out
-    np.testing.assert_allclose(found, np.stack([roll, pitch, yaw], axis=1), atol=1e-12)
+    np.testing.assert_allclose(angles, np.stack([roll, pitch, yaw], axis=1), atol=1e-12)
 
 
 @pytest.mark.parametrize("quaternion", [[0, 0, 0, 0], [0, 0, 0, 1.02], [0.5, 0.5, 0.5, 0.4]])
