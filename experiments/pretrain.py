@@ -22,10 +22,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments.composition import build, cotraining, estimate, plots, sources
+from experiments.composition import cotraining, datasets, estimate, plots, sources
 from experiments.composition.config import check_same_run, parse_argv, save
+from vla_jax import build, sharding
 from vla_jax import params as flat
-from vla_jax import sharding
 from vla_jax.models import lora
 from vla_jax.training import state as training_state
 from vla_jax.training import train
@@ -66,7 +66,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
                 f" data: {constant}"
             )
 
-    make = build.training_model(config, source.action_end)
+    make = build.training_model(config, source.action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     _say(sharding.table(shapes, shardings))
@@ -139,7 +139,9 @@ def dry_run(config: ConfigDict) -> None:
     known = math.prod(size for size in sizes if size != -1)
     shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    graphdef, shapes, logical = flat.abstract(build.training_model(config))
+    graphdef, shapes, logical = flat.abstract(
+        build.training_model(config, states=datasets.states(config))
+    )
     shardings = sharding.resolve(shapes, logical, mesh)
     print(sharding.table(shapes, shardings))
     counts: dict[str, int] = {}

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from experiments import export, import_weights
-from experiments.composition import build
 from tests.export.test_export import GEMMA2, checkpoint
+from vla_jax import build
 from vla_jax.export import hf
 from vla_jax.models.backbones import paligemma
 from vla_jax.robot import torch_policy

@@ -17,11 +17,12 @@ import torch
 from safetensors import safe_open
 
 from experiments import export
-from experiments.composition import build, sources
 from experiments.configs import oxe_paligemma
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact
+from vla_jax.models.tokenizer import digest
 from vla_jax.robot import torch_policy
 from vla_jax.training.checkpoint import Checkpointer, TrainState, load_params
 
@@ -60,7 +61,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     config = oxe_paligemma.get_config("tiny")
     config.model.backbone = backbone
     config.model.head_hidden, config.model.head_mlp, config.model.head_attention = 32, (16,), 4
-    config.lora.rank, config.ema = model.pop("rank", 0), model.pop("ema", 0.0)
+    config.lora.rank, config.optim.ema = model.pop("rank", 0), model.pop("ema", 0.0)
     if model.pop("resampler", False):
         config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
     config.model.update(model)
@@ -70,7 +71,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     params = jittered(flat.abstract(build.training_model(config))[1])
     meta = {
         "config": config.to_dict(),
-        "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
+        "tokenizer": {"folder": str(folder), "sha256": digest(folder)},
         "datasets": {
             name: {"action": SPEC, "state": STATE, "control_hz": 5.0} for name in datasets
         },
@@ -78,7 +79,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     checkpointer = Checkpointer(root / "checkpoints", meta, {})
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, jax.tree.map(jnp.asarray, params), {}, (), None, zero)
-    if config.ema:
+    if config.optim.ema:
         state = state._replace(ema={name: 0.5 * value for name, value in state.params.items()})
     checkpointer.save(3, state)
     checkpointer.close()

@@ -14,11 +14,10 @@ import pytest
 from flax import nnx
 
 from experiments import pretrain
-from experiments.composition import build
 from experiments.composition.config import load_config
 from tests.training import tiny_run
 from tests.weights.test_pretrained import to_hf, write_hf
-from vla_jax import params, sharding
+from vla_jax import build, params, sharding
 from vla_jax.models import lora
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.lora import LoRAConfig
