@@ -92,15 +92,15 @@ def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
         network.repeat = repeated
 
 
-def looped(further: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
+def looped(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
     """`repeated` as a loop that a program holds once, whatever its length. Its body may not write
     into what it is given (a pass over a cache does): it gets copies. `done` holds one token.
     """
 
     def copied(now: Decoded) -> tuple[Decoded]:
-        return (further(tree_map(torch.clone, now)),)
+        return (decode_next(tree_map(torch.clone, now)),)
 
-    return while_loop(lambda now: now.number[0] <= times, copied, (done,))[0]
+    return while_loop(lambda now: now.num_tokens[0] <= times, copied, (done,))[0]
 
 
 def replay(

@@ -211,7 +211,7 @@ def prove(origin: Path, part: Path) -> list[golden.Row]:
 def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Hidden states [1 s c] of one frame's tokens by both."""
     frame = network.frame(network.vision(inputs.images), inputs)
-    mask, places, _ = network.attention_mask(frame)
+    mask, positions, _ = network.attention_mask(frame)
     x, stack = frame.tokens[:, 0], network.backbone.decoder.layers
     lowest = torch.finfo(torch.float32).min
     full, near = (torch.where(stack.mask(mask, i), 0.0, lowest)[:, None] for i in (1, 0))
@@ -221,9 +221,9 @@ def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tenso
         else full
     )
     out = model.language_model(
-        inputs_embeds=x, attention_mask=kinds, position_ids=places, use_cache=False
+        inputs_embeds=x, attention_mask=kinds, position_ids=positions, use_cache=False
     )
-    return out.last_hidden_state, network.backbone.encode(x, mask, places, x.shape[1])
+    return out.last_hidden_state, network.backbone.encode(x, mask, positions, x.shape[1])
 
 
 def _files(
