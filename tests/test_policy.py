@@ -38,7 +38,9 @@ def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
     def make(rngs):
         backbone = FakeBackbone(rngs, cross=cross)
         if head == "discrete":
-            return VLA(backbone, DiscreteHead(DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs)
+            return VLA(
+                backbone, DiscreteHead(16, DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs
+            )
         sizes = HeadConfig(K, D, (2,), tokens=N, hidden=8, layers=1, mlp=(8,), attention_heads=2)
         return VLA(backbone, HEADS[head](backbone.width, sizes, rngs), config, rngs)
 
