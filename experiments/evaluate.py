@@ -20,12 +20,15 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from experiments.composition import build, plots, sources
+from experiments.composition import datasets, plots, sources
 from experiments.composition.json_files import write_json
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
+from vla_jax.models.tokenizer import digest
 from vla_jax.models.vla import VLA
 from vla_jax.params import merge
+from vla_jax.saved_config import complete
 from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
 from vla_jax.types import Batch
 
@@ -74,7 +77,7 @@ def report(name: str, step: int, found: dict[str, Any]) -> None:
 def evaluate(workdir: Path) -> dict[str, Any]:
     """All figures of one run as a JSON-able dict, by dataset; draws actions.png of the first."""
     meta = load_meta(workdir / "checkpoints")
-    config = ConfigDict(meta["config"])
+    config = complete(meta["config"], workdir)
     source = sources.data(config, workdir, training=False)
     for part in source.train:
         name = part.index.dataset.name
@@ -83,12 +86,12 @@ def evaluate(workdir: Path) -> dict[str, Any]:
                 f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data"
                 f" under {config.data.root} says; evaluate with the data it was trained on"
             )
-    if meta["tokenizer"]["sha256"] != sources.digest(source.tokenizer):
+    if meta["tokenizer"]["sha256"] != digest(source.tokenizer):
         raise ValueError(
             f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was"
             " trained with"
         )
-    graphdef, _, _ = flat.abstract(build.model(config, source.action_end))
+    graphdef, _, _ = flat.abstract(build.model(config, source.action_end, datasets.states(config)))
     weights = jax.device_put(
         {k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()}
     )

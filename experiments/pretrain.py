@@ -22,11 +22,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments.composition import build, cotraining, estimate, plots, sources
+from experiments.composition import cotraining, datasets, estimate, plots, sources
 from experiments.composition.config import check_same_run, parse_argv, save
+from vla_jax import build, sharding
 from vla_jax import params as flat
-from vla_jax import sharding
 from vla_jax.models import lora
+from vla_jax.training import state as training_state
 from vla_jax.training import train
 from vla_jax.training.checkpoint import Checkpointer, load_arrays
 from vla_jax.training.metrics import Recorder
@@ -65,7 +66,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
                 f" data: {constant}"
             )
 
-    make = build.training_model(config, source.action_end)
+    make = build.training_model(config, source.action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     _say(sharding.table(shapes, shardings))
@@ -77,7 +78,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     )
     trainable, _ = partition(shapes, freeze)
     run = _train_config(config)
-    abstract = train.abstract_state(shapes, shardings, trainable, optimizer, run)
+    abstract = training_state.abstract_state(shapes, shardings, trainable, optimizer, run)
 
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -87,7 +88,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     )
     state = checkpointer.restore(abstract)
     if state is None:
-        state = train.init_state(_parameters(config, make, abstract), abstract, optimizer)
+        state = training_state.init_state(_parameters(config, make, abstract), abstract, optimizer)
     else:
         _say(
             f"continuing from the checkpoint of step {int(state.step)} in {checkpointer.directory}"
@@ -138,7 +139,9 @@ def dry_run(config: ConfigDict) -> None:
     known = math.prod(size for size in sizes if size != -1)
     shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    graphdef, shapes, logical = flat.abstract(build.training_model(config))
+    graphdef, shapes, logical = flat.abstract(
+        build.training_model(config, states=datasets.states(config))
+    )
     shardings = sharding.resolve(shapes, logical, mesh)
     print(sharding.table(shapes, shardings))
     counts: dict[str, int] = {}
@@ -153,7 +156,9 @@ def dry_run(config: ConfigDict) -> None:
     # The optimizer's shapes do not depend on the length of an epoch, which only the data knows.
     optimizer = make_optimizer(settings, freeze, shapes, config.steps, steps_per_epoch=1)
     trainable, frozen = partition(shapes, freeze)
-    state = train.abstract_state(shapes, shardings, trainable, optimizer, _train_config(config))
+    state = training_state.abstract_state(
+        shapes, shardings, trainable, optimizer, _train_config(config)
+    )
     print(
         f"trainable: {len(trainable)} arrays, frozen: {len(frozen)}; mesh {dict(mesh.shape)}; bytes"
         " per device:"

@@ -31,15 +31,16 @@ import torch
 from ml_collections import ConfigDict
 
 from experiments.benchmarks import server
-from experiments.composition import build
 from experiments.composition.json_files import write_json
 from experiments.configs import oxe_paligemma
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact, derived, onnx
 from vla_jax.models.vla import VLA
-from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.policy import JaxPolicy
 from vla_jax.robot import torch_policy
+from vla_jax.saved import DatasetSpec, SavedPolicy
 
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 TEXTS = ("push the red block to the left", "move the green block to the right side")
@@ -69,9 +70,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the table here too")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), args)
+        table = measure(Path(folder), args)
     if args.json:
-        write_json(args.json, found)
+        write_json(args.json, table)
 
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -99,10 +100,10 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         lines["onnxruntime (CPU)"] = lambda: _onnx(root)
     stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
     print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for name, line in lines.items():
         row, actions = timed(line(), images)
-        if not found:
+        if not table:
             expected, base = actions, row["frame"][0]
         drawn = config.model.head == "flow"  # each program draws its own noise
         row |= {
@@ -116,7 +117,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
             f" {row['difference']:11.1e}",
             flush=True,
         )
-        found[name] = row
+        table[name] = row
     options = ("--device", args.device, "--dtype", args.dtype)
     served = server.measure_overhead(root / "artefact", args.frames, *options)
     trip, policy, added = (
@@ -126,14 +127,14 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         f"served to one client on loopback, torch eager: round trip {trip}, of it the policy"
         f" {policy}; added {added}"
     )
-    found["server"] = served._asdict()
+    table["server"] = served._asdict()
     if args.device.startswith("cuda"):
         width = 2 if args.dtype == "bfloat16" else 4
         print(
             f"floor: {1e3 * count * width / _bandwidth(args.device):.2f} ms to read every weight"
             " once"
         )
-    return found
+    return table
 
 
 def configuration(size: str, head: str) -> ConfigDict:
@@ -153,7 +154,7 @@ def configuration(size: str, head: str) -> ConfigDict:
     return config
 
 
-def made(config: ConfigDict, root: Path) -> artefact.Source:
+def made(config: ConfigDict, root: Path) -> SavedPolicy:
     """A policy of random weights with all that belongs to it."""
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(list(TEXTS), folder)
@@ -171,10 +172,10 @@ def made(config: ConfigDict, root: Path) -> artefact.Source:
     }
     spec = ActionSpec.fit(NAMES, (6,), stats, ("q99",))
     prompt = {"before": encoder.before, "template": module.prompt("{}"), "after": encoder.after}
-    return artefact.Source(
+    return SavedPolicy(
         build=policy,
         params=params,
-        specs={"random": artefact.Numbers(spec, None, None)},
+        specs={"random": DatasetSpec(spec, None, None)},
         tokenizer=encoder.definition(),
         prompt=prompt | {"length": config.model.prompt_length},
         encode=encoder.encode,
@@ -199,18 +200,10 @@ def timed(call: Call, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     return row, np.stack([actions for actions, _ in out])
 
 
-def _jax(source: artefact.Source, dtype: str) -> Call:
+def _jax(source: SavedPolicy, dtype: str) -> Call:
     graphdef = flat.abstract(source.build)[0]
     params = {name: jnp.asarray(value, jnp.dtype(dtype)) for name, value in source.params.items()}
-    spec = source.specs["random"].action
-    io = PolicyIO(
-        source.image_size,
-        source.prompt["length"],
-        lambda text: np.asarray(source.encode(text)),
-        spec,
-        ActionSpec(()),
-    )
-    policy = JaxPolicy(graphdef, params, io)
+    policy = JaxPolicy(graphdef, params, source.io("random"))
     policy.reset(TEXTS[0])
     look = jax.jit(lambda params, images: _model(graphdef, params).backbone.embed_image(images))
 
@@ -262,7 +255,7 @@ def _onnx(root: Path) -> Call:
         prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)), noise=noise)
         out = run({name: state[name] if name in state else prepared[name][None] for name in given})
         state.update({name: out[f"next_{name}"] for name in state})
-        actions = policy.moved(None, out["action"][0], None)["actions"]
+        actions = policy.commit_step(None, out["action"][0], None)["actions"]
         return actions, {"frame": 1e3 * (time.perf_counter() - begin)}
 
     return call

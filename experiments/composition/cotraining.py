@@ -91,8 +91,8 @@ def batches(loader: Loader, reader: Reader | None, start: int = 0) -> Generator[
     """What a run reads from a position on: windows, and images with texts where there are any. To
     be closed.
     """
-    found = loader.batches(start)
-    return found if reader is None else attach(found, reader.batches(start))
+    windows = loader.batches(start)
+    return windows if reader is None else attach(windows, reader.batches(start))
 
 
 def identity(loader: Loader, reader: Reader | None) -> dict[str, Any]:

@@ -22,6 +22,11 @@ def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
     ]
 
 
+def states(config: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """What the numbers of the state are, of each dataset of the mixture."""
+    return {dataset.name: dataset.state_names for dataset, _ in members(config)}
+
+
 def root(config: ConfigDict) -> str:
     """data.root as a URL or an absolute path."""
     return remote.absolute(config.data.root)

@@ -1,7 +1,6 @@
 """The data of a run: opened, normalised, tokenised, and what of it travels with a checkpoint."""
 
 import dataclasses
-import hashlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,10 @@ from data_pipelines.config import LoaderConfig
 from data_pipelines.index import HELD_OUT, Index, open_index
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
-from experiments.composition import build, cotraining, datasets
+from experiments.composition import cotraining, datasets
+from vla_jax import build
 from vla_jax.models import clip_text
-from vla_jax.models.heads.discrete import action_end
-from vla_jax.models.tokenizer import open_tokenizer, special_tokens
+from vla_jax.models.tokenizer import digest
 from vla_jax.training.checkpoint import complete_steps, load_meta
 from vla_jax.training.reports import Units
 
@@ -33,7 +32,7 @@ class Data:
     held_out: list[Member]  # the same datasets in the same order
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
-    action_end: int  # one more than the largest id of an action token, for the head discrete
+    action_end: int  # one more than the largest id of an action token; 0: there are none
     texts: cotraining.Texts | None  # what is co-trained on
     target: (
         Callable[[str], np.ndarray] | None
@@ -113,10 +112,9 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
             f" {config.model.variant} embeds {vocab}; give the tokenizer that belongs to the"
             " weights"
         )
-    end, say, answer = 0, encoder.encode, encoder.answer
-    if config.model.head == build.DISCRETE:
-        plain = open_tokenizer(folder, ())
-        end = action_end(plain.vocab_size, special_tokens(plain))
+    say, answer = encoder.encode, encoder.answer
+    end = build.action_token_end(config, folder)
+    if end:
         say, answer = (
             _without_actions(encode, end - config.model.bins, end) for encode in (say, answer)
         )
@@ -276,13 +274,3 @@ def _without_actions(
         return ids
 
     return checked
-
-
-def digest(folder: Path) -> str:
-    """sha256 over the names and contents of the tokenizer's files, so that a changed tokenizer
-    shows.
-    """
-    sha = hashlib.sha256()
-    for file in sorted(folder.glob("tokenizer*")) + sorted(folder.glob("special_tokens*")):
-        sha.update(file.name.encode() + b"\0" + file.read_bytes())
-    return sha.hexdigest()

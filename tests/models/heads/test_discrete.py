@@ -103,7 +103,7 @@ def example(b=2):
 @jax.jit(static_argnums=0)
 def loss(graphdef, flat, batch):
     model = params.merge(graphdef, flat)
-    return model.loss(batch, KEY), model.weights(batch)["action"]
+    return model.loss(batch, KEY), model.mask_counts(batch)["action"]
 
 
 @jax.jit(static_argnums=0)
@@ -113,8 +113,8 @@ def gradient(graphdef, flat, batch):
 
 def test_loss_is_finite_and_gradient_reaches_every_leaf(policy):
     batch = example()
-    found, weight = loss(*policy, batch)
-    assert 0 < found.sums["action"] < np.inf
+    objective, weight = loss(*policy, batch)
+    assert 0 < objective.sums["action"] < np.inf
     assert weight == (batch.action_mask & batch.obs.step_mask[:, :, None, None]).any(-1).sum()
     assert [
         n for n, g in gradient(*policy, batch).items() if not (np.isfinite(g).all() and np.any(g))
@@ -151,13 +151,12 @@ def test_teacher_forcing_is_causal_in_the_chunk():
     logits = rng.normal(size=(2 * T, K * D, 16)).astype(np.float32)
     actions = rng.uniform(-1, 1, (2, T, K, D)).astype(np.float32)
     ids = head.targets(actions, np.ones(actions.shape, bool))
-    found = head.loss(logits, actions, np.ones(actions.shape, bool))
+    objective = head.token_loss(logits, actions, np.ones(actions.shape, bool))
     scores = jax.nn.log_softmax(logits, axis=-1)
     expected = -np.take_along_axis(
         np.asarray(scores), np.asarray(ids)[..., None] - CONFIG.rows[0], -1
     ).sum()
-    np.testing.assert_allclose(found.sum, expected / D, rtol=1e-5)
-    assert found.weight == 2 * T * K
+    np.testing.assert_allclose(objective.sum, expected / D, rtol=1e-5)
 
 
 def test_gripper_probability_is_that_of_its_open_half():

@@ -1,9 +1,11 @@
-"""The one composition table: a config becomes a model and an optimizer. Every command builds
-through here.
+"""The one composition table: a config becomes a model and an optimizer. Every command and
+`vla_jax.load_policy` build through here.
+
+What only the data knows is given: where the action tokens end, and what a state's numbers mean.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments.composition import datasets
 from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
+from vla_jax.models.heads import discrete
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
 from vla_jax.models.heads.flow import FlowHead
@@ -22,8 +24,16 @@ from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.lora import LoRAConfig, attach
 from vla_jax.models.losses import ActionLoss
-from vla_jax.models.objectives import ForwardConfig
+from vla_jax.models.objectives import (
+    Caption,
+    ForwardConfig,
+    ForwardPrediction,
+    ImageTextTask,
+    MakeTask,
+    TextAlign,
+)
 from vla_jax.models.resampler import ResamplerConfig
+from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
@@ -49,6 +59,8 @@ DISCRETE = "discrete"  # the head without parameters
 
 # Every dataset is standardised to the field's 7-D action; only the last number is binary.
 BINARY = (6,)
+
+States = Mapping[str, tuple[str, ...]]  # dataset -> names of its state's numbers, () without one
 
 
 def backbone_config(config: ConfigDict) -> Any:
@@ -86,8 +98,8 @@ def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) ->
     if complete_steps(path):
         prefix = "backbone/"
         allowed = tuple(prefix + pattern for pattern in allowed)
-        found = load_arrays(path, {prefix + name: spec for name, spec in specs.items()}, allowed)
-        return {name.removeprefix(prefix): value for name, value in found.items()}
+        arrays = load_arrays(path, {prefix + name: spec for name, spec in specs.items()}, allowed)
+        return {name.removeprefix(prefix): value for name, value in arrays.items()}
     return backbone_module(config).load(path, backbone_config(config), specs, allowed)
 
 
@@ -103,17 +115,32 @@ def lora(config: ConfigDict) -> LoRAConfig:
     return wanted
 
 
-def training_model(config: ConfigDict, action_end: int | None = None) -> Build:
+def action_token_end(config: ConfigDict, folder: Path) -> int:
+    """One more than the largest id of an action token of the tokenizer in `folder`; 0 where the
+    head writes none.
+    """
+    if config.model.head != DISCRETE:
+        return 0
+    tokenizer = open_tokenizer(folder, ())
+    return discrete.action_end(tokenizer.vocab_size, special_tokens(tokenizer))
+
+
+def training_model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:
     """What is trained: the policy of `model`, with adapters when lora.rank > 0."""
-    return attach(model(config, action_end), lora(config))
+    return attach(model(config, action_end, states), lora(config))
 
 
-def model(config: ConfigDict, action_end: int | None = None) -> Build:
+def model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:
     """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It
     has no adapters, as `checkpoint.load_params` gives none.
 
-    `action_end` (see Data) is for the head discrete: the tokenizer decides where its tokens are.
-    None, where only shapes matter: the end of the vocabulary.
+    Args:
+        config: every field of it, see saved_config.
+        action_end: see `action_token_end`. 0, where only shapes matter: the end of the vocabulary.
+        states: of all datasets of the mixture, for model.proprio.
+
+    Raises ValueError for a name that is in none of the tables, and for datasets without a common
+    state.
     """
     sizes, model = backbone_config(config), config.model
     make_backbone, head = BACKBONES[_backbone(config)][1], _head(config, action_end or sizes.vocab)
@@ -126,21 +153,18 @@ def model(config: ConfigDict, action_end: int | None = None) -> Build:
         history=model.history,
         readouts=model.readouts,
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
-        state=_state(config) if model.proprio else None,
+        state=_state(states or {}) if model.proprio else None,
         past=PastConfig(BINARY, model.past_action_hidden) if model.past_action else None,
-        forward=_forward(config) if config.objectives.forward.weight else None,
-        text_embedding=(
-            config.objectives.text_align.width if config.objectives.text_align.weight else 0
-        ),
-        scales=(
+        loss_weights=(
             ("action", 1.0),
             *((name, task.weight) for name, task in config.objectives.items() if task.weight),
         ),
     )
+    tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
 
     def make(rngs: nnx.Rngs) -> VLA:
         backbone: Any = make_backbone(sizes, rngs)
-        return VLA(backbone, head(backbone.width, rngs), policy, rngs)
+        return VLA(backbone, head(backbone.width, rngs), policy, rngs, tasks)
 
     return make
 
@@ -178,28 +202,47 @@ def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]
     return lambda width, rngs: HEADS[model.head](width, head_config, rngs)
 
 
-def _state(config: ConfigDict) -> StateConfig:
-    """The state that all datasets of the mixture share."""
-    spaces = {dataset.state_names: dataset.name for dataset, _ in datasets.members(config)}
+def _state(states: States) -> StateConfig:
+    """The state that all datasets share."""
+    spaces = {names: dataset for dataset, names in states.items()}
     if len(spaces) != 1 or () in spaces:
         lines = "".join(
-            f"\n  {name}: {', '.join(names) or 'none'}" for names, name in spaces.items()
+            f"\n  {dataset}: {', '.join(names) or 'none'}" for names, dataset in spaces.items()
         )
         raise ValueError(
-            f"model.proprio: expected datasets with one and the same state, got{lines}\nset it to"
-            " False"
+            "model.proprio: expected datasets with one and the same state, got"
+            f"{lines or ' no dataset'}\nset it to False"
         )
     (names,) = spaces
     return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
 
 
-def _forward(config: ConfigDict) -> ForwardConfig:
+def _forward(config: ConfigDict) -> MakeTask:
     task = config.objectives.forward
-    return ForwardConfig(
-        len(task.offsets), len(config.model.cameras), task.tokens, task.width, task.depth,
-        task.patch,
-        config.model.image_size,
-    )  # fmt: skip
+    sizes = ForwardConfig(
+        frames=len(task.offsets),
+        cameras=len(config.model.cameras),
+        tokens=task.tokens,
+        width=task.width,
+        depth=task.depth,
+        patch=task.patch,
+        image_size=config.model.image_size,
+    )
+    return lambda width, rngs: ForwardPrediction(width, sizes, rngs)
+
+
+def _text_align(config: ConfigDict) -> MakeTask:
+    embedding = config.objectives.text_align.width
+    return lambda width, rngs: TextAlign(width, embedding, rngs)
+
+
+# Name in config.objectives -> what makes the auxiliary task.
+TASKS: dict[str, Callable[[ConfigDict], MakeTask]] = {
+    "forward": _forward,
+    "caption": lambda config: lambda width, rngs: Caption(),
+    "image_text": lambda config: lambda width, rngs: ImageTextTask(),
+    "text_align": _text_align,
+}
 
 
 def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
