@@ -10,7 +10,8 @@ image_text_table.py image_text.py   images with texts about them
 builders/      writes RLDS: the embedded data, CALVIN
 
 Begin with `open` below, then loader.py. Axes are those of vla_jax/types.py; and here N steps of a
-split, E episodes, V visits, T raw steps of an episode, f frames of a visit, r rows of a batch.
+split, E episodes, V visits, T raw steps of an episode, f frames of a visit, r rows of a batch,
+n as many as there are.
 """
 
 from collections.abc import Callable, Sequence

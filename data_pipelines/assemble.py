@@ -93,11 +93,11 @@ class Assembler:
             split.first[episode].astype(np.int64),
             split.length[episode].astype(np.int64),
         )
-        at = windows.steps(newest - first, length, config.window, config.chunk, config.future)
-        actions = windows.actions(split.actions, first, at, member.action_spec)
+        steps = windows.steps(newest - first, length, config.window, config.chunk, config.future)
+        actions = windows.actions(split.actions, first, steps, member.action_spec)
         batch.actions[rows] = member.action_spec.normalise(actions)
-        batch.action_mask[rows] = at.action_mask[..., None]
-        frames = first[:, None] + at.frames
+        batch.action_mask[rows] = steps.action_mask[..., None]
+        frames = first[:, None] + steps.frames
         state = member.state_spec.normalise(np.asarray(split.state)[frames])
         batch.obs.proprio[rows, :, : state.shape[-1]] = state
         batch.obs.proprio_mask[rows] = state.shape[-1] > 0
@@ -106,16 +106,16 @@ class Assembler:
         prompt, mask = self._prompts[dataset_id]
         sentence = split.instruction[episode]
         batch.obs.prompt[rows], batch.obs.prompt_mask[rows] = prompt[sentence], mask[sentence]
-        batch.obs.step_mask[rows] = at.step_mask
+        batch.obs.step_mask[rows] = steps.step_mask
         batch.dataset_id[rows] = dataset_id
         if batch.obs.past_action is not None and batch.obs.past_action_mask is not None:
-            past, mask = windows.past_actions(split.actions, first, at, member.action_spec)
+            past, mask = windows.past_actions(split.actions, first, steps, member.action_spec)
             batch.obs.past_action[rows], batch.obs.past_action_mask[rows] = past, mask
         if batch.future is not None:
-            batch.future.mask[rows] = at.future_mask[..., None] & has
+            batch.future.mask[rows] = steps.future_mask[..., None] & has
         if self._targets is not None and batch.text_target is not None:
             batch.text_target[rows] = [self._targets.of(split.sentences[i]) for i in sentence]
-        return frames, first[:, None, None] + at.future
+        return frames, first[:, None, None] + steps.future
 
     def fill_images(
         self,

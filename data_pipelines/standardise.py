@@ -94,7 +94,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for part in self._parts():
-            _parse(part)  # a typing error is found when the entry is read, not when its files are
+            _parse(
+                part
+            )  # a typing error is reported when the entry is read, not when its files are
 
     @property
     def columns(self) -> dict[str, str]:
@@ -162,9 +164,8 @@ def binarise(gripper: np.ndarray) -> np.ndarray:
     """
     decided = (gripper > OPEN) | (gripper < CLOSED)
     decided[-1:] = True
-    filled = _fill(
-        (gripper > 0.5)[::-1], decided[::-1]
-    )  # the first decided step at or after each step
+    # The first decided step at or after each step.
+    filled = _fill((gripper > 0.5)[::-1], decided[::-1])
     return filled[::-1].astype(np.float32)
 
 

@@ -3,6 +3,9 @@
 A TFRecord file is a row of [length u64][masked crc of length u32][data][masked crc of data u32],
 little-endian. An Example is the protobuf message {1: {1: map<string, {1: bytes list | 2: float list
 | 3: int64 list}>}}; each list has its values in field 1.
+
+Not parsed with protobuf, which copies byte strings out: an index needs the places of encoded images
+in the file, so that one frame can be read without its episode.
 """
 
 import struct

@@ -44,9 +44,8 @@ def test_batch_holds_the_data(index):
     assert batch.obs.images[0].dtype == np.uint8
     assert batch.actions.dtype == batch.obs.proprio.dtype == np.float32
     np.testing.assert_array_equal(batch.obs.images[0][:, -1], table.wrist)
-    np.testing.assert_array_equal(
-        batch.obs.images[0][0, 0], table.wrist[0]
-    )  # before the beginning: the first frame
+    # Before the beginning: the first frame.
+    np.testing.assert_array_equal(batch.obs.images[0][0, 0], table.wrist[0])
     smaller = Image.fromarray(table.primary[3]).resize((24, 24), Image.Resampling.LANCZOS)
     assert np.abs(batch.obs.images[1][3, -1].astype(int) - np.asarray(smaller)).mean() < 6  # JPEG
     assert not batch.obs.images[2].any()

@@ -117,9 +117,8 @@ def test_every_annotation_is_an_episode_of_the_recorded_frames(root, dataset):
         assert [written.sentences[i] for i in written.instruction] == [
             text for _, _, text, _ in labels
         ]
-        assert written.length.tolist() == [
-            stop - first for first, stop, _, _ in labels
-        ]  # the end is exclusive
+        # The end is exclusive.
+        assert written.length.tolist() == [stop - first for first, stop, _, _ in labels]
         for (first, stop, _, _), row in zip(labels, written.first, strict=True):
             for number in range(first, stop):
                 at, wanted = row + number - first, frame(number)

@@ -33,9 +33,8 @@ def test_each_frame_is_decoded_once_an_epoch(index, monkeypatch):
     count = -(-loader.windows // 6)
     take(loader, 0, count)
     visits = int((index.splits["train"].length > 0).sum())
-    assert (
-        visits <= len({span for span, _ in spans[:visits]}) <= len(spans) <= visits * 2
-    )  # and a few of the next epoch
+    # And a few of the next epoch.
+    assert visits <= len({span for span, _ in spans[:visits]}) <= len(spans) <= visits * 2
     assert {span.stop - span.start for span, _ in spans} <= set(
         index.splits["train"].length.tolist()
     )

@@ -82,11 +82,8 @@ def test_future_frames_are_the_episodes_own(index, windows_per_visit):
     for t, i, m in np.ndindex(length, 3, 2):
         step = t - 2 + i
         there = step >= 0 and step + OFFSETS[m] < length
-        assert batch.future.mask[t, i, m].tolist() == [
-            there,
-            there,
-            False,
-        ]  # the dataset has no camera "other"
+        # The dataset has no camera "other".
+        assert batch.future.mask[t, i, m].tolist() == [there, there, False]
         for camera, slot in enumerate(("wrist", "primary")):
             wanted = truth[slot][step + OFFSETS[m]] if there else np.zeros_like(truth[slot][0])
             np.testing.assert_array_equal(batch.future.images[camera][t, i, m], wanted)
@@ -149,15 +146,11 @@ def test_only_what_is_asked_for_is_decoded_and_in_one_read(index, decodes):
     assert cost((), 1) == (2, 2)
     assert cost((7,), 1) == (4, 2)  # and not the six frames between
     assert cost((7, 1), 1) == (6, 2)
-    assert cost((7,), 1, window=4) == (
-        4,
-        2,
-    )  # the same two steps: before the episode there is no future
+    # The same two steps: before the episode there is no future.
+    assert cost((7,), 1, window=4) == (4, 2)
     assert cost((3,), 5, windows_per_visit=64) == (2 * 8, 2)
-    assert cost((1,), length, windows_per_visit=64) == (
-        2 * length,
-        2,
-    )  # past the end there is none either
+    # Past the end there is none either.
+    assert cost((1,), length, windows_per_visit=64) == (2 * length, 2)
 
 
 def test_a_visit_is_decoded_once_an_epoch(index, monkeypatch):

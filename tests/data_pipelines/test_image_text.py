@@ -84,9 +84,8 @@ def test_rows_hold_a_picture_and_one_of_its_texts(root, dataset, split):
             else:
                 colour = question.removeprefix("where is the ").removesuffix(" block?")
                 assert ("left", "middle", "right")[colours.index(colour)] == answer
-    assert len(seen) > len(
-        {colours for colours, _, _ in seen}
-    )  # not always the same text of a picture
+    # Not always the same text of a picture.
+    assert len(seen) > len({colours for colours, _, _ in seen})
 
 
 def test_every_image_comes_once_an_epoch_and_epochs_differ(root):
