@@ -14,7 +14,7 @@ from data_pipelines.config import ALIVE, LoaderConfig
 from data_pipelines.frames import Pool, Span
 from data_pipelines.index import Split
 from data_pipelines.mixture import Member
-from vla_jax.types import Batch, Future, Observation
+from vla_jax.types import Batch, Future, ObservationSizes, new_observation
 
 
 class Assembler:
@@ -47,28 +47,29 @@ class Assembler:
         """Arrays for b windows, to be filled in."""
         config = self._config
         t, k, d = config.window, config.chunk, len(self._members[0].action_spec.names)
-        length = self._prompts[0][0].shape[1]
         cameras, m = len(config.cameras), len(config.future)
+        sizes = ObservationSizes(
+            b=b,
+            t=t,
+            p=self._state_dim,
+            l=self._prompts[0][0].shape[1],
+            image_size=tuple(config.image_size),
+            d=d if config.past_action else None,
+        )
+        images = iter(self._images)
+
+        def make(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            return next(images).take(b) if dtype is np.uint8 else np.zeros(shape, dtype)
+
         batch = Batch(
-            Observation(
-                images=tuple(buffers.take(b) for buffers in self._images),
-                image_mask=np.empty((b, t, cameras), bool),
-                proprio=np.zeros((b, t, self._state_dim), np.float32),
-                proprio_mask=np.empty(b, bool),
-                prompt=np.empty((b, length), np.int32),
-                prompt_mask=np.empty((b, length), bool),
-                step_mask=np.empty((b, t), bool),
-            ),
+            new_observation(sizes, make),
             np.empty((b, t, k, d), np.float32),
             np.empty((b, t, k, d), bool),
             np.empty(b, np.int32),
         )
-        if config.past_action:
-            past, mask = np.empty((b, t, d), np.float32), np.empty((b, t), bool)
-            batch = batch._replace(obs=batch.obs._replace(past_action=past, past_action_mask=mask))
         if config.future:
-            images = tuple(buffers.take(b) for buffers in self._futures)
-            batch = batch._replace(future=Future(images, np.empty((b, t, m, cameras), bool)))
+            future = tuple(buffers.take(b) for buffers in self._futures)
+            batch = batch._replace(future=Future(future, np.empty((b, t, m, cameras), bool)))
         if self._targets is not None:
             batch = batch._replace(text_target=np.empty((b, self._targets.width), np.float32))
         return batch
