@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import pytest
 
 import vla_jax
 from data_pipelines.builders.blocks import write_blocks
+from tests.older.unpack import HERE, unpack
 from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import golden
 
-HERE = Path(__file__).parent
 REPO = HERE.parents[1]
 INSTRUCTION = "push the red block left"
 # The flags of the run in README.md, all but the data's place.
@@ -26,13 +25,6 @@ FLAGS = [
     "--config.optim.freeze_backbone=True", "--config.model.head_hidden=16",
     "--config.model.head_mlp=16",
 ]  # fmt: skip
-
-
-def unpack(name: str, root: Path) -> Path:
-    """The folder in tests/older/<name>.tar.xz, under `root`."""
-    with tarfile.open(HERE / f"{name}.tar.xz") as archive:
-        archive.extractall(root, filter="data")
-    return root / name
 
 
 def act(policy, cameras: tuple[str, ...], steps: int) -> np.ndarray:
