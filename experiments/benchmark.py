@@ -1,9 +1,9 @@
 """Benchmarks, each against a named peer on the same work in the same run.
 
-python -m experiments.benchmark data [--json=FILE] [--root=DIR] [--windows=100000]     #
-                                                                                       benchmarks/data.py
-python -m experiments.benchmark inference [--size tiny|100m|3b] [--head lstm]          #
-                                                                                       benchmarks/inference.py
+    python -m experiments.benchmark data [--json=FILE] [--root=DIR] [--windows=100000]
+    python -m experiments.benchmark inference [--size tiny|100m|3b] [--head lstm]
+
+They are benchmarks/data.py and benchmarks/inference.py.
 """
 
 import argparse

@@ -51,8 +51,8 @@ FAMILIES = {
 BACKBONE = "backbone/"
 
 
-class Found(NamedTuple):
-    """What an import is made of."""
+class Import(NamedTuple):
+    """What is imported, and what it is matched with."""
 
     config: ConfigDict
     source: pretrained.Source
@@ -99,13 +99,13 @@ def main(argv: list[str]) -> None:
             f"--out: {args.out} holds a checkpoint already; give another directory, or remove it"
         )
     path = Path(name).expanduser()
-    found = policy(path, args.robovlms_config) if kind == "robovlms" else backbone(path, kind)
+    imported = policy(path, args.robovlms_config) if kind == "robovlms" else backbone(path, kind)
     if args.tokenizer:
-        found = found._replace(tokenizer=args.tokenizer)
-    write(found, path, args.origin, args.out)
+        imported = imported._replace(tokenizer=args.tokenizer)
+    write(imported, path, args.origin, args.out)
 
 
-def backbone(path: Path, kind: str) -> Found:
+def backbone(path: Path, kind: str) -> Import:
     """A released backbone. Raises ValueError when it is none of the sizes in its module's
     CONFIGS.
     """
@@ -126,7 +126,7 @@ def backbone(path: Path, kind: str) -> Found:
     config.model.backbone = FAMILIES[body["model_type"]]
     module = build.BACKBONES[config.model.backbone][0]
     names = module.hf_names if kind == "hf" else module.npz_names
-    found = []
+    candidates = []
     for variant, sizes in _likely(source, module.CONFIGS, names).items():
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
@@ -137,16 +137,16 @@ def backbone(path: Path, kind: str) -> Found:
         ]
         shapes = {BACKBONE + name: shape for name, shape in alone.items()}
         dead = tuple(module.dead_names(sizes)) if hasattr(module, "dead_names") else ()
-        found.append(
-            Found(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path)
+        candidates.append(
+            Import(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path)
         )
-    best = _best(found)
+    best = _best(candidates)
     if kind == "hf":
         _check_sizes(path, module.hf_config(body), module.CONFIGS[best.config.model.variant])
     return best
 
 
-def policy(path: Path, json_file: Path) -> Found:
+def policy(path: Path, json_file: Path) -> Import:
     """A RoboVLMs policy. Raises ValueError when its config or its backbone's size is none
     of ours.
     """
@@ -169,14 +169,14 @@ def policy(path: Path, json_file: Path) -> Found:
         )
     source, left = robovlms_names.source(opened)
     module = build.BACKBONES[config.model.backbone][0]
-    found = []
+    candidates = []
     for variant, sizes in _likely(source, module.CONFIGS, module.hf_names).items():
         if sizes.image_size == config.model.image_size:
             config.model.variant = variant
             table = robovlms_names.names(config, module.hf_names(sizes))
             shapes = flat.abstract(build.model(config))[1]
-            found.append(
-                Found(
+            candidates.append(
+                Import(
                     config.copy_and_resolve_references(),
                     source,
                     table,
@@ -187,42 +187,42 @@ def policy(path: Path, json_file: Path) -> Found:
                     tokenizer,
                 )
             )
-    if not found:
+    if not candidates:
         there = ", ".join(
             f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items()
         )
         raise ValueError(
             f"{json_file}: image_size: expected {there}, got {config.model.image_size}"
         )
-    return _best(found)
+    return _best(candidates)
 
 
-def write(found: Found, path: Path, origin: str, out: Path) -> None:
+def write(imported: Import, path: Path, origin: str, out: Path) -> None:
     """Prints what became of everything and writes the checkpoint. Raises ValueError before it
     writes anything.
     """
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    plan = _plan(found)
+    plan = _plan(imported)
     specs = {
-        name: jax.ShapeDtypeStruct(found.shapes[name].shape, _dtype(views), sharding=place)
+        name: jax.ShapeDtypeStruct(imported.shapes[name].shape, _dtype(views), sharding=place)
         for name, views in plan.views.items()
     }
-    print(table(found, plan))
+    print(table(imported, plan))
     if not plan.problems:
-        _check_tokenizer(found)
-    values = pretrained.place(found.source, plan, specs)
-    config = found.config
+        _check_tokenizer(imported)
+    values = pretrained.place(imported.source, plan, specs)
+    config = imported.config
     config.model.weights, config.model.tokenizer = str(out), ""
     meta = {
         "config": config.to_dict(),
         "cameras": list(config.model.cameras),
-        "tokenizer": _copy_tokenizer(found.tokenizer, out),
-        "datasets": _action_spec(config) if found.lines else {},
+        "tokenizer": _copy_tokenizer(imported.tokenizer, out),
+        "datasets": _action_spec(config) if imported.lines else {},
         "statistics": {},
         "origin": {
             "from": origin,
             "sha256": digest(path),
-            "robovlms": [line._asdict() for line in found.lines],
+            "robovlms": [line._asdict() for line in imported.lines],
         },
     }
     checkpointer = Checkpointer(out, meta, {"imported": origin})
@@ -237,25 +237,26 @@ def write(found: Found, path: Path, origin: str, out: Path) -> None:
     )
 
 
-def table(found: Found, plan: pretrained.Plan) -> str:
+def table(imported: Import, plan: pretrained.Plan) -> str:
     """What was loaded, ignored, missing and renamed, and what became of the keys of a RoboVLMs
     config.
     """
-    sizes = [math.prod(found.shapes[name].shape) for name in plan.views]
+    sizes = [math.prod(imported.shapes[name].shape) for name in plan.views]
+    model = imported.config.model
     lines = [
-        f"{found.source.path} as {found.config.model.backbone} {found.config.model.variant}: loaded"
+        f"{imported.source.path} as {model.backbone} {model.variant}: loaded"
         f" {sum(len(views) for views in plan.views.values())} arrays as {len(plan.views)},"
-        f" {sum(sizes):,} numbers; ignored {len(plan.ignored + found.left)}; missing"
+        f" {sum(sizes):,} numbers; ignored {len(plan.ignored + imported.left)}; missing"
         f" {len(plan.missing)}; do not fit {len(plan.problems)}"
     ]
     width = max([len(theirs) for theirs in plan.sources.values()], default=0)
     lines += [f"\nrenamed: {len(plan.sources)} ({{}}: one per layer, stacked)"]
     lines += [f"  {theirs:{width}s}  {ours}" for ours, theirs in plan.sources.items()]
-    for title, entries in (("ignored", plan.ignored + found.left), ("missing", plan.missing)):
+    for title, entries in (("ignored", plan.ignored + imported.left), ("missing", plan.missing)):
         lines += [f"\n{title}: {len(entries)}", *(f"  {entry}" for entry in entries)]
     for title, used in (("translated", True), ("ignored", False)):
-        keys = [line for line in found.lines if line.used == used]
-        if found.lines:
+        keys = [line for line in imported.lines if line.used == used]
+        if imported.lines:
             lines += [f"\nconfig keys {title}: {len(keys)}"]
             lines += [
                 f"  {line.key}{'' if used else f' = {line.value!r}'}: {line.became}"
@@ -291,13 +292,13 @@ def _likely(
     return likely or sizes
 
 
-def _best(found: list[Found]) -> Found:
+def _best(candidates: list[Import]) -> Import:
     """The one that fits; or that which lacks least, for `write` to say what."""
-    return min(found, key=lambda each: len(_plan(each).problems))
+    return min(candidates, key=lambda each: len(_plan(each).problems))
 
 
-def _plan(found: Found) -> pretrained.Plan:
-    return pretrained.plan(found.source, found.table, found.shapes, ignored=found.dead)
+def _plan(imported: Import) -> pretrained.Plan:
+    return pretrained.plan(imported.source, imported.table, imported.shapes, ignored=imported.dead)
 
 
 def _check_sizes(path: Path, got: Any, expected: Any) -> None:
@@ -325,18 +326,18 @@ def _has_tokenizer(folder: Path | str) -> bool:
     return bool(str(folder)) and Path(folder).is_dir() and any(Path(folder).glob("tokenizer*"))
 
 
-def _check_tokenizer(found: Found) -> None:
+def _check_tokenizer(imported: Import) -> None:
     """Every id of the tokenizer must have a row in the token table."""
-    if not _has_tokenizer(found.tokenizer):
+    if not _has_tokenizer(imported.tokenizer):
         return
-    module = build.BACKBONES[found.config.model.backbone][0]
+    module = build.BACKBONES[imported.config.model.backbone][0]
     ids, rows = (
-        module.load_tokenizer(found.tokenizer).vocab,
-        found.shapes["backbone/embed/embedding"].shape[0],
+        module.load_tokenizer(imported.tokenizer).vocab,
+        imported.shapes["backbone/embed/embedding"].shape[0],
     )
     if ids > rows:
         raise ValueError(
-            f"tokenizer {found.tokenizer}: has {ids} ids, the token table {rows} rows; is it"
+            f"tokenizer {imported.tokenizer}: has {ids} ids, the token table {rows} rows; is it"
             " another model's?"
         )
 

@@ -65,19 +65,19 @@ def main(argv: list[str]) -> None:
 def describe(index: Index, out: Path) -> None:
     """Prints the report of every split and writes it with its picture."""
     dataset = index.dataset
-    found = {name: report.measure(dataset, split) for name, split in index.splits.items()}
-    for name, numbers in found.items():
+    by_split = {name: report.measure(dataset, split) for name, split in index.splits.items()}
+    for name, numbers in by_split.items():
         print("\n".join(report.lines(dataset, name, numbers)))
     for note in dataset.notes:
         print(f"  note: {note}")
     out.mkdir(parents=True, exist_ok=True)
     part = out / f"{dataset.name}.json.part"
     part.write_text(
-        json.dumps({"dataset": dataset.name, "digest": index.digest, "splits": found}, indent=2)
+        json.dumps({"dataset": dataset.name, "digest": index.digest, "splits": by_split}, indent=2)
         + "\n"
     )
     os.replace(part, out / f"{dataset.name}.json")
-    plots.dataset(dataset, index.splits["train"], found["train"], out / f"{dataset.name}.png")
+    plots.dataset(dataset, index.splits["train"], by_split["train"], out / f"{dataset.name}.png")
     print(f"wrote {out / dataset.name}.json and .png")
 
 

@@ -25,7 +25,7 @@ from vla_jax.robot.torch_policy import Policy, load
 from vla_jax.robot.torch_policy.quantise import KINDS
 
 
-class Found(NamedTuple):
+class Measured(NamedTuple):
     """A way to load the policy, and what came of it: actions [f d] in robot units, milliseconds
     [f].
     """
@@ -46,43 +46,40 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     recording = open_recording(args.artefact, where(args))
     episodes = [recording.episode(number) for number in recording.episodes(args.episodes)]
-    found = []
-    rows = [("float32", None), ("bfloat16", None), *((args.dtype, kind) for kind in KINDS)]
-    for dtype, kind in rows:
+    measured: list[Measured] = []
+    tried = [("float32", None), ("bfloat16", None), *((args.dtype, kind) for kind in KINDS)]
+    for dtype, kind in tried:
         try:
             policy = load(args.artefact, args.device, dtype, args.compile, kind)
-        except (
-            ValueError
-        ) as refused:  # one way to load it may not exist on this device; the others still tell
+        except ValueError as refused:
+            # One way to load it may not exist on this device; the others still tell.
             if kind is None:
                 raise
             print(f"{dtype} {kind}: cannot be loaded so, and has no row: {refused}", flush=True)
             continue
-        found.append(run(f"{dtype} {kind or ''}".strip(), policy, episodes, args.dataset))
-        print(f"{found[-1].name}: {len(found[-1].actions)} frames", flush=True)
+        measured.append(run(f"{dtype} {kind or ''}".strip(), policy, episodes, args.dataset))
+        print(f"{measured[-1].name}: {len(measured[-1].actions)} frames", flush=True)
     print(
         "\n"
-        + table(found, np.concatenate([episode.actions for episode in episodes]), recording.spec)
+        + table(measured, np.concatenate([episode.actions for episode in episodes]), recording.spec)
     )
 
 
-def run(name: str, policy: Policy, episodes: list[Episode], dataset: str) -> Found:
+def run(name: str, policy: Policy, episodes: list[Episode], dataset: str) -> Measured:
     """The policy on every frame of the episodes, as it would run."""
-    plans(
-        policy, episodes[0], dataset, 1
-    )  # what is set up at the first frames is not a frame's time
+    plans(policy, episodes[0], dataset, 1)  # what is set up at first is not a frame's time
     out = [each for episode in episodes for each in plans(policy, episode, dataset, 1)]
     times = np.array([each["timing"]["total"] for each in out])
-    return Found(name, stored(policy), times, np.stack([each["actions"][0] for each in out]))
+    return Measured(name, stored(policy), times, np.stack([each["actions"][0] for each in out]))
 
 
-def table(found: list[Found], demonstrated: np.ndarray, spec: ActionSpec) -> str:
-    """Both tables. The first of `found` is what the others are compared with; demonstrated [f d] is
-    in robot units.
+def table(measured: list[Measured], demonstrated: np.ndarray, spec: ActionSpec) -> str:
+    """Both tables. The first of `measured` is what the others are compared with; demonstrated
+    [f d] is in robot units.
     """
-    dims, binary, reference = arm(spec), list(spec.binary), found[0].actions
+    dims, binary, reference = arm(spec), list(spec.binary), measured[0].actions
     lines = [f"{'':22s} {'MB':>8s} {'ms p50':>7s} {'arm error':>9s} {'gripper':>8s} {'flips':>6s}"]
-    for row in found:
+    for row in measured:
         accuracy = gripper_accuracy(spec, row.actions, demonstrated)
         lines.append(
             f"{row.name:22s} {row.bytes / 1e6:8.2f} {np.median(row.milliseconds):7.2f} "
@@ -90,9 +87,9 @@ def table(found: list[Found], demonstrated: np.ndarray, spec: ActionSpec) -> str
             f"{'-' if accuracy is None else format(accuracy, '.4f'):>8s} "
             f"{int((row.actions != reference)[:, binary].sum()):6d}"
         )
-    lines += ["", f"difference to {found[0].name}, robot units: mean, largest"]
+    lines += ["", f"difference to {measured[0].name}, robot units: mean, largest"]
     lines.append(f"{'':22s} " + " ".join(f"{spec.names[i]:>19s}" for i in dims))
-    for row in found[1:]:
+    for row in measured[1:]:
         difference = np.abs(row.actions - reference)[:, dims]
         pairs = zip(difference.mean(0), difference.max(0), strict=True)
         lines.append(

@@ -38,8 +38,8 @@ def main(argv: list[str]) -> None:
     policy = torch_policy.load(args.artefact, args.device, args.dtype)
     numbers = recording.episodes(args.episodes)
     args.out.mkdir(parents=True, exist_ok=True)
-    found = run(policy, recording, numbers)
-    body = {
+    replayed = run(policy, recording, numbers)
+    report = {
         "artefact": str(args.artefact.absolute()),
         "origin": policy.config["origin"],
         "data": {
@@ -49,22 +49,22 @@ def main(argv: list[str]) -> None:
         },
         "device": args.device,
         "dtype": args.dtype,
-        **figures(recording, found),
+        **figures(recording, replayed),
     }
-    print(text(body))
-    write_json(args.out / "replay.json", body)
-    shown = found[:: max(1, len(found) // TRACES)][:TRACES]
+    print(text(report))
+    write_json(args.out / "replay.json", report)
+    shown = replayed[:: max(1, len(replayed) // TRACES)][:TRACES]
     plots.traces(shown, recording.spec.names, args.out / "traces.png")
     print(f"written: {args.out}/replay.json, traces.png")
     if args.calibrate:
-        fitted = calibration.calibrate(args.artefact, recording.spec, found)
+        fitted = calibration.calibrate(args.artefact, recording.spec, replayed)
         print(calibration.text(fitted))
         write_json(args.out / "calibration.json", fitted)
         plots.reliability(fitted["report"], args.out / "reliability.png")
         print(f"written: {args.out}/calibration.json, reliability.png")
     if args.trigger:
         curve = trigger.fit(
-            args.artefact, policy, recording, found, trigger.Aim(args.allowed, args.learn)
+            args.artefact, policy, recording, replayed, trigger.Aim(args.allowed, args.learn)
         )
         print(trigger.text(curve))
         write_json(args.out / "trigger.json", curve)
@@ -74,14 +74,14 @@ def main(argv: list[str]) -> None:
 
 def run(policy: torch_policy.Policy, recording: Recording, numbers: list[int]) -> list[Replayed]:
     """Every episode twice: planning at each step, and executing whole chunks."""
-    found = []
+    replayed = []
     steps = int(recording.split.length[numbers].sum())
     with Progress("replay", steps, "frames") as progress:
         for number in numbers:
             episode = recording.episode(number)
-            found.append(replay(policy, episode, recording.index.dataset.name))
+            replayed.append(replay(policy, episode, recording.index.dataset.name))
             progress.add(len(episode.frames))
-    return found
+    return replayed
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

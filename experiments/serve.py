@@ -2,8 +2,8 @@
 
     python -m experiments.serve --artefact artefacts/NAME --device cuda --dtype bfloat16
     python -m experiments.serve --artefact DIR --host 0.0.0.0 --token_file token --tls_cert cert.pem
-    --tls_key key.pem python -m experiments.serve --artefact DIR --limits limits.yaml
-    --operator_token_file operator
+        --tls_key key.pem
+    python -m experiments.serve --artefact DIR --limits limits.yaml --operator_token_file operator
 
 Robots connect with vla_jax/robot/client.py, or as they are with openpi's client
 (vla_jax/robot/serving/sessions.py says which messages). It refuses to start on a machine that does
@@ -54,10 +54,10 @@ def main(argv: list[str]) -> None:
     )
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
 
-    def opened() -> Model:
+    def load_model() -> Model:
         return open_model(args.artefact, args.device, args.dtype, args.compile, args.max_sessions)
 
-    asyncio.run(serve(Server(settings, message_bytes(args.artefact), opened)))
+    asyncio.run(serve(Server(settings, message_bytes(args.artefact), load_model)))
 
 
 async def serve(server: Server) -> None:
@@ -131,13 +131,13 @@ def token(file: Path | None) -> bytes | None:
     """The token in a file. Raises ValueError for a short one."""
     if file is None:
         return None
-    found = file.read_bytes().strip()
-    if len(found) < TOKEN_CHARACTERS:
+    secret = file.read_bytes().strip()
+    if len(secret) < TOKEN_CHARACTERS:
         raise ValueError(
-            f"{file}: expected a token of at least {TOKEN_CHARACTERS} characters, got {len(found)};"
-            " python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
+            f"{file}: expected a token of at least {TOKEN_CHARACTERS} characters, got"
+            f" {len(secret)}; python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
         )
-    return found
+    return secret
 
 
 def keys(cameras: list[str] | None) -> dict[str, str]:

@@ -8,6 +8,9 @@ from pathlib import Path
 os.environ.setdefault(
     "JAX_PLATFORMS", "cpu"
 )  # `make test` sets it; JAX_PLATFORMS=cuda pytest -m gpu runs the others
+# Torch's threads wait for each other in a loop. Beside other tests each waits for one that is not
+# running: training the small network of the regret took 40 s with two threads, 3 s with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests compile much and compute little: without XLA's optimisations they take half the time, and
 # compute the same.
 os.environ["XLA_FLAGS"] = " ".join(

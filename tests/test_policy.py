@@ -38,7 +38,9 @@ def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
     def make(rngs):
         backbone = FakeBackbone(rngs, cross=cross)
         if head == "discrete":
-            return VLA(backbone, DiscreteHead(DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs)
+            return VLA(
+                backbone, DiscreteHead(16, DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs
+            )
         sizes = HeadConfig(K, D, (2,), tokens=N, hidden=8, layers=1, mlp=(8,), attention_heads=2)
         return VLA(backbone, HEADS[head](backbone.width, sizes, rngs), config, rngs)
 
@@ -106,10 +108,10 @@ def test_rollout_equals_window(history, layout, head, cross):
     policy, (images, states), taken = JaxPolicy(graphdef, flat, IO), episode(), []
     policy.reset("ab")
     for now in range(STEPS):
-        found = policy.act({name: frames[now] for name, frames in images.items()}, states[now])
+        acted = policy.act({name: frames[now] for name, frames in images.items()}, states[now])
         expected = act(window(now, taken, images, states), jax.random.fold_in(KEY, now))
-        np.testing.assert_allclose(found, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
-        taken.append(found[0])
+        np.testing.assert_allclose(acted, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
+        taken.append(acted[0])
     assert np.std(taken, axis=0)[:2].max() > 1e-2  # the agreement is about something
     policy.reset("ab")
     again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])

@@ -4,10 +4,11 @@
 What only the data knows is given: where the action tokens end, and what a state's numbers mean.
 """
 
+import ast
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -41,6 +42,16 @@ from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
 from vla_jax.training.optim import FreezeConfig, OptimConfig
 
+
+class HeadKind(NamedTuple):
+    """A policy head: made by `make(width, config, rngs)`, and the dataclass of its config, whose
+    fields that no other part of the run's config knows are the head's own options.
+    """
+
+    make: Any
+    config: type
+
+
 # Name in the config -> the file and the module in it.
 BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
     "paligemma": (paligemma, paligemma.PaliGemma),
@@ -48,14 +59,14 @@ BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
     "llava": (llava, llava.Llava),
     "flamingo": (flamingo, flamingo.Flamingo),
 }
-HEADS: dict[str, Callable[..., nnx.Module]] = {
-    "lstm": LSTMHead,
-    "mlp": MLPHead,
-    "gpt": GPTHead,
-    "attention": AttentionHead,
-    "flow": FlowHead,
+HEADS = {
+    "lstm": HeadKind(LSTMHead, HeadConfig),
+    "mlp": HeadKind(MLPHead, HeadConfig),
+    "gpt": HeadKind(GPTHead, HeadConfig),
+    "attention": HeadKind(AttentionHead, HeadConfig),
+    "flow": HeadKind(FlowHead, HeadConfig),
+    "discrete": HeadKind(DiscreteHead, DiscreteConfig),
 }
-DISCRETE = "discrete"  # the head without parameters
 
 # Every dataset is standardised to the field's 7-D action; only the last number is binary.
 BINARY = (6,)
@@ -82,7 +93,7 @@ def backbone_config(config: ConfigDict) -> Any:
     changes: dict[str, Any] = {"remat": config.model.remat, "layers": config.model.layers}
     tasks = config.objectives
     if hasattr(sizes, "speaks"):  # an output layer of its own is made where tokens are scored
-        changes["speaks"] = config.model.head == DISCRETE or bool(
+        changes["speaks"] = writes_tokens(config) or bool(
             tasks.caption.weight or tasks.image_text.weight
         )
     return dataclasses.replace(sizes, **changes)
@@ -119,7 +130,7 @@ def action_token_end(config: ConfigDict, folder: Path) -> int:
     """One more than the largest id of an action token of the tokenizer in `folder`; 0 where the
     head writes none.
     """
-    if config.model.head != DISCRETE:
+    if not writes_tokens(config):
         return 0
     tokenizer = open_tokenizer(folder, ())
     return discrete.action_end(tokenizer.vocab_size, special_tokens(tokenizer))
@@ -169,37 +180,58 @@ def model(config: ConfigDict, action_end: int = 0, states: States | None = None)
     return make
 
 
+def writes_tokens(config: ConfigDict) -> bool:
+    """Whether the head writes tokens of the language model."""
+    return bool(_head_kind(config).make.trains_on == "tokens")
+
+
+def _head_kind(config: ConfigDict) -> HeadKind:
+    if config.model.head not in HEADS:
+        raise ValueError(
+            f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}"
+        )
+    return HEADS[config.model.head]
+
+
 def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]:
     """(width, rngs) -> the policy head."""
-    model, loss = config.model, ActionLoss(**config.loss.to_dict())
-    if model.head == DISCRETE:
-        sizes = DiscreteConfig(
-            model.chunk,
-            model.action_dim,
-            BINARY,
-            action_end,
-            model.bins,
-            temperature=model.temperature,
-            loss=loss,
-        )
-        return lambda width, rngs: DiscreteHead(sizes)
-    if model.head not in HEADS:
+    model, kind = config.model, _head_kind(config)
+    shared = {
+        "chunk": model.chunk,
+        "action_dim": model.action_dim,
+        "binary": BINARY,
+        "tokens": model.readouts,
+        "loss": ActionLoss(**config.loss.to_dict()),
+        "hidden": model.head_hidden,
+        "layers": model.head_layers,
+        "mlp": tuple(model.head_mlp),
+        "attention_heads": model.head_attention,
+        "window": model.window,
+        "end": action_end,
+        "bins": model.bins,
+        "temperature": model.temperature,
+    }
+    fields = {field.name for field in dataclasses.fields(kind.config)}
+    own, options = sorted(fields - shared.keys()), _options(model.head_options)
+    if set(options) - set(own):
         raise ValueError(
-            f"model.head: expected one of {', '.join((*HEADS, DISCRETE))}, got {model.head!r}"
+            f"model.head_options: expected options of the head {model.head}"
+            f" ({', '.join(own) or 'it has none'}), got {model.head_options!r}"
         )
-    head_config = HeadConfig(
-        chunk=model.chunk,
-        action_dim=model.action_dim,
-        binary=BINARY,
-        tokens=model.readouts,
-        loss=loss,
-        hidden=model.head_hidden,
-        layers=model.head_layers,
-        mlp=tuple(model.head_mlp),
-        attention_heads=model.head_attention,
-        window=model.window,
-    )
-    return lambda width, rngs: HEADS[model.head](width, head_config, rngs)
+    given = {name: value for name, value in shared.items() if name in fields}
+    head_config = kind.config(**given, **options)
+    return lambda width, rngs: kind.make(width, head_config, rngs)
+
+
+def _options(text: str) -> dict[str, Any]:
+    """ "name=value,other=value" as a dict of Python literals."""
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part]
+        return {name.strip(): ast.literal_eval(value.strip()) for name, value in pairs}
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"model.head_options: expected name=value,other=value in Python's words, got {text!r}"
+        ) from error
 
 
 def _state(states: States) -> StateConfig:

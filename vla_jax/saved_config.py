@@ -81,6 +81,8 @@ INTRODUCED: dict[str, Any] = {
     "objectives.text_align.width": 768,
     # 2026-11-25, 82a27bb. Runs began with model.weights.
     "model.start": "",
+    # 2026-11-28. Heads had no options of their own.
+    "model.head_options": "",
 }
 
 

@@ -251,7 +251,8 @@ class HeadContext(NamedTuple):
             readout and at all tokens of `teacher` but the last.
         prefix: a Prefix, of the newest frame (of the whole window with history "interleaved"); in
             training of every frame.
-        backbone: a Backbone, which embeds tokens, decodes them behind the prefix, gives logits of hidden states.
+        backbone: a Backbone, which embeds tokens, decodes them behind the prefix, gives logits of
+            hidden states.
     """
 
     readouts: Any = None

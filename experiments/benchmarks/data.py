@@ -25,13 +25,13 @@ from PIL import Image
 
 from data_pipelines import images, order
 from data_pipelines.builders import rlds_files
+from data_pipelines.config import LoaderConfig
 from data_pipelines.datasets import DATASETS
 from data_pipelines.files import tfds_folder
 from data_pipelines.files.tfrecord import encode
 from data_pipelines.index import open_index
-from data_pipelines.loader import Loader, LoaderConfig
-from data_pipelines.mixture import Part
-from vla_jax.actions import ActionSpec
+from data_pipelines.loader import Loader
+from data_pipelines.mixture import Member
 
 EPISODES, STEPS, SHARDS, PIXELS = 256, 40, 8, 256
 WINDOW, CHUNK, SIZE, BATCH, BUFFER = 8, 10, 224, 16, 10_000
@@ -63,12 +63,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.line:
         settings = json.loads(args.line)
-        found = (
-            measure_peer(args.root, settings)
-            if settings.pop("peer")
-            else measure_ours(args.root, settings)
-        )
-        print(json.dumps(found))
+        measure = measure_peer if settings.pop("peer") else measure_ours
+        print(json.dumps(measure(args.root, settings)))
         return
     data(args.root, args.windows, args.json)
 
@@ -97,12 +93,12 @@ def data(root: Path, windows: int, out: Path | None) -> None:
             "visit": visit,
             "windows": windows if number == 0 else 20_000 if visit > 1 else 2_000,
         }
-        found = _line(root, {"peer": False, **settings})
+        line = _line(root, {"peer": False, **settings})
         name = f"ours, {budget / 1e9:.2f} GB, {visit} a visit"
         if number == 0:
-            report["ours"] = found
-        report["curve"].append({"ram_budget": budget, "windows_per_visit": visit, **found})
-        _print(name if visit > 1 else "ours, full shuffle, decode each", found)
+            report["ours"] = line
+        report["curve"].append({"ram_budget": budget, "windows_per_visit": visit, **line})
+        _print(name if visit > 1 else "ours, full shuffle, decode each", line)
     report["peer"] = _line(root, {"peer": True, "windows": 3_000})
     if "error" in report["peer"]:
         print(f"tf.data: {report['peer']['error']}")
@@ -129,8 +125,6 @@ def measure_ours(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     began, cpu = time.perf_counter(), _cpu()
     index = open_index(root, BRIDGE)
     split = index.splits["train"]
-    action = ActionSpec.fit(BRIDGE.action_names, BRIDGE.binary, split.stats["action"], ("q99",))
-    state = ActionSpec.fit(BRIDGE.state_names, (), split.stats["state"], ("q99",))
     config = LoaderConfig(
         window=WINDOW,
         chunk=CHUNK,
@@ -144,7 +138,7 @@ def measure_ours(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         shuffle=True,
     )
     loader = Loader(
-        [Part(index, "train", 1.0, action, state)],
+        [Member.fit(index, "train", 1.0, ("q99",))],
         config,
         lambda text: np.frombuffer(text.encode(), np.uint8),
     )
@@ -183,65 +177,8 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         import tensorflow as tf
     except ImportError as error:
         return {"error": f"not measured, {error}"}
-    began, cpu = time.perf_counter(), _cpu()
-    files = sorted(str(path) for path in (root / BRIDGE.tfds_name / BRIDGE.version).glob("*train*"))
-    row = {
-        "steps/observation/image_0": tf.io.FixedLenSequenceFeature(
-            [], tf.string, allow_missing=True
-        ),
-        "steps/action": tf.io.FixedLenSequenceFeature([7], tf.float32, allow_missing=True),
-        "steps/observation/state": tf.io.FixedLenSequenceFeature(
-            [7], tf.float32, allow_missing=True
-        ),
-        "steps/language_instruction": tf.io.FixedLenSequenceFeature(
-            [], tf.string, allow_missing=True
-        ),
-    }
-
-    def episode(record: Any) -> Any:
-        found = tf.io.parse_single_example(record, row)
-        steps = tf.range(
-            1, tf.shape(found["steps/action"])[0] - 1
-        )  # as our standardisation: first and last dropped
-        past = tf.maximum(steps[:, None] + tf.range(1 - WINDOW, 1), 1)
-        ahead = tf.minimum(
-            steps[:, None, None] + tf.range(1 - WINDOW, 1)[:, None] + tf.range(CHUNK), steps[-1]
-        )
-        return {
-            "image": tf.gather(found["steps/observation/image_0"], past),
-            "action": tf.gather(found["steps/action"], tf.maximum(ahead, 1)),
-            "state": tf.gather(found["steps/observation/state"], past),
-            "text": tf.gather(found["steps/language_instruction"], steps),
-            "episode": tf.repeat(tf.strings.to_hash_bucket_fast(record, 2**62), tf.size(steps)),
-        }
-
-    def pixels(window: Any) -> Any:
-        def one(data: Any) -> Any:
-            picture = tf.io.decode_jpeg(data, channels=3)
-            picture = tf.image.resize(picture, (SIZE, SIZE), method="lanczos3", antialias=True)
-            return tf.cast(tf.clip_by_value(tf.round(picture), 0, 255), tf.uint8)
-
-        return {**window, "image": tf.map_fn(one, window["image"], fn_output_signature=tf.uint8)}
-
-    threads = os.cpu_count()
-    stream = (
-        tf.data.Dataset.from_tensor_slices(files)
-        .shuffle(len(files), seed=0)
-        .interleave(
-            tf.data.TFRecordDataset,
-            cycle_length=threads,
-            num_parallel_calls=threads,
-            deterministic=False,
-        )
-        .map(episode, num_parallel_calls=threads, deterministic=False)
-        .repeat()
-        .unbatch()
-        .shuffle(BUFFER, seed=0)
-        .map(pixels, num_parallel_calls=threads, deterministic=False)
-        .batch(BATCH)
-        .prefetch(2)
-    )
-    batches = iter(stream)
+    began = time.perf_counter()
+    batches = iter(_peer_batches(tf, root))
     served = [np.asarray(next(batches)["episode"])]
     first = time.perf_counter() - began
     # Filling the buffer is not counted: it is paid once.
@@ -253,7 +190,6 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if number % max(1, count // 4) == 0:
             rss.append(_rss())
     mixed = order.mixing(np.unique(np.concatenate(served), return_inverse=True)[1])
-    del cpu
     return {
         **_rates(count * BATCH, time.perf_counter() - start, _cpu() - start_cpu, first),
         "rss_mb": rss[:4],
@@ -261,6 +197,54 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "same_episode_pairs": mixed.pairs,
         "distinct_episodes": mixed.episodes,
     }
+
+
+def _peer_batches(tf: Any, root: Path) -> Any:
+    """A tf.data.Dataset of batches: read, chunk, shuffle, decode every window, resize, batch."""
+    files = sorted(str(path) for path in (root / BRIDGE.tfds_name / BRIDGE.version).glob("*train*"))
+
+    def ragged(shape: list[int], dtype: Any) -> Any:
+        return tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True)
+
+    features = {
+        "steps/observation/image_0": ragged([], tf.string),
+        "steps/action": ragged([7], tf.float32),
+        "steps/observation/state": ragged([7], tf.float32),
+        "steps/language_instruction": ragged([], tf.string),
+    }
+
+    def episode(record: Any) -> Any:
+        columns = tf.io.parse_single_example(record, features)
+        # As our standardisation does: the first and the last step are dropped.
+        steps = tf.range(1, tf.shape(columns["steps/action"])[0] - 1)
+        past = tf.maximum(steps[:, None] + tf.range(1 - WINDOW, 1), 1)
+        ahead = tf.minimum(
+            steps[:, None, None] + tf.range(1 - WINDOW, 1)[:, None] + tf.range(CHUNK), steps[-1]
+        )
+        return {
+            "image": tf.gather(columns["steps/observation/image_0"], past),
+            "action": tf.gather(columns["steps/action"], tf.maximum(ahead, 1)),
+            "state": tf.gather(columns["steps/observation/state"], past),
+            "text": tf.gather(columns["steps/language_instruction"], steps),
+            "episode": tf.repeat(tf.strings.to_hash_bucket_fast(record, 2**62), tf.size(steps)),
+        }
+
+    def pixels(window: Any) -> Any:
+        def one(data: Any) -> Any:
+            picture = tf.io.decode_jpeg(data, channels=3)
+            picture = tf.image.resize(picture, (SIZE, SIZE), method="lanczos3", antialias=True)
+            return tf.cast(tf.clip_by_value(tf.round(picture), 0, 255), tf.uint8)
+
+        return {**window, "image": tf.map_fn(one, window["image"], fn_output_signature=tf.uint8)}
+
+    unordered = {"num_parallel_calls": os.cpu_count(), "deterministic": False}
+    records = (
+        tf.data.Dataset.from_tensor_slices(files)
+        .shuffle(len(files), seed=0)
+        .interleave(tf.data.TFRecordDataset, cycle_length=os.cpu_count(), **unordered)
+    )
+    windows = records.map(episode, **unordered).repeat().unbatch().shuffle(BUFFER, seed=0)
+    return windows.map(pixels, **unordered).batch(BATCH).prefetch(2)
 
 
 def write_files(root: Path) -> dict[str, float]:
@@ -370,13 +354,13 @@ def _rates(windows: int, seconds: float, cpu: float, first: float) -> dict[str, 
     }
 
 
-def _print(name: str, found: dict[str, Any]) -> None:
-    share = f"{found['decode_share']:9.0%}" if "decode_share" in found else f"{'':>9s}"
+def _print(name: str, line: dict[str, Any]) -> None:
+    share = f"{line['decode_share']:9.0%}" if "decode_share" in line else f"{'':>9s}"
     print(
-        f"{name:34s} {found['windows_per_s']:10.0f} {found['cpu_s_per_1k_windows']:9.2f}"
-        f" {found['peak_rss_mb']:7.0f} {found['first_batch_s']:8.2f}"
-        f" {found['decodes_per_window']:8.2f} {share} {found['same_episode_pairs']:9.1f}"
-        f" {found['distinct_episodes']:9.1f}  {', '.join(f'{mb:.0f}' for mb in found['rss_mb'])}",
+        f"{name:34s} {line['windows_per_s']:10.0f} {line['cpu_s_per_1k_windows']:9.2f}"
+        f" {line['peak_rss_mb']:7.0f} {line['first_batch_s']:8.2f}"
+        f" {line['decodes_per_window']:8.2f} {share} {line['same_episode_pairs']:9.1f}"
+        f" {line['distinct_episodes']:9.1f}  {', '.join(f'{mb:.0f}' for mb in line['rss_mb'])}",
         flush=True,
     )
 

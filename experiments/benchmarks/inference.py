@@ -70,9 +70,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the table here too")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), args)
+        table = measure(Path(folder), args)
     if args.json:
-        write_json(args.json, found)
+        write_json(args.json, table)
 
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -100,10 +100,10 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         lines["onnxruntime (CPU)"] = lambda: _onnx(root)
     stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
     print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for name, line in lines.items():
         row, actions = timed(line(), images)
-        if not found:
+        if not table:
             expected, base = actions, row["frame"][0]
         drawn = config.model.head == "flow"  # each program draws its own noise
         row |= {
@@ -117,7 +117,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
             f" {row['difference']:11.1e}",
             flush=True,
         )
-        found[name] = row
+        table[name] = row
     options = ("--device", args.device, "--dtype", args.dtype)
     served = server.measure_overhead(root / "artefact", args.frames, *options)
     trip, policy, added = (
@@ -127,14 +127,14 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         f"served to one client on loopback, torch eager: round trip {trip}, of it the policy"
         f" {policy}; added {added}"
     )
-    found["server"] = served._asdict()
+    table["server"] = served._asdict()
     if args.device.startswith("cuda"):
         width = 2 if args.dtype == "bfloat16" else 4
         print(
             f"floor: {1e3 * count * width / _bandwidth(args.device):.2f} ms to read every weight"
             " once"
         )
-    return found
+    return table
 
 
 def configuration(size: str, head: str) -> ConfigDict:
@@ -255,7 +255,7 @@ def _onnx(root: Path) -> Call:
         prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)), noise=noise)
         out = run({name: state[name] if name in state else prepared[name][None] for name in given})
         state.update({name: out[f"next_{name}"] for name in state})
-        actions = policy.moved(None, out["action"][0], None)["actions"]
+        actions = policy.commit_step(None, out["action"][0], None)["actions"]
         return actions, {"frame": 1e3 * (time.perf_counter() - begin)}
 
     return call

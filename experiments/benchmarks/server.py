@@ -58,9 +58,9 @@ def served(artefact: Path, *options: str) -> Iterator[tuple[int, subprocess.Pope
                         f"{' '.join(command)}: expected it to get ready, got\n{said.decode()}"
                     )
                 time.sleep(0.05)
-            found = re.search(rb"listening on \S+:(\d+),", said)
-            assert found is not None
-            yield int(found[1]), process
+            listening = re.search(rb"listening on \S+:(\d+),", said)
+            assert listening is not None
+            yield int(listening[1]), process
         finally:
             process.terminate()
 

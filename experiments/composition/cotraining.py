@@ -10,15 +10,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import user
 from data_pipelines.datasets.image_text import IMAGE_TEXT, ImageTextDataset
-from data_pipelines.image_text import (
-    Codec,
-    Reader,
-    ReaderConfig,
-    Table,
-    attach,
-    open_table,
-    problem,
-)
+from data_pipelines.image_text import Codec, Reader, ReaderConfig, attach
+from data_pipelines.image_text_table import Table, open_table, problem
 from data_pipelines.loader import Loader
 from vla_jax.types import Batch
 
@@ -98,8 +91,8 @@ def batches(loader: Loader, reader: Reader | None, start: int = 0) -> Generator[
     """What a run reads from a position on: windows, and images with texts where there are any. To
     be closed.
     """
-    found = loader.batches(start)
-    return found if reader is None else attach(found, reader.batches(start))
+    windows = loader.batches(start)
+    return windows if reader is None else attach(windows, reader.batches(start))
 
 
 def identity(loader: Loader, reader: Reader | None) -> dict[str, Any]:

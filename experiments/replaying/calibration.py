@@ -23,11 +23,12 @@ from vla_jax.robot.events.calibration import NEAREST, SCHEMA, Calibration, Curve
 BINS = 10
 
 
-def calibrate(artefact: Path, spec: ActionSpec, found: list[Replayed]) -> dict[str, Any]:
+def calibrate(artefact: Path, spec: ActionSpec, replayed: list[Replayed]) -> dict[str, Any]:
     """calibration.json: the fit, and its report. Raises ValueError for less than two episodes."""
-    if len(found) < 2:
+    if len(replayed) < 2:
         raise ValueError(
-            f"--calibrate: expected two episodes or more, to fit and to report on, got {len(found)}"
+            "--calibrate: expected two episodes or more, to fit and to report on, got"
+            f" {len(replayed)}"
         )
     head = json.loads((artefact / "config.json").read_text(encoding="utf-8"))["network"]["head"]
     kinds = {
@@ -38,7 +39,7 @@ def calibrate(artefact: Path, spec: ActionSpec, found: list[Replayed]) -> dict[s
         del kinds["token"]
     fitted: dict[str, Any] = {"gripper": None, "token": None, "agreement": None}
     report: dict[str, Any] = {}
-    parts = [[found[i] for i in places] for places in halves(len(found)).values()]
+    parts = [[replayed[i] for i in places] for places in halves(len(replayed)).values()]
     for name, kind in kinds.items():
         fit, test = (joined([kind(one) for one in half]) for half in parts)
         if len(fit[0]) and len(test[0]):
@@ -232,11 +233,14 @@ def text(body: dict[str, Any]) -> str:
                 f" {fit['slope']:.3f}, offset {fit['offset']:.3f})"
             )
     if "agreement" in body["report"]:
-        found = body["report"]["agreement"]
-        rho = "none" if found["rank_correlation"] is None else f"{found['rank_correlation']:.3f}"
+        quality = body["report"]["agreement"]
+        rho = (
+            "none" if quality["rank_correlation"] is None else f"{quality['rank_correlation']:.3f}"
+        )
         lines.append(
             f"  chunk agreement: rank correlation with the arm's mean absolute error {rho} (1: less"
-            f" agreement is more error); expected {found['mean_expected']:.4f}, found"
-            f" {found['mean_error']:.4f}; below the 90% line {found['coverage_90']:.1%} of errors"
+            f" agreement is more error); expected {quality['mean_expected']:.4f}, found"
+            f" {quality['mean_error']:.4f}; below the 90% line {quality['coverage_90']:.1%}"
+            " of errors"
         )
     return "\n".join(lines)

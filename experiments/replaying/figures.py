@@ -57,8 +57,8 @@ def plans(policy: Policy, episode: Episode, dataset: str, every: int) -> list[di
     out = []
     for t in range(0, len(episode.frames), every):
         before = episode.actions[t - 1] if t else None
-        found = policy.act(episode.frames[t], state(episode, t), before)
-        out.append(found | {"normalised": policy.stages["action"].float().cpu().numpy()})
+        plan = policy.act(episode.frames[t], state(episode, t), before)
+        out.append(plan | {"normalised": policy.stages["action"].float().cpu().numpy()})
     return out
 
 
@@ -75,20 +75,20 @@ def halves(count: int) -> dict[str, np.ndarray]:
     return {"fit": np.sort(order[: count // 2]), "report": np.sort(order[count // 2 :])}
 
 
-def figures(recording: Recording, found: list[Replayed]) -> dict[str, Any]:
+def figures(recording: Recording, replayed: list[Replayed]) -> dict[str, Any]:
     """All figures as a JSON-able dict."""
-    spec, k = recording.spec, found[0].chunks.shape[1]
-    true = np.concatenate([one.episode.actions for one in found])
-    step = np.concatenate([one.chunks[:, 0] for one in found])
-    sparse = np.concatenate([one.open_loop for one in found])
+    spec, k = recording.spec, replayed[0].chunks.shape[1]
+    true = np.concatenate([one.episode.actions for one in replayed])
+    step = np.concatenate([one.chunks[:, 0] for one in replayed])
+    sparse = np.concatenate([one.open_loop for one in replayed])
     mean = recording.index.splits["train"].stats["action"]["mean"].astype(np.float32)
     constant = spec.unnormalise(spec.normalise(np.broadcast_to(mean, true.shape)))
-    times = np.concatenate([one.milliseconds for one in found])
+    times = np.concatenate([one.milliseconds for one in replayed])
     return {
-        "episodes": len(found),
+        "episodes": len(replayed),
         "frames": len(true),
         "chunk": k,
-        "arm_loss": chunk_loss(spec, found),
+        "arm_loss": chunk_loss(spec, replayed),
         "arm_error": {
             name: float(arm_error(spec, actions, true).mean())
             for name, actions in (
@@ -115,9 +115,9 @@ def figures(recording: Recording, found: list[Replayed]) -> dict[str, Any]:
             for i, name in enumerate(spec.names)
             if i not in spec.binary
         },
-        "lag": {str(lag): lagged(spec, found, lag) for lag in LAGS},
-        "jerk": jerks(spec, found),
-        "worst": worst(spec, found),
+        "lag": {str(lag): lagged(spec, replayed, lag) for lag in LAGS},
+        "jerk": jerks(spec, replayed),
+        "worst": worst(spec, replayed),
         "milliseconds": {
             name: {
                 "p50": float(np.percentile(times[:, i], 50)),
@@ -144,7 +144,7 @@ def arm_error(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> np.nda
     return huber(spec.normalise(actions) - spec.normalise(true))[..., arm(spec)].mean(-1)
 
 
-def chunk_loss(spec: ActionSpec, found: list[Replayed]) -> float:
+def chunk_loss(spec: ActionSpec, replayed: list[Replayed]) -> float:
     """Mean Huber error over all planned steps that lie within their episode: the arm loss of
     experiments.evaluate.
 
@@ -152,7 +152,7 @@ def chunk_loss(spec: ActionSpec, found: list[Replayed]) -> float:
     earlier frames.
     """
     total, count = 0.0, 0
-    for one in found:
+    for one in replayed:
         within, true = ahead(one.episode.actions, one.chunks.shape[1])
         errors = huber(one.normalised - spec.normalise(true))[..., arm(spec)].mean(-1)
         total, count = total + float(errors[within].sum()), count + int(within.sum())
@@ -197,12 +197,12 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     return float((a * b).sum() / size) if b.std() > 1e-6 and size > 0 else None
 
 
-def lagged(spec: ActionSpec, found: list[Replayed], lag: int) -> float:
+def lagged(spec: ActionSpec, replayed: list[Replayed], lag: int) -> float:
     """Mean arm error of the next action against the recorded one `lag` steps later; at most as many
     steps count.
     """
     errors = []
-    for one in found:
+    for one in replayed:
         low, high = max(0, -lag), len(one.chunks) - max(0, lag)
         if low < high:
             errors.append(
@@ -213,21 +213,21 @@ def lagged(spec: ActionSpec, found: list[Replayed], lag: int) -> float:
     return float(np.concatenate(errors).mean()) if errors else float("nan")
 
 
-def jerks(spec: ActionSpec, found: list[Replayed]) -> dict[str, float]:
+def jerks(spec: ActionSpec, replayed: list[Replayed]) -> dict[str, float]:
     """Root mean square of the actions' second difference a[t+1] - 2 a[t] + a[t-1], arm, network
     units.
 
     Where actions are motions per step (deltas) that is the jerk, in units per step^3. "border"
     counts the three actions that are not all of the same chunk; planned at each step, all are.
     """
-    k = found[0].chunks.shape[1]
+    k = replayed[0].chunks.shape[1]
     parts: dict[str, list[np.ndarray]] = {
         "demonstration": [],
         "every_step": [],
         "border": [],
         "inside": [],
     }
-    for one in found:
+    for one in replayed:
         plan = np.arange(len(one.chunks)) // k
         border = plan[2:] != plan[:-2]
         sparse = _jerk(spec, one.open_loop)
@@ -247,10 +247,10 @@ def _jerk(spec: ActionSpec, actions: np.ndarray) -> np.ndarray:
     return (np.diff(x, 2, axis=0) ** 2).mean(-1)
 
 
-def worst(spec: ActionSpec, found: list[Replayed]) -> list[dict[str, Any]]:
+def worst(spec: ActionSpec, replayed: list[Replayed]) -> list[dict[str, Any]]:
     """The episodes with the largest arm error, planned at each step."""
     rows: list[dict[str, Any]] = []
-    for one in found:
+    for one in replayed:
         step, true = one.chunks[:, 0], one.episode.actions
         by_dim = np.abs(spec.normalise(step) - spec.normalise(true)).mean(0)
         rows.append(

@@ -14,17 +14,17 @@ from matplotlib import pyplot as plt  # after the backend is chosen
 TARGET = 80  # percent of passes to save: issue 5
 
 
-def traces(found: list[Replayed], names: tuple[str, ...], out: Path) -> None:
+def traces(replayed: list[Replayed], names: tuple[str, ...], out: Path) -> None:
     """Recorded and executed actions in robot units, a row per dim and a column per episode."""
     figure, axes = plt.subplots(
         len(names),
-        len(found),
-        figsize=(4 * len(found), 1.7 * len(names)),
+        len(replayed),
+        figsize=(4 * len(replayed), 1.7 * len(names)),
         squeeze=False,
         sharex="col",
         sharey="row",
     )
-    for column, one in enumerate(found):
+    for column, one in enumerate(replayed):
         k, steps = one.chunks.shape[1], len(one.chunks)
         for d, name in enumerate(names):
             axis = axes[d, column]
@@ -58,7 +58,7 @@ def trigger(body: dict[str, Any], out: Path) -> None:
     for name, rows in (curves | {"hindsight (no trigger can)": body["hindsight"]}).items():
         x, y = 100 * np.array(sorted((row["saved"], row["added"]) for row in rows)).T
         axis.plot(x, y, "o-" if name in curves else "k--", label=name, markersize=4, linewidth=1)
-    got, allowed = body["measured"], 100 * body["allowed"]
+    measured, allowed = body["measured"], 100 * body["allowed"]
     axis.axhline(
         allowed,
         color="tab:green",
@@ -67,8 +67,8 @@ def trigger(body: dict[str, Any], out: Path) -> None:
     )
     axis.axvline(TARGET, color="tab:green", linestyle=":")
     axis.plot(
-        100 * got["saved"],
-        100 * got["added"],
+        100 * measured["saved"],
+        100 * measured["added"],
         "*",
         color="black",
         markersize=14,
@@ -110,18 +110,18 @@ def reliability(report: dict[str, Any], out: Path) -> None:
                 for row in kind["bins"]
             )
             axis.plot([min(low, 0.5), 1], [min(low, 0.5), 1], color="grey", linestyle=":")
-            for kind, found in report[name].items():
-                said, right, count = np.array([list(row.values()) for row in found["bins"]]).T
-                axis.plot(said, right, "-", linewidth=1)
+            for kind, curve in report[name].items():
+                confidence, right, count = np.array([list(row.values()) for row in curve["bins"]]).T
+                axis.plot(confidence, right, "-", linewidth=1)
                 axis.scatter(
-                    said,
+                    confidence,
                     right,
                     10 + 200 * count / count.sum(),
-                    label=f"{kind}: ECE {found['ece']:.3f}, Brier {found['brier']:.3f}",
+                    label=f"{kind}: ECE {curve['ece']:.3f}, Brier {curve['brier']:.3f}",
                 )
             axis.set(xlabel="confidence", ylabel="share right", title="dot size: share of steps")
         axis.set_title(
-            f"{name} ({report[name]['steps'] if name == 'agreement' else found['steps']} steps)"
+            f"{name} ({report[name]['steps'] if name == 'agreement' else curve['steps']} steps)"
         )
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -214,11 +214,11 @@ def check(
         raise ValueError(
             f"{artefact}: {what}: expected the dims {', '.join(spec.names)}, the data has {names}"
         )
-    found = ActionSpec.fit(names, spec.binary, stats, rules(spec))
+    refitted = ActionSpec.fit(names, spec.binary, stats, rules(spec))
     lines = [
         f"    {name} ({mine.kind}): expected offset {mine.offset[i]:.6g}, scale"
         f" {mine.scale[i]:.6g}, got {theirs.offset[i]:.6g}, {theirs.scale[i]:.6g}"
-        for mine, theirs in zip(spec.steps, found.steps, strict=True)
+        for mine, theirs in zip(spec.steps, refitted.steps, strict=True)
         for i, name in enumerate(names)
         if (mine.offset[i], mine.scale[i]) != (theirs.offset[i], theirs.scale[i])
     ]

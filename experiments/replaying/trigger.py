@@ -99,9 +99,11 @@ def fit(
             f" {len(replayed)}"
         )
     parts = {half: [replayed[i] for i in places] for half, places in halves(len(replayed)).items()}
-    found = measure(policy, recording, replayed, trials(policy, recording, parts["fit"], aim.learn))
-    base = found[0]
-    chosen = choose(found, base, aim.allowed)
+    points = measure(
+        policy, recording, replayed, trials(policy, recording, parts["fit"], aim.learn)
+    )
+    base = points[0]
+    chosen = choose(points, base, aim.allowed)
     report = chosen.measured("report", base)
     return {
         "schema": SCHEMA,
@@ -119,7 +121,7 @@ def fit(
         "target_met": report["saved"] >= TARGET_SAVED and report["added"] <= aim.allowed,
         "points": [
             _row(point.trial) | {half: point.measured(half, base) for half in parts}
-            for point in found
+            for point in points
         ],
         "hindsight": hindsight(
             recording, parts["report"], base.measured("report", base)["arm_error"]
@@ -161,10 +163,10 @@ def trials(policy: Policy, recording: Recording, fitted: list[Replayed], learn: 
     return out
 
 
-def choose(found: list[Point], base: Point, allowed: float) -> Point:
+def choose(points: list[Point], base: Point, allowed: float) -> Point:
     """Most passes saved within the allowed error on the fit half; `base` itself always is."""
     return max(
-        (point for point in found if point is base or point.within(base, allowed)),
+        (point for point in points if point is base or point.within(base, allowed)),
         key=lambda point: point.measured("fit", base)["saved"],
     )
 
@@ -244,8 +246,8 @@ def thresholds(
 
 def _quantiles(values: np.ndarray, parts: np.ndarray) -> list[float]:
     """Within (0, 1], each once."""
-    found = np.unique(np.quantile(values, parts)) if len(values) else np.zeros(0)
-    return found[(found > 0) & (found <= 1)].tolist()
+    levels = np.unique(np.quantile(values, parts)) if len(values) else np.zeros(0)
+    return levels[(levels > 0) & (levels <= 1)].tolist()
 
 
 def _setting(row: dict[str, Any]) -> str:
@@ -314,15 +316,13 @@ def text(body: dict[str, Any]) -> str:
             f" {one['arm_error']:8.4f} {one['added']:8.1%} {two['saved']:9.1%}"
             f" {two['arm_error']:8.4f} {two['added']:8.1%}  {two['gripper_accuracy']:7.4f}"
         )
-    got, free = (
-        body["measured"],
-        [row["saved"] for row in body["hindsight"] if row["added"] <= body["allowed"]],
-    )
+    measured = body["measured"]
+    attainable = [row["saved"] for row in body["hindsight"] if row["added"] <= body["allowed"]]
     lines.append(
         f"chosen on the fit half, most saved at {body['allowed']:.0%} added (90% sure):"
-        f" {_setting(body['chosen'])}\nreport half: {got['saved']:.1%} of passes saved, arm error"
-        f" {got['added']:+.1%}; target {TARGET_SAVED:.0%} at {body['allowed']:.0%}:"
+        f" {_setting(body['chosen'])}\nreport half: {measured['saved']:.1%} of passes saved, arm"
+        f" error {measured['added']:+.1%}; target {TARGET_SAVED:.0%} at {body['allowed']:.0%}:"
         f" {'met' if body['target_met'] else 'NOT MET'}\nwith the errors known beforehand this"
-        f" policy's passes could be cut by {max(free, default=0.0):.1%} for that"
+        f" policy's passes could be cut by {max(attainable, default=0.0):.1%} for that"
     )
     return "\n".join(lines)

@@ -100,11 +100,11 @@ def test_dry_run(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
         [f"--config={spec}", "--config.model.weights=none", "--config.mesh.fsdp=8", "--dry_run"]
     )
     said = capsys.readouterr().out
-    found = [
+    matches = [
         re.search(pattern, said)
         for pattern in (r"total: ([\d,]+) par", r"total +([\d,]+) ", r"([\d,.]+) MiB of")
     ]
-    total, state, kept = (float(match[1].replace(",", "")) for match in found if match)
+    total, state, kept = (float(match[1].replace(",", "")) for match in matches if match)
     figures = (round(total / 1e6, 1), round(state / 2**30, 1), round(kept / 2**10, 2))
     with capsys.disabled():
         print(
@@ -206,9 +206,9 @@ def test_the_small_forms_train(spec: str, more: list[str], root: Path, tmp_path:
 @pytest.mark.usefixtures("quick")
 def test_discrete_trains_and_evaluates(root: Path, tmp_path: Path) -> None:
     train("oxe_paligemma.py:tiny,discrete", root, tmp_path)
-    found = figures(tmp_path)
-    assert found["windows"] > 0
-    assert found["arm_loss"] > 0
+    evaluated = figures(tmp_path)
+    assert evaluated["windows"] > 0
+    assert evaluated["arm_loss"] > 0
 
 
 @pytest.mark.slow

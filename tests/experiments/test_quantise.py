@@ -34,12 +34,12 @@ def test_the_backbones_layers_alone_are_in_8_bits_and_the_policy_moves_little(tm
     for kind in KINDS:
         policy = torch_policy.load(tmp_path / "artefact", dtype="bfloat16", quantise=kind)
         for name, layer in layers.items():
-            found = policy.network.get_submodule(name)
+            quantised = policy.network.get_submodule(name)
             if name == "backbone.lm_head" or not name.startswith(("backbone.", "resampler.")):
-                assert torch.equal(found.kernel, layer.kernel), name
+                assert torch.equal(quantised.kernel, layer.kernel), name
                 continue
-            assert isinstance(found, Transposed), name
-            assert found.weight.qdata.dtype == EIGHT[kind], name
+            assert isinstance(quantised, Transposed), name
+            assert quantised.weight.qdata.dtype == EIGHT[kind], name
         assert torch.equal(
             policy.network.backbone.embed.embedding, whole.network.backbone.embed.embedding
         )
@@ -93,11 +93,11 @@ def test_the_table_says_what_changed():
     spec = ActionSpec(("x", "yaw", "gripper"), binary=(2,))
     true = np.array([[0.0, 0.1, 1.0], [0.2, 0.0, 0.0]], np.float32)
     moved = true + np.array([[0.02, 0.0, 0.0], [0.0, -0.1, 1.0]], np.float32)
-    found = [
-        quantise.Found("float32", 2_000_000, np.array([3.0, 1.0, 2.0]), true),
-        quantise.Found("bfloat16 int8", 500_000, np.array([1.0]), moved),
+    measured = [
+        quantise.Measured("float32", 2_000_000, np.array([3.0, 1.0, 2.0]), true),
+        quantise.Measured("bfloat16 int8", 500_000, np.array([1.0]), moved),
     ]
-    lines = quantise.table(found, true, spec).splitlines()
+    lines = quantise.table(measured, true, spec).splitlines()
     assert lines[1].split() == ["float32", "2.00", "2.00", "0.00000", "1.0000", "0"]
     loss = 0.5 * (0.02**2 + 0.1**2) / 4
     assert lines[2].split() == ["bfloat16", "int8", "0.50", "1.00", f"{loss:.5f}", "0.5000", "1"]

@@ -95,17 +95,19 @@ def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cros
     def both(flat):
         def total(flat):
             model = params.merge(graphdef, flat)
-            found = model.loss(batch, KEY)
-            return sum(found.sums.values()), (found, model.mask_counts(batch))
+            objective = model.loss(batch, KEY)
+            return sum(objective.sums.values()), (objective, model.mask_counts(batch))
 
         return jax.value_and_grad(total, has_aux=True)(flat)
 
-    (_, (found, weights)), grads = both(flat)
-    assert set(found.sums) == set(weights) == {"action", *TASKS}
+    (_, (objective, weights)), grads = both(flat)
+    assert set(objective.sums) == set(weights) == {"action", *TASKS}
     for name in TASKS:  # the metric's pairs are the task's sum and weight
-        np.testing.assert_allclose(found.metrics[name][0].sum(), found.sums[name], rtol=1e-5)
-        np.testing.assert_array_equal(found.metrics[name][1].sum(), weights[name])
-        assert 0 < found.sums[name] < np.inf
+        np.testing.assert_allclose(
+            objective.metrics[name][0].sum(), objective.sums[name], rtol=1e-5
+        )
+        np.testing.assert_array_equal(objective.metrics[name][1].sum(), weights[name])
+        assert 0 < objective.sums[name] < np.inf
     assert [n for n, g in grads.items() if not (np.isfinite(g).all() and np.any(g))] == []
 
 
@@ -187,11 +189,11 @@ def test_next_token_by_hand():
 
 def test_patches_by_hand():
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(1, 4, 4, 3)
-    found = np.asarray(patches(image, 2))
+    normalised = np.asarray(patches(image, 2))
     corner = image[0, :2, 2:].reshape(-1).astype(np.float32)
     expected = (corner - corner.mean()) / np.sqrt(corner.var() + 1e-6 * 255**2)
-    np.testing.assert_allclose(found[0, 1], expected, atol=1e-4)
-    assert found.shape == (1, 4, 12)
+    np.testing.assert_allclose(normalised[0, 1], expected, atol=1e-4)
+    assert normalised.shape == (1, 4, 12)
 
 
 @pytest.mark.slow

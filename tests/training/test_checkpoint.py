@@ -100,9 +100,9 @@ def test_without_ema(tmp_path):
 
 def test_params_and_meta_without_mesh_or_model(trained, directory):
     _, state, _ = trained
-    found = load_params(directory)
-    assert all(isinstance(value, np.ndarray) for value in found.values())
-    assert_equal(found, jax.device_get(training_state.inference_params(state)))
+    loaded = load_params(directory)
+    assert all(isinstance(value, np.ndarray) for value in loaded.values())
+    assert_equal(loaded, jax.device_get(training_state.inference_params(state)))
     meta = load_meta(directory)
     assert meta["statistics"] == tiny_run.META["statistics"]
     assert meta["schema"] == 1
@@ -209,9 +209,9 @@ def test_some_arrays_are_read_into_any_sharding_and_type(trained, directory):
         )
         for name in names
     }
-    found = load_arrays(directory, specs)
-    assert found.keys() == specs.keys()
-    for name, value in found.items():
+    loaded = load_arrays(directory, specs)
+    assert loaded.keys() == specs.keys()
+    for name, value in loaded.items():
         assert value.sharding == specs[name].sharding
         np.testing.assert_array_equal(
             np.asarray(value), np.asarray(state.ema[name]).astype("bfloat16")

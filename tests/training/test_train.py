@@ -85,6 +85,23 @@ def test_accumulation_equals_the_whole_batch():
         setup_of(accum=3)
 
 
+def test_each_part_of_a_batch_has_a_key_of_its_own():
+    """With one key for all parts, all would draw the same noise."""
+
+    def grad(params, part, key):
+        drawn = params["w"] * jax.random.normal(key)
+        return {"w": drawn}, {"drawn": (drawn**2, jnp.ones(()))}
+
+    accum, key = 4, jax.random.key(3)
+    batch = jax.tree.map(jnp.asarray, tiny_run.make_batch(0))
+    grads, pairs = train._accumulate(grad, {"w": jnp.ones(())}, batch, key, accum)
+    drawn = np.array([jax.random.normal(jax.random.fold_in(key, i)) for i in range(accum)])
+    assert np.ptp(drawn) > 0.1
+    assert float(grads["w"]) == pytest.approx(drawn.sum(), rel=1e-5)
+    assert float(pairs["drawn"][0]) == pytest.approx((drawn**2).sum(), rel=1e-5)
+    assert float(pairs["drawn"][1]) == accum
+
+
 AUGMENTED = augment.AugmentConfig(crop_scale=(0.5, 0.9), brightness=0.2, hue=0.1, shift=(1,))
 
 
@@ -204,9 +221,11 @@ def test_the_loop_stops_when_nothing_is_finite(tmp_path):
 
     with pytest.raises(RuntimeError, match="not finite for 4 steps"):  # seen one step late
         setup_of().fit(tmp_path, feed, steps=50, nan_patience=3, save_every=100, eval_every=100)
-    found = rows(tmp_path)
-    assert [row["loss"] is None for row in found[:5]] == [False, False, True, True, True]
-    assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [found[-1]["step"]]
+    written = rows(tmp_path)
+    assert [row["loss"] is None for row in written[:5]] == [False, False, True, True, True]
+    assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [
+        written[-1]["step"]
+    ]
 
 
 def test_a_host_transfer_in_the_step_is_refused(tmp_path, monkeypatch):
@@ -298,9 +317,3 @@ def test_flops_count_every_turn_of_a_scan():
         lambda x, k: jax.lax.conv_general_dilated(x, k, (2, 2), "VALID", dimension_numbers=layout)
     )
     assert metrics.count_flops(convolve(image, kernel).jaxpr) == 2 * (3 * 3 * 7) * (2 * 2 * 3)
-
-
-def test_wandb_must_be_there_when_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="wandb is not installed"):
-        metrics.Recorder(tmp_path, 0, 1, wandb="project")

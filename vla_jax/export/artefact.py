@@ -51,6 +51,7 @@ RUNTIME = {
     "events/regret.py": "regret.py",
     "events/calibration.py": "calibration.py",
     "safety/filter.py": "safety.py",
+    "safety/decision.py": "decision.py",
     "safety/braking.py": "braking.py",
     "safety/limits.py": "limits.py",
     "safety/limits_example.yaml": "limits_example.yaml",
@@ -279,18 +280,18 @@ def _golden(source: SavedPolicy, model: VLA, dtype: str) -> record.Golden:
     io = source.io(name)
     graphdef, steps = abstract(source.build)[0], model.config.window + EXTRA_STEPS
     params = {key: jnp.asarray(_rounded(value, dtype)) for key, value in source.params.items()}
-    found = record.record(graphdef, params, io, steps)
-    size = [max(1.0, float(np.abs(found[stage]).max())) for stage in golden.STAGES]
+    recorded = record.record(graphdef, params, io, steps)
+    size = [max(1.0, float(np.abs(recorded[stage]).max())) for stage in golden.STAGES]
     bounds = {"bound/float32": BOUNDS["float32"] * np.array(size)}
     if dtype == "bfloat16":
         half = record.record(
             graphdef, {key: x.astype(jnp.bfloat16) for key, x in params.items()}, io, steps
         )
-        own = [float(np.abs(half[stage] - found[stage]).max()) for stage in golden.STAGES]
+        own = [float(np.abs(half[stage] - recorded[stage]).max()) for stage in golden.STAGES]
         bounds["bound/bfloat16"] = np.maximum(
             BOUNDS["bfloat16"] * np.array(size), 2 * np.array(own)
         )
-    return {**found, **bounds, "dataset": np.array(name)}
+    return {**recorded, **bounds, "dataset": np.array(name)}
 
 
 def _rounded(value: np.ndarray, dtype: str) -> np.ndarray:

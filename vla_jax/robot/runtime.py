@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .events.trigger import Acting, EventPolicy, Settings, Trigger
-from .safety.filter import Reading, SafetyFilter, vector
+from .safety.decision import Reading, vector
+from .safety.filter import SafetyFilter
 from .safety.limits import NAMES
 
 POSE, ANGLES = 6, slice(3, 6)  # of an action, as limits.NAMES has them
@@ -91,7 +92,7 @@ class Runtime:
         Args:
             images, proprio: as of the policy's act.
             reading: when the images were taken, by the filter's clock, and what sensors say; see
-                safety.Reading.
+                decision.Reading.
         """
         wanted = reason = error = None
         before, pose = self.safety.counts, vector(reading.pose, POSE)

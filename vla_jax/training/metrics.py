@@ -36,7 +36,7 @@ PEAK_FLOPS = (
 class Recorder:
     """Writes the rows of a run. Use it on every process: all but process 0 stay silent."""
 
-    def __init__(self, workdir: Path | str, start: int, steps: int, wandb: str = "") -> None:
+    def __init__(self, workdir: Path | str, start: int, steps: int) -> None:
         """Opens `workdir`/metrics.jsonl at step `start`, dropping rows of later steps: they are
         about to be run again.
 
@@ -44,7 +44,6 @@ class Recorder:
             workdir: created if missing.
             start: the step training continues from; 0 for a new run.
             steps: the last step, for the time that is left.
-            wandb: a Weights & Biases project to report to as well; "" is off.
         """
         self._primary = jax.process_index() == 0
         self._steps = steps
@@ -53,13 +52,11 @@ class Recorder:
         )
         self._bar: Any = None
         self._board: Any = None
-        self._wandb: Any = None
         if not self._primary:
             return
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         truncate(path, start)
-        self._wandb = _wandb(wandb, path.parent) if wandb else None
         self._board = _tensorboard(path.parent, start)
         self._file = path.open("a")
         if sys.stderr.isatty():
@@ -80,8 +77,6 @@ class Recorder:
         for key, value in row.items():
             if self._board is not None and key != "step" and value is not None:
                 self._board.add_scalar(key, value, step)
-        if self._wandb is not None:
-            self._wandb.log(row, step=step)
         shown = "  ".join(
             f"{key.removeprefix('train/')} {row[key]:.4g}"
             for key in SHOWN
@@ -109,9 +104,9 @@ class Recorder:
         if not self._primary:
             return
         self._file.close()
-        for sink, close in ((self._bar, "close"), (self._board, "close"), (self._wandb, "finish")):
+        for sink in (self._bar, self._board):
             if sink is not None:
-                getattr(sink, close)()
+                sink.close()
 
     def _left(self, step: int) -> str:
         if self._first is None:
@@ -232,13 +227,13 @@ def count_flops(jaxpr: core.Jaxpr) -> float:
 
 
 def _inner(params: Mapping[str, Any]) -> list[core.Jaxpr]:
-    found = []
+    inner = []
     for value in params.values():
         if isinstance(value, core.ClosedJaxpr):
-            found.append(value.jaxpr)
+            inner.append(value.jaxpr)
         elif isinstance(value, core.Jaxpr):
-            found.append(value)
-    return found
+            inner.append(value)
+    return inner
 
 
 def _plain(value: Any) -> int | float | None:
@@ -258,13 +253,3 @@ def _tensorboard(workdir: Path, start: int) -> Any:
         )
         return None
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-
-
-def _wandb(project: str, workdir: Path) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            f"wandb: project {project!r} was asked for, wandb is not installed; pip install wandb"
-        ) from None
-    return wandb.init(project=project, dir=str(workdir), resume="allow", id=workdir.resolve().name)

@@ -46,10 +46,10 @@ def means(pairs: Pairs, units: Units) -> Metrics:
     )
 
 
-def reduce(found: Pairs, dataset_id: Any, units: Units) -> Pairs:
+def reduce(metrics: Pairs, dataset_id: Any, units: Units) -> Pairs:
     """Per-example pairs ([b] or [b d]) summed over the batch; "l1" in robot units."""
     out = {}
-    for name, (total, weight) in found.items():
+    for name, (total, weight) in metrics.items():
         if name == "l1":
             total = total * jnp.asarray(units.scale, jnp.float32)[dataset_id]
         out[name] = (total.astype(jnp.float32).sum(0), weight.astype(jnp.float32).sum(0))

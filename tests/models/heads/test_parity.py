@@ -1,5 +1,7 @@
 """RoboVLMs' continuous heads equal torch, with jittered weights."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -12,11 +12,12 @@ Axes: f frames, q = k * d action tokens of a chunk.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from vla_jax.models.decoding import extend
@@ -99,13 +100,13 @@ def decode(ids: Int[Array, "*s"], config: DiscreteConfig) -> Float[Array, "*s"]:
     return jnp.asarray(_centres(config))[index]
 
 
-@dataclass(frozen=True)
-class DiscreteHead:
-    """Scores of action tokens -> loss, actions. Not a module: it holds nothing to be trained."""
+class DiscreteHead(nnx.Module):
+    """Scores of action tokens -> loss, actions. It has no parameters."""
 
-    acts_on: ClassVar[str] = "prefix"
-    trains_on: ClassVar[str] = "tokens"
-    config: DiscreteConfig
+    acts_on, trains_on = "prefix", "tokens"
+
+    def __init__(self, width: int, config: DiscreteConfig, rngs: nnx.Rngs | None = None) -> None:
+        self.config = config
 
     @property
     def num_tokens(self) -> int:

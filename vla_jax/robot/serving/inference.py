@@ -30,7 +30,7 @@ class Model(NamedTuple):
     """What a server serves.
 
     Attributes:
-        policy: of torch_policy.policy; every session has `another()` of it.
+        policy: of torch_policy.policy; every session has `new_session()` of it.
         together: act_together of it: one pass for several (policy, inputs).
         about: what the handshake says of it, see `describe`.
     """
@@ -83,7 +83,7 @@ def open_model(artefact: Path, device: str, dtype: str, compile: bool, sessions:
     # The replay was a batch of one. What is compiled is so for each size; else the largest one
     # shows that it fits.
     for size in range(2 if compile else max(sessions, 2), sessions + 1):
-        episodes = [policy.another() for _ in range(size)]
+        episodes = [policy.new_session() for _ in range(size)]
         for episode in episodes:
             episode.reset(*begin)
         for _ in range(

@@ -94,7 +94,7 @@ class Server:
         async with serve(
             self._session, self.settings.host, self.settings.port, ssl=self.settings.tls,
             logger=quiet,
-            process_request=self._door, origins=[None], compression=None,
+            process_request=self._authorize, origins=[None], compression=None,
             max_size=2 * self.max_bytes, max_queue=2,
             open_timeout=HANDSHAKE_TIMEOUT, ping_interval=PING, ping_timeout=PING,
             close_timeout=CLOSE_TIMEOUT,
@@ -161,7 +161,7 @@ class Server:
         }
         return {**fixed, **self._model.about, **rate}
 
-    def _door(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _authorize(self, connection: ServerConnection, request: Request) -> Response | None:
         """An HTTP answer instead of a websocket, or None to let a client in."""
         path = request.path.partition("?")[0]
         if path == "/healthz":

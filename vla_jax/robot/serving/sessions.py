@@ -112,7 +112,7 @@ class Session:
         self.openpi = False  # whose messages they are, as far as they could be read
         self.task: asyncio.Task[None] | None = None  # the request in flight
         self._inference, self._metrics = inference, metrics
-        self._policy = model.policy.another()
+        self._policy = model.policy.new_session()
         self._instruction: str | None = None  # of the episode; None: there is none
         self._observed_at = -math.inf
         self._sent: np.ndarray | None = None  # the last actions

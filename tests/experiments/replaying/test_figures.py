@@ -1,0 +1,82 @@
+"""The figures of a replay, of policies whose errors are known beforehand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.replaying import figures
+from experiments.replaying.recorded import Recording
+from tests.experiments.replaying.fake_policy import FakePolicy, K, replayed
+
+
+def test_a_perfect_policy_has_no_error_and_the_demonstrations_jerk(recording: Recording) -> None:
+    body = figures.figures(recording, [replayed(recording, i) for i in range(4)])
+    assert (
+        body["arm_loss"] == body["arm_error"]["every_step"] == body["arm_error"]["open_loop"] == 0
+    )
+    assert body["gripper_accuracy"]["every_step"] == 1
+    assert body["dims"]["x"]["correlation"] == pytest.approx(1)
+    assert body["dims"]["roll"]["correlation"] is None
+    assert body["jerk"]["every_step"] == body["jerk"]["demonstration"] > 0
+    assert body["dims"]["x"]["mean_action"]["mae"] > 0.01
+    assert "WORSE" not in figures.text({**body, **_told()})
+
+
+def _told() -> dict[str, Any]:
+    return {"data": {"dataset": "blocks", "split": "val"}, "artefact": "a", "device": "cpu"}
+
+
+def test_an_error_is_told_in_robot_units_and_in_network_units(recording: Recording) -> None:
+    scale = recording.spec.units()[0]
+    body = figures.figures(recording, [replayed(recording, offset=0.01)])
+    row = body["dims"]["x"]["every_step"]
+    assert row["mae"] == pytest.approx(0.01, rel=1e-4)
+    assert row["rms"] == pytest.approx(0.01, rel=1e-4)
+    assert body["dims"]["y"]["every_step"]["mae"] == 0
+    # Half the square, over six dims, where the sum is not clipped.
+    assert body["arm_error"]["every_step"] == pytest.approx(0.5 * (0.01 / scale) ** 2 / 6, rel=0.5)
+    assert body["worst"][0]["worst_dim"] == "x"
+
+
+def test_actions_that_come_a_step_late_show(recording: Recording) -> None:
+    body = figures.figures(recording, [replayed(recording, i, late=1) for i in range(4)])
+    assert min(body["lag"], key=body["lag"].get) == "-1"
+    assert "THE RECORDED ACTION -1 STEPS LATER FITS BETTER" in figures.text({**body, **_told()})
+
+
+def test_whole_chunks_are_planned_at_their_first_frame_alone(recording: Recording) -> None:
+    episode = recording.episode(0)
+    policy = FakePolicy(recording.spec, [episode])
+    figures.plans(policy, episode, "blocks", K)
+    said = [
+        None if t == 0 else episode.actions[t - 1].tolist()
+        for t in range(0, len(episode.frames), K)
+    ]
+    assert policy.seen == list(zip(range(0, len(episode.frames), K), said, strict=True))
+
+
+def test_jerk_at_borders_is_apart_from_that_inside(recording: Recording) -> None:
+    one = replayed(recording)
+    flat = np.zeros_like(one.open_loop)
+    flat[K:, 0] = 0.01  # one jump, at the first border
+    jerk = figures.jerks(recording.spec, [one._replace(open_loop=flat)])
+    assert jerk["inside"] == 0
+    assert jerk["border"] > 0
+
+
+def test_the_chunk_loss_leaves_out_what_lies_after_the_episode(recording: Recording) -> None:
+    one = replayed(recording)
+    normalised = one.normalised.copy()
+    normalised[-1, 1:] = 1e3
+    assert figures.chunk_loss(recording.spec, [one._replace(normalised=normalised)]) == 0
+    normalised[0, 1] += 1
+    assert figures.chunk_loss(recording.spec, [one._replace(normalised=normalised)]) > 0
+
+
+def test_halves_share_no_episode_and_no_pattern() -> None:
+    parts = figures.halves(200)
+    assert sorted([*parts["fit"], *parts["report"]]) == list(range(200))
+    assert len(parts["fit"]) == 100
+    for period in (2, 3, 12):  # the embedded data has 3 colours and 4 directions in turn
+        assert len(set(parts["fit"] % period)) == len(set(parts["report"] % period)) == period
