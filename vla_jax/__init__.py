@@ -1,8 +1,14 @@
-"""Robot policies on top of vision-language models. `load_policy` opens what was trained.
+"""Robot policies on top of vision-language models. `load_policy` opens what was trained:
 
-    policy = vla_jax.load_policy("runs/demo")
+    import numpy as np
+    import vla_jax
+
+    policy = vla_jax.load_policy("runs/demo/policy")    # a run, an import or an artefact
     policy.reset("push the red block left")
-    actions = policy.act({"primary": image})     # once per control step: float32 [k d]
+    image = np.zeros((32, 32, 3), np.uint8)             # uint8 RGB of any size, from your camera
+    for _ in range(5):
+        actions = policy.act({"primary": image})        # the next k actions, float32 [k d]
+        print(actions[0])                               # in the robot's units
 
 Importing this brings neither JAX nor torch: of what runs beside a robot nothing needs the one, and
 much not the other.

@@ -374,7 +374,7 @@ def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
 
 def test_what_torch_does_not_compute_is_refused_by_name(tmp_path, monkeypatch):
     source = export.source(checkpoint(tmp_path, head="mlp"))
-    monkeypatch.delitem(artefact.describe.HEADS, build.HEADS["mlp"])
+    monkeypatch.delitem(artefact.describe.HEADS, build.HEADS["mlp"].make)
     with pytest.raises(ValueError, match=r"head: expected one of lstm, .* got MLPHead"):
         artefact.write(source, tmp_path / "artefact", "float32")
     with pytest.raises(ValueError, match="no action spec"):
