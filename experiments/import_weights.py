@@ -20,7 +20,7 @@ import hashlib
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from experiments.robovlms import names as robovlms_names
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
+from vla_jax.models.backbones import paligemma
 from vla_jax.models.tokenizer import digest as tokenizer_digest
 from vla_jax.training.checkpoint import Checkpointer, complete_steps
 from vla_jax.training.state import TrainState
@@ -124,19 +125,19 @@ def backbone(path: Path, kind: str) -> Import:
             f" {body.get('model_type')!r}"
         )
     config.model.backbone = FAMILIES[body["model_type"]]
-    module = build.BACKBONES[config.model.backbone][0]
-    names = module.hf_names if kind == "hf" else module.npz_names
+    module = build.backbone_module(config)
+    names = module.hf_names if kind == "hf" else paligemma.npz_names
     candidates = []
     for variant, sizes in _likely(source, module.CONFIGS, names).items():
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
         # The backbone by itself: with its output layer, which a policy with a continuous head
         # leaves out.
-        alone = flat.abstract(functools.partial(build.BACKBONES[config.model.backbone][1], sizes))[
-            1
-        ]
+        alone = flat.abstract(
+            functools.partial(build.BACKBONES[config.model.backbone].MODEL, sizes)
+        )[1]
         shapes = {BACKBONE + name: shape for name, shape in alone.items()}
-        dead = tuple(module.dead_names(sizes)) if hasattr(module, "dead_names") else ()
+        dead = tuple(module.dead_names(sizes))
         candidates.append(
             Import(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path)
         )
@@ -168,7 +169,7 @@ def policy(path: Path, json_file: Path) -> Import:
             f"--from robovlms:{path}: expected a .pt or .ckpt file or a DeepSpeed directory"
         )
     source, left = robovlms_names.source(opened)
-    module = build.BACKBONES[config.model.backbone][0]
+    module = build.backbone_module(config)
     candidates = []
     for variant, sizes in _likely(source, module.CONFIGS, module.hf_names).items():
         if sizes.image_size == config.model.image_size:
@@ -280,7 +281,7 @@ def digest(path: Path) -> str:
 
 def _likely(
     source: pretrained.Source,
-    sizes: dict[str, Any],
+    sizes: Mapping[str, Any],
     names: Callable[[Any], dict[str, pretrained.Entry]],
 ) -> dict[str, Any]:
     """The sizes whose token table is as wide as the source's; all of them where there is none."""
@@ -289,7 +290,7 @@ def _likely(
         embedding = source.arrays.get(names(config)["embed/embedding"].source)
         if embedding is not None and embedding.shape[-1] == config.block.width:
             likely[variant] = config
-    return likely or sizes
+    return likely or dict(sizes)
 
 
 def _best(candidates: list[Import]) -> Import:
@@ -330,7 +331,7 @@ def _check_tokenizer(imported: Import) -> None:
     """Every id of the tokenizer must have a row in the token table."""
     if not _has_tokenizer(imported.tokenizer):
         return
-    module = build.BACKBONES[imported.config.model.backbone][0]
+    module = build.backbone_module(imported.config)
     ids, rows = (
         module.load_tokenizer(imported.tokenizer).vocab,
         imported.shapes["backbone/embed/embedding"].shape[0],

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax import params
-from vla_jax.models.attention import Cache, FrameMask, last
+from vla_jax.models.attention import Cache, FrameMask, take_last_queries
 from vla_jax.types import Array, Batch, Media, Observation
 
 
@@ -56,12 +56,12 @@ class FakeBackbone(nnx.Module):
         x: Float[Array, "n s c"],
         mask: Any,
         positions: Int[Array, "n s"],
-        readout: int | None = None,
+        num_queries: int | None = None,
         media: Media | None = None,
     ) -> Float[Array, "n r c"]:
         allowed = mask if not isinstance(mask, FrameMask) else whole_mask(mask)
         out, _ = self._layer(x, allowed, positions, None, media)
-        return out if readout is None else last(out, readout, mask)
+        return out if num_queries is None else take_last_queries(out, num_queries, mask)
 
     def decode(
         self,
@@ -80,9 +80,11 @@ class FakeBackbone(nnx.Module):
         return Cache.empty(1, n, slots, (1, self.width), jnp.float32)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
+        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
     ) -> Float[Array, "n s vocab"]:
-        table = self.words[...] if rows is None else self.words[...][rows[0] : rows[1]]
+        table = self.words[...]
+        if token_range is not None:
+            table = table[token_range[0] : token_range[1]]
         return hidden @ table.T
 
     def _layer(

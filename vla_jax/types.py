@@ -186,10 +186,10 @@ class Backbone(Protocol):
         x: Float[Array, "n s c"],
         mask: Any,
         positions: Int[Array, "n s"],
-        readout: int | None = None,
+        num_queries: int | None = None,
         media: Media | None = None,
     ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm; with `readout=r` only the last r positions (r = s
+        """Hidden states after the final norm; with `num_queries=r` only the last r positions (r = s
         otherwise).
 
         `mask[n, q, k]` is True where query q may look at key k; or it is an attention.FrameMask,
@@ -216,9 +216,9 @@ class Backbone(Protocol):
         ...
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
+        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
     ) -> Float[Array, "n s vocab"]:
-        """float32 logits of all tokens, or of those from rows[0] to rows[1] - 1."""
+        """float32 logits of all tokens, or of those of the ids in range(*token_range)."""
         ...
 
 

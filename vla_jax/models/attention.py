@@ -43,12 +43,12 @@ class FrameMask:
     frame: int
     window: Int[Array, ""] | None = None  # tokens a query looks back at most, see `local_mask`
 
-    def dense(self, number: int, rows: int) -> Bool[Array, "n r u"]:
-        """Of the last `rows` tokens of frame `number`, over the keys up to that frame's end."""
+    def dense(self, number: int, num_queries: int) -> Bool[Array, "n r u"]:
+        """Of the last `num_queries` tokens of frame `number`, over the keys up to its end."""
         end = (number + 1) * self.frame
-        key, query = np.arange(end), np.arange(end - rows, end)
+        key, query = np.arange(end), np.arange(end - num_queries, end)
         same = (key >= end - self.frame)[None, None]
-        order_q, order_k = self.order[:, end - rows : end, None], self.order[:, None, :end]
+        order_q, order_k = self.order[:, end - num_queries : end, None], self.order[:, None, :end]
         seen = (
             jnp.where(same, order_k <= order_q, self.shared[:, None, :end])
             & self.valid[:, None, :end]
@@ -90,12 +90,16 @@ class Context(NamedTuple):
     length: Int[Array, ""] | None = None  # tokens in the cache; None without one
 
 
-def last(x: Shaped[Array, "n s *c"], rows: int, mask: Mask) -> Shaped[Array, "n r *c"]:
-    """The last `rows` tokens: of the sequence, or of each of its frames under a FrameMask."""
+def take_last_queries(
+    x: Shaped[Array, "n s *c"], num_queries: int, mask: Mask
+) -> Shaped[Array, "n r *c"]:
+    """The last `num_queries` tokens: of the sequence, or of each frame under a FrameMask."""
     if not isinstance(mask, FrameMask):
-        return x[:, x.shape[1] - rows :]
+        return x[:, x.shape[1] - num_queries :]
     n, s = x.shape[:2]
-    framed = x.reshape(n, s // mask.frame, mask.frame, *x.shape[2:])[:, :, mask.frame - rows :]
+    framed = x.reshape(n, s // mask.frame, mask.frame, *x.shape[2:])[
+        :, :, mask.frame - num_queries :
+    ]
     return framed.reshape(n, -1, *x.shape[2:])
 
 
@@ -140,13 +144,13 @@ def attend_frames(
     frame's are in memory at a time.
     """
     frames = k.shape[1] // mask.frame
-    rows = q.shape[1] // frames
+    num_queries = q.shape[1] // frames
 
     @partial(jax.checkpoint, static_argnums=(4,))
     def one(
         q: Array, k: Array, v: Array, bias: Array | None, number: int, mask: FrameMask
     ) -> Array:
-        return attend(q, k, v, mask.dense(number, rows), softcap, bias)
+        return attend(q, k, v, mask.dense(number, num_queries), softcap, bias)
 
     parts = []
     for number in range(frames):
@@ -154,7 +158,7 @@ def attend_frames(
         added = None if bias is None else bias[:, :, :end]
         parts.append(
             one(
-                q[:, number * rows : (number + 1) * rows],
+                q[:, number * num_queries : (number + 1) * num_queries],
                 k[:, :end],
                 v[:, :end],
                 added,

@@ -21,10 +21,11 @@ from jaxtyping import Float, Int
 from vla_jax import params as flat
 from vla_jax import sharding
 from vla_jax.models.language import Decoder, Embed
+from vla_jax.models.stack import StackConfig
 from vla_jax.models.tokenizer import open_tokenizer
-from vla_jax.models.transformer import BlockConfig, Linear, StackConfig, plain_block
+from vla_jax.models.transformer import BlockConfig, Linear, plain_block
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 # The other half of a whole CLIP's folder.
 IMAGE_SIDE = ("vision_model.", "visual_projection.", "logit_scale")
@@ -172,12 +173,14 @@ def from_pretrained(
     """
     config = hf_config(pretrained.open_source(path).config())
     build = functools.partial(ClipText, config)
-    return pretrained.born(build, lambda specs: load(path, config, specs), mesh, dtype)
+    return pretrained.init_from_pretrained(
+        build, lambda specs: load(path, config, specs), mesh, dtype
+    )
 
 
 def hf_names(config: ClipTextConfig) -> dict[str, pretrained.Entry]:
     """Our parameters -> names in a Hugging Face checkpoint and what to do with the arrays."""
-    entry, plain, linear = pretrained.Entry, pretrained.as_is, pretrained.transposed
+    entry, plain, linear = pretrained.Entry, transforms.as_is, transforms.transposed
     table = {
         "embed/embedding": entry("text_model.embeddings.token_embedding.weight", plain),
         "positions": entry("text_model.embeddings.position_embedding.weight", plain),

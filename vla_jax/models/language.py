@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from vla_jax.models.attention import Cache, Mask
-from vla_jax.models.transformer import Before, BlockConfig, Norm, Stack, StackConfig
+from vla_jax.models.stack import PreLayerFn, Stack, StackConfig
+from vla_jax.models.transformer import BlockConfig, Norm
 from vla_jax.types import Array, Media
 
 
@@ -28,10 +29,12 @@ class Embed(nnx.Module):
         return self.embedding[...][tokens]
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
+        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
     ) -> Float[Array, "n s vocab"]:
         """float32 products with the rows of the table, or with some of them."""
-        table = self.embedding[...] if rows is None else self.embedding[...][rows[0] : rows[1]]
+        table = self.embedding[...]
+        if token_range is not None:
+            table = table[token_range[0] : token_range[1]]
         return jnp.einsum(
             "nsc,vc->nsv", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32
         )
@@ -42,18 +45,20 @@ class Decoder(nnx.Module):
 
     def __init__(self, block: BlockConfig, depth: int, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.layers = Stack(block, depth, run, rngs)
-        self.norm = Norm(block.width, block.norm, block.eps, block.axis, block.norm_bias)
+        self.norm = Norm(
+            block.width, block.norm, block.eps, block.width_logical_axis, block.norm_bias
+        )
 
     def __call__(
         self,
         x: Float[Array, "n s c"],
         mask: Mask,
         positions: Int[Array, "n s"],
-        readout: int | None = None,
-        before: Before | None = None,
+        num_queries: int | None = None,
+        pre_layer_fn: PreLayerFn | None = None,
     ) -> Float[Array, "n r c"]:
         """See transformer.Stack."""
-        return self.norm(self.layers(x, mask, positions, readout, before))
+        return self.norm(self.layers(x, mask, positions, num_queries, pre_layer_fn))
 
     def decode(
         self,
@@ -61,10 +66,10 @@ class Decoder(nnx.Module):
         mask: Mask,
         positions: Int[Array, "n s"],
         cache: Cache,
-        before: Before | None = None,
+        pre_layer_fn: PreLayerFn | None = None,
     ) -> tuple[Float[Array, "n s c"], Cache]:
         """See transformer.Stack."""
-        x, cache = self.layers.decode(x, mask, positions, cache, before)
+        x, cache = self.layers.decode(x, mask, positions, cache, pre_layer_fn)
         return self.norm(x), cache
 
     def cache(self, n: int, slots: int) -> Cache:
@@ -93,12 +98,12 @@ class InSequence(nnx.Module):
         x: Float[Array, "n s c"],
         mask: Mask,
         positions: Int[Array, "n s"],
-        readout: int | None = None,
+        num_queries: int | None = None,
         media: Media | None = None,
     ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm, at the last `readout` positions if given."""
+        """Hidden states after the final norm, at the last `num_queries` positions if given."""
         del media
-        return self.decoder(self.placed(x, positions), mask, positions, readout)
+        return self.decoder(self.placed(x, positions), mask, positions, num_queries)
 
     def decode(
         self,

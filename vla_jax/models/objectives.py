@@ -21,7 +21,8 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax.models.losses import smooth_l1
-from vla_jax.models.transformer import Linear, Norm, Stack, StackConfig, plain_block
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import Linear, Norm, plain_block
 from vla_jax.types import Array, Batch
 
 Pair = tuple[Array, Array]  # sum and weight of each example, [b]

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from vla_jax.models.transformer import BlockConfig, Linear, Norm, Stack, StackConfig, plain_block
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import BlockConfig, Linear, Norm, plain_block
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 # RGB mean and standard deviation of the pixels in 0..1, as the towers were trained.
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -54,7 +55,7 @@ class VisionConfig:
     @property
     def block(self) -> BlockConfig:
         """The block this tower is made of."""
-        return plain_block(self.width, self.mlp, self.heads, self.eps, self.act, axis="vision")
+        return plain_block(self.width, self.mlp, self.heads, self.eps, self.act, "vision")
 
 
 class ViT(nnx.Module):
@@ -123,16 +124,16 @@ def hf_vision_names(config: VisionConfig, prefix: str) -> dict[str, pretrained.E
     """Our parameters, under "vision/" -> names of transformers' SigLIP and CLIP towers behind
     `prefix`.
     """
-    entry, plain, linear = pretrained.Entry, pretrained.as_is, pretrained.transposed
+    entry, plain, linear = pretrained.Entry, transforms.as_is, transforms.transposed
     table = {
         "vision/patch/kernel": entry(
-            f"{prefix}embeddings.patch_embedding.weight", pretrained.conv_patches
+            f"{prefix}embeddings.patch_embedding.weight", transforms.conv_patches
         ),
         "vision/positions": entry(f"{prefix}embeddings.position_embedding.weight", plain),
     }
     norms = {"norm": "post_layernorm"} if config.final_norm else {}
     if config.clip:
-        table["vision/class_token"] = entry(f"{prefix}embeddings.class_embedding", pretrained.row)
+        table["vision/class_token"] = entry(f"{prefix}embeddings.class_embedding", transforms.row)
         norms["norm_input"] = "pre_layrnorm"  # the release's own spelling
     else:
         table["vision/patch/bias"] = entry(f"{prefix}embeddings.patch_embedding.bias", plain)

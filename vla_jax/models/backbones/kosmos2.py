@@ -20,10 +20,11 @@ from vla_jax import params as flat
 from vla_jax.models import tokenizer
 from vla_jax.models.attention import Context, sinusoid
 from vla_jax.models.language import Decoder, Embed, InSequence
-from vla_jax.models.transformer import Attention, BlockConfig, Linear, StackConfig
+from vla_jax.models.stack import StackConfig
+from vla_jax.models.transformer import Attention, BlockConfig, Linear
 from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 GROUNDING = "<grounding>"
 FIRST_POSITION = 2  # fairseq's: the padding index, which is 1, plus one
@@ -130,10 +131,10 @@ class Kosmos2(InSequence):
         return placed(x, positions)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
+        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
     ) -> Float[Array, "n s vocab"]:
         """float32 logits of the tied output layer."""
-        return self.embed.logits(hidden, rows)
+        return self.embed.logits(hidden, token_range)
 
 
 def unit(x: Float[Array, "n v c"]) -> Float[Array, "n v c"]:
@@ -154,6 +155,9 @@ def placed(x: Float[Array, "n s c"], positions: Int[Array, "n s"]) -> Float[Arra
     return y.astype(x.dtype)
 
 
+MODEL, OWN_LM_HEAD = Kosmos2, False
+
+
 # ------------------------------------------------------------------------------------------ weights
 
 
@@ -167,27 +171,6 @@ def load(
     pretrained.load.
     """
     return pretrained.load(pretrained.open_source(path), hf_names(config), specs, allow_missing)
-
-
-def from_pretrained(
-    path: Path | str,
-    mesh: jax.sharding.Mesh | None = None,
-    dtype: Any = jnp.float32,
-    allow_missing: Sequence[str] = (),
-) -> tuple[nnx.GraphDef, flat.Params]:
-    """The model that a Hugging Face folder describes: (graphdef, params), born sharded over the
-    mesh.
-
-    Without a mesh everything is on the first device.
-    """
-    config = hf_config(pretrained.open_source(path).config())
-
-    def build(rngs: nnx.Rngs) -> Kosmos2:
-        return Kosmos2(config, rngs)
-
-    return pretrained.born(
-        build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype
-    )
 
 
 def hf_names(config: Kosmos2Config) -> dict[str, pretrained.Entry]:
@@ -214,16 +197,16 @@ def hf_names(config: Kosmos2Config) -> dict[str, pretrained.Entry]:
         linears[f"projector/attn/{name}"] = f"{pool}x_attn.{theirs}_proj"
         linears[f"{ours}attn/{name}"] = f"{layer}self_attn.{theirs}_proj"
     table = hf_vision_names(config.vision, "vision_model.model.")
-    table["projector/latents"] = pretrained.Entry(f"{pool}latent_query", pretrained.as_is)
-    table["embed/embedding"] = pretrained.Entry(f"{text}embed_tokens.weight", pretrained.as_is)
+    table["projector/latents"] = pretrained.Entry(f"{pool}latent_query", transforms.as_is)
+    table["embed/embedding"] = pretrained.Entry(f"{text}embed_tokens.weight", transforms.as_is)
     for names, leaf, transform in (
-        (norms, "scale", pretrained.as_is),
-        (linears, "kernel", pretrained.transposed),
+        (norms, "scale", transforms.as_is),
+        (linears, "kernel", transforms.transposed),
     ):
         for name, theirs in names.items():
             layers = config.depth if "{}" in theirs else 0
             table[f"{name}/{leaf}"] = pretrained.Entry(f"{theirs}.weight", transform, layers)
-            table[f"{name}/bias"] = pretrained.Entry(f"{theirs}.bias", pretrained.as_is, layers)
+            table[f"{name}/bias"] = pretrained.Entry(f"{theirs}.bias", transforms.as_is, layers)
     return table
 
 
@@ -267,6 +250,12 @@ def hf_config(body: dict[str, Any]) -> Kosmos2Config:
         latents=body.get("latent_query_num", released.latents),
         **sizes,
     )
+
+
+def dead_names(config: Kosmos2Config) -> list[str]:
+    """None: every array of a release is used."""
+    del config
+    return []
 
 
 def hub(variant: str) -> str:

@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float
 from vla_jax.models.heads.attention import ROPE_THETA
 from vla_jax.models.heads.outputs import MLP, CausalStack, HeadConfig, Linear, flatten, in_float32
 from vla_jax.models.losses import action_loss, masked_mean, sigmoid_cross_entropy
-from vla_jax.models.transformer import Norm, Stack, StackConfig
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import Norm
 from vla_jax.types import Array, HeadContext, Loss
 
 STEPS = 10
@@ -56,7 +57,7 @@ class FlowHead(nnx.Module):
         self.positions = nnx.Param(table, logical=(None, "embed"))
         self.time = MLP((hidden, hidden, hidden), rngs)
         self.blocks = Stack(config.block, config.layers, StackConfig(layers="unroll"), rngs)
-        self.norm = Norm(hidden, "ln", config.block.eps, config.block.axis)
+        self.norm = Norm(hidden, "ln", config.block.eps, config.block.width_logical_axis)
         self.velocity = Linear((hidden, arm), ("mlp", "embed"), rngs)
         sizes = (hidden, *config.mlp, config.chunk * len(config.binary))
         self.gripper = MLP(sizes, rngs) if config.binary else None
