@@ -3,9 +3,6 @@ come.
 """
 
 import dataclasses
-import os
-import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,28 +11,27 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from data_pipelines import images
+from data_pipelines.buffers import Buffers
 from data_pipelines.files import remote
 from data_pipelines.index import Split
 
-ROUND = 8  # first dims of arrays are rounded up to multiples of it, so that they fit more often
-KEEP = 4096  # arrays of decoded visits to remember
-REMOTE_READS = 16  # extra threads when the data is remote: they wait, they do not compute
+KEEP = 4096  # free arrays to remember for each camera
 
 Integers = int | np.ndarray
 
 
 class Span(NamedTuple):
-    """Steps of one episode of one dataset: rows [start, stop) of its columns, and runs of later
-    ones.
+    """Steps of one episode of one dataset, as rows of its columns: [start, stop), and runs of
+    later ones.
     """
 
-    part: int
+    dataset_id: int
     start: int
     stop: int
     ahead: tuple[tuple[int, int], ...] = ()  # [start, stop) of runs in order, none empty
 
-    def rows(self) -> Int64[np.ndarray, " n"]:
-        """All rows, in order."""
+    def steps(self) -> Int64[np.ndarray, " f"]:
+        """All steps, in order: the f frames of an array of this span."""
         return np.concatenate([np.arange(a, b) for a, b in ((self.start, self.stop), *self.ahead)])
 
 
@@ -56,35 +52,6 @@ def future_runs(
         reached = last
 
 
-class Buffers:
-    """Pixel arrays that are used again when nobody holds them: touching fresh memory costs a fault
-    every 4 kB.
-
-    At most `keep` are remembered. Safe to use from several threads.
-    """
-
-    def __init__(self, keep: int) -> None:
-        self._keep, self._lock = keep, threading.Lock()
-        self._arrays: list[np.ndarray] = []
-
-    def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-        """An array of any content; a part of a longer one when that is free."""
-        with self._lock:
-            unfit = None
-            for array in self._arrays:
-                # Held by the list, the loop and the call alone: every view and every device array
-                # holds it too.
-                if array.shape[1:] == shape[1:] and sys.getrefcount(array) == 3:
-                    if len(array) >= shape[0]:
-                        return array[: shape[0]]
-                    unfit = id(array)
-            self._arrays = [array for array in self._arrays if id(array) != unfit][
-                -self._keep + 1 :
-            ]
-            self._arrays.append(np.empty((-(-shape[0] // ROUND) * ROUND, *shape[1:]), np.uint8))
-            return self._arrays[-1][: shape[0]]
-
-
 class Decoder:
     """Reads and decodes the frames of spans, for every camera in the config's order."""
 
@@ -99,29 +66,34 @@ class Decoder:
         camera.
         """
         self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
-        self._buffers = Buffers(KEEP)
-        self.remote = any(remote.is_remote(path) for split in splits for path in split.shards)
+        self._buffers = [Buffers((size, size, 3), KEEP) for size in sizes]
+        # Pillow decodes and resizes outside the GIL.
+        self.workers = max(remote.workers(path) for split in splits for path in split.shards)
 
-    def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
+    def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "f h w 3"] | None:
         """Frames of a camera, with one read: they lie together in a record. None when the dataset
         lacks it.
         """
-        split, slot, size = self._splits[span.part], self._cameras[camera], self._sizes[camera]
+        split, slot, size = (
+            self._splits[span.dataset_id],
+            self._cameras[camera],
+            self._sizes[camera],
+        )
         if slot not in split.frames:
             return None
-        rows = span.rows()
-        shard, offset, length = (column[rows].astype(np.int64) for column in split.frames[slot])
+        steps = span.steps()
+        shard, offset, length = (column[steps].astype(np.int64) for column in split.frames[slot])
         path = split.shards[int(shard[0])]
         start, stop = int(offset.min()), int((offset + length).max())
         data = memoryview(remote.read_range(path, start, stop))
-        bgr = slot in self._swapped[span.part]
-        out = self._buffers.take((len(shard), size, size, 3))
+        bgr = slot in self._swapped[span.dataset_id]
+        out = self._buffers[camera].take(len(shard))
         for i, (at, n) in enumerate(zip((offset - start).tolist(), length.tolist(), strict=True)):
             try:
                 out[i] = images.decode(bytes(data[at : at + n]), size, bgr)
             except ValueError as error:
-                episode = int(np.searchsorted(split.first, rows[i], side="right")) - 1
-                frame = rows[i] - int(split.first[episode])
+                episode = int(np.searchsorted(split.first, steps[i], side="right")) - 1
+                frame = steps[i] - int(split.first[episode])
                 raise ValueError(
                     f"{path}: record {split.record[episode]}: {slot} frame {frame} (byte"
                     f" {start + at}): {error}; download the file again, or leave the episode out:"
@@ -130,9 +102,9 @@ class Decoder:
                 ) from error
         return out
 
-    def bytes_per_frame(self, part: int) -> int:
+    def bytes_per_frame(self, dataset_id: int) -> int:
         """Of all cameras the dataset has."""
-        split = self._splits[part]
+        split = self._splits[dataset_id]
         return sum(
             s * s * 3
             for slot, s in zip(self._cameras, self._sizes, strict=True)
@@ -157,9 +129,7 @@ class Pool:
 
     def __init__(self, decoder: Decoder, cameras: int) -> None:
         self._decoder, self._cameras = decoder, cameras
-        # Pillow decodes and resizes outside the GIL.
-        self.workers = (os.cpu_count() or 1) + (REMOTE_READS if decoder.remote else 0)
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(decoder.workers, thread_name_prefix="decode")
         self._open: dict[int, _Visit] = {}
 
     def plan(self, visit: int, span: Span, windows: int, more: bool) -> None:
@@ -180,15 +150,15 @@ class Pool:
         """The steps of an open visit."""
         return self._open[visit].span
 
-    def frames(self, visit: int, camera: int) -> UInt8[np.ndarray, "n h w 3"] | None:
+    def frames(self, visit: int, camera: int) -> UInt8[np.ndarray, "f h w 3"] | None:
         """The frames of an open visit's span, when they are there. Raises what decoding raised."""
         return self._open[visit].frames[camera].result()
 
     def done(self, visit: int, windows: int) -> None:
         """Lets go of a visit when none of its windows is left."""
-        found = self._open[visit]
-        found.planned -= windows
-        if not found.planned and not found.more:
+        state = self._open[visit]
+        state.planned -= windows
+        if not state.planned and not state.more:
             del self._open[visit]
 
     def close(self) -> None:

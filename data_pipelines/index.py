@@ -29,7 +29,6 @@ SCHEMA = 3
 HELD_OUT = ("val", "validation", "test")  # names of splits that are not trained on
 HELD_OUT_SHARE = 0.05  # of the episodes of a dataset that has none of these, as Octo and OpenVLA do
 FOLDER = ".vla_jax_index"
-REMOTE_READS = 16  # extra threads when the data is remote: they wait, they do not compute
 
 Arrays = dict[str, np.ndarray]
 Quarantine = frozenset[tuple[str, int]]  # (name of the shard's file, number of the record in it)
@@ -92,8 +91,7 @@ def open_index(
     Raises ValueError when files are missing, damaged or not what `dataset` promises, and OSError
     when the index cannot be written.
     """
-    root = str(root) if remote.is_remote(str(root)) else str(Path(root).expanduser().absolute())
-    folder = remote.join(root, dataset.tfds_name, dataset.version)
+    folder = remote.join(remote.absolute(root), dataset.tfds_name, dataset.version)
     files = _hold_out(rlds.check(folder, dataset))
     skipped = _quarantined(files, quarantine)
     key = _key(folder, dataset, files, skipped)
@@ -185,13 +183,13 @@ def _build(
     with Progress(
         f"{dataset.name}: indexing {split}", sum(shard.size for shard in shards)
     ) as progress:
-        for part, sentences in _parts(dataset, shards, skipped, progress):
+        for block, sentences in _blocks(dataset, shards, skipped, progress):
             own = np.array([ids.setdefault(text, len(ids)) for text in sentences], np.int32)
-            part["instruction"] = own[part["instruction"]]
-            for name, value in part.items():
+            block["instruction"] = own[block["instruction"]]
+            for name, value in block.items():
                 kinds[name] = value[:0]
                 columns.setdefault(name, bytearray()).extend(value.tobytes())
-            running = {name: stats.update(running[name], part[name]) for name in running}
+            running = {name: stats.update(running[name], block[name]) for name in running}
     steps = running["actions"].rows
     if not steps:
         raise ValueError(
@@ -227,21 +225,21 @@ def _build(
     return arrays
 
 
-def _parts(
+def _blocks(
     dataset: Dataset,
     shards: list[rlds.Shard],
     skipped: dict[str, frozenset[int]],
     progress: Progress,
 ) -> Iterator[tuple[Arrays, list[str]]]:
     """What `_read` makes of every shard, in their order; several are read at a time."""
-    many = (os.cpu_count() or 1) + REMOTE_READS * remote.is_remote(shards[0].path)
-    with ThreadPoolExecutor(many, thread_name_prefix="index") as threads:
+    workers = remote.workers(shards[0].path)
+    with ThreadPoolExecutor(workers, thread_name_prefix="index") as threads:
         ahead: deque[Future[tuple[Arrays, list[str]]]] = deque()
         try:
             for number, shard in enumerate(shards):
                 skip = skipped.get(_name(shard.path), frozenset())
                 ahead.append(threads.submit(_read, dataset, shard, number, skip, progress))
-                if len(ahead) > 2 * many:
+                if len(ahead) > 2 * workers:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -289,13 +287,13 @@ def _split(name: str, shards: list[rlds.Shard], arrays: Arrays) -> Split:
         for key, value in arrays.items()
         if key.startswith(f"{name}/")
     }
-    found: dict[str, Arrays] = {"action": {}, "state": {}}
+    statistics: dict[str, Arrays] = {"action": {}, "state": {}}
     frames = {}
     for key, value in own.items():
         kind, _, rest = key.partition("/")
         if kind == "stats":
             column, _, statistic = rest.partition("/")
-            found[column][statistic] = value
+            statistics[column][statistic] = value
         if kind == "offset":
             frames[rest] = Frames(own["shard"], value, own[f"size/{rest}"])
     return Split(
@@ -309,7 +307,7 @@ def _split(name: str, shards: list[rlds.Shard], arrays: Arrays) -> Split:
         own["actions"],
         own["state"],
         frames,
-        found,
+        statistics,
     )
 
 

@@ -10,24 +10,27 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import order
-from data_pipelines.assemble import PREFETCH, Assembler, LoaderConfig
+from data_pipelines.assemble import Assembler
+from data_pipelines.config import PREFETCH, LoaderConfig
 from data_pipelines.frames import Decoder, Pool, Span, future_runs
-from data_pipelines.mixture import Part, check
+from data_pipelines.mixture import Member, check
 from vla_jax.types import Batch
-
-__all__ = ["Loader", "LoaderConfig"]
 
 VISITS_AHEAD = 4  # per decoding thread: enough that none waits while a batch is put together
 
 
 class Loader:
-    """Batches of a mixture. `windows` is the number of windows in an epoch."""
+    """Batches of a mixture. `windows` is the number of windows in an epoch.
+
+    A window is named by its id: the row of its newest step in the columns of all datasets put one
+    after the other.
+    """
 
     windows: int
 
     def __init__(
         self,
-        parts: list[Part],
+        members: list[Member],
         config: LoaderConfig,
         encode: Callable[[str], np.ndarray],
         rows: np.ndarray | None = None,
@@ -36,7 +39,7 @@ class Loader:
         """Checks the config against the data and encodes all instructions.
 
         Args:
-            parts: the datasets; `Batch.dataset_id` counts them.
+            members: the datasets; `Batch.dataset_id` counts them.
             config: see LoaderConfig.
             encode: an instruction to its token ids [n].
             rows: rows of the global batch that this host builds; None = all.
@@ -51,16 +54,16 @@ class Loader:
                 f"model.image_size: expected one per camera {config.cameras}, got"
                 f" {config.image_size}"
             )
-        check(parts, config.cameras, config.window)
-        self._parts, self._config = parts, config
-        self._splits = [part.index.splits[part.split] for part in parts]
+        check(members, config.cameras, config.window)
+        self._members, self._config = members, config
+        self._splits = [member.index.splits[member.split] for member in members]
         self._rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
         if self._rows.size and not 0 <= self._rows.min() <= self._rows.max() < config.batch_size:
             raise ValueError(
                 f"rows: expected rows of a batch of {config.batch_size}, got {self._rows}"
             )
-        self._assembler = Assembler(parts, config, encode, target)
-        swapped = [part.index.dataset.bgr for part in parts]
+        self._assembler = Assembler(members, config, encode, target)
+        swapped = [member.index.dataset.bgr for member in members]
         self._decoder = Decoder(self._splits, swapped, config.cameras, config.image_size)
         self._bases = np.cumsum([0, *(int(split.length.sum()) for split in self._splits)])
         self._visits = [
@@ -77,7 +80,7 @@ class Loader:
         self.pool = self._pool_size()
         self._order = order.Order(
             self._visits,
-            [part.weight for part in parts],
+            [member.weight for member in members],
             order.OrderConfig(config.seed, config.batch_size, self.pool),
         )
         self.windows = self._order.epoch_length if config.shuffle else int(self._bases[-1])
@@ -87,8 +90,13 @@ class Loader:
         config = self._config
         return {
             "datasets": [
-                [part.index.dataset.name, part.split, part.weight, part.index.digest[:16]]
-                for part in self._parts
+                [
+                    member.index.dataset.name,
+                    member.split,
+                    member.weight,
+                    member.index.digest[:16],
+                ]
+                for member in self._members
             ],
             "seed": config.seed,
             "batch_size": config.batch_size,
@@ -99,47 +107,46 @@ class Loader:
         }
 
     def epoch(self, number: int) -> np.ndarray:
-        """The windows of an epoch in order, [windows] rows of all datasets' steps put together."""
+        """The ids of the windows of an epoch in order, [windows]."""
         return self._order.epoch(number)
 
     def instruction(self, episode: int) -> str:
         """The words of an episode, counted over all datasets."""
-        part, inside = self._locate(episode)
-        split = self._splits[part]
+        dataset_id, inside = self._locate(episode)
+        split = self._splits[dataset_id]
         return split.sentences[int(split.instruction[inside])]
 
     def summary(self) -> str:
         """The mixture as a table, and how well it is mixed: what to look at before a long run."""
         shares = np.array(self._order.taken) / self._order.epoch_length
-        rows = [
+        lines = [
             f"{'dataset':44s} {'weight':>7s} {'share':>7s} {'windows':>10s} {'episodes':>9s}"
             f" {'Hz':>5s}  cameras, state"
         ]
-        for part, split, share in zip(self._parts, self._splits, shares, strict=True):
-            dataset = part.index.dataset
+        for member, split, share in zip(self._members, self._splits, shares, strict=True):
+            dataset = member.index.dataset
             seen = [slot for slot in self._config.cameras if slot in split.frames]
-            rows.append(
-                f"{dataset.name:44.44s} {part.weight:7.4g} {share:7.2%}"
+            lines.append(
+                f"{dataset.name:44.44s} {member.weight:7.4g} {share:7.2%}"
                 f" {int(split.length.sum()):10d} {len(split.length):9d}"
                 f" {dataset.control_hz or '?':>5}  {'+'.join(seen)}, {len(dataset.state_names)}"
             )
-        rates = sorted({part.index.dataset.control_hz or 0.0 for part in self._parts})
+        rates = sorted({member.index.dataset.control_hz or 0.0 for member in self._members})
         if len(rates) > 1:
-            rows.append(
+            lines.append(
                 f"control rates differ ({', '.join(f'{r:g}' if r else 'unknown' for r in rates)}"
                 f" Hz): a chunk of {self._config.chunk} steps is not the same time in every dataset"
             )
-        found = self._order.epoch(0)
         firsts = np.concatenate(
             [s.first + base for s, base in zip(self._splits, self._bases[:-1], strict=True)]
         )
-        mixed = order.mixing(np.searchsorted(firsts, found, side="right"))
-        rows.append(
+        mixed = order.mixing(np.searchsorted(firsts, self.epoch(0), side="right"))
+        lines.append(
             f"{self.windows} windows an epoch; {self.pool} visits open at a time; {mixed.batch}"
             f" windows in a row hold {mixed.pairs:.1f} pairs from the same episode,"
             f" {mixed.episodes:.1f} distinct episodes"
         )
-        return "\n".join(rows)
+        return "\n".join(lines)
 
     def batch(self, position: int) -> Batch:
         """This host's rows of the batch at a position: a pure function of the identity and the
@@ -174,29 +181,26 @@ class Loader:
         """All windows of an episode (counted over all datasets) in order: a batch of as many rows
         as it has steps.
         """
-        part, inside = self._locate(episode)
-        split = self._splits[part]
+        dataset_id, inside = self._locate(episode)
+        split = self._splits[dataset_id]
         length = int(split.length[inside])
         if not length:
             raise ValueError(
                 f"episode {episode}: expected at least one step, it has none after standardisation"
             )
-        return self._read(self._bases[part] + int(split.first[inside]) + np.arange(length), None)
+        first = self._bases[dataset_id] + int(split.first[inside])
+        return self._read(first + np.arange(length), None)
 
-    def _read(self, flat: np.ndarray, position: int | None) -> Batch:
-        """The windows `flat` decoded for this one batch."""
+    def _read(self, ids: np.ndarray, position: int | None) -> Batch:
+        """The windows `ids` decoded for this one batch."""
         pool = Pool(self._decoder, len(self._config.cameras))
         try:
-            visit = self._visit(flat)
-            for number in np.unique(visit).tolist():
-                wanted = flat[visit == number]
-                pool.plan(
-                    number,
-                    self._span(int(wanted.min()), int(wanted.max()) + 1),
-                    len(wanted),
-                    more=False,
-                )
-            return self._make(flat, position, pool)
+            visits = self._visit(ids)
+            for visit in np.unique(visits).tolist():
+                wanted = ids[visits == visit]
+                span = self._span(int(wanted.min()), int(wanted.max()) + 1)
+                pool.plan(visit, span, len(wanted), more=False)
+            return self._make(ids, position, pool)
         finally:
             pool.close()
 
@@ -206,9 +210,8 @@ class Loader:
         def put(item: Batch | BaseException | None) -> None:
             while not stop.is_set():
                 try:
-                    ready.put(
-                        item, timeout=0.05
-                    )  # looks up now and then: nobody may be taking any more
+                    # Looks up now and then: nobody may be taking any more.
+                    ready.put(item, timeout=0.05)
                     return
                 except queue.Full:
                     continue
@@ -216,11 +219,13 @@ class Loader:
         pool = Pool(self._decoder, len(self._config.cameras))
         try:
             plan = self._plan(pool, start)
-            end = None if self._config.shuffle else self._passes()
+            end = None if self._config.shuffle else self._batches_per_pass()
             visit_windows = self._bases[-1] / max(1, len(self._visit_starts))
             ahead = max(
                 PREFETCH,
-                round(VISITS_AHEAD * pool.workers * visit_windows / max(1, len(self._rows))),
+                round(
+                    VISITS_AHEAD * self._decoder.workers * visit_windows / max(1, len(self._rows))
+                ),
             )
             planned = position = start
             while not stop.is_set() and (end is None or position < end):
@@ -239,16 +244,15 @@ class Loader:
         """Tells the pool, one batch per step from a position on, which visits come and how long to
         keep them.
         """
-        epoch, left = -1, np.zeros(0, np.int64)
+        last_epoch, left = -1, np.zeros(0, np.int64)
         position = start
         while True:
             samples = position * self._config.batch_size + self._rows
-            for flat, number in self._by_epoch(samples):
-                if number != epoch:
-                    epoch, left = number, self._uses(number, start * self._config.batch_size)
-                for visit, count in zip(
-                    *np.unique(self._visit(flat), return_counts=True), strict=True
-                ):
+            for ids, epoch in self._by_epoch(samples):
+                if epoch != last_epoch:
+                    last_epoch, left = epoch, self._uses(epoch, start * self._config.batch_size)
+                visits = np.unique(self._visit(ids), return_counts=True)
+                for visit, count in zip(*visits, strict=True):
                     left[visit] -= count
                     begin = int(self._visit_starts[visit])
                     span = self._span(begin, begin + int(self._visit_counts[visit]))
@@ -261,75 +265,78 @@ class Loader:
         [V].
         """
         size = self._config.batch_size
-        length = self.windows if self._config.shuffle else self._passes() * size
+        length = self.windows if self._config.shuffle else self._batches_per_pass() * size
         samples = np.arange(max(epoch * length, start), (epoch + 1) * length)
         ours = np.zeros(size, bool)
         ours[self._rows] = True
-        rows = np.bincount(self._flat(samples[ours[samples % size]]), minlength=self._bases[-1])
-        return np.add.reduceat(rows, self._visit_starts)
+        uses = np.bincount(self._ids(samples[ours[samples % size]]), minlength=self._bases[-1])
+        return np.add.reduceat(uses, self._visit_starts)
 
     def _by_epoch(self, samples: np.ndarray) -> list[tuple[np.ndarray, int]]:
-        """(windows, epoch) of samples that may straddle two epochs."""
+        """(ids, epoch) of samples that may straddle two epochs."""
         epoch = samples // self.windows if self._config.shuffle else np.zeros_like(samples)
-        return [(self._flat(samples[epoch == number]), int(number)) for number in np.unique(epoch)]
+        return [(self._ids(samples[epoch == number]), int(number)) for number in np.unique(epoch)]
 
     def _at(self, position: int) -> np.ndarray:
-        """The windows of this host's rows at a position."""
-        if not self._config.shuffle and not 0 <= position < self._passes():
+        """The ids of the windows in this host's rows at a position."""
+        if not self._config.shuffle and not 0 <= position < self._batches_per_pass():
             raise ValueError(
-                f"batch: expected a position below {self._passes()} (one pass), got {position}"
+                f"batch: expected a position below {self._batches_per_pass()} (one pass), got"
+                f" {position}"
             )
-        return self._flat(position * self._config.batch_size + self._rows)
+        return self._ids(position * self._config.batch_size + self._rows)
 
-    def _flat(self, samples: np.ndarray) -> np.ndarray:
-        """The windows of samples, as rows of all datasets' columns put together."""
+    def _ids(self, samples: np.ndarray) -> np.ndarray:
+        """The ids of the windows of samples (position x batch_size + row)."""
         if self._config.shuffle:
             return self._order.windows(samples)
         return np.minimum(samples, self.windows - 1)
 
-    def _passes(self) -> int:
+    def _batches_per_pass(self) -> int:
+        """Batches in one pass in file order."""
         return -(-self.windows // self._config.batch_size)
 
-    def _visit(self, flat: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._visit_starts, flat, side="right") - 1
+    def _visit(self, ids: np.ndarray) -> np.ndarray:
+        """The visits that hold windows."""
+        return np.searchsorted(self._visit_starts, ids, side="right") - 1
 
     def _span(self, begin: int, end: int) -> Span:
-        """The frames that the windows [begin, end) of one episode need."""
-        part = int(np.searchsorted(self._bases, begin, side="right")) - 1
-        begin, end = begin - int(self._bases[part]), end - int(self._bases[part])
-        split = self._splits[part]
+        """The frames that the windows with the ids [begin, end) of one episode need."""
+        dataset_id = int(np.searchsorted(self._bases, begin, side="right")) - 1
+        base, split = int(self._bases[dataset_id]), self._splits[dataset_id]
+        begin, end = begin - base, end - base
         episode = int(np.searchsorted(split.first, begin, side="right")) - 1
         first = int(split.first[episode])
         start = max(first, begin - self._config.window + 1)
         runs = future_runs(start, end, first + int(split.length[episode]), self._config.future)
-        return Span(part, start, end, tuple((int(a), int(b)) for a, b in runs if a < b))
+        return Span(dataset_id, start, end, tuple((int(a), int(b)) for a, b in runs if a < b))
 
     def _locate(self, episode: int) -> tuple[int, int]:
         """(dataset, episode in it) of an episode counted over all datasets."""
         counts = np.cumsum([0, *(len(split.length) for split in self._splits)])
         if not 0 <= episode < counts[-1]:
             raise ValueError(f"episode: expected one below {counts[-1]}, got {episode}")
-        part = int(np.searchsorted(counts, episode, side="right")) - 1
-        return part, episode - int(counts[part])
+        dataset_id = int(np.searchsorted(counts, episode, side="right")) - 1
+        return dataset_id, episode - int(counts[dataset_id])
 
-    def _make(self, flat: np.ndarray, position: int | None, pool: Pool) -> Batch:
-        """The batch of windows whose newest steps are the rows `flat` [b] of all columns; their
-        visits are open.
-        """
-        batch = self._assembler.empty(len(flat))
-        part_of = np.searchsorted(self._bases, flat, side="right") - 1
-        # Rows of the dataset's own columns.
-        frames = np.zeros((len(flat), self._config.window), np.int64)
+    def _make(self, ids: np.ndarray, position: int | None, pool: Pool) -> Batch:
+        """The batch of the windows `ids` [b], whose visits are open."""
+        batch = self._assembler.empty(len(ids))
+        dataset_ids = np.searchsorted(self._bases, ids, side="right") - 1
+        # Steps in the dataset's own columns.
+        frames = np.zeros((len(ids), self._config.window), np.int64)
         future = np.zeros((*frames.shape, len(self._config.future)), np.int64)
-        for number in np.unique(part_of).tolist():
-            here = np.flatnonzero(part_of == number)
-            rows = flat[here] - self._bases[number]
-            frames[here], future[here] = self._assembler.fill_numbers(batch, number, here, rows)
-        for visit in np.unique(self._visit(flat)).tolist():
-            begin = self._visit_starts[visit]
-            here = np.flatnonzero((flat >= begin) & (flat < begin + self._visit_counts[visit]))
-            self._assembler.fill_images(batch, here, (frames[here], future[here]), pool, visit)
-            pool.done(visit, len(here))
+        for dataset_id in np.unique(dataset_ids).tolist():
+            rows = np.flatnonzero(dataset_ids == dataset_id)
+            newest = ids[rows] - self._bases[dataset_id]
+            frames[rows], future[rows] = self._assembler.fill_numbers(
+                batch, dataset_id, rows, newest
+            )
+        visits = self._visit(ids)
+        for visit in np.unique(visits).tolist():
+            rows = np.flatnonzero(visits == visit)
+            self._assembler.fill_images(batch, rows, (frames[rows], future[rows]), pool, visit)
+            pool.done(visit, len(rows))
         if position is None or self._config.shuffle:
             return batch
         real = position * self._config.batch_size + self._rows < self.windows
@@ -346,7 +353,7 @@ class Loader:
         if self._config.windows_per_visit == 1:
             return len(self._visit_starts)
         total = 0.0
-        for number, (split, visits) in enumerate(zip(self._splits, self._visits, strict=True)):
+        for dataset_id, (split, visits) in enumerate(zip(self._splits, self._visits, strict=True)):
             start = visits.start - (self._config.window - 1)
             stop = visits.start + visits.windows
             episode = np.searchsorted(split.first, visits.start, side="right") - 1
@@ -355,6 +362,6 @@ class Loader:
             frames += sum(
                 float((b - a).sum()) for a, b in future_runs(start, stop, end, self._config.future)
             )
-            total += frames * self._decoder.bytes_per_frame(number)
+            total += frames * self._decoder.bytes_per_frame(dataset_id)
         count = len(self._visit_starts)
         return int(np.clip(self._config.ram_budget * count / total, 1, count))

@@ -11,11 +11,11 @@ from data_pipelines.datasets import Dataset
 from data_pipelines.datasets.mixtures import Mixture
 from data_pipelines.files import remote, tfds_folder
 from data_pipelines.index import Index
-from vla_jax.actions import ActionSpec
+from vla_jax.actions import ActionSpec, Rule
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Member:
     """One dataset of a mixture."""
 
     index: Index
@@ -24,8 +24,24 @@ class Part:
     action_spec: ActionSpec
     state_spec: ActionSpec
 
+    @classmethod
+    def fit(cls, index: Index, split: str, weight: float, rules: Sequence[Rule]) -> "Member":
+        """A member whose specs are fitted to the statistics of the split "train", whatever is read.
 
-def members(
+        `rules` normalise the actions (see ActionSpec.fit); the state is always normalised by q99.
+        Raises ValueError when there is no such statistic, or a rule is none.
+        """
+        dataset, statistics = index.dataset, index.splits["train"].stats
+        return cls(
+            index,
+            split,
+            weight,
+            ActionSpec.fit(dataset.action_names, dataset.binary, statistics["action"], rules),
+            ActionSpec.fit(dataset.state_names, (), statistics["state"], ("q99",)),
+        )
+
+
+def resolve(
     wanted: str | Sequence[Sequence[Any]], known: dict[str, Dataset], mixtures: dict[str, Mixture]
 ) -> Mixture:
     """(dataset, weight) pairs of a named mixture, of one dataset by its name, or as given.
@@ -47,31 +63,30 @@ def members(
     names = [name for name, _ in pairs]
     unknown = [name for name in names if name not in known]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if unknown or twice or not pairs:
-        raise ValueError(
-            "data.mixture: expected known datasets, each once, got "
-            + (
-                f"unknown {', '.join(unknown)}"
-                if unknown
-                else f"{', '.join(twice)} twice"
-                if twice
-                else "none"
-            )
-            + "; see data_pipelines/datasets/README.md, or describe your own with data.datasets"
-        )
-    return pairs
+    if unknown:
+        wrong = f"unknown {', '.join(unknown)}"
+    elif twice:
+        wrong = f"{', '.join(twice)} twice"
+    elif not pairs:
+        wrong = "none"
+    else:
+        return pairs
+    raise ValueError(
+        f"data.mixture: expected known datasets, each once, got {wrong}; see"
+        " data_pipelines/datasets/README.md, or describe your own with data.datasets"
+    )
 
 
 def problems(root: str, datasets: list[Dataset]) -> list[str]:
     """One line for each dataset whose files are not under `root`, with what brings them; empty when
     all are there.
     """
-    found = []
+    lines = []
     for dataset in datasets:
         info = remote.join(root, dataset.tfds_name, dataset.version, tfds_folder.INFO)
         if not remote.exists(info):
-            found.append(f"{dataset.name}: no {info}; {dataset.download.format(root=root)}")
-    return found
+            lines.append(f"{dataset.name}: no {info}; {dataset.download.format(root=root)}")
+    return lines
 
 
 def misfits(
@@ -80,35 +95,35 @@ def misfits(
     """One line for each dataset that a policy with these cameras and actions cannot learn from, and
     why.
     """
-    found = []
+    lines = []
     for dataset in datasets:
         if not set(cameras) & set(dataset.cameras):
             has = ", ".join(dataset.cameras) or "no camera"
-            found.append(f"{dataset.name}: has {has}, none of model.cameras {cameras}")
+            lines.append(f"{dataset.name}: has {has}, none of model.cameras {cameras}")
         if dataset.action_names != action_names:
-            found.append(
+            lines.append(
                 f"{dataset.name}: its actions are {', '.join(dataset.action_names)}, not"
                 f" {', '.join(action_names)}"
             )
-    return found
+    return lines
 
 
-def check(parts: list[Part], cameras: tuple[str, ...], window: int) -> None:
-    """Raises ValueError when parts cannot be read together; everything that is wrong is listed."""
-    wrong = []
-    for part in parts:
-        name, splits = part.index.dataset.name, part.index.splits
-        if part.split not in splits:
+def check(members: list[Member], cameras: tuple[str, ...], window: int) -> None:
+    """Raises ValueError, with all that is wrong, when members cannot be read together."""
+    wrong, names = [], members[0].action_spec.names
+    for member in members:
+        name, splits = member.index.dataset.name, member.index.splits
+        if member.split not in splits:
             wrong.append(
-                f"{name}: expected a split of {', '.join(sorted(splits))}, got {part.split!r}"
+                f"{name}: expected a split of {', '.join(sorted(splits))}, got {member.split!r}"
             )
             continue
-        split = splits[part.split]
+        split = splits[member.split]
         longest = int(split.length.max())
         if window > longest:
             wrong.append(
                 f"model.window: expected at most {longest}, the longest episode of"
-                f" {name}/{part.split}, got {window}"
+                f" {name}/{member.split}, got {window}"
             )
         if not any(slot in split.frames for slot in cameras):
             has = ", ".join(sorted(split.frames)) or "no camera"
@@ -116,12 +131,12 @@ def check(parts: list[Part], cameras: tuple[str, ...], window: int) -> None:
                 f"model.cameras: expected at least one of {has}, which {name} has, got {cameras};"
                 f" change it, or leave {name} out of data.mixture"
             )
-        if not 0 < part.weight < float("inf"):
-            wrong.append(f"data.mixture: expected a weight above 0 for {name}, got {part.weight}")
-        if part.action_spec.names != parts[0].action_spec.names:
+        if not 0 < member.weight < float("inf"):
+            wrong.append(f"data.mixture: expected a weight above 0 for {name}, got {member.weight}")
+        if member.action_spec.names != names:
             wrong.append(
-                f"data.mixture: expected the action dims {', '.join(parts[0].action_spec.names)} in"
-                f" every dataset, {name} has {', '.join(part.action_spec.names)}"
+                f"data.mixture: expected the action dims {', '.join(names)} in every dataset,"
+                f" {name} has {', '.join(member.action_spec.names)}"
             )
     if wrong:
         raise ValueError("\n".join(wrong))

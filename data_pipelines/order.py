@@ -30,8 +30,8 @@ class Visits(NamedTuple):
     columns.
     """
 
-    start: Int64[np.ndarray, " v"]
-    windows: Int64[np.ndarray, " v"]
+    start: Int64[np.ndarray, " V"]
+    windows: Int64[np.ndarray, " V"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class OrderConfig:
         return lanes
 
 
-def visits(lengths: Int64[np.ndarray, " e"], windows_per_visit: int) -> Visits:
+def visits(lengths: Int64[np.ndarray, " E"], windows_per_visit: int) -> Visits:
     """The visits of episodes whose windows stand one after the other: [E] -> [V], in the order of
     the rows.
 
@@ -77,32 +77,32 @@ class Order:
     in an epoch.
     """
 
-    def __init__(self, parts: list[Visits], weights: list[float], config: OrderConfig) -> None:
-        """Weights multiply each dataset's number of windows; equal ones make an epoch show every
-        window once.
+    def __init__(self, visits: list[Visits], weights: list[float], config: OrderConfig) -> None:
+        """`visits` are each dataset's, in the order of its windows. Weights multiply a dataset's
+        number of windows; equal ones make an epoch show every window once.
         """
         if len(set(weights)) == 1:
             weights = [1.0] * len(weights)
-        self._parts, self._config = parts, config
-        self._sizes = [int(part.windows.sum()) for part in parts]
+        self._visits, self._config = visits, config
+        self._sizes = [int(runs.windows.sum()) for runs in visits]
         self.taken = [max(1, round(w * n)) for w, n in zip(weights, self._sizes, strict=True)]
         self.epoch_length = sum(self.taken)
         self._bases = np.cumsum([0, *self._sizes])
         self._kept: dict[int, np.ndarray] = {}
 
     def windows(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The windows of samples (position x batch_size + row), as rows of all datasets' columns
-        put together.
+        """The ids of the windows of samples (position x batch_size + row). An id is the row of the
+        window's newest step in the columns of all datasets put one after the other.
         """
         epoch = samples // self.epoch_length
-        found = np.empty(len(samples), np.int64)
+        ids = np.empty(len(samples), np.int64)
         for number in np.unique(epoch).tolist():
-            here = epoch == number
-            found[here] = self.epoch(number)[samples[here] - number * self.epoch_length]
-        return found
+            asked = epoch == number
+            ids[asked] = self.epoch(number)[samples[asked] - number * self.epoch_length]
+        return ids
 
     def epoch(self, number: int) -> Integer[np.ndarray, " n"]:
-        """All windows of an epoch in order."""
+        """The ids of all windows of an epoch in order."""
         if number not in self._kept:
             made = self._make(number)
             # A batch may straddle two epochs, and the next is asked for while the last is still
@@ -117,9 +117,8 @@ class Order:
         # The rows of the epoch's slots: epochs need not end with a batch.
         row = (np.arange(self.epoch_length) + epoch * self.epoch_length) % batch
         lane = (row * lanes // batch).astype(np.uint8)
-        slots = np.argsort(
-            lane, kind="stable"
-        )  # all slots of the first lane, then of the second ...
+        # All slots of the first lane, then of the second ...
+        slots = np.argsort(lane, kind="stable")
         ends = np.cumsum(np.bincount(lane, minlength=lanes)).tolist()
         del row, lane
         visit = np.repeat(np.arange(len(count)), count)
@@ -133,10 +132,10 @@ class Order:
         return out
 
     def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """First window (row of all columns) and number of windows of every visit of the epoch,
-        datasets merged.
+        """Id of the first window, and number of windows, of every visit of the epoch, datasets
+        merged.
         """
-        found = []
+        shares = []
         for number, taken in enumerate(self.taken):
             start, count = self._take(number, epoch * taken, (epoch + 1) * taken)
             # Where the visit stands in the dataset's share of the epoch, 0 to 1: monotone, with a
@@ -146,8 +145,8 @@ class Order:
                 - count
                 + _uniform(len(count), self._config.seed, epoch, 2, number) * count
             )
-            found.append((start + self._bases[number], count, at / taken))
-        starts, counts, places = (np.concatenate(columns) for columns in zip(*found, strict=True))
+            shares.append((start + self._bases[number], count, at / taken))
+        starts, counts, places = (np.concatenate(columns) for columns in zip(*shares, strict=True))
         merged = np.argsort(places, kind="stable")
         return starts[merged], counts[merged]
 
@@ -155,18 +154,18 @@ class Order:
         """Windows begin to end of a dataset's endless row of shuffled passes, as (row, count)
         pieces of visits.
         """
-        part, size = self._parts[number], self._sizes[number]
+        visits, size = self._visits[number], self._sizes[number]
         pieces = []
         for turn in range(begin // size, -(-end // size)):
             shuffled = np.argsort(
-                raw(len(part.windows), self._config.seed, turn, 3, number), kind="stable"
+                raw(len(visits.windows), self._config.seed, turn, 3, number), kind="stable"
             )
-            count = part.windows[shuffled]
+            count = visits.windows[shuffled]
             after = np.cumsum(count) + turn * size
             low, high = np.maximum(after - count, begin), np.minimum(after, end)
             keep = low < high
             pieces.append(
-                (part.start[shuffled][keep] + (low - after + count)[keep], (high - low)[keep])
+                (visits.start[shuffled][keep] + (low - after + count)[keep], (high - low)[keep])
             )
         starts, counts = zip(*pieces, strict=True)
         return np.concatenate(starts), np.concatenate(counts)

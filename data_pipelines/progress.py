@@ -1,4 +1,8 @@
-"""How far a long pass over files is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a long pass over files is: a bar on a terminal, a line now and then elsewhere.
+
+The bar is tqdm's. Elsewhere tqdm would fill a log with one endless line, because it writes over
+what it wrote before, and it counts without a lock.
+"""
 
 import sys
 import threading

@@ -22,7 +22,7 @@ def read(path: str | Path) -> Quarantine:
         raise ValueError(
             f"data.quarantine: no file {path}; index_data --validate --quarantine={path} writes one"
         )
-    found = set()
+    episodes = set()
     for number, line in enumerate(path.read_text().splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -32,8 +32,8 @@ def read(path: str | Path) -> Quarantine:
                 f"{path}: line {number}: expected 'shard_file record_number  # reason', got"
                 f" {line!r}"
             )
-        found.add((words[0], int(words[1])))
-    return frozenset(found)
+        episodes.add((words[0], int(words[1])))
+    return frozenset(episodes)
 
 
 def write(path: str | Path, episodes: Iterable[tuple[str, int, str]]) -> None:

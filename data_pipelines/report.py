@@ -76,7 +76,7 @@ def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]
     actions have 1 at lag 0; a larger number at lag 1 means that actions and states are shifted by a
     step. None: one of them is constant.
     """
-    found = {}
+    correlations = {}
     for name in (
         name for name in dataset.action_names if name in MOTION and name in dataset.state_names
     ):
@@ -96,36 +96,36 @@ def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]
             a, b = action[rows], moved[rows + lag]
             varies = len(rows) > 1 and a.std() > 1e-12 and b.std() > 1e-12
             lags.append(float(np.corrcoef(a, b)[0, 1]) if varies else None)
-        found[name] = lags
-    return found
+        correlations[name] = lags
+    return correlations
 
 
-def lines(dataset: Dataset, name: str, found: Report) -> Iterator[str]:
+def lines(dataset: Dataset, name: str, measured: Report) -> Iterator[str]:
     """The report of a split as text."""
-    shortest, median, longest = found["episode_length"]
-    share = found["idle_frames"] / found["frames"]
+    shortest, median, longest = measured["episode_length"]
+    share = measured["idle_frames"] / measured["frames"]
     yield (
-        f"{dataset.name}/{name}: {found['episodes']} episodes, {found['frames']} frames; {shortest}"
-        f" to {longest} steps an episode, median {median:g}; {dataset.control_hz or '?'} Hz;"
-        f" cameras {', '.join(dataset.cameras) or 'none'}"
+        f"{dataset.name}/{name}: {measured['episodes']} episodes, {measured['frames']} frames;"
+        f" {shortest} to {longest} steps an episode, median {median:g};"
+        f" {dataset.control_hz or '?'} Hz; cameras {', '.join(dataset.cameras) or 'none'}"
     )
     yield (
-        f"  {found['instructions']} instructions; {found['empty_instructions']} episodes have an"
-        f" empty one; {share:.1%} of the frames are idle (every motion below {IDLE:.0%} of its"
+        f"  {measured['instructions']} instructions; {measured['empty_instructions']} episodes have"
+        f" an empty one; {share:.1%} of the frames are idle (every motion below {IDLE:.0%} of its"
         " range)"
     )
     head = " ".join(f"{word:>9s}" for word in ("min", "q01", "mean", "std", "q99", "max"))
     for kind in ("actions", "state"):
         yield f"  {kind:14s} {head}  clipped"
-        for dim, row in found[kind].items():
+        for dim, row in measured[kind].items():
             numbers = " ".join(
                 f"{row[word]:9.4g}" for word in ("min", "q01", "mean", "std", "q99", "max")
             )
             note = "  constant" if row["constant"] else ""
             yield f"  {dim:14s} {numbers} {row['clipped']:8.2%}{note}"
-    for dim, values in found["gripper"].items():
+    for dim, values in measured["gripper"].items():
         yield f"  {dim}: " + ", ".join(f"{value} {share:.1%}" for value, share in values.items())
-    for dim, lags in found["consistency"].items():
+    for dim, lags in measured["consistency"].items():
         words = ["constant" if lag is None else f"{lag:.3f}" for lag in lags]
         late = None not in lags and lags[1] > lags[0] + 0.1
         yield (
@@ -186,8 +186,8 @@ def _check_images(
         except ValueError as error:
             return str(error)
 
-    found = threads.map(size, offset.tolist(), length.tolist())
-    for step, got in zip(episode.frames.tolist(), found, strict=True):
+    sizes_read = threads.map(size, offset.tolist(), length.tolist())
+    for step, got in zip(episode.frames.tolist(), sizes_read, strict=True):
         wanted = sizes.setdefault(slot, got) if not isinstance(got, str) else None
         if got != wanted:
             problem = (
@@ -213,17 +213,17 @@ def _check_binary(
 
 
 def _dims(column: np.ndarray, spec: ActionSpec, stats: dict[str, np.ndarray]) -> Report:
-    found = {}
+    dims = {}
     for i, name in enumerate(spec.names):
         x, normalised = column[:, i], i not in (*spec.binary, *spec.constant)
         outside = (x < np.float32(stats["q01"][i])) | (x > np.float32(stats["q99"][i]))
-        found[name] = {
+        dims[name] = {
             key: float(stats[key][i]) for key in ("min", "q01", "mean", "std", "q99", "max")
         } | {
             "clipped": float(outside.mean()) if normalised else 0.0,
             "constant": i in spec.constant,
         }
-    return found
+    return dims
 
 
 def _values(column: np.ndarray) -> dict[str, float]:

@@ -94,7 +94,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for part in self._parts():
-            _parse(part)  # a typing error is found when the entry is read, not when its files are
+            _parse(
+                part
+            )  # a typing error is reported when the entry is read, not when its files are
 
     @property
     def columns(self) -> dict[str, str]:
@@ -162,9 +164,8 @@ def binarise(gripper: np.ndarray) -> np.ndarray:
     """
     decided = (gripper > OPEN) | (gripper < CLOSED)
     decided[-1:] = True
-    filled = _fill(
-        (gripper > 0.5)[::-1], decided[::-1]
-    )  # the first decided step at or after each step
+    # The first decided step at or after each step.
+    filled = _fill((gripper > 0.5)[::-1], decided[::-1])
     return filled[::-1].astype(np.float32)
 
 
@@ -272,20 +273,20 @@ def _parse(text: str) -> _Parsed:
 
 def _vector(parts: tuple[Part, ...], columns: Columns, steps: np.ndarray) -> np.ndarray:
     """The parts side by side at the kept steps: [len(steps), d] float64."""
-    found = [np.zeros((len(steps), 0))]
+    blocks = [np.zeros((len(steps), 0))]
     for part in parts:
         if isinstance(part, Constant):
-            found.append(np.full((len(steps), part.width), part.value))
+            blocks.append(np.full((len(steps), part.width), part.value))
         elif isinstance(part, Moved):
             change = _moved(_values(part.part, columns)[steps])
             angles = list(part.angles)
             change[:, angles] = wrap(change[:, angles])
-            found.append(change)
+            blocks.append(change)
         elif isinstance(part, Waypoint):
-            found.append(_waypoints(part, columns, steps))
+            blocks.append(_waypoints(part, columns, steps))
         else:
-            found.append(_values(part, columns)[steps])
-    return np.concatenate(found, axis=1)
+            blocks.append(_values(part, columns)[steps])
+    return np.concatenate(blocks, axis=1)
 
 
 def _values(text: str, columns: Columns) -> np.ndarray:

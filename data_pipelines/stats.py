@@ -12,8 +12,8 @@ import numpy as np
 
 BINS = 2**16
 SMALLEST = -1074  # exponent of the smallest float64 above zero
-# a bin is never narrower than the float64 values next to the largest one: numbers of bins stay
-# exact
+# A bin is never narrower than the distance of float64 values near the largest one, so that numbers
+# of bins stay exact.
 BITS = 52
 
 
@@ -27,7 +27,7 @@ class Running(NamedTuple):
     deviation: np.ndarray  # d, float64: sum of (x - mean)**2
     low: np.ndarray  # d, float64; +inf before the first row
     high: np.ndarray  # d, float64; -inf before the first row
-    exponent: np.ndarray  # d, int64: e
+    exponent: np.ndarray  # d, int64
     first: np.ndarray  # d, int64
     bins: np.ndarray  # d BINS, int64
 
@@ -90,12 +90,12 @@ def merge(a: Running, b: Running) -> Running:
     deviation = a.deviation + b.deviation + delta**2 * (a.rows * b.rows / count)
     exponent, first = _grid(low, high)
     bins = np.zeros_like(a.bins)
-    for part in (a, b):
+    for running in (a, b):
         for j in range(len(mean)):
-            filled = np.flatnonzero(part.bins[j])
+            filled = np.flatnonzero(running.bins[j])
             # A shift by 63 or more is one by 62 here: bin numbers stay below 2**53.
-            wider = (part.first[j] + filled) >> min(int(exponent[j] - part.exponent[j]), 62)
-            np.add.at(bins[j], wider - first[j], part.bins[j, filled])
+            wider = (running.first[j] + filled) >> min(int(exponent[j] - running.exponent[j]), 62)
+            np.add.at(bins[j], wider - first[j], running.bins[j, filled])
     return Running(count, mean, deviation, low, high, exponent, first, bins)
 
 
@@ -137,10 +137,8 @@ def _grid(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(exponent of the bin width, number of the bin of `low`): the narrowest bins of which BINS
     hold all values.
     """
-    span, largest = (
-        high / 2 - low / 2,
-        np.maximum(np.abs(low), np.abs(high)),
-    )  # halves: the difference may overflow
+    span = high / 2 - low / 2  # halves: the difference may overflow
+    largest = np.maximum(np.abs(low), np.abs(high))
     floor = np.where(largest > 0, np.frexp(largest)[1] - BITS, SMALLEST)
     least = np.where(span > 0, np.frexp(span)[1] + 1 - BINS.bit_length(), SMALLEST)
     exponent = np.maximum(np.maximum(floor, least), SMALLEST).astype(np.int64)

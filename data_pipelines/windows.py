@@ -26,16 +26,16 @@ class Steps(NamedTuple):
 
 
 def steps(
-    t: Int64[np.ndarray, " b"],
+    newest: Int64[np.ndarray, " b"],
     length: Int64[np.ndarray, " b"],
     window: int,
     chunk: int,
     offsets: tuple[int, ...] = (),
 ) -> Steps:
-    """The steps of windows that end at step `t` of episodes of `length` steps; `offsets`: how far
-    the future is.
+    """The steps of windows that end at step `newest` of episodes of `length` steps; `offsets`: how
+    far the future is, in steps.
     """
-    at = t[:, None] + np.arange(1 - window, 1)  # b t
+    at = newest[:, None] + np.arange(1 - window, 1)  # b t
     step_mask = at >= 0
     last = length[:, None, None] - 1
 
@@ -48,7 +48,7 @@ def steps(
 
 
 def actions(
-    column: Float[np.ndarray, "n d"], first: Int64[np.ndarray, " b"], at: Steps, spec: ActionSpec
+    column: Float[np.ndarray, "N d"], first: Int64[np.ndarray, " b"], steps: Steps, spec: ActionSpec
 ) -> Float[np.ndarray, "b t k d"]:
     """The actions of windows in the robot's units, from a dataset's column and the rows where their
     episodes begin.
@@ -57,18 +57,18 @@ def actions(
     else as it was last. It is neutral in the robot's units, before normalisation: there 0 is not
     rest unless the limits are symmetric.
     """
-    out = np.array(column[first[:, None, None] + at.actions])
+    out = np.array(column[first[:, None, None] + steps.actions])
     motion = [i for i, name in enumerate(spec.names) if name in MOTION]
-    out[..., motion] *= at.action_mask[..., None]
+    out[..., motion] *= steps.action_mask[..., None]
     return out
 
 
 def past_actions(
-    column: Float[np.ndarray, "n d"], first: Int64[np.ndarray, " b"], at: Steps, spec: ActionSpec
+    column: Float[np.ndarray, "N d"], first: Int64[np.ndarray, " b"], steps: Steps, spec: ActionSpec
 ) -> tuple[Float[np.ndarray, "b t d"], Bool[np.ndarray, "b t"]]:
     """The normalised action of the step before each frame, and whether there is one: else zeros
     stand there.
     """
-    mask = at.step_mask & (at.frames > 0)
-    rows = first[:, None] + np.maximum(at.frames - 1, 0)
+    mask = steps.step_mask & (steps.frames > 0)
+    rows = first[:, None] + np.maximum(steps.frames - 1, 0)
     return np.where(mask[..., None], spec.normalise(np.asarray(column[rows])), np.float32(0)), mask

@@ -20,12 +20,15 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from experiments.composition import build, plots, sources
+from experiments.composition import datasets, plots, sources
 from experiments.composition.json_files import write_json
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
+from vla_jax.models.tokenizer import digest
 from vla_jax.models.vla import VLA
 from vla_jax.params import merge
+from vla_jax.saved_config import complete
 from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
 from vla_jax.types import Batch
 
@@ -47,15 +50,15 @@ def main(argv: list[str]) -> None:
     if args.without is not None:
         for name, other in evaluate(args.without)["datasets"].items():
             result["datasets"][name]["arm_loss_trained_without_instruction"] = other["arm_loss"]
-    for name, found in result["datasets"].items():
-        report(name, result["step"], found)
+    for name, numbers in result["datasets"].items():
+        report(name, result["step"], numbers)
     write_json(args.workdir / "evaluation.json", result)
 
 
-def report(name: str, step: int, found: dict[str, Any]) -> None:
+def report(name: str, step: int, numbers: dict[str, Any]) -> None:
     """Prints the figures of one dataset."""
-    policy, constant = found["arm_loss"], found["arm_loss_best_constant"]
-    print(f"held-out arm loss, {found['windows']} windows of {name}, step {step}:")
+    policy, constant = numbers["arm_loss"], numbers["arm_loss_best_constant"]
+    print(f"held-out arm loss, {numbers['windows']} windows of {name}, step {step}:")
     print(f"  policy                        {policy:.5f}")
     print(
         f"  best constant action          {constant:.5f}   policy / constant ="
@@ -65,16 +68,18 @@ def report(name: str, step: int, found: dict[str, Any]) -> None:
         ("arm_loss_instruction_blanked", "policy, instruction blanked "),
         ("arm_loss_trained_without_instruction", "trained without instruction "),
     ):
-        if key in found:
-            print(f"  {label}  {found[key]:.5f}   blanked / policy = {found[key] / policy:.2f}")
-    print(f"gripper accuracy {found['gripper_accuracy']:.4f}; mean absolute error in robot units:")
-    print("  " + "  ".join(f"{dim} {value:.4g}" for dim, value in found["l1"].items()))
+        if key in numbers:
+            print(f"  {label}  {numbers[key]:.5f}   blanked / policy = {numbers[key] / policy:.2f}")
+    print(
+        f"gripper accuracy {numbers['gripper_accuracy']:.4f}; mean absolute error in robot units:"
+    )
+    print("  " + "  ".join(f"{dim} {value:.4g}" for dim, value in numbers["l1"].items()))
 
 
 def evaluate(workdir: Path) -> dict[str, Any]:
     """All figures of one run as a JSON-able dict, by dataset; draws actions.png of the first."""
     meta = load_meta(workdir / "checkpoints")
-    config = ConfigDict(meta["config"])
+    config = complete(meta["config"], workdir)
     source = sources.data(config, workdir, training=False)
     for part in source.train:
         name = part.index.dataset.name
@@ -83,12 +88,12 @@ def evaluate(workdir: Path) -> dict[str, Any]:
                 f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data"
                 f" under {config.data.root} says; evaluate with the data it was trained on"
             )
-    if meta["tokenizer"]["sha256"] != sources.digest(source.tokenizer):
+    if meta["tokenizer"]["sha256"] != digest(source.tokenizer):
         raise ValueError(
             f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was"
             " trained with"
         )
-    graphdef, _, _ = flat.abstract(build.model(config, source.action_end))
+    graphdef, _, _ = flat.abstract(build.model(config, source.action_end, datasets.states(config)))
     weights = jax.device_put(
         {k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()}
     )
@@ -98,15 +103,15 @@ def evaluate(workdir: Path) -> dict[str, Any]:
 
     loss = jax.jit(lambda weights, batch: model(weights).loss(batch, jax.random.key(0)).metrics)
     blank = blanked(source.encode(""), config.model.prompt_length)
-    found = {}
+    by_dataset = {}
     for part in source.held_out:
         loader = sources.loader(config, source, [part], shuffle=False)
-        found[part.index.dataset.name] = figures(
+        by_dataset[part.index.dataset.name] = figures(
             loader, part.action_spec, robust(config), lambda batch: loss(weights, batch), blank
         )
         if part is source.held_out[0]:
             draw(model, weights, loader, part.action_spec, workdir / "actions.png")
-    return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": found}
+    return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": by_dataset}
 
 
 def figures(
@@ -201,11 +206,11 @@ def draw(model: Model, weights: flat.Params, loader: Loader, spec: ActionSpec, o
     )
 
 
-def add(total: Metrics, found: Metrics) -> Metrics:
+def add(total: Metrics, metrics: Metrics) -> Metrics:
     """Per-example pairs summed over the batch and added up, in float64."""
     summed = {
         name: tuple(np.asarray(part, np.float64).sum(0) for part in pair)
-        for name, pair in found.items()
+        for name, pair in metrics.items()
     }
     return (
         {name: (a + total[name][0], b + total[name][1]) for name, (a, b) in summed.items()}

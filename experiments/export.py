@@ -22,20 +22,16 @@ does:
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments.composition import build, sources
-from vla_jax.actions import ActionSpec
+from experiments.composition import sources
+from vla_jax import saved
 from vla_jax.export import artefact, hf, onnx, pt2
-from vla_jax.models.heads.discrete import action_end
-from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.robot.torch_policy import golden
-from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
+from vla_jax.training.checkpoint import load_meta
 
 
 def main(argv: list[str]) -> None:
@@ -97,7 +93,7 @@ def derive(args: argparse.Namespace, folder: Path) -> None:
             print(f"{name}\n{golden.table(rows)}")
         print(f"written: {args.pt2}")
     if args.hf is not None:
-        words = args.tokenizer or tokenizer_folder(
+        words = args.tokenizer or saved.tokenizer_folder(
             args.checkpoint, load_meta(args.checkpoint, args.step)
         )
         print(f"{golden.table(hf.write(folder, words, args.hf))}\nwritten: {args.hf}")
@@ -105,63 +101,16 @@ def derive(args: argparse.Namespace, folder: Path) -> None:
 
 def source(
     checkpoint: Path, step: int | None = None, folder: Path | None = None
-) -> artefact.Source:
-    """What the artefact of a checkpoint is made of. Raises ValueError when its tokenizer has
-    changed or moved.
+) -> saved.SavedPolicy:
+    """What the artefact of a checkpoint is made of, and who made it. Raises ValueError as
+    `open_checkpoint` does.
     """
-    meta = load_meta(checkpoint, step)
-    config = ConfigDict(meta["config"])
-    folder = folder or tokenizer_folder(checkpoint, meta)
-    if sources.digest(folder) != meta["tokenizer"]["sha256"]:
-        raise ValueError(
-            f"{checkpoint}: the tokenizer in {folder} is not the one the checkpoint was trained"
-            " with"
-        )
-    module = build.backbone_module(config)
-    encoder = module.load_tokenizer(folder, config.model.layout)
-    end = None
-    if config.model.head == build.DISCRETE:
-        plain = open_tokenizer(folder, ())
-        end = action_end(plain.vocab_size, special_tokens(plain))
-    blank = config.data.blank_instruction
-    specs = {
-        name: artefact.Numbers(
-            action=ActionSpec.from_json(body["action"]),
-            state=ActionSpec.from_json(body["state"]) if body.get("state") else None,
-            control_hz=body.get("control_hz"),
-        )
-        for name, body in meta["datasets"].items()
+    policy = saved.open_checkpoint(checkpoint, step, folder)
+    exported = {
+        "exported_at": sources.revision(),
+        "libraries": policy.origin["libraries"] | {"torch": importlib.metadata.version("torch")},
     }
-    return artefact.Source(
-        build=build.model(config, end),
-        params=load_params(checkpoint, step),
-        specs=specs,
-        tokenizer=encoder.definition(),
-        prompt={
-            "before": encoder.before,
-            "template": module.prompt("" if blank else "{}"),
-            "after": encoder.after,
-            "length": config.model.prompt_length,
-        },
-        encode=lambda text: encoder.encode("" if blank else text),
-        image_size=config.model.image_size,
-        origin={
-            "checkpoint": str(checkpoint.absolute()),
-            "step": complete_steps(checkpoint)[-1] if step is None else step,
-            "trained_at": meta.get("revision"),
-            "exported_at": sources.revision(),
-            "libraries": meta["libraries"] | {"torch": importlib.metadata.version("torch")},
-        },
-    )
-
-
-def tokenizer_folder(checkpoint: Path, meta: dict[str, Any]) -> Path:
-    """Where a checkpoint's tokenizer is: beside it, or at the path it was trained with."""
-    named = Path(meta["tokenizer"]["folder"] or "tokenizer")
-    for folder in (checkpoint / named, checkpoint.parent / named.name, named):
-        if folder.is_dir():
-            return folder
-    raise ValueError(f"{checkpoint}: expected its tokenizer at {named}; give --tokenizer=DIR")
+    return dataclasses.replace(policy, origin=policy.origin | exported)
 
 
 if __name__ == "__main__":

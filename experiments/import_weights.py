@@ -31,13 +31,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DATASETS
-from experiments.composition import build, sources
 from experiments.configs import oxe_paligemma
 from experiments.robovlms import config as robovlms_config
 from experiments.robovlms import names as robovlms_names
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
-from vla_jax.training.checkpoint import Checkpointer, TrainState, complete_steps
+from vla_jax.models.tokenizer import digest as tokenizer_digest
+from vla_jax.training.checkpoint import Checkpointer, complete_steps
+from vla_jax.training.state import TrainState
 from vla_jax.weights import pretrained
 
 KINDS = ("hf", "npz", "robovlms")
@@ -363,7 +365,7 @@ def _copy_tokenizer(folder: Path | str, out: Path) -> dict[str, Any]:
         for file in Path(folder).glob(pattern):
             shutil.copyfile(file, part / file.name)
     part.rename(target)
-    return {"folder": "tokenizer", "sha256": sources.digest(target), "reference": str(folder)}
+    return {"folder": "tokenizer", "sha256": tokenizer_digest(target), "reference": str(folder)}
 
 
 def _action_spec(config: ConfigDict) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments.composition import build, cotraining, estimate, plots, sources
+from experiments.composition import cotraining, datasets, estimate, plots, sources
 from experiments.composition.config import check_same_run, parse_argv, save
+from vla_jax import build, sharding
 from vla_jax import params as flat
-from vla_jax import sharding
 from vla_jax.models import lora
+from vla_jax.training import state as training_state
 from vla_jax.training import train
 from vla_jax.training.checkpoint import Checkpointer, load_arrays
 from vla_jax.training.metrics import Recorder
@@ -57,15 +58,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         cotraining.reader(config, source.texts, split, rows) for split in ("train", "held_out")
     )
     _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
-    for part in source.train:
-        constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
-        if constant:
-            _say(
-                f"{part.index.dataset.name}: action dims that hardly vary, held in the range of the"
-                f" data: {constant}"
-            )
+    _say_constant_dims(source)
 
-    make = build.training_model(config, source.action_end)
+    make = build.training_model(config, source.action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     _say(sharding.table(shapes, shardings))
@@ -75,9 +70,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     optimizer = make_optimizer(
         settings, freeze, shapes, config.steps, loader.windows / config.batch_size
     )
-    trainable, _ = partition(shapes, freeze)
-    run = _train_config(config)
-    abstract = train.abstract_state(shapes, shardings, trainable, optimizer, run)
+    trainable, run = partition(shapes, freeze)[0], _train_config(config)
+    abstract = training_state.abstract_state(shapes, shardings, trainable, optimizer, run)
 
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -87,44 +81,32 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     )
     state = checkpointer.restore(abstract)
     if state is None:
-        state = train.init_state(_parameters(config, make, abstract), abstract, optimizer)
+        state = training_state.init_state(_parameters(config, make, abstract), abstract, optimizer)
     else:
-        _say(
-            f"continuing from the checkpoint of step {int(state.step)} in {checkpointer.directory}"
-        )
+        _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
 
     units = sources.units(source)
     eval_step = train.make_eval_step(graphdef, run, abstract, units)
+    count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
 
     def evaluate(state: train.TrainState) -> dict[str, float]:
-        count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
         batches = islice(_closing(cotraining.batches(held_out, held_out_texts)), count)
-        return train.evaluate(
-            eval_step,
-            state,
-            (sharding.global_batch(b, mesh, config.batch_size) for b in batches),
-            units,
-        )
+        whole = (sharding.global_batch(batch, mesh, config.batch_size) for batch in batches)
+        return train.evaluate(eval_step, state, whole, units)
 
     start = int(state.step)
     recorder = Recorder(workdir, start, config.steps)
     step = train.make_train_step(graphdef, optimizer, run, abstract, units)
+    batches = cotraining.batches(loader, texts, start)
     try:
-        train.fit(
-            state,
-            step,
-            cotraining.batches(loader, texts, start),
-            run,
-            train.Hooks(checkpointer, recorder, evaluate),
-        )
+        train.fit(state, step, batches, run, train.Hooks(checkpointer, recorder, evaluate))
     finally:
         recorder.close()
         checkpointer.close()
     if jax.process_index() == 0:
         plots.curves(workdir / "metrics.jsonl", workdir / "curves.png")
-        _say(
-            f"done: {workdir / 'metrics.jsonl'}, {workdir / 'curves.png'}, {checkpointer.directory}"
-        )
+        files = f"{workdir / 'metrics.jsonl'}, {workdir / 'curves.png'}"
+        _say(f"done: {files}, {checkpointer.directory}")
 
 
 def dry_run(config: ConfigDict) -> None:
@@ -138,7 +120,9 @@ def dry_run(config: ConfigDict) -> None:
     known = math.prod(size for size in sizes if size != -1)
     shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    graphdef, shapes, logical = flat.abstract(build.training_model(config))
+    graphdef, shapes, logical = flat.abstract(
+        build.training_model(config, states=datasets.states(config))
+    )
     shardings = sharding.resolve(shapes, logical, mesh)
     print(sharding.table(shapes, shardings))
     counts: dict[str, int] = {}
@@ -153,7 +137,9 @@ def dry_run(config: ConfigDict) -> None:
     # The optimizer's shapes do not depend on the length of an epoch, which only the data knows.
     optimizer = make_optimizer(settings, freeze, shapes, config.steps, steps_per_epoch=1)
     trainable, frozen = partition(shapes, freeze)
-    state = train.abstract_state(shapes, shardings, trainable, optimizer, _train_config(config))
+    state = training_state.abstract_state(
+        shapes, shardings, trainable, optimizer, _train_config(config)
+    )
     print(
         f"trainable: {len(trainable)} arrays, frozen: {len(frozen)}; mesh {dict(mesh.shape)}; bytes"
         " per device:"
@@ -249,6 +235,16 @@ def _join_hosts() -> None:
         jax.distributed.initialize(
             address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         )
+
+
+def _say_constant_dims(source: sources.Data) -> None:
+    for part in source.train:
+        constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
+        if constant:
+            _say(
+                f"{part.index.dataset.name}: action dims that hardly vary, held in the range of the"
+                f" data: {constant}"
+            )
 
 
 def _bytes_per_device(leaf: Any) -> int:

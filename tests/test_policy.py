@@ -11,15 +11,16 @@ import pytest
 from tests.fakes import FakeBackbone, initialise, make_batch
 from vla_jax import params
 from vla_jax.actions import ActionSpec
-from vla_jax.models.decoding import decode_tokens
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.models.sequence import MaskedTokens
 from vla_jax.models.tokens import PastConfig, StateConfig
-from vla_jax.models.vla import VLA, VLAConfig, newest
+from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.types import newest
 
 T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
 KEY = jax.random.key(0)
@@ -37,7 +38,9 @@ def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
     def make(rngs):
         backbone = FakeBackbone(rngs, cross=cross)
         if head == "discrete":
-            return VLA(backbone, DiscreteHead(DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs)
+            return VLA(
+                backbone, DiscreteHead(16, DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs
+            )
         sizes = HeadConfig(K, D, (2,), tokens=N, hidden=8, layers=1, mlp=(8,), attention_heads=2)
         return VLA(backbone, HEADS[head](backbone.width, sizes, rngs), config, rngs)
 
@@ -99,16 +102,16 @@ CASES = [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) f
 
 @pytest.mark.parametrize(("history", "layout", "head", "cross"), CASES)
 def test_rollout_equals_window(history, layout, head, cross):
-    state, past = StateConfig(P, 1), PastConfig((2,), hidden=0.5)
+    state, past = StateConfig(P, 1), PastConfig((2,), dropout_rate=0.5)
     graphdef, flat = build(history, layout, head, cross, state=state, past=past)
     act = jax.jit(lambda obs, key: params.merge(graphdef, flat).act(obs, key))
     policy, (images, states), taken = JaxPolicy(graphdef, flat, IO), episode(), []
     policy.reset("ab")
     for now in range(STEPS):
-        found = policy.act({name: frames[now] for name, frames in images.items()}, states[now])
+        acted = policy.act({name: frames[now] for name, frames in images.items()}, states[now])
         expected = act(window(now, taken, images, states), jax.random.fold_in(KEY, now))
-        np.testing.assert_allclose(found, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
-        taken.append(found[0])
+        np.testing.assert_allclose(acted, SPEC.unnormalise(np.asarray(expected)[0]), atol=2e-5)
+        taken.append(acted[0])
     assert np.std(taken, axis=0)[:2].max() > 1e-2  # the agreement is about something
     policy.reset("ab")
     again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])
@@ -131,15 +134,18 @@ def test_cached_decoding_equals_teacher_forcing(history, layout, cross):
 
     @jax.jit
     def both(obs):
-        ids, scores = decode_tokens(model.backbone, model.discrete, model.sequence(obs), t, KEY)
-        other = jax.random.randint(KEY, (t - 1, q), *model.discrete.config.rows)
-        teacher = model._words(jnp.concatenate([other, ids])[:, :-1])
+        context = model.prefix_context(model.sequence(obs), t)
+        ids, scores = model.head.decode_tokens(context, KEY)
+        other = jax.random.randint(KEY, (t - 1, q), *model.head.config.rows)
+        written = jnp.concatenate([other, ids])[:, :-1]
+        embedded = model.backbone.embed_text(written)
+        teacher = MaskedTokens(embedded, jnp.ones(written.shape, bool))
         hidden = model.encode(model.sequence(obs, teacher), q, t)[:, -1]
-        return ids, scores, model.backbone.logits(hidden, model.discrete.config.rows)
+        return ids, scores, model.backbone.logits(hidden, model.head.config.rows)
 
     ids, scores, expected = both(obs)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    np.testing.assert_array_equal(ids, np.argmax(scores, axis=-1) + model.discrete.config.rows[0])
+    np.testing.assert_array_equal(ids, np.argmax(scores, axis=-1) + model.head.config.rows[0])
     assert np.std(scores, axis=1).max() > 1e-2  # the agreement is about something
 
 
@@ -191,7 +197,7 @@ def test_the_robovlms_layout_by_hand():
 
 
 def test_state_and_past_action_reach_the_readouts_and_can_be_masked():
-    graphdef, flat = build(state=StateConfig(P, 1), past=PastConfig((2,), hidden=0.5))
+    graphdef, flat = build(state=StateConfig(P, 1), past=PastConfig((2,), dropout_rate=0.5))
     obs = window(4, list(np.random.default_rng(2).uniform(-1, 1, (STEPS, D))), *episode())
     readouts = jax.jit(lambda obs: params.merge(graphdef, flat).readouts(obs))
     before = readouts(obs)
@@ -207,14 +213,16 @@ def test_state_and_past_action_reach_the_readouts_and_can_be_masked():
 
 
 def test_past_actions_are_hidden_at_random_in_training_alone():
-    graphdef, flat = build(past=PastConfig((2,), hidden=0.5))
+    graphdef, flat = build(past=PastConfig((2,), dropout_rate=0.5))
     model = params.merge(graphdef, flat)
     obs = make_batch(b=64, t=T).obs._replace(
         past_action=None, past_action_mask=np.ones((64, T), bool)
     )
-    kept = np.asarray(model._hide(obs, KEY).past_action_mask)
+    kept = np.asarray(model._drop_past_actions(obs, KEY).past_action_mask)
     assert 0.35 < kept.mean() < 0.65
-    assert np.any(kept != np.asarray(model._hide(obs, jax.random.key(1)).past_action_mask))
+    assert np.any(
+        kept != np.asarray(model._drop_past_actions(obs, jax.random.key(1)).past_action_mask)
+    )
 
 
 @pytest.mark.parametrize(

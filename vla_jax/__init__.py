@@ -1,0 +1,124 @@
+"""Robot policies on top of vision-language models. `load_policy` opens what was trained:
+
+    import numpy as np
+    import vla_jax
+
+    policy = vla_jax.load_policy("runs/demo/policy")    # a run, an import or an artefact
+    policy.reset("push the red block left")
+    image = np.zeros((32, 32, 3), np.uint8)             # uint8 RGB of any size, from your camera
+    for _ in range(5):
+        actions = policy.act({"primary": image})        # the next k actions, float32 [k d]
+        print(actions[0])                               # in the robot's units
+
+Importing this brings neither JAX nor torch: of what runs beside a robot nothing needs the one, and
+much not the other.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import vla_jax.types
+
+
+def load_policy(
+    folder: Path | str,
+    *,
+    dataset: str | None = None,
+    step: int | None = None,
+    tokenizer: Path | str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+) -> "vla_jax.types.Policy":
+    """The policy in a folder: of a run or an import in JAX, of an artefact in torch.
+
+    `reset(instruction)` begins an episode. `act(images, proprio)` gives the next k actions, float32
+    [k d], in the robot's units; images are uint8 RGB [h w 3] of any size, one per camera by name,
+    proprio [p] is the state in the robot's units where the policy sees it.
+
+    Args:
+        folder: a run's work directory, its checkpoints directory, what import_weights wrote, or
+            what export wrote.
+        dataset: whose robot this is: it says how numbers are normalised. May be left out when the
+            policy knows one.
+        step: of the checkpoint; the newest by default.
+        tokenizer: its folder, where the checkpoint's has moved.
+        device: "cpu", "cuda", ..., as JAX or torch says it. None: JAX's default device; for torch
+            the CPU.
+        dtype: "float32" or "bfloat16": what the backbone computes in.
+
+    Raises ValueError for a folder that is none of these or damaged, and for a dataset that is
+    unknown, or not said where there are several.
+    """
+    folder = Path(folder).expanduser()
+    if (folder / "model.safetensors").is_file():
+        if step is not None or tokenizer is not None:
+            raise ValueError(
+                f"{folder}: is an artefact, which has one step and its own tokenizer; leave out"
+                " step and tokenizer"
+            )
+        return _torch_policy(folder, dataset, device or "cpu", dtype)
+    from vla_jax import saved  # JAX, which a robot's computer has not
+    from vla_jax.training.checkpoint import complete_steps
+
+    directory = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    if not complete_steps(directory):
+        raise ValueError(
+            f"{folder}: expected a work directory, a checkpoints directory or an artefact, found"
+            " neither a complete checkpoint nor model.safetensors; give the --workdir of pretrain"
+            " or the --out of import_weights or export"
+        )
+    opened = saved.open_checkpoint(directory, step, None if tokenizer is None else Path(tokenizer))
+    return saved.jax_policy(opened, _known(folder, dataset, opened.specs), device, dtype)
+
+
+def _torch_policy(folder: Path, dataset: str | None, device: str, dtype: str) -> "_TorchPolicy":
+    from vla_jax.robot import torch_policy
+
+    policy = torch_policy.load(folder, device, dtype)
+    stats = json.loads((folder / "norm_stats.json").read_text(encoding="utf-8"))
+    return _TorchPolicy(policy, _known(folder, dataset, stats["datasets"]))
+
+
+def _known(folder: Path, dataset: str | None, datasets: Iterable[str]) -> str:
+    """The dataset that is meant."""
+    names = list(datasets)
+    if dataset is None and len(names) == 1:
+        return names[0]
+    if not names:
+        raise ValueError(
+            f"{folder}: has no action spec: a backbone gets one with the data at the first training"
+        )
+    if dataset not in names:
+        raise ValueError(
+            f"{folder}: dataset: expected one of {', '.join(names)}, got {dataset!r}; each"
+            " normalises the robot's numbers in its own way"
+        )
+    return dataset
+
+
+class _TorchPolicy:
+    """types.Policy for an artefact, whose own policy says more than the actions."""
+
+    def __init__(self, policy: Any, dataset: str) -> None:
+        self._policy, self._dataset = policy, dataset
+
+    def reset(self, instruction: str) -> None:
+        """Begins an episode. Raises ValueError when the instruction has too many tokens."""
+        self._policy.reset(instruction, self._dataset)
+
+    def act(
+        self, images: dict[str, np.ndarray], proprio: np.ndarray | None = None
+    ) -> np.ndarray:  # float32 [k d]
+        """The next k actions; see load_policy. Raises ValueError for missing or unknown cameras,
+        images that are not uint8 RGB, and missing state.
+        """
+        from vla_jax.robot.lanczos import resize
+
+        size = self._policy.config["image"]["size"]
+        fitted = {name: resize(image, size) for name, image in images.items()}
+        return self._policy.act(fitted, proprio)["actions"]

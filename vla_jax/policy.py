@@ -31,11 +31,10 @@ from PIL import Image
 from vla_jax.actions import ActionSpec
 from vla_jax.models import sequence
 from vla_jax.models.attention import Cache
-from vla_jax.models.decoding import decode_actions
-from vla_jax.models.sequence import Part, Sequence
+from vla_jax.models.sequence import FrameTokens, MaskedTokens
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
-from vla_jax.types import Array, Media, Observation
+from vla_jax.types import Array, HeadContext, Media, Observation, ObservationSizes, new_observation
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,19 @@ class JaxPolicy:
         self._params, self._io, self._graphdef = params, io, graphdef
         config = self._config = self._model(params).config
         self._interleaved = config.history == "interleaved"
-        self._discrete = self._model(params).discrete is not None
+        self._on_prefix = self._model(params).head.acts_on == "prefix"
         self._embed = jax.jit(lambda params, obs: self._model(params).sequence(obs))
         self._encode = jax.jit(
             lambda params, frames, t: self._model(params).encode(frames, config.readouts, t),
             static_argnums=2,
         )
         self._extend = jax.jit(self._extended)
-        self._head = jax.jit(
-            lambda params, readouts, key: self._model(params).head.act(readouts, key)[:, -1]
+        self._act_on_readouts = jax.jit(
+            lambda params, readouts, key: self._model(params).head.act(
+                HeadContext(readouts=readouts), key
+            )[:, -1]
         )
-        self._decode = jax.jit(self._decoded, static_argnums=2)
+        self._act_on_prefix = jax.jit(self._acted_on_prefix, static_argnums=2)
         self._prompt: tuple[np.ndarray, np.ndarray] | None = None
 
     def _model(self, params: Params) -> VLA:
@@ -112,7 +113,7 @@ class JaxPolicy:
         prompt[0, : len(ids)] = ids
         self._prompt = prompt, (np.arange(length) < len(ids))[None]
         self._step = 0
-        self._frames: deque[Sequence] = deque(maxlen=self._config.window)
+        self._frames: deque[FrameTokens] = deque(maxlen=self._config.window)
         self._readouts: deque[jax.Array] = deque(maxlen=self._config.window)
         self._kept: _Kept | None = None
         self._last: np.ndarray | None = None
@@ -132,16 +133,17 @@ class JaxPolicy:
         """
         frame = self._embed(self._params, self._observation(images, proprio, executed))
         key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
-        if self._discrete:
+        if self._on_prefix:
             self._remember(frame)
             t = self._config.window if self._interleaved else 1
-            found = self._decode(self._params, tuple(self._frames)[-t:], t, key)
+            chunk = self._act_on_prefix(self._params, tuple(self._frames)[-t:], t, key)
         else:
             for new in self._new_readouts(frame):
                 self._readouts.append(new)
-            found = self._head(self._params, jnp.concatenate(tuple(self._readouts), axis=1), key)
+            readouts = jnp.concatenate(tuple(self._readouts), axis=1)
+            chunk = self._act_on_readouts(self._params, readouts, key)
         self._step += 1
-        self._normalised = np.asarray(found, np.float32)[0]
+        self._normalised = np.asarray(chunk, np.float32)[0]
         actions = self._io.action_spec.unnormalise(self._normalised)
         self._last = actions[0]
         return actions
@@ -150,7 +152,7 @@ class JaxPolicy:
         """What the last `act` made on its way to the actions: for comparisons with other programs
         (export/).
         """
-        if self._discrete:
+        if self._on_prefix:
             t = self._config.window if self._interleaved else 1
             readouts = self._encode(self._params, _stacked(tuple(self._frames)[-t:]), t)
         else:
@@ -164,40 +166,44 @@ class JaxPolicy:
         if set(images) != set(config.cameras):
             raise ValueError(f"images: expected the cameras {config.cameras}, got {tuple(images)}")
         first = self._step == 0
-        state = np.zeros((1, 1, len(io.state_spec.names)), np.float32)
+        sizes = ObservationSizes(
+            b=1,
+            t=1,
+            p=len(io.state_spec.names),
+            l=io.prompt_length,
+            image_size=(io.image_size,) * len(config.cameras),
+            d=config.action_dim,
+        )
+        obs = new_observation(sizes, np.zeros)
         if proprio is not None:
-            state[0, 0] = io.state_spec.normalise(np.asarray(proprio, np.float32))
+            obs.proprio[0, 0] = io.state_spec.normalise(np.asarray(proprio, np.float32))
         elif config.state is not None:
             raise ValueError(
                 f"proprio: expected {', '.join(io.state_spec.names)}, got None; the model sees the"
                 " state"
             )
-        past = np.zeros((1, 1, config.action_dim), np.float32)
-        if not first:
-            past[0, 0] = io.action_spec.normalise(
-                np.asarray(self._last if executed is None else executed, np.float32)
-            )
-        return Observation(
+        if not first and obs.past_action is not None:
+            last = self._last if executed is None else executed
+            obs.past_action[0, 0] = io.action_spec.normalise(np.asarray(last, np.float32))
+        return obs._replace(
             images=tuple(
                 _fitted(images[name], io.image_size, name)[None, None] for name in config.cameras
             ),
-            image_mask=np.ones((1, 1, len(config.cameras)), bool),
-            proprio=state,
+            image_mask=np.ones_like(obs.image_mask),
             proprio_mask=np.full(1, proprio is not None),
             prompt=self._prompt[0],
             prompt_mask=self._prompt[1],
             step_mask=np.ones((1, 1), bool),
-            past_action=past,
             past_action_mask=np.full((1, 1), not first),
         )
 
-    def _remember(self, frame: Sequence) -> None:
+    def _remember(self, frame: FrameTokens) -> None:
         """Puts a frame at the window's end; before the first stand frames that nobody sees."""
         for _ in range(0 if self._frames else self._config.window - 1):
             self._frames.append(_unseen(frame))
         self._frames.append(frame)
 
-    def _new_readouts(self, frame: Sequence) -> list[jax.Array]:
+    def _new_readouts(self, frame: FrameTokens) -> list[jax.Array]:
         """The readouts to put at the window's end, [1 1 n c] each: that of the new frame, or all of
         them.
         """
@@ -218,7 +224,11 @@ class JaxPolicy:
         return [*blank, new]
 
     def _extended(
-        self, params: Params, frame: Sequence, kept: _Kept | None, images: tuple[Part | None, ...]
+        self,
+        params: Params,
+        frame: FrameTokens,
+        kept: _Kept | None,
+        images: tuple[MaskedTokens | None, ...],
     ) -> tuple[Array, _Kept]:
         """The new frame's readouts behind the kept keys and values, and those with the frame's
         shared tokens.
@@ -227,9 +237,9 @@ class JaxPolicy:
         """
         model = self._model(params)
         s, n = frame.valid.shape[1], self._config.readouts
-        shared = s - frame.private
+        shared = s - frame.num_unshared
         if kept is None:
-            slots = self._config.window * shared + frame.private
+            slots = self._config.window * shared + frame.num_unshared
             kept = _Kept(
                 model.backbone.cache(1, slots),
                 jnp.zeros((1, slots), bool),
@@ -237,12 +247,14 @@ class JaxPolicy:
             )
         cache, length = kept.cache, kept.cache.length
         own = jax.lax.dynamic_update_slice(
-            jnp.zeros((1, s, kept.seen.shape[1]), bool), sequence.alone(frame), (0, 0, length)
+            jnp.zeros((1, s, kept.seen.shape[1]), bool),
+            sequence.per_frame_mask(frame),
+            (0, 0, length),
         )
         places = kept.place + jnp.maximum(jnp.cumsum(frame.valid, axis=1) - 1, 0)
         media = None
         if frame.media is not None:
-            seen_images = sequence.joined([part for part in images if part is not None])
+            seen_images = sequence.concat_tokens([part for part in images if part is not None])
             media = Media(
                 seen_images.tokens,
                 jnp.broadcast_to(seen_images.valid[:, None], (1, s, seen_images.valid.shape[1])),
@@ -252,20 +264,20 @@ class JaxPolicy:
         )
         seen = jax.lax.dynamic_update_slice(kept.seen, frame.valid[:, :shared], (0, length))
         place = kept.place + jnp.sum(frame.valid[:, :shared])
-        # The private tokens' slots are free again: nobody sees them, and the next frame takes them.
+        # The slots of tokens that are not shared are free again: nobody sees them, and the next
+        # frame takes them.
         return hidden[:, None, s - n :].astype(jnp.float32), _Kept(
             cache._replace(length=length + shared), seen, place
         )
 
-    def _decoded(
-        self, params: Params, frames: tuple[Sequence, ...], t: int, key: jax.Array
+    def _acted_on_prefix(
+        self, params: Params, frames: tuple[FrameTokens, ...], t: int, key: jax.Array
     ) -> Array:
         model = self._model(params)
-        assert model.discrete is not None
-        return decode_actions(model.backbone, model.discrete, _stacked(frames), t, key)
+        return model.head.act(model.prefix_context(_stacked(frames), t), key)[:, -1]
 
 
-def _unseen(frame: Sequence) -> Sequence:
+def _unseen(frame: FrameTokens) -> FrameTokens:
     """The frame with nothing in it that anybody sees: a slot before the episode began."""
     media = (
         None
@@ -275,7 +287,7 @@ def _unseen(frame: Sequence) -> Sequence:
     return dataclasses.replace(frame, valid=jnp.zeros_like(frame.valid), media=media)
 
 
-def _stacked(frames: tuple[Sequence, ...]) -> Sequence:
+def _stacked(frames: tuple[FrameTokens, ...]) -> FrameTokens:
     """Frames of one robot, one behind the other."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *frames)
 

@@ -5,6 +5,7 @@ sequence, l text, v visual tokens of one image, h w pixels, m future frames, e w
 embedding. Masks are True where valid. This module imports nothing of ours.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,10 +25,74 @@ class Observation(NamedTuple):
     prompt: Int[Array, "b l"]
     prompt_mask: Bool[Array, "b l"]
     step_mask: Bool[Array, "b t"]  # False: before the episode began
-    past_action: Float[Array, "b t d"] | None = (
-        None  # normalised; the action before each frame; None: not asked for
-    )
+    # Normalised, the action before each frame; None: not asked for.
+    past_action: Float[Array, "b t d"] | None = None
     past_action_mask: Bool[Array, "b t"] | None = None  # False: the episode's first frame has none
+
+
+class Stream(NamedTuple):
+    """A field of Observation: its axes and its type. `optional`: None where an axis has no size."""
+
+    axes: tuple[str, ...]
+    dtype: type
+    optional: bool = False
+
+
+# Every stream but the images, of which there is one per camera. A new sensor is a field above, a
+# line here, and the tokens that the model makes of it.
+STREAMS = {
+    "image_mask": Stream(("b", "t", "cameras"), bool),
+    "proprio": Stream(("b", "t", "p"), np.float32),
+    "proprio_mask": Stream(("b",), bool),
+    "prompt": Stream(("b", "l"), np.int32),
+    "prompt_mask": Stream(("b", "l"), bool),
+    "step_mask": Stream(("b", "t"), bool),
+    "past_action": Stream(("b", "t", "d"), np.float32, optional=True),
+    "past_action_mask": Stream(("b", "t"), bool, optional=True),
+}
+
+
+class ObservationSizes(NamedTuple):
+    """What an observation's shapes follow from.
+
+    Attributes:
+        b, t, p, l: the axes' sizes.
+        image_size: pixels of a side, one per camera.
+        d: action dims; None: without the actions before the frames.
+    """
+
+    b: int
+    t: int
+    p: int
+    l: int  # noqa: E741
+    image_size: tuple[int, ...]
+    d: int | None = None
+
+
+def new_observation(
+    sizes: ObservationSizes, make: Callable[[tuple[int, ...], type], Any]
+) -> Observation:
+    """An observation of arrays (or shapes) that `make(shape, dtype)` gives, stream by stream."""
+    b, t = sizes.b, sizes.t
+    axes = {"b": b, "t": t, "p": sizes.p, "l": sizes.l, "cameras": len(sizes.image_size)}
+    axes |= {} if sizes.d is None else {"d": sizes.d}
+    streams = {
+        name: make(tuple(axes[axis] for axis in stream.axes), stream.dtype)
+        for name, stream in STREAMS.items()
+        if sizes.d is not None or not stream.optional
+    }
+    images = tuple(make((b, t, size, size, 3), np.uint8) for size in sizes.image_size)
+    return Observation(images=images, **streams)
+
+
+def newest(obs: Observation) -> Observation:
+    """The observation with its last frame alone."""
+    frame: Any = {
+        name: value[:, -1:]
+        for name, stream in STREAMS.items()
+        if "t" in stream.axes and (value := getattr(obs, name)) is not None
+    }
+    return obs._replace(images=tuple(image[:, -1:] for image in obs.images), **frame)
 
 
 class Future(NamedTuple):
@@ -69,22 +134,22 @@ class Batch(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A loss as sum and weight apart, so that accumulation and any batch split give the same mean.
+    """A loss as a sum over the steps that count, so that accumulation and any batch split give the
+    same mean: whoever holds the masks of the whole batch divides by their count.
 
-    The optimised value is `sum / weight` over the whole global batch. Metrics are (sum, weight)
-    pairs per example: arrays of shape [b] or [b, d]; they carry no gradient.
+    Metrics are (sum, weight) pairs per example: arrays of shape [b] or [b, d]; they carry no
+    gradient.
     """
 
     sum: Float[Array, ""]
-    weight: Float[Array, ""]
     metrics: dict[str, tuple[Array, Array]]
 
 
 class Objective(NamedTuple):
     """What a batch costs, task by task ("action" and the auxiliary ones).
 
-    The optimised value is the sum over tasks of scale * sum / weight, with the weight of the whole
-    global batch. Metrics as in Loss.
+    The optimised value is the sum over tasks of loss weight * sum / count, with the count of the
+    whole global batch. Metrics as in Loss.
     """
 
     sums: dict[str, Float[Array, ""]]
@@ -157,19 +222,76 @@ class Backbone(Protocol):
         ...
 
 
+class Prefix(NamedTuple):
+    """All that stands before a head's own tokens, run through the backbone: see models/decoding.py.
+
+    Attributes:
+        cache: an attention.Cache with the keys and values of every layer, and room for the head's
+            tokens.
+        hidden: of its last token.
+        seen: the cache's slots that the next token sees, itself not among them.
+        position: of the last token.
+        media: what the next token sees of images beside the sequence.
+    """
+
+    cache: Any
+    hidden: Float[Array, "n c"]
+    seen: Bool[Array, "n u"]
+    position: Int[Array, "n 1"]
+    media: Media | None
+
+
+class HeadContext(NamedTuple):
+    """What a head may look at. It says what it wants (PolicyHead.acts_on, trains_on); the rest is
+    None.
+
+    Attributes:
+        readouts: float32 ["b t n c"], hidden states at the readout tokens of every frame.
+        predictors: float32 ["f q c"], hidden states that predict the head's own tokens: at the last
+            readout and at all tokens of `teacher` but the last.
+        prefix: a Prefix, of the newest frame (of the whole window with history "interleaved"); in
+            training of every frame.
+        backbone: a Backbone, which embeds tokens, decodes them behind the prefix, gives logits of
+            hidden states.
+    """
+
+    readouts: Any = None
+    predictors: Any = None
+    prefix: Any = None
+    backbone: Any = None
+
+
 class PolicyHead(Protocol):
-    """A pure, causal function of a window of readouts."""
+    """What makes actions of what the backbone says of a window: pure, and causal in time."""
+
+    acts_on: str  # "readouts" or "prefix"
+    trains_on: str  # "readouts", "tokens" (predictors of `teacher`) or "prefix"
+    num_tokens: int  # tokens of the language model that it writes behind the readouts; 0: none
+
+    def teacher(
+        self, actions: Float[Array, "b t k d"], mask: Bool[Array, "b t k d"]
+    ) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
+        """The tokens that should be written, and which of them are there: their number may vary,
+        padded on the right. Asked only where trains_on is "tokens".
+        """
+        ...
 
     def loss(
         self,
-        readouts: Float[Array, "b t n c"],
+        context: HeadContext,
         actions: Float[Array, "b t k d"],
         mask: Bool[Array, "b t k d"],
         key: JaxArray,
     ) -> Loss: ...
 
-    def act(self, readouts: Float[Array, "b t n c"], key: JaxArray) -> Float[Array, "b t k d"]:
-        """Normalised actions; a binary dim holds the probability of 1."""
+    def act(self, context: HeadContext, key: JaxArray) -> Float[Array, "b t k d"]:
+        """Normalised actions, of which the last step's count; a binary dim holds the probability
+        of 1. From readouts of t steps those of every step, from a prefix those of the newest.
+        """
+        ...
+
+    def noise(self, key: JaxArray) -> Array | None:
+        """What `act` draws with a key for one example, for programs that cannot draw alike."""
         ...
 
 

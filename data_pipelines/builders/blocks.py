@@ -34,11 +34,8 @@ PHRASES = (
     "{1} with the {0} block",
 )
 YAW = {"left": 0.2, "right": -0.2, "up": 0.1, "down": -0.1}  # radians per step of the approach
-HALF_BLOCK, HALF_GRIPPER, REACH = (
-    0.1,
-    0.065,
-    0.13,
-)  # half sides; distance from a block at which it is pushed
+HALF_BLOCK, HALF_GRIPPER = 0.1, 0.065  # half sides
+REACH = 0.13  # distance from a block at which it is pushed
 SPEED, DESCENT, PUSHES = 0.08, 0.03, 6  # per step; steps of pushing
 SHARDS = {"train": 2, "val": 1}
 
@@ -59,9 +56,8 @@ def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 
     """
     folder = Path(root).expanduser() / BLOCKS.tfds_name / BLOCKS.version
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(
-        folder / index.FOLDER, ignore_errors=True
-    )  # it describes what is overwritten here
+    # The index describes what is overwritten here.
+    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)
     splits = []
     for number, (split, episodes) in enumerate((("train", train), ("val", val))):
         parts = np.array_split(np.arange(episodes), min(SHARDS[split], episodes))

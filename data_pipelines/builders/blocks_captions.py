@@ -35,9 +35,8 @@ def write_captions(root: str | Path, train: int = 120, val: int = 24, seed: int 
     """
     folder = Path(root).expanduser() / BLOCKS_CAPTIONS.tfds_name / BLOCKS_CAPTIONS.version
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(
-        folder / index.FOLDER, ignore_errors=True
-    )  # it describes what is overwritten here
+    # The index describes what is overwritten here.
+    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)
     splits = []
     for number, (split, count) in enumerate((("train", train), ("val", val))):
         parts = np.array_split(np.arange(count), min(SHARDS[split], count))

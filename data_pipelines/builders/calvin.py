@@ -32,10 +32,10 @@ from PIL import Image
 from data_pipelines.builders import rlds_files
 from data_pipelines.builders.calvin_source import (
     Annotation,
-    Source,
+    Recording,
     frame_name,
     read_frame,
-    read_source,
+    read_recording,
 )
 from data_pipelines.files import remote, tfrecord
 from data_pipelines.progress import Progress
@@ -78,7 +78,7 @@ def build(
     Raises ValueError when the source is not whole (all missing frames are counted and the first
     ones named) or when a dataset is there already.
     """
-    found = {split: read_source(remote.join(source, split)) for split in splits}
+    recordings = {split: read_recording(remote.join(source, split)) for split in splits}
     finals = [remote.join(out, name, VERSION) for name in ("calvin_play", "calvin")]
     for final in finals:
         if remote.exists(final):
@@ -92,11 +92,11 @@ def build(
         )
         shutil.rmtree(f"{final}.part", ignore_errors=True)
         entries = []
-        for split, content in found.items():
-            shards = _shards(folder, SPLITS[split], cut(content))
+        for split, recording in recordings.items():
+            shards = _shards(folder, SPLITS[split], cut(recording))
             if not shards:
                 raise ValueError(
-                    f"{content.folder}: expected frames and annotations, got none; download it"
+                    f"{recording.folder}: expected frames and annotations, got none; download it"
                     " again"
                 )
             sizes = _write(shards, beam_options)
@@ -113,21 +113,21 @@ def build(
     return written
 
 
-def play_tasks(source: Source) -> list[Task]:
+def play_tasks(recording: Recording) -> list[Task]:
     """The recorded stretches, cut into records of at most STEPS steps that no annotation
     crosses.
     """
     tasks = []
-    for first, last in source.ranges:
+    for first, last in recording.ranges:
         inside = sorted(
-            (a for a in source.annotations if first <= a.first <= last),
+            (a for a in recording.annotations if first <= a.first <= last),
             key=lambda a: (a.first, a.stop),
         )
         begin = first
         while begin <= last:
             stop = _cut(begin, last + 1, inside)
             held = tuple(a for a in inside if begin <= a.first < stop)
-            tasks.append(Task(source.folder, begin, stop, held, source.scene(begin), True))
+            tasks.append(Task(recording.folder, begin, stop, held, recording.scene(begin), True))
             begin = stop
     return tasks
 
@@ -149,11 +149,11 @@ def _cut(begin: int, end: int, annotations: list[Annotation]) -> int:
     return stop
 
 
-def episode_tasks(source: Source) -> list[Task]:
+def episode_tasks(recording: Recording) -> list[Task]:
     """One record per annotation."""
     return [
-        Task(source.folder, a.first, a.stop, (a,), source.scene(a.first), False)
-        for a in source.annotations
+        Task(recording.folder, a.first, a.stop, (a,), recording.scene(a.first), False)
+        for a in recording.annotations
     ]
 
 

@@ -30,7 +30,7 @@ class Annotation(NamedTuple):
     task: str
 
 
-class Source(NamedTuple):
+class Recording(NamedTuple):
     """One split."""
 
     folder: str
@@ -48,7 +48,7 @@ def frame_name(number: int) -> str:
     return f"episode_{number:07d}.npz"
 
 
-def read_source(folder: str) -> Source:
+def read_recording(folder: str) -> Recording:
     """A split's content. Raises ValueError when frames are missing or an annotation cannot be
     right.
     """
@@ -72,7 +72,7 @@ def read_source(folder: str) -> Source:
         )
     ranges = tuple((int(a), int(b)) for a, b in ids)
     _check_frames(folder, ranges)
-    return Source(folder, ranges, _annotations(folder, ranges), _scenes(folder))
+    return Recording(folder, ranges, _annotations(folder, ranges), _scenes(folder))
 
 
 def read_frame(path: str) -> dict[str, np.ndarray]:
@@ -81,7 +81,7 @@ def read_frame(path: str) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(io.BytesIO(remote.read(path)), allow_pickle=False) as stored:
-            found = {key: stored[key] for key in FRAME if key in stored}
+            arrays = {key: stored[key] for key in FRAME if key in stored}
     except FileNotFoundError:
         raise ValueError(
             f"{path}: expected a frame, found no file; download the split again"
@@ -91,11 +91,11 @@ def read_frame(path: str) -> dict[str, np.ndarray]:
             f"{path}: expected an npz, got {error!r}; download the split again"
         ) from error
     for key, (shape, kind) in FRAME.items():
-        if key not in found:
+        if key not in arrays:
             raise ValueError(
-                f"{path}: expected the key {key!r}, got {sorted(found)}; download the split again"
+                f"{path}: expected the key {key!r}, got {sorted(arrays)}; download the split again"
             )
-        value = found[key]
+        value = arrays[key]
         if (
             value.shape != shape
             or value.dtype.kind != kind
@@ -106,13 +106,13 @@ def read_frame(path: str) -> dict[str, np.ndarray]:
             )
         if kind == "f" and not np.isfinite(value).all():
             raise ValueError(f"{path}: {key}: expected finite numbers, got {value}")
-    moves = found["rel_actions"]
+    moves = arrays["rel_actions"]
     if np.abs(moves[:6]).max() > 1 + 1e-6 or abs(moves[6]) != 1:
         raise ValueError(
             f"{path}: rel_actions: expected motion in [-1, 1] and a gripper of -1 or 1, got"
             f" {moves}; is it another normalisation?"
         )
-    return found
+    return arrays
 
 
 def _check_frames(folder: str, ranges: tuple[tuple[int, int], ...]) -> None:
@@ -156,7 +156,7 @@ def _annotations(folder: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Anno
             content["language"]["task"],
             content["info"]["indx"],
         )
-        found = [
+        annotations = [
             Annotation(int(a), int(b), str(t), str(k))
             for (a, b), t, k in zip(indx, texts, tasks, strict=True)
         ]
@@ -164,21 +164,21 @@ def _annotations(folder: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Anno
         raise ValueError(
             f"{path}: expected language.ann, language.task and info.indx of one length: {error!r}"
         ) from error
-    for number, annotation in enumerate(found):
+    for number, annotation in enumerate(annotations):
         if not any(a <= annotation.first < annotation.stop <= b + 1 for a, b in ranges):
             raise ValueError(
                 f"{path}: annotation {number} ({annotation.text!r}): expected frames inside one"
                 f" recorded stretch, got {annotation.first} to {annotation.stop}; were two datasets"
                 " merged by hand?"
             )
-    again = 1 - len(set(found)) / max(1, len(found))
+    again = 1 - len(set(annotations)) / max(1, len(annotations))
     if again > REPEATED:
         raise ValueError(
-            f"{path}: {again:.0%} of {len(found)} annotations repeat another: this is the broken"
-            " file of ABC and ABCD; take the validation annotations of task_D_D, or convert"
+            f"{path}: {again:.0%} of {len(annotations)} annotations repeat another: this is the"
+            " broken file of ABC and ABCD; take the validation annotations of task_D_D, or convert"
             " --splits=training alone"
         )
-    return tuple(found)
+    return tuple(annotations)
 
 
 def _scenes(folder: str) -> tuple[tuple[str, int, int], ...]:

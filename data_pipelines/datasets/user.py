@@ -19,8 +19,8 @@ def load(path: str) -> tuple[dict[str, Dataset], dict[str, Mixture]]:
     """
     module = _module(path)
     datasets, mixtures = getattr(module, "DATASETS", {}), getattr(module, "MIXTURES", {})
-    found = datasets or getattr(module, "IMAGE_TEXT", {})
-    if not isinstance(datasets, dict) or not found or not isinstance(mixtures, dict):
+    described = datasets or getattr(module, "IMAGE_TEXT", {})
+    if not isinstance(datasets, dict) or not described or not isinstance(mixtures, dict):
         raise ValueError(
             f"{module.__file__}: expected DATASETS = {{name: Dataset(...)}} and, if wanted,"
             f" MIXTURES = {{name: ((name, weight), ...)}}, got {type(datasets).__name__} and"

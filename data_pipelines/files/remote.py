@@ -9,11 +9,13 @@ import io
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
 DELAYS = (0.5, 1.0, 2.0, 4.0)  # seconds before the second, third ... attempt at a remote read
+REMOTE_READS = 16  # extra threads where files are remote: they wait, they do not compute
 BLOCK = 8 * 2**20  # bytes that a remote stream fetches at a time
 
 T = TypeVar("T")
@@ -22,6 +24,12 @@ T = TypeVar("T")
 def is_remote(path: str) -> bool:
     """Whether the path is a URL."""
     return "://" in path
+
+
+def absolute(path: str | Path) -> str:
+    """A URL as it is; a local path from the root on, with ~ put in."""
+    path = str(path)
+    return path if is_remote(path) else str(Path(path).expanduser().absolute())
 
 
 def join(path: str, *names: str) -> str:
@@ -37,18 +45,23 @@ def exists(path: str) -> bool:
     return _attempt(path, lambda: filesystem.exists(inside))
 
 
+def workers(path: str) -> int:
+    """How many threads to read, decode or parse such files with."""
+    return (os.cpu_count() or 1) + REMOTE_READS * is_remote(path)
+
+
 def size(path: str) -> int:
     """Bytes of a file. Raises FileNotFoundError when there is none."""
     if not is_remote(path):
         return os.path.getsize(path)
     filesystem, inside = _filesystem(path)
-    found = _attempt(path, lambda: filesystem.size(inside))
-    if found is None:
+    count = _attempt(path, lambda: filesystem.size(inside))
+    if count is None:
         raise OSError(
             f"{path}: expected the server to tell the file's size, got none; copy the data to a"
             " disk or bucket"
         )
-    return int(found)
+    return int(count)
 
 
 def read(path: str) -> bytes:
@@ -107,10 +120,10 @@ def list_folder(path: str) -> list[str]:
         return sorted(os.listdir(path)) if os.path.isdir(path) else []
     filesystem, inside = _filesystem(path)
     try:
-        found = _attempt(path, lambda: filesystem.ls(inside, detail=False))
+        names = _attempt(path, lambda: filesystem.ls(inside, detail=False))
     except OSError:  # only used to say what is there: a web server need not list
         return []
-    return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
+    return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in names)
 
 
 class _Stream(io.RawIOBase):

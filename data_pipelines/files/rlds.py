@@ -3,27 +3,20 @@ shards.
 """
 
 from collections.abc import Callable, Iterator, Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset, Standardised
-from data_pipelines.files import remote, tfds_folder, tfrecord
+from data_pipelines.files import tfds_folder, tfrecord
+from data_pipelines.files.features import FLAGS, Kind, described_features
 from data_pipelines.files.tfds_folder import AGAIN, FEATURES, INFO
 
-FLAGS = ("is_first", "is_last")
 # What is said about stretches of a record of play data, one entry each
 # (data_pipelines/builders/calvin.py writes them).
 SEGMENTS = tuple(f"episode_metadata/segment_{name}" for name in ("first", "stop", "text"))
 
 REPAIR = "repair the episode or list it in data.quarantine"
-
-
-class Kind(NamedTuple):
-    """How the values of one feature lie in a record."""
-
-    shape: tuple[int, ...]  # of one step
-    strings: bool  # byte strings instead of numbers
 
 
 class Shard(NamedTuple):
@@ -74,7 +67,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     a split is empty.
     """
     splits = tfds_folder.splits(folder)
-    kinds = _kinds(remote.join(folder, FEATURES), tfds_folder.features(folder), dataset)
+    kinds = described_features(folder, dataset)
     return {
         split: [
             Shard(file.path, file.records, file.size, kinds, range(file.records)) for file in files
@@ -103,25 +96,23 @@ def episodes(
     Raises EpisodeError (a ValueError) naming file, record, step and field when something is
     damaged, incomplete, not finite or in a wrong order.
     """
-
     count = 0
-    wanted = frozenset(f"steps/{key}" for key in shard.features) | frozenset(
-        SEGMENTS if dataset.segments else ()
-    )
-    wanted |= {dataset.require} - {""}
+    wanted = {f"steps/{key}" for key in shard.features} | {dataset.require} - {""}
+    wanted |= set(SEGMENTS) if dataset.segments else set()
 
     def report(error: EpisodeError) -> None:
         if on_error is None:
             raise error
         on_error(error)
 
+    def report_damage(error: tfrecord.Damaged) -> None:
+        report(EpisodeError(shard.path, error.record, None, "", f"damaged: {error.problem}", AGAIN))
+
     def damaged(error: tfrecord.Damaged) -> None:
         nonlocal count
         count = error.record + 1
         if error.record not in skip and error.record in shard.keep:
-            report(
-                EpisodeError(shard.path, error.record, None, "", f"damaged: {error.problem}", AGAIN)
-            )
+            report_damage(error)
 
     try:
         for record in tfrecord.read(shard.path, damaged):
@@ -129,40 +120,34 @@ def episodes(
             if record.number in skip or record.number not in shard.keep:
                 continue
             try:
-                yield from _Reader(shard, record, wanted).episodes(number, dataset)
+                yield from _Record(shard, record, wanted).episodes(number, dataset)
             except EpisodeError as error:
                 report(error)
-    except (
-        tfrecord.Damaged
-    ) as error:  # the records after it cannot be found: no list of records makes up for that
-        report(EpisodeError(shard.path, error.record, None, "", f"damaged: {error.problem}", AGAIN))
+    except tfrecord.Damaged as error:
+        # Whatever `skip` says: the records after this one cannot be found.
+        report_damage(error)
         return
     if count != shard.episodes:
         got = f"{count}, and the file is empty" if not shard.size else str(count)
-        report(
-            EpisodeError(
-                shard.path,
-                None,
-                None,
-                "",
-                f"expected {shard.episodes} records ({INFO}), got {got}",
-                AGAIN,
-            )
-        )
+        problem = f"expected {shard.episodes} records ({INFO}), got {got}"
+        report(EpisodeError(shard.path, None, None, "", problem, AGAIN))
 
 
-class _Reader:
+class _Record:
     """One record, and what it says about the features of its steps."""
 
-    def __init__(self, shard: Shard, record: tfrecord.Record, wanted: frozenset[str]) -> None:
+    def __init__(self, shard: Shard, record: tfrecord.Record, wanted: Set[str]) -> None:
         self._shard, self._record = shard, record
         try:
-            self._found = tfrecord.parse(record.data, wanted)
+            self._features = tfrecord.parse(record.data, wanted)
         except ValueError as error:
             raise self._error(None, "", str(error), AGAIN) from error
         self._steps = self._count()
 
     def episodes(self, number: int, dataset: Dataset) -> list[Episode]:
+        """Its standardised episodes: one, or one for each described segment. `number` is the
+        shard's.
+        """
         self._check_order()
         if dataset.require and not self._holds(dataset.require):
             return []
@@ -175,30 +160,27 @@ class _Reader:
         self._check_standardised(out, dataset)
         end = self._record.offset + len(self._record.data) + 4
         if dataset.segments:
-            parts = [
+            stretches = [
                 (text, (out.frames >= a) & (out.frames < b)) for a, b, text in self._segments()
             ]
         else:
             first = int(out.frames[0]) if len(out.frames) else 0
-            parts = [(self._words(dataset.language, first), np.ones(len(out.frames), bool))]
-        found = []
-        for words, inside in parts:
+            stretches = [(self._words(dataset.language, first), np.ones(len(out.frames), bool))]
+        made = []
+        for words, inside in stretches:
             frames = out.frames[inside]
             offset = {
                 slot: self._record.offset + span.offset[frames] for slot, span in spans.items()
             }
             size = {slot: span.length[frames] for slot, span in spans.items()}
             actions, state = out.actions[inside], out.state[inside]
-            found.append(
-                Episode(
-                    number, self._record.number, words, actions, state, offset, size, frames, end
-                )
-            )
-        return found
+            record = self._record.number
+            made.append(Episode(number, record, words, actions, state, offset, size, frames, end))
+        return made
 
     def _holds(self, key: str) -> bool:
         """Whether a feature of the whole episode is true."""
-        value = self._found.get(key)
+        value = self._features.get(key)
         if not isinstance(value, np.ndarray) or len(value) != 1:
             raise self._error(
                 None, key, "expected one number that says whether the episode is to be used", AGAIN
@@ -209,7 +191,7 @@ class _Reader:
         """(first step, step after the last, instruction) of the record's described parts, which may
         overlap.
         """
-        first, stop, text = (self._found.get(key) for key in SEGMENTS)
+        first, stop, text = (self._features.get(key) for key in SEGMENTS)
         if not any(
             len(x.offset if isinstance(x, tfrecord.Spans) else x)
             for x in (first, stop, text)
@@ -229,7 +211,7 @@ class _Reader:
             raise self._error(
                 None, "segments", f"expected {', '.join(SEGMENTS)} of one length, got {got}", AGAIN
             )
-        found = []
+        segments = []
         for a, b, at, n in zip(
             first.tolist(), stop.tolist(), text.offset, text.length, strict=True
         ):
@@ -238,12 +220,12 @@ class _Reader:
                     None, "segments", f"expected steps within {self._steps}, got {a} to {b}", AGAIN
                 )
             try:
-                found.append((a, b, self._record.data[at : at + n].decode()))
+                segments.append((a, b, self._record.data[at : at + n].decode()))
             except UnicodeError as error:
                 raise self._error(
                     a, "segments", f"expected an instruction in UTF-8, got {error}", REPAIR
                 ) from error
-        return found
+        return segments
 
     def _error(self, step: int | None, field: str, problem: str, fix: str) -> EpisodeError:
         return EpisodeError(self._shard.path, self._record.number, step, field, problem, fix)
@@ -279,7 +261,7 @@ class _Reader:
         return steps
 
     def _values(self, key: str) -> tfrecord.Spans | np.ndarray:
-        kind, values = self._shard.features[key], self._found.get(f"steps/{key}")
+        kind, values = self._shard.features[key], self._features.get(f"steps/{key}")
         if (
             isinstance(values, np.ndarray) and not len(values) and kind.strings
         ):  # an empty list has no type on the wire
@@ -375,54 +357,3 @@ class _Reader:
                 f" {out.frames.max()}"
             )
             raise self._error(None, "frames", problem, f"mend {dataset.name}'s standardise")
-
-
-def _kinds(path: str, leaves: dict[str, Any], dataset: Dataset) -> dict[str, Kind]:
-    """How each feature that is read is stored, after checking that all promised ones are there."""
-    promised = [(f"camera {slot!r}", key, "image") for slot, key in dataset.cameras.items()]
-    promised += [(f"column {name!r}", key, "tensor") for name, key in dataset.columns.items()]
-    promised += [("language", dataset.language, "text")] if not dataset.segments else []
-    promised += [("the flag", flag, "tensor") for flag in FLAGS if f"steps/{flag}" in leaves]
-    if dataset.require and dataset.require not in leaves:
-        raise ValueError(
-            f"{path}: {dataset.name} promises the episode feature {dataset.require!r}, got no such"
-            " feature; the episodes have"
-            f" {', '.join(sorted(k for k in leaves if not k.startswith('steps/'))) or 'none'}"
-        )
-    kinds = {}
-    for what, key, kind in promised:
-        node = leaves.get(f"steps/{key}", {})
-        tensor = node.get("tensor", {})
-        whole = tensor.get("dtype", "").startswith(("int", "uint"))
-        strings = "text" in node or "image" in node or tensor.get("dtype") in ("string", "object")
-        # Words may be a plain string tensor or code points; numbers may be packed into strings.
-        fits = {
-            "image": "image" in node,
-            "tensor": "tensor" in node or "text" in node,
-            "text": "image" not in node and (strings or whole),
-        }
-        if not fits[kind]:
-            got = (
-                f"a {node.get('pythonClassName', '?').split('.')[-1]}"
-                if node
-                else "no such feature"
-            )
-            has = sorted(k.removeprefix("steps/") for k in leaves if k.startswith("steps/"))
-            raise ValueError(
-                f"{path}: {dataset.name} promises {what} as the {kind} feature 'steps/{key}', got"
-                f" {got}; the steps have {', '.join(has)}"
-            )
-        encoding = tensor.get("encoding", "none").lower()
-        shape = tuple(int(n) for n in tensor.get("shape", {}).get("dimensions", []))
-        if (
-            encoding != "none"
-            or min(shape, default=1) < 1
-            or (strings and int(np.prod(shape)) != 1)
-        ):
-            raise ValueError(
-                f"{path}: 'steps/{key}': expected plain numbers of a fixed shape, or one string a"
-                f" step, got encoding {encoding!r} of {tensor.get('dtype')} of shape {shape}; write"
-                " the dataset again that way"
-            )
-        kinds[key] = Kind(shape, strings)
-    return kinds

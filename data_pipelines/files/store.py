@@ -4,6 +4,9 @@ before use.
 The file is a line with the SHA-256 of the header and its length, the header (JSON: what the arrays
 were made from, and name, dtype, shape, place and SHA-256 of each), and the raw arrays, each
 beginning at a multiple of ALIGN bytes.
+
+Not safetensors: it has no checksums, so a flipped bit would be trained on; its numpy reader copies
+an array where this one maps it; and index files that lie beside the data today stay valid.
 """
 
 import contextlib

@@ -32,7 +32,7 @@ def splits(folder: str) -> dict[str, list[File]]:
         raise ValueError(
             f"{path}: expected fileFormat tfrecord, got {info['fileFormat']!r}; convert the dataset"
         )
-    found = {}
+    by_split = {}
     for split in info.get("splits", []):
         counts = [int(n) for n in split.get("shardLengths", [])]
         if not sum(counts):
@@ -41,14 +41,14 @@ def splits(folder: str) -> dict[str, list[File]]:
                 f" shardLengths {counts}; remove the split or download the dataset again"
             )
         files = _files(folder, info["name"], split, len(counts))
-        found[split["name"]] = [
+        by_split[split["name"]] = [
             File(path, n, size) for (path, size), n in zip(files, counts, strict=True)
         ]
-    if not found:
+    if not by_split:
         raise ValueError(
             f"{path}: expected at least one split, got none; download the dataset again"
         )
-    return found
+    return by_split
 
 
 def features(folder: str) -> dict[str, dict[str, Any]]:
@@ -86,10 +86,10 @@ def _files(folder: str, name: str, split: dict[str, Any], count: int) -> list[tu
     missing = [name for name, size in zip(names, sizes, strict=True) if size is None]
     if missing:
         prefix = f"{name}-{split['name']}.tfrecord"
-        found = [name for name in remote.list_folder(folder) if name.startswith(prefix)]
+        there = [name for name in remote.list_folder(folder) if name.startswith(prefix)]
         raise ValueError(
-            f"{folder}: split {split['name']!r}: expected {count} shards ({INFO}), got {len(found)}"
-            f" files {found[:3]}; missing {missing[:3]}; download them again"
+            f"{folder}: split {split['name']!r}: expected {count} shards ({INFO}), got {len(there)}"
+            f" files {there[:3]}; missing {missing[:3]}; download them again"
         )
     return [(path, size) for path, size in zip(paths, sizes, strict=True) if size is not None]
 

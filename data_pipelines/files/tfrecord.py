@@ -3,6 +3,9 @@
 A TFRecord file is a row of [length u64][masked crc of length u32][data][masked crc of data u32],
 little-endian. An Example is the protobuf message {1: {1: map<string, {1: bytes list | 2: float list
 | 3: int64 list}>}}; each list has its values in field 1.
+
+Not parsed with protobuf, which copies byte strings out: an index needs the places of encoded images
+in the file, so that one frame can be read without its episode.
 """
 
 import struct
@@ -116,7 +119,7 @@ def parse(data: bytes, keys: Set[str] | None = None) -> dict[str, Spans | np.nda
 
     Only `keys` are returned when given. Raises ValueError when the message is malformed.
     """
-    found: dict[str, Spans | np.ndarray] = {}
+    features: dict[str, Spans | np.ndarray] = {}
     for start, end in _messages(data, 0, len(data), 1):
         for entry_start, entry_end in _messages(data, start, end, 1):
             key, value = b"", (0, 0)
@@ -133,10 +136,10 @@ def parse(data: bytes, keys: Set[str] | None = None) -> dict[str, Spans | np.nda
                 raise _malformed(entry_start, f"the key {key[:40]!r} is not UTF-8") from error
             if keys is not None and name not in keys:
                 continue
-            if name in found:
+            if name in features:
                 raise _malformed(entry_start, f"the feature {name!r} stands there twice")
-            found[name] = _feature(data, *value)
-    return found
+            features[name] = _feature(data, *value)
+    return features
 
 
 def encode(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes:
@@ -203,8 +206,8 @@ def _messages(data: bytes, start: int, end: int, number: int) -> Iterator[tuple[
     """First byte and end of every message in one field of the message that lies in
     data[start:end].
     """
-    for found, wire, a, b in _fields(data, start, end):
-        if found == number:
+    for field, wire, a, b in _fields(data, start, end):
+        if field == number:
             if wire != BYTES:
                 raise _malformed(a, f"expected a message, got wire type {wire}")
             yield a, b

@@ -25,13 +25,13 @@ from PIL import Image
 
 from data_pipelines import images, order
 from data_pipelines.builders import rlds_files
+from data_pipelines.config import LoaderConfig
 from data_pipelines.datasets import DATASETS
 from data_pipelines.files import tfds_folder
 from data_pipelines.files.tfrecord import encode
 from data_pipelines.index import open_index
-from data_pipelines.loader import Loader, LoaderConfig
-from data_pipelines.mixture import Part
-from vla_jax.actions import ActionSpec
+from data_pipelines.loader import Loader
+from data_pipelines.mixture import Member
 
 EPISODES, STEPS, SHARDS, PIXELS = 256, 40, 8, 256
 WINDOW, CHUNK, SIZE, BATCH, BUFFER = 8, 10, 224, 16, 10_000
@@ -93,12 +93,12 @@ def data(root: Path, windows: int, out: Path | None) -> None:
             "visit": visit,
             "windows": windows if number == 0 else 20_000 if visit > 1 else 2_000,
         }
-        row = _line(root, {"peer": False, **settings})
+        line = _line(root, {"peer": False, **settings})
         name = f"ours, {budget / 1e9:.2f} GB, {visit} a visit"
         if number == 0:
-            report["ours"] = row
-        report["curve"].append({"ram_budget": budget, "windows_per_visit": visit, **row})
-        _print(name if visit > 1 else "ours, full shuffle, decode each", row)
+            report["ours"] = line
+        report["curve"].append({"ram_budget": budget, "windows_per_visit": visit, **line})
+        _print(name if visit > 1 else "ours, full shuffle, decode each", line)
     report["peer"] = _line(root, {"peer": True, "windows": 3_000})
     if "error" in report["peer"]:
         print(f"tf.data: {report['peer']['error']}")
@@ -125,8 +125,6 @@ def measure_ours(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     began, cpu = time.perf_counter(), _cpu()
     index = open_index(root, BRIDGE)
     split = index.splits["train"]
-    action = ActionSpec.fit(BRIDGE.action_names, BRIDGE.binary, split.stats["action"], ("q99",))
-    state = ActionSpec.fit(BRIDGE.state_names, (), split.stats["state"], ("q99",))
     config = LoaderConfig(
         window=WINDOW,
         chunk=CHUNK,
@@ -140,7 +138,7 @@ def measure_ours(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
         shuffle=True,
     )
     loader = Loader(
-        [Part(index, "train", 1.0, action, state)],
+        [Member.fit(index, "train", 1.0, ("q99",))],
         config,
         lambda text: np.frombuffer(text.encode(), np.uint8),
     )
@@ -180,7 +178,7 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     except ImportError as error:
         return {"error": f"not measured, {error}"}
     began = time.perf_counter()
-    batches = iter(_peer_stream(tf, root))
+    batches = iter(_peer_batches(tf, root))
     served = [np.asarray(next(batches)["episode"])]
     first = time.perf_counter() - began
     # Filling the buffer is not counted: it is paid once.
@@ -201,37 +199,33 @@ def measure_peer(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _peer_stream(tf: Any, root: Path) -> Any:
-    """The peer's pipeline over the files under root: read, chunk, shuffle buffer, decode, batch.
-    `tf` is tensorflow, which only this line of the benchmark imports.
-    """
+def _peer_batches(tf: Any, root: Path) -> Any:
+    """A tf.data.Dataset of batches: read, chunk, shuffle, decode every window, resize, batch."""
     files = sorted(str(path) for path in (root / BRIDGE.tfds_name / BRIDGE.version).glob("*train*"))
+
+    def ragged(shape: list[int], dtype: Any) -> Any:
+        return tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True)
+
     features = {
-        "steps/observation/image_0": tf.io.FixedLenSequenceFeature(
-            [], tf.string, allow_missing=True
-        ),
-        "steps/action": tf.io.FixedLenSequenceFeature([7], tf.float32, allow_missing=True),
-        "steps/observation/state": tf.io.FixedLenSequenceFeature(
-            [7], tf.float32, allow_missing=True
-        ),
-        "steps/language_instruction": tf.io.FixedLenSequenceFeature(
-            [], tf.string, allow_missing=True
-        ),
+        "steps/observation/image_0": ragged([], tf.string),
+        "steps/action": ragged([7], tf.float32),
+        "steps/observation/state": ragged([7], tf.float32),
+        "steps/language_instruction": ragged([], tf.string),
     }
 
     def episode(record: Any) -> Any:
-        fields = tf.io.parse_single_example(record, features)
-        # As our standardisation: first and last dropped.
-        steps = tf.range(1, tf.shape(fields["steps/action"])[0] - 1)
+        columns = tf.io.parse_single_example(record, features)
+        # As our standardisation does: the first and the last step are dropped.
+        steps = tf.range(1, tf.shape(columns["steps/action"])[0] - 1)
         past = tf.maximum(steps[:, None] + tf.range(1 - WINDOW, 1), 1)
         ahead = tf.minimum(
             steps[:, None, None] + tf.range(1 - WINDOW, 1)[:, None] + tf.range(CHUNK), steps[-1]
         )
         return {
-            "image": tf.gather(fields["steps/observation/image_0"], past),
-            "action": tf.gather(fields["steps/action"], tf.maximum(ahead, 1)),
-            "state": tf.gather(fields["steps/observation/state"], past),
-            "text": tf.gather(fields["steps/language_instruction"], steps),
+            "image": tf.gather(columns["steps/observation/image_0"], past),
+            "action": tf.gather(columns["steps/action"], tf.maximum(ahead, 1)),
+            "state": tf.gather(columns["steps/observation/state"], past),
+            "text": tf.gather(columns["steps/language_instruction"], steps),
             "episode": tf.repeat(tf.strings.to_hash_bucket_fast(record, 2**62), tf.size(steps)),
         }
 
@@ -243,24 +237,14 @@ def _peer_stream(tf: Any, root: Path) -> Any:
 
         return {**window, "image": tf.map_fn(one, window["image"], fn_output_signature=tf.uint8)}
 
-    threads = os.cpu_count()
-    return (
+    unordered = {"num_parallel_calls": os.cpu_count(), "deterministic": False}
+    records = (
         tf.data.Dataset.from_tensor_slices(files)
         .shuffle(len(files), seed=0)
-        .interleave(
-            tf.data.TFRecordDataset,
-            cycle_length=threads,
-            num_parallel_calls=threads,
-            deterministic=False,
-        )
-        .map(episode, num_parallel_calls=threads, deterministic=False)
-        .repeat()
-        .unbatch()
-        .shuffle(BUFFER, seed=0)
-        .map(pixels, num_parallel_calls=threads, deterministic=False)
-        .batch(BATCH)
-        .prefetch(2)
+        .interleave(tf.data.TFRecordDataset, cycle_length=os.cpu_count(), **unordered)
     )
+    windows = records.map(episode, **unordered).repeat().unbatch().shuffle(BUFFER, seed=0)
+    return windows.map(pixels, **unordered).batch(BATCH).prefetch(2)
 
 
 def write_files(root: Path) -> dict[str, float]:
@@ -370,13 +354,13 @@ def _rates(windows: int, seconds: float, cpu: float, first: float) -> dict[str, 
     }
 
 
-def _print(name: str, row: dict[str, Any]) -> None:
-    share = f"{row['decode_share']:9.0%}" if "decode_share" in row else f"{'':>9s}"
+def _print(name: str, line: dict[str, Any]) -> None:
+    share = f"{line['decode_share']:9.0%}" if "decode_share" in line else f"{'':>9s}"
     print(
-        f"{name:34s} {row['windows_per_s']:10.0f} {row['cpu_s_per_1k_windows']:9.2f}"
-        f" {row['peak_rss_mb']:7.0f} {row['first_batch_s']:8.2f}"
-        f" {row['decodes_per_window']:8.2f} {share} {row['same_episode_pairs']:9.1f}"
-        f" {row['distinct_episodes']:9.1f}  {', '.join(f'{mb:.0f}' for mb in row['rss_mb'])}",
+        f"{name:34s} {line['windows_per_s']:10.0f} {line['cpu_s_per_1k_windows']:9.2f}"
+        f" {line['peak_rss_mb']:7.0f} {line['first_batch_s']:8.2f}"
+        f" {line['decodes_per_window']:8.2f} {share} {line['same_episode_pairs']:9.1f}"
+        f" {line['distinct_episodes']:9.1f}  {', '.join(f'{mb:.0f}' for mb in line['rss_mb'])}",
         flush=True,
     )
 

@@ -31,15 +31,16 @@ import torch
 from ml_collections import ConfigDict
 
 from experiments.benchmarks import server
-from experiments.composition import build
 from experiments.composition.json_files import write_json
 from experiments.configs import oxe_paligemma
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact, derived, onnx
 from vla_jax.models.vla import VLA
-from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.policy import JaxPolicy
 from vla_jax.robot import torch_policy
+from vla_jax.saved import DatasetSpec, SavedPolicy
 
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 TEXTS = ("push the red block to the left", "move the green block to the right side")
@@ -153,7 +154,7 @@ def configuration(size: str, head: str) -> ConfigDict:
     return config
 
 
-def made(config: ConfigDict, root: Path) -> artefact.Source:
+def made(config: ConfigDict, root: Path) -> SavedPolicy:
     """A policy of random weights with all that belongs to it."""
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(list(TEXTS), folder)
@@ -171,10 +172,10 @@ def made(config: ConfigDict, root: Path) -> artefact.Source:
     }
     spec = ActionSpec.fit(NAMES, (6,), stats, ("q99",))
     prompt = {"before": encoder.before, "template": module.prompt("{}"), "after": encoder.after}
-    return artefact.Source(
+    return SavedPolicy(
         build=policy,
         params=params,
-        specs={"random": artefact.Numbers(spec, None, None)},
+        specs={"random": DatasetSpec(spec, None, None)},
         tokenizer=encoder.definition(),
         prompt=prompt | {"length": config.model.prompt_length},
         encode=encoder.encode,
@@ -199,18 +200,10 @@ def timed(call: Call, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     return row, np.stack([actions for actions, _ in out])
 
 
-def _jax(source: artefact.Source, dtype: str) -> Call:
+def _jax(source: SavedPolicy, dtype: str) -> Call:
     graphdef = flat.abstract(source.build)[0]
     params = {name: jnp.asarray(value, jnp.dtype(dtype)) for name, value in source.params.items()}
-    spec = source.specs["random"].action
-    io = PolicyIO(
-        source.image_size,
-        source.prompt["length"],
-        lambda text: np.asarray(source.encode(text)),
-        spec,
-        ActionSpec(()),
-    )
-    policy = JaxPolicy(graphdef, params, io)
+    policy = JaxPolicy(graphdef, params, source.io("random"))
     policy.reset(TEXTS[0])
     look = jax.jit(lambda params, images: _model(graphdef, params).backbone.embed_image(images))
 
@@ -262,7 +255,7 @@ def _onnx(root: Path) -> Call:
         prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)), noise=noise)
         out = run({name: state[name] if name in state else prepared[name][None] for name in given})
         state.update({name: out[f"next_{name}"] for name in state})
-        actions = policy.moved(None, out["action"][0], None)["actions"]
+        actions = policy.commit_step(None, out["action"][0], None)["actions"]
         return actions, {"frame": 1e3 * (time.perf_counter() - begin)}
 
     return call

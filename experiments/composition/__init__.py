@@ -1,1 +1,3 @@
-"""A config becomes a model, data and an optimizer. Begin with build.py, the composition table."""
+"""A config becomes data, and what a run prints and draws. Begin with sources.py; the model is made
+by the composition table, vla_jax/build.py.
+"""

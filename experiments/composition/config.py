@@ -1,7 +1,8 @@
 """Config files: resolved, overridden, locked, saved.
 
 A config is a Python file with `get_config(arg) -> ml_collections.ConfigDict`. The file is the
-documentation of every field; nothing outside experiments/ reads a ConfigDict.
+documentation of every field; below experiments/ only vla_jax/build.py and saved.py read a
+ConfigDict.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from vla_jax.saved_config import complete, flatten, unknown_fields
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -30,7 +33,7 @@ def parse_argv(argv: list[str]) -> argparse.Namespace:
     `--dry_run`.
 
     Returns a namespace with config (a locked ConfigDict), workdir (Path; default runs/<file>-<arg>)
-    and dry_run.
+    and dry_run. Raises ValueError as `load_config` does, and for a config with fields of its own.
     """
     overrides, rest = [], []
     words = iter(argv)
@@ -59,7 +62,13 @@ def parse_argv(argv: list[str]) -> argparse.Namespace:
         args.workdir = Path("runs") / args.config.replace(".py", "").replace(":", "-").replace(
             "/", "-"
         ).strip("-")
-    args.config = load_config(args.config, overrides)
+    file, args.config = args.config, load_config(args.config, overrides)
+    unknown = unknown_fields(args.config.to_dict())
+    if unknown:  # now, and not when its checkpoints are opened
+        raise ValueError(
+            f"--config={file}: has fields that nothing reads: {', '.join(unknown)}; remove them, or"
+            " add them to oxe_paligemma.py and to INTRODUCED of vla_jax/saved_config.py"
+        )
     return args
 
 
@@ -100,11 +109,11 @@ def save(config: ConfigDict, path: Path) -> None:
 
 def check_same_run(path: Path, config: ConfigDict) -> None:
     """Raises ValueError when a config saved at `path` is another run's: continuing would mix two
-    experiments.
+    experiments. A field that came after it was saved is compared with what was done before.
     """
     if not path.exists():
         return
-    saved, now = json.loads(path.read_text()), config.to_dict()
+    saved, now = complete(json.loads(path.read_text()), path).to_dict(), config.to_dict()
     different = {key: pair for key, pair in diff(saved, now).items() if key not in MAY_CHANGE}
     if different:
         lines = "".join(
@@ -126,18 +135,6 @@ def diff(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[str, str
     )
     keys = [key for key in sorted(a | b) if a.get(key) != b.get(key)]
     return {key: (a.get(key, "(absent)"), b.get(key, "(absent)")) for key in keys}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
-    return out
 
 
 def _override(config: ConfigDict, override: str) -> None:

@@ -10,15 +10,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import user
 from data_pipelines.datasets.image_text import IMAGE_TEXT, ImageTextDataset
-from data_pipelines.image_text import (
-    Codec,
-    Reader,
-    ReaderConfig,
-    Table,
-    attach,
-    open_table,
-    problem,
-)
+from data_pipelines.image_text import Codec, Reader, ReaderConfig, attach
+from data_pipelines.image_text_table import Table, open_table, problem
 from data_pipelines.loader import Loader
 from vla_jax.types import Batch
 

@@ -1,7 +1,5 @@
 """Which datasets a run reads, and where they are."""
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from data_pipelines import mixture
@@ -20,14 +18,18 @@ def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
         known, mixtures = known | own, mixtures | own_mixtures
     return [
         (known[name], weight)
-        for name, weight in mixture.members(config.data.mixture, known, mixtures)
+        for name, weight in mixture.resolve(config.data.mixture, known, mixtures)
     ]
+
+
+def states(config: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """What the numbers of the state are, of each dataset of the mixture."""
+    return {dataset.name: dataset.state_names for dataset, _ in members(config)}
 
 
 def root(config: ConfigDict) -> str:
     """data.root as a URL or an absolute path."""
-    root = config.data.root
-    return root if remote.is_remote(root) else str(Path(root).expanduser().absolute())
+    return remote.absolute(config.data.root)
 
 
 def missing(config: ConfigDict) -> list[str]:

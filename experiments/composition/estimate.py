@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.composition import datasets
 from vla_jax.params import Shapes, merge
 from vla_jax.training import metrics
-from vla_jax.types import Batch, Future, ImageText, Observation
+from vla_jax.types import Batch, Future, ImageText, ObservationSizes, new_observation
 
 
 class Cost(NamedTuple):
@@ -39,12 +39,8 @@ def per_window(
 def batch(config: ConfigDict, b: int) -> Batch:
     """A batch of b windows as shapes and types."""
     model, tasks = config.model, config.objectives
-    t, size, cameras, prompt = (
-        model.window,
-        model.image_size,
-        len(model.cameras),
-        model.prompt_length,
-    )
+    t, size, cameras = model.window, model.image_size, len(model.cameras)
+    frames, length = len(tasks.forward.offsets), tasks.image_text.length
 
     def spec(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((b, *shape), dtype)
@@ -52,27 +48,17 @@ def batch(config: ConfigDict, b: int) -> Batch:
     def images(*shape: int) -> tuple[Any, ...]:
         return tuple(spec(np.uint8, *shape, size, size, 3) for _ in range(cameras))
 
-    p, past, frames = (
-        len(datasets.members(config)[0][0].state_names),
-        model.past_action,
-        len(tasks.forward.offsets),
+    sizes = ObservationSizes(
+        b=b,
+        t=t,
+        p=len(datasets.members(config)[0][0].state_names),
+        l=model.prompt_length,
+        image_size=(size,) * cameras,
+        d=model.action_dim if model.past_action else None,
     )
-    length = tasks.image_text.length
-    obs = Observation(
-        images=images(t),
-        image_mask=spec(bool, t, cameras),
-        proprio=spec(np.float32, t, p),
-        proprio_mask=spec(bool),
-        prompt=spec(np.int32, prompt),
-        prompt_mask=spec(bool, prompt),
-        step_mask=spec(bool, t),
-        past_action=spec(np.float32, t, model.action_dim) if past else None,
-        past_action_mask=spec(bool, t) if past else None,
-    )
-    text = ImageText(
-        spec(np.uint8, size, size, 3), spec(np.int32, length), spec(bool, length), spec(bool,
-        length)
-    )  # fmt: skip
+    obs = new_observation(sizes, jax.ShapeDtypeStruct)
+    tokens = (spec(np.int32, length), spec(bool, length), spec(bool, length))
+    text = ImageText(spec(np.uint8, size, size, 3), *tokens)
     return Batch(
         obs=obs,
         actions=spec(np.float32, t, model.chunk, model.action_dim),

@@ -1,7 +1,6 @@
 """The data of a run: opened, normalised, tokenised, and what of it travels with a checkpoint."""
 
 import dataclasses
-import hashlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import quarantine
+from data_pipelines.config import LoaderConfig
 from data_pipelines.index import HELD_OUT, Index, open_index
-from data_pipelines.loader import Loader, LoaderConfig
-from data_pipelines.mixture import Part
-from experiments.composition import build, cotraining, datasets
-from vla_jax.actions import ActionSpec
+from data_pipelines.loader import Loader
+from data_pipelines.mixture import Member
+from experiments.composition import cotraining, datasets
+from vla_jax import build
 from vla_jax.models import clip_text
-from vla_jax.models.heads.discrete import action_end
-from vla_jax.models.tokenizer import open_tokenizer, special_tokens
+from vla_jax.models.tokenizer import digest
 from vla_jax.training.checkpoint import complete_steps, load_meta
 from vla_jax.training.reports import Units
 
@@ -29,11 +28,11 @@ class Data:
     ids.
     """
 
-    train: list[Part]
-    held_out: list[Part]  # the same datasets in the same order
+    train: list[Member]
+    held_out: list[Member]  # the same datasets in the same order
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
-    action_end: int  # one more than the largest id of an action token, for the head discrete
+    action_end: int  # one more than the largest id of an action token; 0: there are none
     texts: cotraining.Texts | None  # what is co-trained on
     target: (
         Callable[[str], np.ndarray] | None
@@ -81,20 +80,19 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
     train, held_out = [], []
     for dataset, weight in wanted:
         index = open_index(datasets.root(config), dataset, quarantine=skipped)
-        stats = index.splits["train"].stats
-        spec = ActionSpec.fit(dataset.action_names, dataset.binary, stats["action"], _rules(config))
+        member = Member.fit(index, "train", weight, _rules(config))
+        spec = member.action_spec
         if len(spec.names) != config.model.action_dim or spec.binary != build.BINARY:
             raise ValueError(
                 f"model.action_dim: expected {len(spec.names)} (with the binary dims {spec.binary})"
                 f" as {dataset.name} has, got {config.model.action_dim} with {build.BINARY}"
             )
-        state_spec = ActionSpec.fit(dataset.state_names, (), stats["state"], ("q99",))
-        train.append(Part(index, "train", weight, spec, state_spec))
-        held_out.append(Part(index, validation_split(index), weight, spec, state_spec))
+        train.append(member)
+        held_out.append(dataclasses.replace(member, split=validation_split(index)))
     files = {
         shard.rsplit("/", 1)[-1]
-        for part in train
-        for s in part.index.splits.values()
+        for member in train
+        for s in member.index.splits.values()
         for shard in s.shards
     }
     foreign = sorted({file for file, _ in skipped} - files)
@@ -104,7 +102,7 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
             " other files that no dataset of the mixture has; is it the list of"
             f" {config.data.mixture!r}?"
         )
-    sentences = {text for part in train for text in part.index.splits["train"].sentences}
+    sentences = {text for member in train for text in member.index.splits["train"].sentences}
     folder = tokenizer(config, sorted(sentences), workdir)
     encoder = build.backbone_module(config).load_tokenizer(folder, config.model.layout)
     vocab = build.backbone_config(config).vocab
@@ -114,10 +112,9 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
             f" {config.model.variant} embeds {vocab}; give the tokenizer that belongs to the"
             " weights"
         )
-    end, say, answer = 0, encoder.encode, encoder.answer
-    if config.model.head == build.DISCRETE:
-        plain = open_tokenizer(folder, ())
-        end = action_end(plain.vocab_size, special_tokens(plain))
+    say, answer = encoder.encode, encoder.answer
+    end = build.action_token_end(config, folder)
+    if end:
         say, answer = (
             _without_actions(encode, end - config.model.bins, end) for encode in (say, answer)
         )
@@ -135,16 +132,16 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
 def loader(
     config: ConfigDict,
     source: Data,
-    parts: list[Part],
+    members: list[Member],
     shuffle: bool,
     rows: np.ndarray | None = None,
 ) -> Loader:
-    """A loader over the train or the held-out parts of `source`. `rows` of the global batch are
+    """A loader over the train or the held-out members of `source`. `rows` of the global batch are
     this host's.
     """
     model, forward = config.model, config.objectives.forward
     return Loader(
-        parts,
+        members,
         LoaderConfig(
             window=model.window,
             chunk=model.chunk,
@@ -169,7 +166,7 @@ def units(source: Data) -> Units:
     """What turns errors into each dataset's robot units."""
     return Units(
         source.train[0].action_spec.names,
-        np.stack([part.action_spec.units() for part in source.train]),
+        np.stack([member.action_spec.units() for member in source.train]),
     )
 
 
@@ -217,20 +214,20 @@ def meta(config: ConfigDict, source: Data) -> dict[str, Any]:
         "cameras": list(config.model.cameras),
         "tokenizer": {"folder": str(source.tokenizer), "sha256": digest(source.tokenizer)},
         "datasets": {
-            part.index.dataset.name: {
-                "digest": part.index.digest,
-                "action": part.action_spec.to_json(),
-                "state": part.state_spec.to_json(),
-                "control_hz": part.index.dataset.control_hz,
+            member.index.dataset.name: {
+                "digest": member.index.digest,
+                "action": member.action_spec.to_json(),
+                "state": member.state_spec.to_json(),
+                "control_hz": member.index.dataset.control_hz,
             }
-            for part in source.train
+            for member in source.train
         },
         "statistics": {
-            part.index.dataset.name: {
+            member.index.dataset.name: {
                 kind: {key: np.asarray(value).tolist() for key, value in stats.items()}
-                for kind, stats in part.index.splits["train"].stats.items()
+                for kind, stats in member.index.splits["train"].stats.items()
             }
-            for part in source.train
+            for member in source.train
         },
     }
 
@@ -277,13 +274,3 @@ def _without_actions(
         return ids
 
     return checked
-
-
-def digest(folder: Path) -> str:
-    """sha256 over the names and contents of the tokenizer's files, so that a changed tokenizer
-    shows.
-    """
-    sha = hashlib.sha256()
-    for file in sorted(folder.glob("tokenizer*")) + sorted(folder.glob("special_tokens*")):
-        sha.update(file.name.encode() + b"\0" + file.read_bytes())
-    return sha.hexdigest()

@@ -115,6 +115,8 @@ def _model() -> ConfigDict:
     config.head_layers = 4
     config.head_mlp = (1024, 512, 256)
     config.head_attention = 8  # heads of attention in the heads gpt, attention and flow
+    # "name=value,..." of what only this head's config class knows (vla_jax/models/heads/)
+    config.head_options = ""
     config.bins = 256  # of each number, for the head discrete
     config.temperature = 0.0  # of its decoding; 0 takes the likeliest token
     config.proprio = False  # the robot's state as a token before the readouts

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines import windows
 from data_pipelines.builders import calvin
-from data_pipelines.builders.calvin_source import Annotation, read_source
+from data_pipelines.builders.calvin_source import Annotation, read_recording
 from data_pipelines.datasets.calvin import CALVIN, CALVIN_PLAY
 from data_pipelines.files import remote
 from data_pipelines.index import open_index
@@ -112,22 +112,23 @@ def picture(split, slot, row):
 def test_every_annotation_is_an_episode_of_the_recorded_frames(root, dataset):
     index = open_index(root, dataset)
     for split, name in (("training", "train"), ("validation", "val")):
-        found = index.splits[name]
+        written = index.splits[name]
         labels = sorted(LABELS[split])
-        assert [found.sentences[i] for i in found.instruction] == [text for _, _, text, _ in labels]
-        assert found.length.tolist() == [
-            stop - first for first, stop, _, _ in labels
-        ]  # the end is exclusive
-        for (first, stop, _, _), row in zip(labels, found.first, strict=True):
+        assert [written.sentences[i] for i in written.instruction] == [
+            text for _, _, text, _ in labels
+        ]
+        # The end is exclusive.
+        assert written.length.tolist() == [stop - first for first, stop, _, _ in labels]
+        for (first, stop, _, _), row in zip(labels, written.first, strict=True):
             for number in range(first, stop):
                 at, wanted = row + number - first, frame(number)
                 moved = wanted["rel_actions"].astype(np.float32)
-                np.testing.assert_array_equal(found.actions[at], [*moved[:6], max(moved[6], 0)])
+                np.testing.assert_array_equal(written.actions[at], [*moved[:6], max(moved[6], 0)])
                 pose = wanted["robot_obs"].astype(np.float32)
-                np.testing.assert_array_equal(found.state[at], [*pose[:7], max(pose[14], 0)])
+                np.testing.assert_array_equal(written.state[at], [*pose[:7], max(pose[14], 0)])
                 if number % 5 == 0:
                     for slot, key in (("primary", "rgb_static"), ("wrist", "rgb_gripper")):
-                        error = picture(found, slot, at).astype(int) - wanted[key]
+                        error = picture(written, slot, at).astype(int) - wanted[key]
                         assert np.abs(error).max() <= 4
 
 
@@ -153,7 +154,7 @@ def test_actions_past_the_annotation_are_masked(root):
 def test_records_keep_task_scene_and_place(root):
     file = next((root / "calvin_play" / "1.0.0").glob("*train*"))
     bodies = [record.data for record in calvin.tfrecord.read(str(file))]
-    found = []
+    kept = []
     for body in bodies:
         parsed = calvin.tfrecord.parse(body)
         words = {
@@ -162,10 +163,10 @@ def test_records_keep_task_scene_and_place(root):
             ]
             for key in ("episode_metadata/scene", "episode_metadata/segment_task")
         }
-        found.append(
+        kept.append(
             (int(parsed["episode_metadata/first_frame"][0]), words["scene"], words["segment_task"])
         )
-    assert found == [
+    assert kept == [
         (3, ["calvin_scene_D"], ["open_drawer"] * 2),
         (40, ["calvin_scene_D"], ["lift"]),
     ]
@@ -183,8 +184,8 @@ def test_records_keep_task_scene_and_place(root):
 )
 def test_no_annotation_crosses_a_record(labels, cuts):
     annotations = tuple(Annotation(a, b, "x", "y") for a, b in labels)
-    source = calvin.Source("folder", ((0, 1099),), annotations, ())
-    assert [task.stop for task in calvin.play_tasks(source)] == cuts
+    recording = calvin.Recording("folder", ((0, 1099),), annotations, ())
+    assert [task.stop for task in calvin.play_tasks(recording)] == cuts
 
 
 def test_what_is_there_is_not_overwritten_and_nothing_half_written_stays(source, root, tmp_path):
@@ -233,7 +234,7 @@ def test_missing_frames_are_counted_and_strays_reported(source, capsys):
     (source / "training" / "episode_0000099.npz").symlink_to(
         source / "training" / "episode_0000010.npz"
     )
-    read_source(str(source / "training"))
+    read_recording(str(source / "training"))
     assert "1 frames outside of ep_start_end_ids.npy are not used: [99]" in capsys.readouterr().out
     for number in (10, 11, 50):
         (source / "training" / f"episode_{number:07d}.npz").unlink()
@@ -241,7 +242,7 @@ def test_missing_frames_are_counted_and_strays_reported(source, capsys):
         ValueError,
         match=r"3 are missing: episode_0000010.npz, episode_0000011.npz, episode_0000050.npz;",
     ):
-        read_source(str(source / "training"))
+        read_recording(str(source / "training"))
 
 
 @pytest.mark.parametrize(
@@ -260,17 +261,17 @@ def test_annotations_that_cannot_be_right_are_refused(source, labels, message):
     path.unlink()
     write_labels(source / "training", labels)
     with pytest.raises(ValueError, match=message):
-        read_source(str(source / "training"))
+        read_recording(str(source / "training"))
 
 
 def test_ranges_that_overlap_or_are_missing_are_refused(source):
     path = source / "training" / "ep_start_end_ids.npy"
     path.unlink()
     with pytest.raises(ValueError, match="is --source an unzipped task folder"):
-        read_source(str(source / "training"))
+        read_recording(str(source / "training"))
     np.save(path, np.array([[3, 30], [30, 52]]))
     with pytest.raises(ValueError, match=r"do not overlap, got \[3, 30\], \[30, 52\]"):
-        read_source(str(source / "training"))
+        read_recording(str(source / "training"))
 
 
 class Touch:
@@ -288,7 +289,7 @@ def test_a_pickle_that_would_run_something_is_not_loaded(source, tmp_path):
     with pytest.raises(
         ValueError, match=r"expected an npy file of plain data, got: a pickle that wants"
     ):
-        read_source(str(source / "training"))
+        read_recording(str(source / "training"))
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Touch(str(tmp_path / "ran"))))  # it would have
     assert (tmp_path / "ran").exists()
@@ -299,7 +300,7 @@ def test_the_real_sample(tmp_path):
     calvin.build(str(SAMPLE), str(tmp_path))
     play, episodes = (open_index(tmp_path, dataset) for dataset in (CALVIN_PLAY, CALVIN))
     for name, folder in (("train", "training"), ("val", "validation")):
-        labels = read_source(str(SAMPLE / folder)).annotations
+        labels = read_recording(str(SAMPLE / folder)).annotations
         split = episodes.splits[name]
         assert split.length.tolist() == [a.stop - a.first for a in labels]
         assert [split.sentences[i] for i in split.instruction] == [a.text for a in labels]
@@ -332,7 +333,7 @@ ENDS = (rlds.IS_FIRST, rlds.IS_LAST, rlds.IS_TERMINAL)
 out = {}
 for name in ("calvin", "calvin_play"):
     data = tfds.builder_from_directory(f"{sys.argv[1]}/{name}/1.0.0").as_dataset(split="train")
-    found = []
+    episodes = []
     for episode in data:
         steps = list(episode[rlds.STEPS])
         meta = {k: v.numpy() for k, v in episode["episode_metadata"].items()}
@@ -350,8 +351,8 @@ for name in ("calvin", "calvin_play"):
             row["task"] = text(meta["task"])
         else:
             row |= {"first": meta["segment_first"].tolist(), "text": text(meta["segment_text"])}
-        found.append(row)
-    out[name] = found
+        episodes.append(row)
+    out[name] = episodes
 print(json.dumps(out))
 """
 
@@ -362,10 +363,10 @@ def test_tfds_and_rlds_read_the_same_steps(root):
         [sys.executable, "-c", READ, str(root)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    read = json.loads(done.stdout.splitlines()[-1])
     split = open_index(root, CALVIN).splits["train"]
     for episode, row, length, label in zip(
-        found["calvin"], split.first, split.length, sorted(LABELS["training"]), strict=True
+        read["calvin"], split.first, split.length, sorted(LABELS["training"]), strict=True
     ):
         actions, state = (
             np.array(episode["actions"], np.float32),
@@ -377,7 +378,7 @@ def test_tfds_and_rlds_read_the_same_steps(root):
         assert (episode["text"], episode["task"]) == ([label[2]], [label[3]])
         assert episode["flags"] == [[True, False, False], [False, True, True]]
         assert episode["shape"] == [84, 84, 3]
-    play = found["calvin_play"]
+    play = read["calvin_play"]
     assert [(len(e["actions"]), e["first"], e["text"]) for e in play] == [
         (28, [2, 9], ["open the drawer", "pull it"]),
         (13, [0], ["hé"]),

@@ -8,12 +8,11 @@ import pytest
 
 from data_pipelines import frames, images, windows
 from data_pipelines.builders.blocks import play
-from data_pipelines.datasets import DATASETS
+from data_pipelines.config import LoaderConfig
 from data_pipelines.files import remote
-from data_pipelines.index import open_index
-from data_pipelines.loader import Loader, LoaderConfig
-from data_pipelines.mixture import Part
-from vla_jax.actions import ActionSpec
+from data_pipelines.loader import Loader
+from data_pipelines.mixture import Member
+from tests.data_pipelines.loading import encode, same, take
 
 OFFSETS = (5, 2)  # in the order asked for, whatever it is
 BASE = LoaderConfig(
@@ -32,52 +31,26 @@ BASE = LoaderConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def index(written, tmp_path_factory):
-    return open_index(written, DATASETS["blocks"], tmp_path_factory.mktemp("index"))
-
-
-def encode(text):
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-
 def embed(text):
     return np.array([len(text), ord(text[0]), ord(text[-1])], np.float32)
 
 
 def make(index, split="train", rows=None, target=embed, **changes):
-    stats, dataset = index.splits["train"].stats, index.dataset
-    spec = ActionSpec.fit(
-        dataset.action_names, dataset.binary, stats["action"], ("bounds",)
-    )  # limits that clip nothing
-    state = ActionSpec.fit(dataset.state_names, (), stats["state"], ("q99",))
+    member = Member.fit(index, split, 1.0, ("bounds",))  # limits that clip nothing
     config = dataclasses.replace(BASE, **changes)
-    return Loader([Part(index, split, 1.0, spec, state)], config, encode, rows, target), spec
-
-
-def take(loader, start, count):
-    stream = loader.batches(start)
-    try:
-        return [jax.tree.map(np.array, next(stream)) for _ in range(count)]
-    finally:
-        stream.close()
-
-
-def same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+    return Loader([member], config, encode, rows, target), member.action_spec
 
 
 def decoded(index, episode, slot, size):
     """All frames of an episode, decoded one by one without the loader."""
     split = index.splits["train"]
     shard, offset, length = split.frames[slot]
-    found = []
+    pictures = []
     for row in range(split.first[episode], split.first[episode] + split.length[episode]):
         start = int(offset[row])
         data = remote.read_range(split.shards[int(shard[row])], start, start + int(length[row]))
-        found.append(images.decode(data, size))
-    return np.stack(found)
+        pictures.append(images.decode(data, size))
+    return np.stack(pictures)
 
 
 @pytest.fixture
@@ -109,11 +82,8 @@ def test_future_frames_are_the_episodes_own(index, windows_per_visit):
     for t, i, m in np.ndindex(length, 3, 2):
         step = t - 2 + i
         there = step >= 0 and step + OFFSETS[m] < length
-        assert batch.future.mask[t, i, m].tolist() == [
-            there,
-            there,
-            False,
-        ]  # the dataset has no camera "other"
+        # The dataset has no camera "other".
+        assert batch.future.mask[t, i, m].tolist() == [there, there, False]
         for camera, slot in enumerate(("wrist", "primary")):
             wanted = truth[slot][step + OFFSETS[m]] if there else np.zeros_like(truth[slot][0])
             np.testing.assert_array_equal(batch.future.images[camera][t, i, m], wanted)
@@ -176,15 +146,11 @@ def test_only_what_is_asked_for_is_decoded_and_in_one_read(index, decodes):
     assert cost((), 1) == (2, 2)
     assert cost((7,), 1) == (4, 2)  # and not the six frames between
     assert cost((7, 1), 1) == (6, 2)
-    assert cost((7,), 1, window=4) == (
-        4,
-        2,
-    )  # the same two steps: before the episode there is no future
+    # The same two steps: before the episode there is no future.
+    assert cost((7,), 1, window=4) == (4, 2)
     assert cost((3,), 5, windows_per_visit=64) == (2 * 8, 2)
-    assert cost((1,), length, windows_per_visit=64) == (
-        2 * length,
-        2,
-    )  # past the end there is none either
+    # Past the end there is none either.
+    assert cost((1,), length, windows_per_visit=64) == (2 * length, 2)
 
 
 def test_a_visit_is_decoded_once_an_epoch(index, monkeypatch):
@@ -224,7 +190,7 @@ def test_runs_of_future_frames_against_brute_force():
         runs = list(frames.future_runs(start, stop, end, offsets))
         span = frames.Span(0, start, stop, tuple((a, b) for a, b in runs if a < b))
         wanted = {s + o for s in range(start, stop) for o in (0, *offsets)}
-        assert span.rows().tolist() == sorted(step for step in wanted if step < end)
+        assert span.steps().tolist() == sorted(step for step in wanted if step < end)
 
 
 def test_past_actions_are_those_of_the_step_before(index):

@@ -10,21 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import image_text, images
+from data_pipelines import images
 from data_pipelines.builders.blocks_captions import CAPTIONS, scene, write_captions
 from data_pipelines.datasets import user
 from data_pipelines.datasets.image_text import BLOCKS_CAPTIONS, BLOCKS_QUESTIONS, IMAGE_TEXT
 from data_pipelines.files import tfds_folder, tfrecord
-from data_pipelines.image_text import Codec, Reader, ReaderConfig, open_table
+from data_pipelines.image_text import Codec, Reader, ReaderConfig
+from data_pipelines.image_text_table import open_table, problem
 from tests.data_pipelines.blocks_files import edit, flip, rewrite
+from tests.data_pipelines.loading import encode, same, take
 
 EOS = 1
 CONFIG = ReaderConfig(length=80, image_size=32, batch_size=6, seed=3)
 TRAIN = 10
-
-
-def encode(text):
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
 
 CODEC = Codec(lambda text: [2, *encode(text)], lambda text: [*encode(text), EOS])
@@ -48,19 +46,6 @@ def make(root, dataset=BLOCKS_CAPTIONS, split="train", rows=None, codec=CODEC, *
     return Reader(
         open_table(root, dataset), split, dataclasses.replace(CONFIG, **changes), codec, rows
     )
-
-
-def same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def take(reader, start, count):
-    stream = reader.batches(start)
-    try:
-        return [jax.tree.map(np.array, next(stream)) for _ in range(count)]
-    finally:
-        stream.close()
 
 
 def words(batch, row):
@@ -99,9 +84,8 @@ def test_rows_hold_a_picture_and_one_of_its_texts(root, dataset, split):
             else:
                 colour = question.removeprefix("where is the ").removesuffix(" block?")
                 assert ("left", "middle", "right")[colours.index(colour)] == answer
-    assert len(seen) > len(
-        {colours for colours, _, _ in seen}
-    )  # not always the same text of a picture
+    # Not always the same text of a picture.
+    assert len(seen) > len({colours for colours, _, _ in seen})
 
 
 def test_every_image_comes_once_an_epoch_and_epochs_differ(root):
@@ -313,8 +297,8 @@ def test_wrong_descriptions_are_refused(root, dataset, message):
 
 
 def test_missing_files_name_the_command(root, tmp_path):
-    assert image_text.problem(str(root), BLOCKS_CAPTIONS) == ""
-    line = image_text.problem("/nowhere", IMAGE_TEXT["coco_captions"])
+    assert problem(str(root), BLOCKS_CAPTIONS) == ""
+    line = problem("/nowhere", IMAGE_TEXT["coco_captions"])
     assert (
         line == "coco_captions: no /nowhere/coco_captions/2014/1.1.0/dataset_info.json; "
         "tfds build coco_captions --data_dir=/nowhere"

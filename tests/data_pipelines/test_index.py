@@ -81,16 +81,16 @@ def test_the_last_episodes_are_held_out_where_no_split_is(tmp_path, train):
     info = json.loads((folder / tfds_folder.INFO).read_text())
     info["splits"] = info["splits"][:1]
     (folder / tfds_folder.INFO).write_text(json.dumps(info))
-    found = open_index(tmp_path, BLOCKS).splits
+    splits = open_index(tmp_path, BLOCKS).splits
     held = max(1, round(0.05 * train))
-    assert [len(found[name].length) for name in ("train", "val")] == [train - held, held]
+    assert [len(splits[name].length) for name in ("train", "val")] == [train - held, held]
     for name in ("actions", "state"):
-        parts = [getattr(found[split], name) for split in ("train", "val")]
+        parts = [getattr(splits[split], name) for split in ("train", "val")]
         np.testing.assert_array_equal(np.concatenate(parts), getattr(whole, name))
-        stats = found["train"].stats[name.rstrip("s")]
+        stats = splits["train"].stats[name.rstrip("s")]
         np.testing.assert_allclose(stats["mean"], parts[0].astype(float).mean(0), atol=1e-12)
         np.testing.assert_array_equal(stats["max"], parts[0].max(0))
-    last = found["val"]
+    last = splits["val"]
     assert last.record[-1] == whole.record[-1]
     assert Path(last.shards[last.frames["primary"].shard[-1]]).name == Path(whole.shards[-1]).name
     assert last.frames["primary"].offset[-1] == whole.frames["primary"].offset[-1]
@@ -252,11 +252,11 @@ def test_stored_arrays_come_back(tmp_path):
         "d": np.zeros(0, np.uint8),
     }
     store.save(tmp_path / "file", {"k": 1}, arrays)
-    found = store.load(tmp_path / "file", {"k": 1})
-    assert set(found.arrays) == set(arrays)
+    stored = store.load(tmp_path / "file", {"k": 1})
+    assert set(stored.arrays) == set(arrays)
     for name, value in arrays.items():
-        np.testing.assert_array_equal(found.arrays[name], value)
-        assert (found.arrays[name].dtype, found.arrays[name].shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(stored.arrays[name], value)
+        assert (stored.arrays[name].dtype, stored.arrays[name].shape) == (value.dtype, value.shape)
 
 
 def test_index_is_small_and_reads_only_what_it_needs(tmp_path):

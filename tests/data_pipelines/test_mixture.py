@@ -8,20 +8,20 @@ from data_pipelines.datasets import DATASETS
 from data_pipelines.datasets.mixtures import MIXTURES
 
 
-def members(wanted):
-    return mixture.members(wanted, DATASETS, MIXTURES)
+def resolve(wanted):
+    return mixture.resolve(wanted, DATASETS, MIXTURES)
 
 
 def test_names_of_mixtures_of_datasets_and_lists():
-    assert members("bridge") == (("bridge", 1.0),)
-    assert members("taco_play") == (("taco_play", 1.0),)
-    assert members([["taco_play", 2], ["viola", 0.5]]) == (("taco_play", 2.0), ("viola", 0.5))
-    assert dict(members("oxe_magic_soup"))["kuka"] == 0.8341046294
+    assert resolve("bridge") == (("bridge", 1.0),)
+    assert resolve("taco_play") == (("taco_play", 1.0),)
+    assert resolve([["taco_play", 2], ["viola", 0.5]]) == (("taco_play", 2.0), ("viola", 0.5))
+    assert dict(resolve("oxe_magic_soup"))["kuka"] == 0.8341046294
 
 
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_every_mixture_can_be_asked_for(name):
-    assert members(name) == MIXTURES[name]
+    assert resolve(name) == MIXTURES[name]
 
 
 @pytest.mark.parametrize(
@@ -36,17 +36,17 @@ def test_every_mixture_can_be_asked_for(name):
 )
 def test_what_is_not_known_is_refused(wanted, message):
     with pytest.raises(ValueError, match=message):
-        members(wanted)
+        resolve(wanted)
 
 
 def test_all_missing_datasets_are_listed_with_what_brings_them(tmp_path):
     write_blocks(tmp_path, train=2, val=2)
     wanted = [DATASETS[name] for name in ("blocks", "viola", "bridge")]
-    found = mixture.problems(str(tmp_path), wanted)
-    assert [line.split(":")[0] for line in found] == ["viola", "bridge"]
-    assert f"{tmp_path}/viola/0.1.0/dataset_info.json" in found[0]
-    assert "gsutil" in found[0]
-    assert str(tmp_path) in found[1].split(";")[1]
+    lines = mixture.problems(str(tmp_path), wanted)
+    assert [line.split(":")[0] for line in lines] == ["viola", "bridge"]
+    assert f"{tmp_path}/viola/0.1.0/dataset_info.json" in lines[0]
+    assert "gsutil" in lines[0]
+    assert str(tmp_path) in lines[1].split(";")[1]
 
 
 def test_members_that_do_not_fit_the_policy_are_listed():
@@ -54,13 +54,13 @@ def test_members_that_do_not_fit_the_policy_are_listed():
     OpenVLA does.
     """
     names = ("bridge", "nyu_door_opening_surprising_effectiveness", "ppgm", "roboset")
-    found = mixture.misfits(
+    lines = mixture.misfits(
         [DATASETS[name] for name in names], ("primary",), DATASETS["bridge"].action_names
     )
-    assert [line.split(":")[0] for line in found] == list(names[1:])
-    assert "has wrist, none of model.cameras ('primary',)" in found[0]
-    assert "has no camera" in found[1]
-    assert "its actions are joint" in found[2]
+    assert [line.split(":")[0] for line in lines] == list(names[1:])
+    assert "has wrist, none of model.cameras ('primary',)" in lines[0]
+    assert "has no camera" in lines[1]
+    assert "its actions are joint" in lines[2]
     unfit = {
         name: mixture.misfits(
             [DATASETS[member] for member, _ in pairs], ("primary",), DATASETS["bridge"].action_names

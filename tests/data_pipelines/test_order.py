@@ -17,9 +17,9 @@ def make(sizes, weights, *, batch_size=16, pool=40, per_visit=20, seed=3):
 
 
 def test_visits_cut_episodes_into_even_runs():
-    found = visits(np.array([4, 0, 9, 1, 10]), 4)
-    assert found.start.tolist() == [0, 4, 7, 10, 13, 14, 17, 20]
-    assert found.windows.tolist() == [4, 3, 3, 3, 1, 3, 3, 4]
+    cut = visits(np.array([4, 0, 9, 1, 10]), 4)
+    assert cut.start.tolist() == [0, 4, 7, 10, 13, 14, 17, 20]
+    assert cut.windows.tolist() == [4, 3, 3, 3, 1, 3, 3, 4]
     assert visits(np.array([4, 0, 9]), 99).windows.tolist() == [4, 9]
 
 
@@ -105,23 +105,23 @@ def test_hosts_share_the_decoding(hosts):
     would.
     """
     order = make([lengths(500, 20, 60)], [1.0], pool=128, per_visit=64, batch_size=32)
-    found = order.epoch(0)
-    visit = np.searchsorted(visits(lengths(500, 20, 60), 64).start, found, side="right") - 1
-    host = np.arange(len(found)) % 32 * hosts // 32
+    epoch = order.epoch(0)
+    visit = np.searchsorted(visits(lengths(500, 20, 60), 64).start, epoch, side="right") - 1
+    host = np.arange(len(epoch)) % 32 * hosts // 32
     assert len({*zip(visit.tolist(), host.tolist(), strict=True)}) <= 500 + MAX_LANES
 
 
 def test_more_open_visits_mix_better_up_to_a_full_shuffle():
     sizes = [np.full(300, 30)]
-    found = [
+    pairs = [
         mixing(make(sizes, [1.0], pool=pool, per_visit=64).epoch(0) // 30).pairs
         for pool in (16, 64, 300)
     ]
-    assert found[0] > found[1] > found[2]
+    assert pairs[0] > pairs[1] > pairs[2]
     chance = 256 * 255 / 2 * 29 / (300 * 30 - 1)  # of two windows drawn without replacement
-    assert found[2] == pytest.approx(chance, rel=0.1)
+    assert pairs[2] == pytest.approx(chance, rel=0.1)
 
 
 def test_mixing_counts_pairs_and_episodes():
-    found = mixing(np.array([1, 1, 1, 2, 3, 3, 4, 5]), batch=4, batches=2)
-    assert found == (4, (3 + 1) / 2, (2 + 3) / 2)
+    mixed = mixing(np.array([1, 1, 1, 2, 3, 3, 4, 5]), batch=4, batches=2)
+    assert mixed == (4, (3 + 1) / 2, (2 + 3) / 2)

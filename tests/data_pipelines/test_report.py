@@ -59,10 +59,10 @@ def wander(lengths, shift, seed=0):
 @pytest.mark.parametrize("shift", [0, 1])
 def test_consistency_tells_a_shift_by_a_step(shift):
     lengths = [7, 30, 1, 2, 50]
-    found = report.consistency(TOY, split(*wander(lengths, shift), lengths))
+    correlations = report.consistency(TOY, split(*wander(lengths, shift), lengths))
     for name in ("x", "roll"):
-        assert found[name][shift] == pytest.approx(1.0, abs=1e-5)
-        assert abs(found[name][1 - shift]) < 0.4
+        assert correlations[name][shift] == pytest.approx(1.0, abs=1e-5)
+        assert abs(correlations[name][1 - shift]) < 0.4
     text = "\n".join(
         report.lines(TOY, "train", report.measure(TOY, split(*wander(lengths, shift), lengths)))
     )
@@ -100,16 +100,16 @@ def test_measure_counts():
         [draw.uniform(-1, 1, 1000), np.full(1000, 0.2), draw.random(1000) > 0.25]
     )
     made = split(actions, np.zeros((1000, 2)), [400, 0, 600], ("", "go", " "), [1, 1, 2])
-    found = report.measure(TOY, made)
-    assert (found["episodes"], found["frames"]) == (3, 1000)
-    assert found["episode_length"] == [400, 500.0, 600]
-    assert (found["instructions"], found["empty_instructions"]) == (2, 1)
-    assert found["actions"]["x"]["clipped"] == pytest.approx(0.02, abs=0.001)
-    assert not found["actions"]["x"]["constant"]
-    assert found["actions"]["roll"]["constant"]
-    assert found["actions"]["roll"]["clipped"] == 0
-    assert list(found["gripper"]["gripper"]) == ["1", "0"]
-    assert sum(found["gripper"]["gripper"].values()) == pytest.approx(1)
+    measured = report.measure(TOY, made)
+    assert (measured["episodes"], measured["frames"]) == (3, 1000)
+    assert measured["episode_length"] == [400, 500.0, 600]
+    assert (measured["instructions"], measured["empty_instructions"]) == (2, 1)
+    assert measured["actions"]["x"]["clipped"] == pytest.approx(0.02, abs=0.001)
+    assert not measured["actions"]["x"]["constant"]
+    assert measured["actions"]["roll"]["constant"]
+    assert measured["actions"]["roll"]["clipped"] == 0
+    assert list(measured["gripper"]["gripper"]) == ["1", "0"]
+    assert sum(measured["gripper"]["gripper"].values()) == pytest.approx(1)
 
 
 def test_good_files_have_no_problems(root):
@@ -153,8 +153,8 @@ def test_every_problem_is_found_and_named(root):
     spoil(root)
     problems = []
     episodes, _ = report.validate(str(files(root)), BLOCKS, problems.append)
-    found = {(e.path.rsplit("/", 1)[1].split(".")[0], e.record, e.step, e.field) for e in problems}
-    assert found == {
+    places = {(e.path.rsplit("/", 1)[1].split(".")[0], e.record, e.step, e.field) for e in problems}
+    assert places == {
         ("blocks-train", 0, 1, "action[3]"),
         ("blocks-train", 0, 0, "language_instruction"),
         ("blocks-train", 2, None, ""),
@@ -197,6 +197,6 @@ def test_records_can_be_read_again_after_quarantine(root):
     problems = []
     report.validate(str(files(root)), BLOCKS, problems.append)
     bad = frozenset((e.path.rsplit("/", 1)[1], e.record) for e in problems)
-    found = open_index(root, BLOCKS, quarantine=bad).splits
-    assert len(found["train"].length) == 3
-    assert len(found["val"].length) == 1
+    splits = open_index(root, BLOCKS, quarantine=bad).splits
+    assert len(splits["train"].length) == 3
+    assert len(splits["val"].length) == 1

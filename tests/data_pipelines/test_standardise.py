@@ -28,15 +28,10 @@ def test_gripper_settles_backwards():
         1,
         1,
     ]
-    assert binarise(np.array([0.2, 0.3])).tolist() == [
-        0,
-        0,
-    ]  # never settles: its last value, thresholded
-    assert binarise(np.array([0.95, 0.05, 0.951])).tolist() == [
-        1,
-        1,
-        1,
-    ]  # the limits themselves are in between
+    # Never settles: its last value, thresholded.
+    assert binarise(np.array([0.2, 0.3])).tolist() == [0, 0]
+    # The limits themselves are in between.
+    assert binarise(np.array([0.95, 0.05, 0.951])).tolist() == [1, 1, 1]
     assert binarise(np.array([0.049, 0.94, 0.06])).tolist() == [0, 0, 0]
 
 
@@ -76,10 +71,9 @@ def test_angles_survive_a_round_trip():
     cr, sr, cp, sp, cy, sy = (f(a / 2) for a in (roll, pitch, yaw) for f in (np.cos, np.sin))
     x, y = sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy
     z, w = cr * cp * sy - sr * sp * cy, cr * cp * cy + sr * sp * sy
-    found = euler_from_quat_xyzw(
-        np.stack([x, y, z, w], axis=1) * 1.005
-    )  # rounding in the length is divided out
-    np.testing.assert_allclose(found, np.stack([roll, pitch, yaw], axis=1), atol=1e-12)
+    # Rounding in the length is divided out.
+    angles = euler_from_quat_xyzw(np.stack([x, y, z, w], axis=1) * 1.005)
+    np.testing.assert_allclose(angles, np.stack([roll, pitch, yaw], axis=1), atol=1e-12)
 
 
 @pytest.mark.parametrize("quaternion", [[0, 0, 0, 0], [0, 0, 0, 1.02], [0.5, 0.5, 0.5, 0.4]])

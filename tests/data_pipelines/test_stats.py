@@ -49,15 +49,15 @@ def test_cuts_and_order_do_not_matter(rows, cuts, seed):
 @given(ROWS)
 def test_they_are_those_of_numpy(rows):
     x = rows.astype(np.float64)
-    found = stats.summary(stats.update(stats.empty(2), rows))
+    summary = stats.summary(stats.update(stats.empty(2), rows))
     largest, span = np.abs(x).max(0), np.ptp(x, axis=0)
-    np.testing.assert_array_equal(found["min"], x.min(0))
-    np.testing.assert_array_equal(found["max"], x.max(0))
+    np.testing.assert_array_equal(summary["min"], x.min(0))
+    np.testing.assert_array_equal(summary["max"], x.max(0))
     for name, value in (("mean", x.mean(0)), ("std", x.std(0))):
-        assert (np.abs(found[name] - value) <= 1e-12 * largest).all(), name
+        assert (np.abs(summary[name] - value) <= 1e-12 * largest).all(), name
     for name, q in (("q01", 0.01), ("q99", 0.99)):
         assert (
-            np.abs(found[name] - np.quantile(x, q, axis=0)) <= 1e-4 * span + 1e-15 * largest
+            np.abs(summary[name] - np.quantile(x, q, axis=0)) <= 1e-4 * span + 1e-15 * largest
         ).all(), name
 
 
@@ -74,13 +74,13 @@ def test_long_columns_in_blocks():
     running = stats.empty(3)
     for block in np.array_split(x, 37):
         running = stats.update(running, block)
-    found = stats.summary(running)
-    np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found["std"], x.std(0), rtol=1e-11)
+    summary = stats.summary(running)
+    np.testing.assert_allclose(summary["mean"], x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(summary["std"], x.std(0), rtol=1e-11)
     span = np.ptp(x, axis=0)
     for q in (0.01, 0.5, 0.99):
         assert (np.abs(stats.quantile(running, q) - np.quantile(x, q, axis=0)) <= 1e-4 * span).all()
-    assert (found["q01"][2], found["q99"][2]) == (0, 1)  # a gripper's quantiles are its values
+    assert (summary["q01"][2], summary["q99"][2]) == (0, 1)  # a gripper's quantiles are its values
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.25, 1e-38, -3e38])
@@ -89,14 +89,14 @@ def test_constant_column_is_exact(value):
     running = stats.merge(
         stats.update(stats.empty(1), rows[:1]), stats.update(stats.empty(1), rows[1:])
     )
-    found = stats.summary(running)
-    assert found.pop("std") == 0
-    assert {float(v[0]) for v in found.values()} == {float(rows[0, 0])}
+    summary = stats.summary(running)
+    assert summary.pop("std") == 0
+    assert {float(v[0]) for v in summary.values()} == {float(rows[0, 0])}
 
 
 def test_two_rows_are_interpolated_as_numpy_does():
-    found = stats.summary(stats.update(stats.empty(1), np.array([[0.0], [1.0]])))
-    np.testing.assert_allclose([found["q01"][0], found["q99"][0]], [0.01, 0.99], rtol=1e-12)
+    summary = stats.summary(stats.update(stats.empty(1), np.array([[0.0], [1.0]])))
+    np.testing.assert_allclose([summary["q01"][0], summary["q99"][0]], [0.01, 0.99], rtol=1e-12)
 
 
 def test_no_rows_change_nothing_and_have_no_summary():
@@ -110,8 +110,8 @@ def test_no_rows_change_nothing_and_have_no_summary():
 
 
 def test_no_dims():
-    found = stats.summary(stats.update(stats.empty(0), np.zeros((4, 0), np.float32)))
-    assert all(value.shape == (0,) for value in found.values())
+    summary = stats.summary(stats.update(stats.empty(0), np.zeros((4, 0), np.float32)))
+    assert all(value.shape == (0,) for value in summary.values())
 
 
 def test_other_width_and_not_finite_are_refused():

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from experiments import import_weights
-from experiments.composition import build, sources
+from experiments.composition import sources
 from tests.experiments.robovlms import torch_reference as reference
 from tests.experiments.robovlms.released_config import (
     CHUNK,
@@ -24,13 +24,14 @@ from tests.experiments.robovlms.released_config import (
     changed,
     write_json,
 )
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.models.backbones import paligemma
-from vla_jax.models.tokenizer import train_tiny_tokenizer
+from vla_jax.models.tokenizer import digest, train_tiny_tokenizer
 from vla_jax.models.vla import VLA
 from vla_jax.training.checkpoint import load_meta, load_params
-from vla_jax.types import Observation
+from vla_jax.types import HeadContext, Observation
 
 TOLERANCE = 1e-5
 LENGTHS, PROMPT = (5, 7), 8  # ids of the two prompts, and what they are padded to
@@ -128,7 +129,7 @@ def test_imported_policies_equal_robovlms(
         return (
             policy.backbone.embed_image(case.images[0][0]),
             readouts,
-            policy.head.act(readouts, jax.random.key(0)),
+            policy.head.act(HeadContext(readouts), jax.random.key(0)),
         )
 
     features, readouts, actions = outputs(policy)
@@ -297,11 +298,7 @@ def test_an_imported_backbone_is_what_a_run_begins_with(
         "tiny",
         str(out),
     )
-    assert (
-        load_meta(out)["tokenizer"]["sha256"]
-        == sources.digest(out / "tokenizer")
-        == sources.digest(folder)
-    )
+    assert load_meta(out)["tokenizer"]["sha256"] == digest(out / "tokenizer") == digest(folder)
     assert sources.tokenizer(config, [], tmp_path) == out / "tokenizer"
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     _, shapes, _ = flat.abstract(build.model(config))

@@ -72,9 +72,9 @@ def by_the_readme() -> dict:
 def exact(printed: str) -> None:
     """The printed table of a proof has small differences of numbers that are not small."""
     for stage in ("vision", "readout", "action"):
-        found = re.search(rf"{stage} +(\S+) +(\S+) +\S+ ok", printed)
-        assert float(found[2]) <= 1e-5 * max(1, float(found[1]))
-        assert float(found[1]) > 0.05
+        row = re.search(rf"{stage} +(\S+) +(\S+) +\S+ ok", printed)
+        assert float(row[2]) <= 1e-5 * max(1, float(row[1]))
+        assert float(row[1]) > 0.05
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from experiments import export, import_weights
-from experiments.composition import build
 from tests.export.test_export import GEMMA2, checkpoint
+from vla_jax import build
 from vla_jax.export import hf
 from vla_jax.models.backbones import paligemma
 from vla_jax.robot import torch_policy
@@ -47,8 +47,8 @@ def test_transformers_computes_the_same_and_we_read_it_back(
     )
     printed = capsys.readouterr().out
     for stage in ("features", "words", "hidden"):
-        found = re.search(rf"{stage} +(\S+) +(\S+) .* ok", printed)
-        assert float(found[2]) <= 1e-5 * max(1, float(found[1]))
+        row = re.search(rf"{stage} +(\S+) +(\S+) .* ok", printed)
+        assert float(row[2]) <= 1e-5 * max(1, float(row[1]))
     by_prompt(out, tmp_path / "artefact")
     import_weights.main(["--from", f"hf:{out}", "--out", str(tmp_path / "back")])
     back, before = load_params(tmp_path / "back"), load_params(where)

@@ -17,11 +17,12 @@ import torch
 from safetensors import safe_open
 
 from experiments import export
-from experiments.composition import build, sources
 from experiments.configs import oxe_paligemma
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact
+from vla_jax.models.tokenizer import digest
 from vla_jax.robot import torch_policy
 from vla_jax.training.checkpoint import Checkpointer, TrainState, load_params
 
@@ -60,7 +61,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     config = oxe_paligemma.get_config("tiny")
     config.model.backbone = backbone
     config.model.head_hidden, config.model.head_mlp, config.model.head_attention = 32, (16,), 4
-    config.lora.rank, config.ema = model.pop("rank", 0), model.pop("ema", 0.0)
+    config.lora.rank, config.optim.ema = model.pop("rank", 0), model.pop("ema", 0.0)
     if model.pop("resampler", False):
         config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
     config.model.update(model)
@@ -70,7 +71,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     params = jittered(flat.abstract(build.training_model(config))[1])
     meta = {
         "config": config.to_dict(),
-        "tokenizer": {"folder": str(folder), "sha256": sources.digest(folder)},
+        "tokenizer": {"folder": str(folder), "sha256": digest(folder)},
         "datasets": {
             name: {"action": SPEC, "state": STATE, "control_hz": 5.0} for name in datasets
         },
@@ -78,7 +79,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     checkpointer = Checkpointer(root / "checkpoints", meta, {})
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, jax.tree.map(jnp.asarray, params), {}, (), None, zero)
-    if config.ema:
+    if config.optim.ema:
         state = state._replace(ema={name: 0.5 * value for name, value in state.params.items()})
     checkpointer.save(3, state)
     checkpointer.close()
@@ -96,8 +97,8 @@ def exported(tmp_path_factory) -> Path:
 
 def images(policy, **changes):
     rng = np.random.default_rng(0)
-    found = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policy.cameras}
-    return {name: image for name, image in {**found, **changes}.items() if image is not None}
+    images = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in policy.cameras}
+    return {name: image for name, image in {**images, **changes}.items() if image is not None}
 
 
 # Every backbone, head, history, layout and extra token at least once. `sizes` changes the tiny
@@ -160,9 +161,9 @@ def test_averaged_parameters_are_exported(tmp_path):
     where = checkpoint(tmp_path, head="mlp", ema=0.9)
     artefact.write(export.source(where), tmp_path / "artefact", "float32")
     with safe_open(tmp_path / "artefact" / "model.safetensors", "np") as file:
-        found = file.get_tensor("readout_embedding")
+        embedding = file.get_tensor("readout_embedding")
     raw = load_params(checkpoint(tmp_path / "raw", head="mlp"))["readout_embedding"]
-    np.testing.assert_array_equal(found, np.float32(0.5) * raw)
+    np.testing.assert_array_equal(embedding, np.float32(0.5) * raw)
 
 
 def test_the_artefact_is_the_policy(exported):
@@ -184,19 +185,21 @@ def test_confidence_is_told_of_each_action_and_agreement_of_the_next(exported):
     policy.reset("push the red block", "blocks")
     chunk = np.zeros((4, 7), np.float32)
     chunk[:, 6] = [0.9, 0.2, 0.5, 0.6]
-    first = policy.moved(None, chunk, None)["confidence"]
+    first = policy.commit_step(None, chunk, None)["confidence"]
     assert first["steps"] == pytest.approx([0.9, 0.8, 0.5, 0.6])
     assert first["gripper"] == pytest.approx(0.9)
     assert first["agreement"] is first["token"] is None
     later = chunk.copy()
     later[1:, :6] = 0.7
-    assert policy.moved(None, later.copy(), None)["confidence"]["agreement"] == 1
+    assert policy.commit_step(None, later.copy(), None)["confidence"]["agreement"] == 1
     later[0, 0] = 0.5  # where the last chunk had 0.7 in all six
     difference = np.sqrt((0.2**2 + 5 * 0.7**2) / 6)
-    assert policy.moved(None, later, None)["confidence"]["agreement"] == pytest.approx(
+    assert policy.commit_step(None, later, None)["confidence"]["agreement"] == pytest.approx(
         np.exp(-difference), rel=1e-5
     )
-    tokens = policy.moved(None, chunk, np.repeat(np.float32([0.5, 0.25, 1, 1]), 7))["confidence"]
+    tokens = policy.commit_step(None, chunk, np.repeat(np.float32([0.5, 0.25, 1, 1]), 7))[
+        "confidence"
+    ]
     assert tokens["steps"] == pytest.approx([0.5, 0.25, 1, 1])
     assert tokens["token"] == pytest.approx(0.5)
     assert tokens["agreement"] is None
@@ -224,16 +227,16 @@ def test_episodes_together_are_those_apart(model, tmp_path):
     for i in range(3):
         alone.reset(texts[i], seed=i)
         expected.append([alone.act({"primary": image})["actions"] for image in frames[i]])
-    together, late = [alone.another() for _ in range(3)], (0, 0, 2)
+    together, late = [alone.new_session() for _ in range(3)], (0, 0, 2)
     for i, policy in enumerate(together):
         policy.reset(texts[i], seed=i)
     for step in range(4):
         now = {i: step - late[i] for i in range(3) if step >= late[i]}  # episode -> its own step
         given = [together[i].prepared({"primary": frames[i, own]}) for i, own in now.items()]
         out = torch_policy.act_together([together[i] for i in now], given)
-        for found, (i, own) in zip(out, now.items(), strict=True):
+        for acted, (i, own) in zip(out, now.items(), strict=True):
             np.testing.assert_allclose(
-                found["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}"
+                acted["actions"], expected[i][own], atol=2e-5, err_msg=f"{i} at {own}"
             )
     with pytest.raises(ValueError, match="different policies on one network"):
         torch_policy.act_together([alone, alone], [{}, {}])
@@ -371,7 +374,7 @@ def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
 
 def test_what_torch_does_not_compute_is_refused_by_name(tmp_path, monkeypatch):
     source = export.source(checkpoint(tmp_path, head="mlp"))
-    monkeypatch.delitem(artefact.describe.HEADS, build.HEADS["mlp"])
+    monkeypatch.delitem(artefact.describe.HEADS, build.HEADS["mlp"].make)
     with pytest.raises(ValueError, match=r"head: expected one of lstm, .* got MLPHead"):
         artefact.write(source, tmp_path / "artefact", "float32")
     with pytest.raises(ValueError, match="no action spec"):

@@ -24,14 +24,14 @@ ADDED = ["<image>", "<|endofchunk|>"]
 def gemma():
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    found = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    found.normalizer = normalizers.Replace(" ", "▁")
-    found.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
-    found.train_from_iterator(
+    made.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", *spelled])
     )
-    body = json.loads(found.to_str())
+    body = json.loads(made.to_str())
     body["added_tokens"] = body["added_tokens"][:1]  # bytes are pieces, not words of their own
     return Tokenizer.from_str(json.dumps(body))
 
@@ -39,37 +39,35 @@ def gemma():
 def llama():
     from tokenizers import Tokenizer, models, normalizers, trainers
 
-    found = Tokenizer(models.BPE(fuse_unk=True, unk_token="<unk>"))
-    found.normalizer = normalizers.Sequence(
+    made = Tokenizer(models.BPE(fuse_unk=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    found.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"]))
-    return found
+    made.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"]))
+    return made
 
 
 def metaspace():
     from tokenizers import pre_tokenizers
 
-    found = llama()
-    body = json.loads(found.to_str())
+    made = llama()
+    body = json.loads(made.to_str())
     body["normalizer"] = None
-    found = type(found).from_str(json.dumps(body))
-    found.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
-    return found
+    made = type(made).from_str(json.dumps(body))
+    made.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    return made
 
 
 def neox():
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    found = Tokenizer(models.BPE())
-    found.normalizer = normalizers.NFC()
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    found.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet)
-    )
-    found.add_tokens([AddedToken(" " * n, normalized=True) for n in (2, 3)])
-    return found
+    made.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    made.add_tokens([AddedToken(" " * n, normalized=True) for n in (2, 3)])
+    return made
 
 
 def kosmos():
@@ -83,15 +81,15 @@ def kosmos():
         normalization_rule_name="nmt_nfkc", minloglevel=2, num_threads=1, hard_vocab_limit=False,
     )  # fmt: skip
     proto = pb2.ModelProto.FromString(model.getvalue())
-    found = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], 0))
-    found.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    made = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], 0))
+    made.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
     split = [
         pre_tokenizers.WhitespaceSplit(),
         pre_tokenizers.Metaspace("▁", prepend_scheme="always"),
     ]
-    found.pre_tokenizer = pre_tokenizers.Sequence(split)
-    found.add_special_tokens([AddedToken("<mask>", lstrip=True)])
-    return found
+    made.pre_tokenizer = pre_tokenizers.Sequence(split)
+    made.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    return made
 
 
 KINDS = {make.__name__: make for make in (gemma, llama, metaspace, neox, kosmos)}

@@ -14,16 +14,16 @@ import pytest
 from flax import nnx
 
 from experiments import pretrain
-from experiments.composition import build
 from experiments.composition.config import load_config
 from tests.training import tiny_run
 from tests.weights.test_pretrained import to_hf, write_hf
-from vla_jax import params, sharding
+from vla_jax import build, params, sharding
 from vla_jax.models import lora
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.lora import LoRAConfig
 from vla_jax.models.transformer import BlockConfig, Linear, Stack, StackConfig
 from vla_jax.training import optim, train
+from vla_jax.training import state as training_state
 from vla_jax.training.checkpoint import Checkpointer, load_adapters, load_params
 
 DEPTH, WIDTH = 2, 8
@@ -322,7 +322,9 @@ def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
     @jax.jit
     def mean(flat):
         model = params.merge(setup.graphdef, flat)
-        return model.loss(batch, jax.random.key(0)).sums["action"] / model.weights(batch)["action"]
+        return (
+            model.loss(batch, jax.random.key(0)).sums["action"] / model.mask_counts(batch)["action"]
+        )
 
     plain = float(mean(moved))
     found = [float(setup.step(state(step), setup.batch(0))[1]["loss"]) for step in (0, 0, 1)]
@@ -441,7 +443,7 @@ def test_pretrained_weights_load_around_fresh_adapters(tmp_path):
     settings, freeze = build.optim(config)
     optimizer = optim.make_optimizer(settings, freeze, shapes, 100, 1)
     run = train.TrainConfig(steps=100, batch_size=1, dtype="float32")
-    abstract = train.abstract_state(
+    abstract = training_state.abstract_state(
         shapes, shardings, optim.partition(shapes, freeze)[0], optimizer, run
     )
     found = pretrain._parameters(config, make, abstract)

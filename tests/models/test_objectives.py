@@ -11,27 +11,40 @@ from tests.fakes import FakeBackbone, initialise, make_batch
 from vla_jax import params
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
-from vla_jax.models.objectives import ForwardConfig, next_token, patches
+from vla_jax.models.objectives import (
+    Caption,
+    ForwardConfig,
+    ForwardPrediction,
+    ImageTextTask,
+    TextAlign,
+    next_token,
+    patches,
+)
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.training import metrics
 from vla_jax.types import Future, ImageText
 
 T, K, D, M, E, KEY = 2, 2, 3, 2, 6, jax.random.key(0)
 FORWARD = ForwardConfig(frames=M, cameras=2, tokens=2, width=16, depth=1, patch=4, image_size=8)
-TASKS = ("forward", "caption", "image_text", "text_align")
+MAKERS = {
+    "forward": lambda width, rngs: ForwardPrediction(width, FORWARD, rngs),
+    "caption": lambda width, rngs: Caption(),
+    "image_text": lambda width, rngs: ImageTextTask(),
+    "text_align": lambda width, rngs: TextAlign(width, E, rngs),
+}
+TASKS = tuple(MAKERS)
 
 
 def make_policy(*tasks, layout="prefix", history="head", cross=False):
     config = VLAConfig(
         T, K, D, ("primary", "wrist"), layout, history,
-        forward=FORWARD if "forward" in tasks else None,
-        text_embedding=E if "text_align" in tasks else 0,
-        scales=(("action", 1.0), *((name, 0.1) for name in tasks)),
+        loss_weights=(("action", 1.0), *((name, 0.1) for name in tasks)),
     )  # fmt: skip
 
     def make(rngs):
         head = MLPHead(16, HeadConfig(K, D, (2,), hidden=8, mlp=(8,)), rngs)
-        return VLA(FakeBackbone(rngs, cross=cross), head, config, rngs)
+        makers = {name: MAKERS[name] for name in tasks}
+        return VLA(FakeBackbone(rngs, cross=cross), head, config, rngs, makers)
 
     graphdef, flat = initialise(make)
     rng = np.random.default_rng(0)
@@ -61,7 +74,7 @@ def make_data(b=2):
 @jax.jit(static_argnums=0)
 def run(graphdef, flat, batch):
     model = params.merge(graphdef, flat)
-    return model.loss(batch, KEY), model.weights(batch)
+    return model.loss(batch, KEY), model.mask_counts(batch)
 
 
 @pytest.mark.parametrize(
@@ -82,17 +95,19 @@ def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cros
     def both(flat):
         def total(flat):
             model = params.merge(graphdef, flat)
-            found = model.loss(batch, KEY)
-            return sum(found.sums.values()), (found, model.weights(batch))
+            objective = model.loss(batch, KEY)
+            return sum(objective.sums.values()), (objective, model.mask_counts(batch))
 
         return jax.value_and_grad(total, has_aux=True)(flat)
 
-    (_, (found, weights)), grads = both(flat)
-    assert set(found.sums) == set(weights) == {"action", *TASKS}
+    (_, (objective, weights)), grads = both(flat)
+    assert set(objective.sums) == set(weights) == {"action", *TASKS}
     for name in TASKS:  # the metric's pairs are the task's sum and weight
-        np.testing.assert_allclose(found.metrics[name][0].sum(), found.sums[name], rtol=1e-5)
-        np.testing.assert_array_equal(found.metrics[name][1].sum(), weights[name])
-        assert 0 < found.sums[name] < np.inf
+        np.testing.assert_allclose(
+            objective.metrics[name][0].sum(), objective.sums[name], rtol=1e-5
+        )
+        np.testing.assert_array_equal(objective.metrics[name][1].sum(), weights[name])
+        assert 0 < objective.sums[name] < np.inf
     assert [n for n, g in grads.items() if not (np.isfinite(g).all() and np.any(g))] == []
 
 
@@ -149,7 +164,7 @@ def test_no_leak_from_the_caption_to_itself(layout):
     @jax.jit
     def logits(obs):
         images = jnp.stack([image[:, -1] for image in obs.images], axis=1)
-        return model._said(images, obs.image_mask[:, -1], obs.prompt, obs.prompt_mask, target)
+        return model.text_logits(images, obs.image_mask[:, -1], obs.prompt, obs.prompt_mask, target)
 
     before = logits(obs)
     for word in range(1, 5):
@@ -174,11 +189,11 @@ def test_next_token_by_hand():
 
 def test_patches_by_hand():
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(1, 4, 4, 3)
-    found = np.asarray(patches(image, 2))
+    normalised = np.asarray(patches(image, 2))
     corner = image[0, :2, 2:].reshape(-1).astype(np.float32)
     expected = (corner - corner.mean()) / np.sqrt(corner.var() + 1e-6 * 255**2)
-    np.testing.assert_allclose(found[0, 1], expected, atol=1e-4)
-    assert found.shape == (1, 4, 12)
+    np.testing.assert_allclose(normalised[0, 1], expected, atol=1e-4)
+    assert normalised.shape == (1, 4, 12)
 
 
 @pytest.mark.slow

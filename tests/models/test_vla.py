@@ -12,8 +12,9 @@ from vla_jax import params
 from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.outputs import HeadConfig
-from vla_jax.models.sequence import Part, alone, assemble, media, positions
-from vla_jax.models.vla import VLA, VLAConfig, newest
+from vla_jax.models.sequence import MaskedTokens, assemble, media, per_frame_mask, positions
+from vla_jax.models.vla import VLA, VLAConfig
+from vla_jax.types import HeadContext, newest
 
 T, K, D, N = 3, 2, 7, 2
 KEY = jax.random.key(0)
@@ -100,8 +101,8 @@ def test_shapes(fake):
     assert apply(graphdef, flat, "act", batch.obs, KEY).shape == (2, K, D)
     result = apply(graphdef, flat, "loss", batch, KEY)
     assert np.isfinite(result.sums["action"])
-    weights = apply(graphdef, flat, "weights", batch)
-    assert weights == {"action": (batch.action_mask.any(-1) & batch.obs.step_mask[..., None]).sum()}
+    counts = apply(graphdef, flat, "mask_counts", batch)
+    assert counts == {"action": (batch.action_mask.any(-1) & batch.obs.step_mask[..., None]).sum()}
 
 
 def test_prompt_padding_changes_nothing(policy):
@@ -190,7 +191,7 @@ def test_readouts_equal_the_full_computation(policy):
         model = params.merge(graphdef, flat)
         frames = model.sequence(batch.obs)
         return model.backbone(
-            frames.tokens, alone(frames), positions(frames.valid), readout, media(frames)
+            frames.tokens, per_frame_mask(frames), positions(frames.valid), readout, media(frames)
         )
 
     np.testing.assert_allclose(hidden(N), hidden(None)[:, -N:], atol=1e-6)
@@ -242,7 +243,7 @@ def test_rollout_equals_training_window(fake):
     left-padded window.
     """
     graphdef, flat, batch = fake
-    head = jax.jit(lambda x: params.merge(graphdef, flat).head.act(x, KEY)[:, -1])
+    head = jax.jit(lambda x: params.merge(graphdef, flat).head.act(HeadContext(x), KEY)[:, -1])
     obs = jax.tree.map(lambda x: x[:1], batch.obs)
     frames = [
         np.asarray(image)[:, ::-1]
@@ -269,23 +270,29 @@ def test_mask_and_positions_by_hand():
     expected = np.array(
         [[1, 0, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]], bool
     )  # the masked token sees itself, so that its softmax row is not empty
-    part = Part(np.zeros((1, 1, 4), np.float32), valid[:, :1])
+    part = MaskedTokens(np.zeros((1, 1, 4), np.float32), valid[:, :1])
     words, tail = (
-        Part(np.zeros((1, 2, 4), np.float32), valid[:, 1:3]),
-        Part(np.zeros((1, 2, 4), np.float32), valid[:, 3:]),
+        MaskedTokens(np.zeros((1, 2, 4), np.float32), valid[:, 1:3]),
+        MaskedTokens(np.zeros((1, 2, 4), np.float32), valid[:, 3:]),
     )
     frames = assemble("prefix", False, [part], words, [], (tail, None))
-    np.testing.assert_array_equal(alone(frames)[0], expected)
+    np.testing.assert_array_equal(per_frame_mask(frames)[0], expected)
     np.testing.assert_array_equal(positions(valid)[0][valid[0]], [0, 1, 2, 3])
     assert positions(np.zeros((1, 3), bool)).min() == 0
+
+
+@pytest.mark.parametrize("weights", [(("actoin", 1.0),), (("action", 1.0), ("caption", 0.1))])
+def test_a_loss_weight_without_its_task_is_refused(weights):
+    config = VLAConfig(1, 2, 7, ("primary",), loss_weights=weights)
+    with pytest.raises(ValueError, match=r"VLAConfig.loss_weights"):
+        initialise(lambda rngs: VLA(FakeBackbone(rngs), None, config, rngs))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"layout": "interleaved"}, "model.layout"),
-        ({"scales": (("actoin", 1.0),)}, "VLAConfig.scales"),
-        ({"scales": (("caption", 0.0),)}, "VLAConfig.scales"),
+        ({"loss_weights": (("caption", 0.0),)}, "VLAConfig.loss_weights"),
         ({"history": "video"}, "model.history"),
         ({"history": "one_step", "window": 2}, "model.window"),
         ({"cameras": ()}, "a camera"),

@@ -13,10 +13,12 @@ import sys
 
 # vla_jax itself is an empty package; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.safety", "vla_jax.robot.safety.limits",
-        "vla_jax.robot.safety.braking", "vla_jax.robot.safety.filter", "vla_jax.robot.events",
+        "vla_jax.robot.safety.braking", "vla_jax.robot.safety.decision",
+        "vla_jax.robot.safety.filter", "vla_jax.robot.events",
         "vla_jax.robot.events.trigger", "vla_jax.robot.events.calibration",
         "vla_jax.robot.events.regret",
-        "vla_jax.robot.mobile", "vla_jax.robot.lanczos", "vla_jax.robot.runtime"}
+        "vla_jax.robot.mobile", "vla_jax.robot.navigation", "vla_jax.robot.lanczos",
+        "vla_jax.robot.runtime"}
 allowed = {"numpy", *sys.stdlib_module_names, *sys.builtin_module_names}
 
 class Refuse:
@@ -26,7 +28,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import numpy as np
-from vla_jax.robot import lanczos, mobile, runtime
+from vla_jax.robot import lanczos, mobile, navigation, runtime
 from vla_jax.robot.safety.limits import STOP_CAUSES, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
 

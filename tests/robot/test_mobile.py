@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
 from vla_jax.models.tokenizer import open_tokenizer
-from vla_jax.robot.mobile import LOST, SCENARIOS, from_base, to_base
+from vla_jax.robot.mobile import LOST, from_base, to_base
+from vla_jax.robot.navigation import SCENARIOS
 
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 BACKBONES = (paligemma, kosmos2, llava, flamingo)

@@ -10,6 +10,7 @@ import pytest
 from tests.training import tiny_run
 from vla_jax import sharding
 from vla_jax.training import optim, train
+from vla_jax.training import state as training_state
 from vla_jax.training.checkpoint import (
     Checkpointer,
     _saved_arrays,
@@ -101,7 +102,7 @@ def test_params_and_meta_without_mesh_or_model(trained, directory):
     _, state, _ = trained
     loaded = load_params(directory)
     assert all(isinstance(value, np.ndarray) for value in loaded.values())
-    assert_equal(loaded, jax.device_get(train.inference_params(state)))
+    assert_equal(loaded, jax.device_get(training_state.inference_params(state)))
     meta = load_meta(directory)
     assert meta["statistics"] == tiny_run.META["statistics"]
     assert meta["schema"] == 1

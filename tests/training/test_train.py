@@ -17,6 +17,7 @@ import pytest
 from tests.training import tiny_run
 from vla_jax import sharding
 from vla_jax.training import augment, metrics, optim, train
+from vla_jax.training import state as training_state
 
 
 @functools.cache
@@ -177,7 +178,7 @@ def test_ema_follows_the_parameters():
         }
     for name, value in state.ema.items():
         np.testing.assert_allclose(value, average[name], rtol=1e-5)
-    assert train.inference_params(state).keys() == setup.shapes.keys()
+    assert training_state.inference_params(state).keys() == setup.shapes.keys()
 
 
 def test_state_is_donated_and_a_masked_batch_gives_zero():

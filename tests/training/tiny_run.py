@@ -19,6 +19,7 @@ from vla_jax import params, sharding
 from vla_jax.models import lora
 from vla_jax.models.transformer import Linear
 from vla_jax.training import metrics, optim, train
+from vla_jax.training import state as training_state
 from vla_jax.training.checkpoint import Checkpointer
 from vla_jax.types import Batch, Objective, Observation
 
@@ -51,7 +52,7 @@ class Group(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    scales: tuple[tuple[str, float], ...] = (("action", 1.0),)
+    loss_weights: tuple[tuple[str, float], ...] = (("action", 1.0),)
 
 
 class Tiny(nnx.Module):
@@ -91,7 +92,7 @@ class Tiny(nnx.Module):
         }
         return Objective({"action": squared.sum()}, jax.lax.stop_gradient(pairs))
 
-    def weights(self, batch):
+    def mask_counts(self, batch):
         return {"action": batch.action_mask.sum(dtype=jnp.float32)}
 
 
@@ -158,7 +159,7 @@ class Setup:
             lr=lr, weight_decay=0.01, clip=1.0, schedule="cosine", warmup_steps=2
         )
         self.optimizer = optim.make_optimizer(optim_config, freeze, self.shapes, 100, 10)
-        self.abstract = train.abstract_state(
+        self.abstract = training_state.abstract_state(
             self.shapes, self.shardings, trainable, self.optimizer, config
         )
         self.step = train.make_train_step(
@@ -172,7 +173,7 @@ class Setup:
         """A state at step 0; made once, because each making compiles."""
         if self._first is None:
             values = params.initialise(self.build, 0, self.shardings)
-            state = train.init_state(values, self.abstract, self.optimizer)
+            state = training_state.init_state(values, self.abstract, self.optimizer)
             if jax.process_count() > 1:
                 return state
             self._first = jax.device_get(state)

@@ -12,9 +12,6 @@ from flax import nnx
 from vla_jax.models.transformer import Stack
 from vla_jax.models.vla import VLA
 
-# Parts that only training needs: the auxiliary tasks.
-TRAINING = ("forward/", "align/")
-
 
 def names(model: VLA) -> dict[str, tuple[str, int | None]]:
     """Name in the artefact -> (name of the parameter, layer), of every array that the artefact
@@ -27,7 +24,9 @@ def names(model: VLA) -> dict[str, tuple[str, int | None]]:
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Stack):
             stacks["/".join(map(str, path)) + "/blocks/"] = module.depth
-    skipped = TRAINING if model.discrete is not None else (*TRAINING, "backbone/lm_head/")
+    # Only training needs the auxiliary tasks, only a head that writes tokens the output layer.
+    skipped = tuple(f"{task.path}/" for task in model.tasks().values())
+    skipped += () if model.head.num_tokens else ("backbone/lm_head/",)
     out: dict[str, tuple[str, int | None]] = {}
     for path, _ in nnx.to_flat_state(nnx.split(model)[1]):
         name = "/".join(map(str, path))

@@ -18,10 +18,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -30,13 +28,12 @@ import torch
 from flax import nnx
 from safetensors.torch import save_file
 
-from vla_jax.actions import ActionSpec
 from vla_jax.export import arrays, describe, record
 from vla_jax.models.vla import VLA
-from vla_jax.params import Build, abstract
-from vla_jax.policy import PolicyIO
+from vla_jax.params import abstract
 from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import folder, golden, tokenizer
+from vla_jax.saved import SavedPolicy
 
 # Largest difference allowed at each stage, relative to the largest number where that is above 1.
 # float32: the order of sums. bfloat16 has 8 bits of mantissa, and what counts is that torch errs no
@@ -54,6 +51,7 @@ RUNTIME = {
     "events/regret.py": "regret.py",
     "events/calibration.py": "calibration.py",
     "safety/filter.py": "safety.py",
+    "safety/decision.py": "decision.py",
     "safety/braking.py": "braking.py",
     "safety/limits.py": "limits.py",
     "safety/limits_example.yaml": "limits_example.yaml",
@@ -68,45 +66,10 @@ TEXTS = (
 )  # fmt: skip
 
 
-class Numbers(NamedTuple):
-    """What a dataset's numbers mean: its actions', its state's where it has one, and its steps per
-    second if known.
-    """
-
-    action: ActionSpec
-    state: ActionSpec | None
-    control_hz: float | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """All that an artefact is made of.
-
-    Attributes:
-        build: makes the policy, without adapters.
-        params: its parameters as numpy, adapters merged.
-        specs: per dataset what its numbers mean.
-        tokenizer: the effective tokenizer.json.
-        prompt: {"before": ids, "template": text with {} for the instruction, "after": ids,
-            "length": tokens}.
-        encode: the original tokenizer, to be equalled.
-        origin: what the artefact should say of where it comes from.
-    """
-
-    build: Build
-    params: Mapping[str, np.ndarray]
-    specs: Mapping[str, Numbers]
-    tokenizer: dict[str, Any]
-    prompt: dict[str, Any]
-    encode: Any
-    image_size: int
-    origin: dict[str, Any]
-
-
 Proof = dict[str, list[golden.Row]]  # type computed in -> a row per stage
 
 
-def write(source: Source, out: Path, dtype: str) -> Proof:
+def write(source: SavedPolicy, out: Path, dtype: str) -> Proof:
     """Writes the artefact `out` with weights in `dtype` and returns its proof.
 
     Raises ValueError for a folder that is there, for what has no torch counterpart, and when a
@@ -130,7 +93,7 @@ def write(source: Source, out: Path, dtype: str) -> Proof:
     return proof
 
 
-def config(source: Source, model: VLA, dtype: str) -> dict[str, Any]:
+def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
     """config.json. Raises ValueError for what the artefact cannot hold."""
     if not source.specs:
         raise ValueError(
@@ -158,7 +121,7 @@ def config(source: Source, model: VLA, dtype: str) -> dict[str, Any]:
     }
 
 
-def check_tokenizer(source: Source) -> None:
+def check_tokenizer(source: SavedPolicy) -> None:
     """Raises ValueError when the standalone tokenizer does not compute this one, or not the same
     ids.
     """
@@ -172,7 +135,7 @@ def check_tokenizer(source: Source) -> None:
             )
 
 
-def prove(source: Source, part: Path, dtype: str) -> Proof:
+def prove(source: SavedPolicy, part: Path, dtype: str) -> Proof:
     """Replays in torch, from the written files, what JAX recorded; writes README.md and SHA256SUMS.
 
     Both compute in float32 on the weights as they are written; a bfloat16 artefact is also computed
@@ -203,7 +166,7 @@ def report(proof: Proof) -> str:
     )
 
 
-def readme(body: dict[str, Any], source: Source, proof: str) -> str:
+def readme(body: dict[str, Any], source: SavedPolicy, proof: str) -> str:
     """What the one who gets the folder must know."""
     head, sequence = body["network"]["head"], body["network"]["sequence"]
     specs = "\n".join(
@@ -265,7 +228,7 @@ The same inputs through JAX and through this folder, {sequence["window"] + EXTRA
 """
 
 
-def _files(source: Source, model: VLA, body: dict[str, Any], part: Path, dtype: str) -> None:
+def _files(source: SavedPolicy, model: VLA, body: dict[str, Any], part: Path, dtype: str) -> None:
     """Everything but README.md and SHA256SUMS."""
     text = json.dumps(body, indent=1)
     (part / "config.json").write_text(text)
@@ -309,32 +272,26 @@ def flattened(code: str) -> str:
     return code
 
 
-def _golden(source: Source, model: VLA, dtype: str) -> record.Golden:
+def _golden(source: SavedPolicy, model: VLA, dtype: str) -> record.Golden:
     """What JAX makes of the weights as the file has them, and the bounds for each type that is
     proven.
     """
-    name, (action, state, _) = next(iter(source.specs.items()))
-
-    def encode(text: str) -> np.ndarray:
-        return np.asarray(source.encode(text), np.int32)
-
-    io = PolicyIO(
-        source.image_size, source.prompt["length"], encode, action, state or ActionSpec(())
-    )
+    name = next(iter(source.specs))
+    io = source.io(name)
     graphdef, steps = abstract(source.build)[0], model.config.window + EXTRA_STEPS
     params = {key: jnp.asarray(_rounded(value, dtype)) for key, value in source.params.items()}
-    found = record.record(graphdef, params, io, steps)
-    size = [max(1.0, float(np.abs(found[stage]).max())) for stage in golden.STAGES]
+    recorded = record.record(graphdef, params, io, steps)
+    size = [max(1.0, float(np.abs(recorded[stage]).max())) for stage in golden.STAGES]
     bounds = {"bound/float32": BOUNDS["float32"] * np.array(size)}
     if dtype == "bfloat16":
         half = record.record(
             graphdef, {key: x.astype(jnp.bfloat16) for key, x in params.items()}, io, steps
         )
-        own = [float(np.abs(half[stage] - found[stage]).max()) for stage in golden.STAGES]
+        own = [float(np.abs(half[stage] - recorded[stage]).max()) for stage in golden.STAGES]
         bounds["bound/bfloat16"] = np.maximum(
             BOUNDS["bfloat16"] * np.array(size), 2 * np.array(own)
         )
-    return {**found, **bounds, "dataset": np.array(name)}
+    return {**recorded, **bounds, "dataset": np.array(name)}
 
 
 def _rounded(value: np.ndarray, dtype: str) -> np.ndarray:

@@ -92,15 +92,15 @@ def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
         network.repeat = repeated
 
 
-def looped(further: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
+def looped(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
     """`repeated` as a loop that a program holds once, whatever its length. Its body may not write
     into what it is given (a pass over a cache does): it gets copies. `done` holds one token.
     """
 
     def copied(now: Decoded) -> tuple[Decoded]:
-        return (further(tree_map(torch.clone, now)),)
+        return (decode_next(tree_map(torch.clone, now)),)
 
-    return while_loop(lambda now: now.number[0] <= times, copied, (done,))[0]
+    return while_loop(lambda now: now.num_tokens[0] <= times, copied, (done,))[0]
 
 
 def replay(
@@ -112,13 +112,13 @@ def replay(
     `policy` is the artefact's: it only prepares the inputs. `given` is of `example`.
     """
     state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
-    found: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
+    replayed: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
     for inputs in frames(policy, file):
         now = {name: array(x) for name, x in inputs._asdict().items() if x is not None}
         out = run({name: (state | now)[name] for name in given})
         state = {name: out[f"next_{name}"] for name in state}
         for stage in golden.STAGES:
-            found[stage].append(out[stage][0])
+            replayed[stage].append(out[stage][0])
     with np.load(file, allow_pickle=False) as archive:
         wanted, limits = (
             {stage: archive[stage] for stage in golden.STAGES},
@@ -126,7 +126,7 @@ def replay(
         )
     rows = []
     for stage, limit in zip(golden.STAGES, limits, strict=True):
-        difference = float(np.abs(np.stack(found[stage]) - wanted[stage]).max())
+        difference = float(np.abs(np.stack(replayed[stage]) - wanted[stage]).max())
         rows.append(golden.Row(stage, float(np.abs(wanted[stage]).max()), difference, limit))
     return rows
 
@@ -145,7 +145,7 @@ def frames(policy: Policy, file: Path) -> Iterator[Inputs]:
         )
         values = {name: torch.from_numpy(x[None]) for name, x in prepared.items()}
         yield Inputs(*(values.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
-        policy.moved(None, arrays["action"][i], None)
+        policy.commit_step(None, arrays["action"][i], None)
 
 
 @contextmanager

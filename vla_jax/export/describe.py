@@ -12,11 +12,11 @@ from vla_jax.models.backbones.kosmos2 import Kosmos2
 from vla_jax.models.backbones.llava import Llava
 from vla_jax.models.backbones.paligemma import PaliGemma
 from vla_jax.models.heads.attention import ROPE_THETA, AttentionHead
+from vla_jax.models.heads.discrete import DiscreteHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
-from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.transformer import BlockConfig
 from vla_jax.models.vision import VisionConfig
 from vla_jax.models.vla import VLA
@@ -28,6 +28,7 @@ HEADS = {
     GPTHead: "gpt",
     AttentionHead: "attention",
     FlowHead: "flow",
+    DiscreteHead: "discrete",
 }
 
 
@@ -48,14 +49,14 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
         },
     }
     look_back = body["backbone"]["block"]["window"]
-    if model.discrete is not None and look_back:
+    if model.head.num_tokens and look_back:
         cameras = len(config.cameras) * (
             config.resampler.latents if config.resampler else model.backbone.tokens_per_image
         )
         frame = cameras + prompt_length + config.readouts + bool(config.state) + bool(config.past)
         slots = (
             frame * (config.window if config.history == "interleaved" else 1)
-            + model.discrete.config.tokens
+            + model.head.num_tokens
         )
         if slots > look_back:
             raise ValueError(
@@ -90,7 +91,7 @@ def _backbone(model: VLA) -> dict[str, Any]:
     elif kind == "llava":
         body |= {
             "projector": config.projector,
-            "lm_head": backbone.lm_head is not None and model.discrete is not None,
+            "lm_head": backbone.lm_head is not None and bool(model.head.num_tokens),
         }
     else:
         body |= {"resampler": dataclasses.asdict(config.resampler), "every": config.every}
@@ -103,15 +104,12 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
 
 
 def _head(model: VLA) -> dict[str, Any]:
-    if model.discrete is not None:
-        sizes = dataclasses.asdict(model.discrete.config)
-        del sizes["loss"]
-        return {"kind": "discrete", **sizes}
     head: Any = model.head
     kind = _named(head, HEADS, "head")
-    config: HeadConfig = head.config if kind == "flow" else head.outputs.config
-    names = ("chunk", "action_dim", "binary", "tokens", "hidden", "layers", "mlp", "window")
-    body = {"kind": kind, **{name: getattr(config, name) for name in names}}
+    config = head.outputs.config if hasattr(head, "outputs") else head.config
+    body = {"kind": kind, **dataclasses.asdict(config)}
+    for training in ("loss", "attention_heads"):  # the block says how many heads it has
+        body.pop(training, None)
     if kind in ("gpt", "attention", "flow"):
         body["block"] = block(config.block)
     if kind in ("attention", "flow"):

@@ -136,15 +136,15 @@ def hub_config(config: paligemma.PaliGemmaConfig, image: int) -> Any:
         "patch_size": vision.patch, "layer_norm_eps": vision.eps, "hidden_act": "gelu_pytorch_tanh",
         "num_image_tokens": vision.tokens, "projection_dim": config.width, "vision_use_head": False,
     }  # fmt: skip
-    found = PaliGemmaConfig(
+    theirs = PaliGemmaConfig(
         text_config=text, vision_config=tower, image_token_index=image, projection_dim=config.width,
         hidden_size=config.width, architectures=["PaliGemmaForConditionalGeneration"],
     )  # fmt: skip
-    read = paligemma.hf_config(found.to_dict())
+    read = paligemma.hf_config(theirs.to_dict())
     wrong = [name for name in vars(read) if getattr(read, name) != getattr(config, name)]
     if wrong:
         raise ValueError(f"{FLAG}: {', '.join(wrong)}: transformers' config cannot say {config}")
-    return found
+    return theirs
 
 
 def hub_tensors(config: paligemma.PaliGemmaConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,15 +160,15 @@ def hub_tensors(config: paligemma.PaliGemmaConfig, ours: Mapping[str, Tensor]) -
             lambda x: x.unflatten(0, (config.vision.patch,) * 2 + (3,)).permute(3, 2, 0, 1)
         ),
     }
-    found = {}
+    arrays = {}
     for name, entry in paligemma.hf_names(config).items():
         stack, mark, leaf = name.partition("/blocks/")
         for layer in range(max(1, entry.layers)):
             one = f"{stack}{mark}{layer}/{leaf}" if entry.layers else name
-            found[_hub_name(entry.source.format(layer))] = back[entry.transform](
+            arrays[_hub_name(entry.source.format(layer))] = back[entry.transform](
                 ours[one]
             ).contiguous()
-    return found
+    return arrays
 
 
 def prove(origin: Path, part: Path) -> list[golden.Row]:
@@ -193,7 +193,7 @@ def prove(origin: Path, part: Path) -> list[golden.Row]:
         raise ValueError(f"{FLAG}: from_pretrained: expected every name to fit, got {lost}")
     ours, model = load(origin), theirs.eval().model
     network = ours.network
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {
+    stages: dict[str, list[tuple[Tensor, Tensor]]] = {
         stage: [] for stage in ("features", "words", "hidden")
     }
     for inputs in derived.frames(ours, origin / "golden.npz"):
@@ -201,17 +201,17 @@ def prove(origin: Path, part: Path) -> list[golden.Row]:
             images = inputs.images[0]
             pixels = (images.float() / 127.5 - 1).permute(0, 3, 1, 2)
             features = model.multi_modal_projector(model.vision_tower(pixels).last_hidden_state)
-            found["features"].append((features, network.backbone.embed_image(images)))
+            stages["features"].append((features, network.backbone.embed_image(images)))
             words = model.get_input_embeddings()(inputs.prompt)
-            found["words"].append((words, network.backbone.embed_text(inputs.prompt)))
-            found["hidden"].append(_hidden(network, model, inputs))
-    return [_row(stage, pairs) for stage, pairs in found.items()]
+            stages["words"].append((words, network.backbone.embed_text(inputs.prompt)))
+            stages["hidden"].append(_hidden(network, model, inputs))
+    return [_row(stage, pairs) for stage, pairs in stages.items()]
 
 
 def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Hidden states [1 s c] of one frame's tokens by both."""
     frame = network.frame(network.vision(inputs.images), inputs)
-    mask, places, _ = network.sight(frame)
+    mask, positions, _ = network.attention_mask(frame)
     x, stack = frame.tokens[:, 0], network.backbone.decoder.layers
     lowest = torch.finfo(torch.float32).min
     full, near = (torch.where(stack.mask(mask, i), 0.0, lowest)[:, None] for i in (1, 0))
@@ -221,9 +221,9 @@ def _hidden(network: Network, model: Any, inputs: Inputs) -> tuple[Tensor, Tenso
         else full
     )
     out = model.language_model(
-        inputs_embeds=x, attention_mask=kinds, position_ids=places, use_cache=False
+        inputs_embeds=x, attention_mask=kinds, position_ids=positions, use_cache=False
     )
-    return out.last_hidden_state, network.backbone.encode(x, mask, places, x.shape[1])
+    return out.last_hidden_state, network.backbone.encode(x, mask, positions, x.shape[1])
 
 
 def _files(

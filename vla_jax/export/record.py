@@ -7,11 +7,9 @@ action dim, p proprio.
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
 from vla_jax.policy import JaxPolicy, PolicyIO
@@ -95,25 +93,7 @@ def _vision(model: VLA, images: Any) -> Any:
 
 
 def _noise(model: VLA, seed: int, steps: int) -> np.ndarray | None:
-    """What the head draws at each step with JaxPolicy's keys: see FlowHead._sample and
-    DiscreteHead.choose.
-    """
+    """What the head draws at each step with JaxPolicy's keys."""
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(steps)]
-    if model.discrete is not None:
-        config = model.discrete.config
-        if not config.temperature:
-            return None
-        rows = [
-            [
-                jax.random.gumbel(jax.random.fold_in(key, i), (1, config.bins))
-                for i in range(config.tokens)
-            ]
-            for key in keys
-        ]
-        return np.asarray(jnp.asarray(rows))[:, :, 0]
-    if not isinstance(model.head, FlowHead):
-        return None
-    shape = (1, 1, model.head.config.chunk, len(model.head.config.arm))
-    return np.stack(
-        [np.asarray(jax.random.normal(jax.random.fold_in(key, 1), shape))[0, 0] for key in keys]
-    )
+    drawn = [model.head.noise(key) for key in keys]
+    return None if drawn[0] is None else np.stack([np.asarray(noise) for noise in drawn])

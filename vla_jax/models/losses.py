@@ -1,5 +1,5 @@
-"""Losses as pure functions of arrays. Sum and weight are returned apart; whoever holds the whole
-batch divides.
+"""Losses as pure functions of arrays: sums over the steps that count; whoever holds the whole batch
+divides.
 
 Axes: b batch, t window step, k chunk step, d action dim. Masks are True where valid; what lies
 outside a mask, NaN included, changes neither the loss nor its gradient.
@@ -67,6 +67,11 @@ def masked_mean(values: Float[Array, "*s d"], mask: Bool[Array, "*s d"]) -> Floa
     return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / jnp.maximum(count, 1)
 
 
+def counted_steps(mask: Bool[Array, "*s d"]) -> Bool[Array, "*s"]:
+    """Which steps count in an action loss: those with a valid dim."""
+    return jnp.any(mask, axis=-1)
+
+
 def action_loss(
     predicted: Float[Array, "b t k d"],
     actions: Float[Array, "b t k d"],
@@ -77,17 +82,16 @@ def action_loss(
     """Robust loss on arm dims, cross-entropy on `binary` dims, where `predicted` holds logits and
     `actions` 0 or 1.
 
-    A step (b, t, k) counts once if any of its dims is valid and costs `arm * mean over its valid
-    arm dims + gripper * mean over its valid binary dims`. So a robot that lacks a dim weighs as
-    much as one that has all.
+    The sum is over steps (b, t, k); one that counts (`counted_steps`) costs `arm * mean
+    over its valid arm dims + gripper * mean over its valid binary dims`. So a robot that lacks a
+    dim weighs as much as one that has all.
 
     Metrics, as (sum, weight) per example: "arm" and "gripper" (the unweighted terms),
     "gripper_accuracy", all [b]; "l1" [b d], the absolute error in normalised units (for a binary
     dim, of its probability).
     """
-    is_binary = jnp.asarray(np.isin(np.arange(predicted.shape[-1]), binary))[
-        None, None, None
-    ]  # 1 1 1 d
+    dims = np.isin(np.arange(predicted.shape[-1]), binary)
+    is_binary = jnp.asarray(dims)[None, None, None]  # 1 1 1 d
     predicted = predicted.astype(jnp.float32)
     # Invalid targets are replaced before any arithmetic: a NaN there would otherwise come back
     # through the gradient.
@@ -99,11 +103,8 @@ def action_loss(
     cost = jnp.where(is_binary, sigmoid_cross_entropy(predicted, target), robust)  # b t k d
 
     arm_mask, gripper_mask = mask & ~is_binary, mask & is_binary
-    arm, gripper = (
-        masked_mean(cost, arm_mask),
-        masked_mean(cost, gripper_mask),
-    )  # b t k, zero where nothing is valid
-    step = jnp.any(mask, axis=-1)  # b t k
+    # b t k, zero where nothing is valid
+    arm, gripper = masked_mean(cost, arm_mask), masked_mean(cost, gripper_mask)
     total = jnp.sum(config.arm * arm + config.gripper * gripper)
     metrics = {
         "arm": _per_example(arm, jnp.any(arm_mask, axis=-1)),
@@ -113,20 +114,18 @@ def action_loss(
         ),
         "l1": _l1(predicted, target, mask, is_binary),
     }
-    return Loss(total, jnp.sum(step, dtype=jnp.float32), jax.lax.stop_gradient(metrics))
+    return Loss(total, jax.lax.stop_gradient(metrics))
 
 
 def _per_example(values: Array, mask: Array) -> tuple[Array, Array]:
     """Sum and count of the valid entries over every axis but the batch: [b], [b]."""
     axes = tuple(range(1, values.ndim))
-    return jnp.sum(jnp.where(mask, values, 0.0), axis=axes), jnp.sum(
-        mask, axis=axes, dtype=jnp.float32
-    )
+    total = jnp.sum(jnp.where(mask, values, 0.0), axis=axes)
+    return total, jnp.sum(mask, axis=axes, dtype=jnp.float32)
 
 
 def _l1(predicted: Array, target: Array, mask: Array, is_binary: Array) -> tuple[Array, Array]:
     """Absolute error summed over time and chunk, and its count: [b d], [b d]."""
     error = jnp.abs(jnp.where(is_binary, jax.nn.sigmoid(predicted), predicted) - target)
-    return jnp.sum(jnp.where(mask, error, 0.0), axis=(1, 2)), jnp.sum(
-        mask, axis=(1, 2), dtype=jnp.float32
-    )
+    total = jnp.sum(jnp.where(mask, error, 0.0), axis=(1, 2))
+    return total, jnp.sum(mask, axis=(1, 2), dtype=jnp.float32)

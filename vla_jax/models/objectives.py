@@ -1,16 +1,19 @@
 """The tasks beside the action: future frames, texts, and readouts near the embedding of the
 instruction.
 
-Each gives a sum and a weight of its own; the optimised value is the sum over tasks of scale * sum /
-weight. A task whose scale is 0 is not built: it has no parameters, no tokens in the sequence and no
-data.
+A task is one class with all that the policy has to know of it (Task); the model loops over them. It
+gives a sum and a count of its own; the optimised value is the sum over tasks of loss weight * sum /
+count. A task whose loss weight is 0 is not built: it has no parameters, no tokens in the sequence
+and no data.
 
 Axes: b batch, t window step, m future frames, n readouts or query tokens, v patches of an image, l
 text, c width, e width of CLIP's text embedding.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +22,56 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax.models.losses import smooth_l1
 from vla_jax.models.transformer import Linear, Norm, Stack, StackConfig, plain_block
-from vla_jax.types import Array, Future
+from vla_jax.types import Array, Batch
 
 Pair = tuple[Array, Array]  # sum and weight of each example, [b]
 EPS = 1e-6  # added to a patch's variance, as in MAE
+
+# images [b cameras h w 3], image mask [b cameras], tokens [b l], mask [b l], target [b l] -> logits
+# [b l vocab] at the tokens, of which the targets see only what stands before them.
+TextLogits = Callable[[Array, Array, Array, Array, Array], Array]
+
+
+class Encoded(NamedTuple):
+    """What the policy's pass over a batch gives its tasks.
+
+    Attributes:
+        readouts: hidden states at the readouts.
+        queries: hidden states at the task's own query tokens.
+        text_logits: a pass of its own over images with a text.
+    """
+
+    readouts: Float[Array, "b t n c"]
+    queries: Float[Array, "b t q c"]
+    text_logits: TextLogits
+
+
+@runtime_checkable
+class Task(Protocol):
+    """An auxiliary task. The policy holds it, and its parameters, as its attribute `path`; they are
+    for training alone: an artefact goes without them.
+    """
+
+    path: ClassVar[str]
+
+    def query_tokens(self) -> Float[Array, "q c"] | None:
+        """Learned tokens that it wants behind the readouts of every frame, if any."""
+        ...
+
+    def counted(self, batch: Batch) -> Bool[Array, "..."] | None:
+        """What counts, from the batch's masks alone. None: the batch has nothing for this task.
+
+        Raises ValueError where the batch must have it and does not.
+        """
+        ...
+
+    def loss(self, encoded: Encoded, batch: Batch) -> Pair:
+        """Sum and count of each example."""
+        ...
+
+
+# (width of the sequence, rngs) -> the task.
+MakeTask = Callable[[int, nnx.Rngs], Any]
 
 
 @dataclass(frozen=True)
@@ -74,6 +123,8 @@ class ForwardPrediction(nnx.Module):
     each patch with its mean and variance taken out.
     """
 
+    path = "forward"
+
     def __init__(self, width: int, config: ForwardConfig, rngs: nnx.Rngs) -> None:
         self.config = config
 
@@ -91,10 +142,18 @@ class ForwardPrediction(nnx.Module):
         self.norm = Norm(config.width, "ln", 1e-6, "embed")
         self.output = Linear((config.width, config.patch**2 * 3), (None, None), True, rngs)
 
-    def loss(
-        self, hidden: Float[Array, "b t n c"], future: Future, step_mask: Bool[Array, "b t"]
-    ) -> Pair:
+    def query_tokens(self) -> Float[Array, "q c"]:
+        """Those of all future frames of a window step."""
+        return self.queries[...]
+
+    def counted(self, batch: Batch) -> Bool[Array, "b t m cameras"]:
+        """Future frames that are there, of steps of the episode."""
+        future = _given(batch.future, "future")
+        return future.mask & batch.obs.step_mask[:, :, None, None]
+
+    def loss(self, encoded: Encoded, batch: Batch) -> Pair:
         """Mean squared error of every valid frame's patches."""
+        hidden, future = encoded.queries, _given(batch.future, "future")
         config, b = self.config, hidden.shape[0]
         x = self.input(hidden).reshape(-1, config.tokens, config.width)  # b*t*m*cameras n c
         blank = jnp.broadcast_to(
@@ -109,7 +168,7 @@ class ForwardPrediction(nnx.Module):
         error = jnp.mean(
             (out - patches(images.reshape(-1, *images.shape[4:]), config.patch)) ** 2, axis=(1, 2)
         )
-        valid = (future.mask & step_mask[:, :, None, None]).reshape(b, -1)
+        valid = self.counted(batch).reshape(b, -1)
         return jnp.sum(jnp.where(valid, error.reshape(b, -1), 0.0), axis=1), jnp.sum(
             valid, axis=1, dtype=jnp.float32
         )
@@ -129,21 +188,82 @@ class TextAlign(nnx.Module):
     frame's readouts in each channel, a linear layer, smooth L1.
     """
 
+    path = "align"
+
     def __init__(self, width: int, embedding: int, rngs: nnx.Rngs) -> None:
         self.linear = Linear((width, embedding), ("embed", None), True, rngs)
 
-    def loss(
-        self,
-        readouts: Float[Array, "b t n c"],
-        target: Float[Array, "b e"],
-        step_mask: Bool[Array, "b t"],
-    ) -> Pair:
+    def query_tokens(self) -> None:
+        """It looks at the readouts."""
+
+    def counted(self, batch: Batch) -> Bool[Array, "b t"]:
+        """Steps of the episode."""
+        return batch.obs.step_mask
+
+    def loss(self, encoded: Encoded, batch: Batch) -> Pair:
         """Mean over channels, for every step of the episode."""
-        found = self.linear(jnp.max(readouts, axis=2)).astype(jnp.float32)
-        error = jnp.mean(smooth_l1(found - target[:, None], 1.0), axis=-1)  # b t
-        return jnp.sum(jnp.where(step_mask, error, 0.0), axis=1), jnp.sum(
-            step_mask, axis=1, dtype=jnp.float32
+        target, step_mask = _given(batch.text_target, "text_target"), self.counted(batch)
+        embedding = self.linear(jnp.max(encoded.readouts, axis=2)).astype(jnp.float32)
+        error = jnp.mean(smooth_l1(embedding - target[:, None], 1.0), axis=-1)  # b t
+        total = jnp.sum(jnp.where(step_mask, error, 0.0), axis=1)
+        return total, jnp.sum(step_mask, axis=1, dtype=jnp.float32)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The instruction from the newest frame's images, token by token; a pass of its own without the
+    prompt.
+    """
+
+    path: ClassVar[str] = "caption"
+
+    def query_tokens(self) -> None:
+        """It has a pass of its own."""
+
+    def counted(self, batch: Batch) -> Bool[Array, "b l"]:
+        """All words but the first token, which nothing stands before."""
+        return batch.obs.prompt_mask[:, 1:]
+
+    def loss(self, encoded: Encoded, batch: Batch) -> Pair:
+        """Cross-entropy of the instruction's tokens."""
+        obs = batch.obs
+        images = jnp.stack([image[:, -1] for image in obs.images], axis=1)  # b cameras h w 3
+        target = obs.prompt_mask & (jnp.arange(obs.prompt.shape[1]) > 0)[None]
+        logits = encoded.text_logits(
+            images, obs.image_mask[:, -1], obs.prompt, obs.prompt_mask, target
         )
+        return next_token(logits, obs.prompt, target)
+
+
+@dataclass(frozen=True)
+class ImageTextTask:
+    """The answer about an image, token by token: co-training on images with texts."""
+
+    path: ClassVar[str] = "image_text"
+
+    def query_tokens(self) -> None:
+        """It has a pass of its own."""
+
+    def counted(self, batch: Batch) -> Bool[Array, "b l"] | None:
+        """The answer's tokens; evaluation goes without the task."""
+        return None if batch.image_text is None else batch.image_text.target[:, 1:]
+
+    def loss(self, encoded: Encoded, batch: Batch) -> Pair:
+        """Cross-entropy of the answer's tokens."""
+        example = _given(batch.image_text, "image_text")
+        images, seen = example.images[:, None], jnp.ones((example.images.shape[0], 1), bool)
+        logits = encoded.text_logits(images, seen, example.tokens, example.mask, example.target)
+        return next_token(logits, example.tokens, example.target)
+
+
+def _given(value: Any, name: str) -> Any:
+    """A field of the batch that a task needs."""
+    if value is None:
+        raise ValueError(
+            f"Batch.{name}: expected what this model's task needs, got None; give the loader its"
+            " config"
+        )
+    return value
 
 
 def next_token(

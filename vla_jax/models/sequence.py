@@ -49,7 +49,7 @@ from vla_jax.types import Array, Media
 LAYOUTS = ("prefix", "robovlms")
 
 
-class Part(NamedTuple):
+class MaskedTokens(NamedTuple):
     """A run of tokens of every frame, and which of them are real."""
 
     tokens: Float[Array, "f p c"]
@@ -59,27 +59,29 @@ class Part(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("tokens", "valid", "order", "media"),
-    meta_fields=("private",),
+    meta_fields=("num_unshared",),
 )
 @dataclass(frozen=True)
-class Sequence:
-    """The tokens of every frame. `private` counts those at its end that later frames do not see."""
+class FrameTokens:
+    """The tokens of every frame. `num_unshared` counts those at its end that later frames do not
+    see.
+    """
 
     tokens: Float[Array, "f s c"]
     valid: Bool[Array, "f s"]
     order: Int[Array, "f s"]
-    media: Part | None
-    private: int
+    media: MaskedTokens | None
+    num_unshared: int
 
 
 def assemble(
     layout: str,
     cross: bool,
-    cameras: list[Part],
-    words: Part,
-    before: list[Part],
-    after: tuple[Part, Part | None],
-) -> Sequence:
+    cameras: list[MaskedTokens],
+    words: MaskedTokens,
+    before: list[MaskedTokens],
+    after: tuple[MaskedTokens, MaskedTokens | None],
+) -> FrameTokens:
     """The sequence of each frame.
 
     Args:
@@ -91,56 +93,56 @@ def assemble(
         after: the readouts, and what follows them.
     """
     readouts, extra = after
-    media = joined(cameras if layout == "prefix" else cameras[::-1])
+    media = concat_tokens(cameras if layout == "prefix" else cameras[::-1])
     images = [] if cross else [media]
     if layout == "prefix":
         prefix = [*images, words, *before]
     else:
         length = jnp.sum(words.valid, axis=1, keepdims=True)  # f 1
-        first, rest = Part(words.tokens[:, :1], words.valid[:, :1]), words.tokens[:, 1:]
+        first, rest = MaskedTokens(words.tokens[:, :1], words.valid[:, :1]), words.tokens[:, 1:]
         inner = words.valid[:, 1:] & (jnp.arange(1, words.valid.shape[1])[None] < length - 1)
-        prefix = [first, *images, Part(rest, inner), *before]
-    whole = joined([*prefix, readouts] if extra is None else [*prefix, readouts, extra])
+        prefix = [first, *images, MaskedTokens(rest, inner), *before]
+    whole = concat_tokens([*prefix, readouts] if extra is None else [*prefix, readouts, extra])
     behind = 0 if extra is None else extra.tokens.shape[1]
     causal = behind + readouts.tokens.shape[1]
     s = whole.tokens.shape[1]
     order = np.arange(s) if layout == "robovlms" else np.maximum(np.arange(s) - (s - causal) + 1, 0)
-    private = causal if layout == "prefix" else behind
-    return Sequence(
+    num_unshared = causal if layout == "prefix" else behind
+    return FrameTokens(
         whole.tokens,
         whole.valid,
         jnp.broadcast_to(order[None], whole.valid.shape),
         media if cross else None,
-        private,
+        num_unshared,
     )
 
 
 def of_text(
-    layout: str, cross: bool, image: Part, text: Part, target: Bool[Array, "n l"]
-) -> Sequence:
+    layout: str, cross: bool, image: MaskedTokens, text: MaskedTokens, target: Bool[Array, "n l"]
+) -> FrameTokens:
     """An image and a text of which `target` marks the tokens to be predicted: each sees only what
     comes before it.
     """
     media = image
-    whole = text if cross else joined([image, text])
+    whole = text if cross else concat_tokens([image, text])
     pad = whole.tokens.shape[1] - text.tokens.shape[1]
     if layout == "robovlms":
         order = jnp.broadcast_to(jnp.arange(whole.tokens.shape[1])[None], whole.valid.shape)
     else:
         order = jnp.pad(jnp.cumsum(target, axis=1), ((0, 0), (pad, 0)))
-    return Sequence(whole.tokens, whole.valid, order, media if cross else None, 0)
+    return FrameTokens(whole.tokens, whole.valid, order, media if cross else None, 0)
 
 
-def joined(parts: list[Part]) -> Part:
+def concat_tokens(parts: list[MaskedTokens]) -> MaskedTokens:
     """Parts one behind the other."""
     dtype = parts[0].tokens.dtype
-    return Part(
+    return MaskedTokens(
         jnp.concatenate([part.tokens.astype(dtype) for part in parts], axis=1),
         jnp.concatenate([part.valid for part in parts], axis=1),
     )
 
 
-def alone(sequence: Sequence) -> Bool[Array, "f s s"]:
+def per_frame_mask(sequence: FrameTokens) -> Bool[Array, "f s s"]:
     """The mask of frames that are encoded each on its own.
 
     Every token sees itself, so that no softmax row of a pad token is empty: nothing reads that row,
@@ -152,10 +154,10 @@ def alone(sequence: Sequence) -> Bool[Array, "f s s"]:
     ]
 
 
-def in_a_row(sequence: Sequence, t: int) -> tuple[Float[Array, "b n c"], FrameMask]:
+def concat_frames(sequence: FrameTokens, t: int) -> tuple[Float[Array, "b n c"], FrameMask]:
     """The frames of each window as one sequence of n = t * s tokens, and its mask."""
     f, s, c = sequence.tokens.shape
-    shared = jnp.broadcast_to(jnp.arange(s)[None] < s - sequence.private, (f, s))
+    shared = jnp.broadcast_to(jnp.arange(s)[None] < s - sequence.num_unshared, (f, s))
 
     def flat(x: Array) -> Array:
         return x.reshape(f // t, t * s)
@@ -164,19 +166,19 @@ def in_a_row(sequence: Sequence, t: int) -> tuple[Float[Array, "b n c"], FrameMa
     return sequence.tokens.reshape(f // t, t * s, c), mask
 
 
-def positions(valid: Bool[Array, "f s"], t: int = 1, private: int = 0) -> Int[Array, "b n"]:
+def positions(valid: Bool[Array, "f s"], t: int = 1, num_unshared: int = 0) -> Int[Array, "b n"]:
     """The place of each token among the valid ones, over t frames in a row: masked tokens take no
-    position, and the `private` ones at a frame's end none that a later frame would count from.
+    position, and the `num_unshared` ones at a frame's end none that a later frame would count from.
     """
     f, s = valid.shape
     framed = valid.reshape(f // t, t, s)
     inside = jnp.cumsum(framed, axis=2)
-    counted = jnp.sum(framed[:, :, : s - private], axis=2)  # b t
+    counted = jnp.sum(framed[:, :, : s - num_unshared], axis=2)  # b t
     start = jnp.cumsum(counted, axis=1) - counted
     return jnp.maximum(start[:, :, None] + inside - 1, 0).reshape(f // t, t * s)
 
 
-def media(sequence: Sequence, t: int = 1) -> Media | None:
+def media(sequence: FrameTokens, t: int = 1) -> Media | None:
     """The visual tokens beside the sequence, as its tokens see them: their own frame's and, in a
     row, earlier ones.
     """

@@ -2,6 +2,7 @@
 nothing.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -85,6 +86,16 @@ def special_tokens(tokenizer: Any) -> int:
     """How many special tokens a transformers tokenizer names; each of a list counts."""
     named = tokenizer.special_tokens_map.values()
     return sum(len(value) if isinstance(value, list | tuple) else 1 for value in named)
+
+
+def digest(folder: Path) -> str:
+    """sha256 over the names and contents of the tokenizer's files, so that a changed tokenizer
+    shows.
+    """
+    sha = hashlib.sha256()
+    for file in sorted(folder.glob("tokenizer*")) + sorted(folder.glob("special_tokens*")):
+        sha.update(file.name.encode() + b"\0" + file.read_bytes())
+    return sha.hexdigest()
 
 
 def train_tiny_tokenizer(

@@ -26,12 +26,12 @@ class StateConfig:
 
 @dataclass(frozen=True)
 class PastConfig:
-    """The action before a frame as a token; `hidden` is the share of frames that do not get it in
-    training.
+    """The action before a frame as a token; `dropout_rate` is the share of frames that go
+    without in training.
     """
 
     binary: tuple[int, ...]
-    hidden: float
+    dropout_rate: float
 
 
 class StateToken(nnx.Module):

@@ -1,5 +1,5 @@
-"""Arm actions for a mobile base, (x y z roll pitch yaw gripper) to (linear_x linear_y angular_z),
-and its instructions.
+"""Arm actions for a mobile base: (x y z roll pitch yaw gripper) to (linear_x linear_y angular_z).
+navigation.py has the instructions of its tasks.
 
 Two mappings, because the document that asks for one states two that contradict each other (its
 section 9.1):
@@ -19,7 +19,7 @@ a base that is to go where the action points, use neither but (x, y, yaw).
 numpy and the standard library only.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -52,8 +52,7 @@ def from_base(base: np.ndarray, mapping: Mapping = "snippet", signed: bool = Fal
     With `table`, and with `snippet` when signed, the other dims are those that went in (x up to
     rounding; where it was much smaller than y it is lost to that). Without `signed` the sign of x
     is lost: it comes back as x >= 0. Raises ValueError as `to_base` does, and where `snippet` has
-    no such action: |linear_x| <
-    |linear_y|, or linear_x < 0 unsigned.
+    no such action: |linear_x| < |linear_y|, or linear_x < 0 unsigned.
     """
     _check(base, 3, "base motion", "linear_x linear_y angular_z", mapping, signed)
     action = np.zeros((*base.shape[:-1], 7), base.dtype)
@@ -94,45 +93,6 @@ def _check(
         )
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{what}: expected finite numbers, got {values.tolist()}; pass it through safety.py"
-            " first"
+            f"{what}: expected finite numbers, got {values.tolist()}; pass it through the"
+            " safety filter first"
         )
-
-
-class Scenario(NamedTuple):
-    """The instruction of a navigation task, composed Korean (NFC), and its gloss."""
-
-    korean: str
-    english: str
-
-
-# How many boxes stand before the cup, how they lie (vertical, horizontal), on which side to pass;
-# the keys are those in the names of the recorded episodes. The document that asks for the scenarios
-# gives the Korean of four (section 9.2: 1box_vert_left, 1box_vert_right, 1box_hori_left,
-# 2box_vert_left); the others follow their pattern.
-SCENARIOS = {
-    "1box_vert_left": Scenario(
-        "박스를 왼쪽으로 돌아서 컵까지 가세요", "round the box on the left, to the cup"
-    ),
-    "1box_vert_right": Scenario(
-        "박스를 오른쪽으로 돌아서 컵까지 가세요", "round the box on the right, to the cup"
-    ),
-    "1box_hori_left": Scenario(
-        "박스를 왼쪽으로 피해서 컵까지 가세요", "avoid the box on the left, to the cup"
-    ),
-    "1box_hori_right": Scenario(
-        "박스를 오른쪽으로 피해서 컵까지 가세요", "avoid the box on the right, to the cup"
-    ),
-    "2box_vert_left": Scenario(
-        "두 박스 사이 왼쪽 경로로 컵까지 가세요", "left path between both boxes to the cup"
-    ),
-    "2box_vert_right": Scenario(
-        "두 박스 사이 오른쪽 경로로 컵까지 가세요", "right path between both boxes to the cup"
-    ),
-    "2box_hori_left": Scenario(
-        "두 박스를 왼쪽으로 피해서 컵까지 가세요", "avoid both boxes on the left"
-    ),
-    "2box_hori_right": Scenario(
-        "두 박스를 오른쪽으로 피해서 컵까지 가세요", "avoid both boxes on the right"
-    ),
-}

@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vla_jax.models import lora
+from vla_jax.training.state import TrainState
 
 SCHEMA = 1
 ITEMS = ("state", "params", "data", "meta")
@@ -47,19 +48,6 @@ CONTENTS = {
 }
 
 Flat = dict[str, Any]
-
-
-class TrainState(NamedTuple):
-    """All that training carries from one step to the next. No random key: it is folded from the
-    seed and `step`.
-    """
-
-    step: Any  # int32 []: steps done, which is also the position in the data
-    params: dict[str, Any]  # trainable, float32
-    frozen: dict[str, Any]  # in the compute type
-    opt_state: Any
-    ema: dict[str, Any] | None  # running average of params
-    skipped: Any  # int32 []: steps skipped in a row because loss or gradients were not finite
 
 
 class Checkpointer:

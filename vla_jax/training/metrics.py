@@ -227,13 +227,13 @@ def count_flops(jaxpr: core.Jaxpr) -> float:
 
 
 def _inner(params: Mapping[str, Any]) -> list[core.Jaxpr]:
-    found = []
+    inner = []
     for value in params.values():
         if isinstance(value, core.ClosedJaxpr):
-            found.append(value.jaxpr)
+            inner.append(value.jaxpr)
         elif isinstance(value, core.Jaxpr):
-            found.append(value)
-    return found
+            inner.append(value)
+    return inner
 
 
 def _plain(value: Any) -> int | float | None:

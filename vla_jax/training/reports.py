@@ -1,15 +1,12 @@
-"""What a batch costs and how it is told: sums and weights of every task, then means in robot units.
+"""How a loss and its metrics are told: sums and weights, then means in robot units.
 
 Axes: b batch, d action dim.
 """
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-
-from vla_jax.types import Batch
 
 TASK = "loss/"  # before a task's name among the pairs
 
@@ -26,42 +23,12 @@ class Units(NamedTuple):
     scale: np.ndarray  # datasets d
 
 
-class Task(NamedTuple):
-    """What a task's sum is multiplied by, and its weight in the whole batch."""
-
-    scale: float
-    weight: jax.Array
-
-
-def tasks(model: Any, batch: Batch) -> dict[str, Task]:
-    """The tasks of a model, with their weights in a batch."""
-    scales = dict(model.config.scales)
-    return {name: Task(scales[name], weight) for name, weight in model.weights(batch).items()}
-
-
-def part_loss(
-    model: Any, tasks: dict[str, Task], batch: Batch, key: jax.Array, units: Units
-) -> tuple[jax.Array, Pairs]:
-    """This part's share of the optimised value, and its pairs: of each task "loss/<task>", scaled,
-    and the metrics.
-    """
-    found = model.loss(batch, key)
-    if found.sums.keys() != tasks.keys():
-        raise ValueError(
-            f"model.loss gave the tasks {sorted(found.sums)}, model.weights {sorted(tasks)}"
-        )
-    weights, pairs, total = model.weights(batch), {}, jnp.zeros(())
-    for name, task in tasks.items():
-        pairs[f"{TASK}{name}"] = (task.scale * found.sums[name], weights[name])
-        total = total + task.scale * found.sums[name] / jnp.where(task.weight > 0, task.weight, 1.0)
-    return total, {**pairs, **_reduce(found.metrics, batch.dataset_id, units)}
-
-
 def means(pairs: Pairs, units: Units) -> Metrics:
     """One number per name; those per dim are named after it: "l1/x". A weight of zero gives NaN,
     written as null.
 
-    "loss" is the sum of the tasks, each scaled; the parts are told too where there are several.
+    "loss" is the sum of the tasks, each times its loss weight; they are told one by one too where
+    there are several.
     """
     out = {}
     for name, (total, weight) in pairs.items():
@@ -79,10 +46,10 @@ def means(pairs: Pairs, units: Units) -> Metrics:
     )
 
 
-def _reduce(found: Pairs, dataset_id: Any, units: Units) -> Pairs:
+def reduce(metrics: Pairs, dataset_id: Any, units: Units) -> Pairs:
     """Per-example pairs ([b] or [b d]) summed over the batch; "l1" in robot units."""
     out = {}
-    for name, (total, weight) in found.items():
+    for name, (total, weight) in metrics.items():
         if name == "l1":
             total = total * jnp.asarray(units.scale, jnp.float32)[dataset_id]
         out[name] = (total.astype(jnp.float32).sum(0), weight.astype(jnp.float32).sum(0))

@@ -5,7 +5,6 @@ counter, so training 2n steps equals training n, stopping, and training n more, 
 """
 
 import contextlib
-import dataclasses
 import signal
 import threading
 import time
@@ -21,51 +20,21 @@ from jax.experimental import multihost_utils
 
 from vla_jax import sharding
 from vla_jax.models import lora
-from vla_jax.params import Params, Shapes, merge
+from vla_jax.params import Params, merge
 from vla_jax.training import metrics, optim, reports
-from vla_jax.training.augment import AugmentConfig, augment
-from vla_jax.training.checkpoint import Checkpointer, TrainState
+from vla_jax.training.augment import augment
+from vla_jax.training.checkpoint import Checkpointer
+from vla_jax.training.objective import microbatch_loss, task_weights
 from vla_jax.training.reports import Metrics, Pairs, Units
+from vla_jax.training.state import TrainConfig, TrainState, inference_params, shardings_of
 from vla_jax.types import Batch
 
-AUGMENT, DROP = (
-    2**31 - 1,
-    2**31 - 2,
-)  # folded into the step's key; the parts of a batch count up from 0
-SIGTERM_EXIT = (
-    143  # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to
-)
+# Folded into the step's key; the parts of a batch count up from 0.
+AUGMENT, DROP = 2**31 - 1, 2**31 - 2
+# 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to.
+SIGTERM_EXIT = 143
 
 EvalStep = Callable[[TrainState, Batch], Pairs]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The numbers of a run.
-
-    Attributes:
-        batch_size: windows per step over all devices; computed in `accum` equal parts.
-        augment: of the images in training, see augment.py; evaluation sees them as they are.
-        adapter_dropout: in training, see lora.drop.
-        dtype: of the computation and of frozen parameters. Trained parameters and the optimizer are
-            float32.
-        ema: decay of the running average of the parameters; 0 keeps none.
-        nan_patience: stop after this many steps in a row with a loss or gradient that is not
-            finite; each is skipped.
-    """
-
-    steps: int
-    batch_size: int
-    accum: int = 1
-    seed: int = 0
-    dtype: str = "bfloat16"
-    ema: float = 0.0
-    nan_patience: int = 10
-    log_every: int = 10
-    eval_every: int = 1000
-    save_every: int = 1000
-    adapter_dropout: float = 0.0
-    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
 
 class Hooks(NamedTuple):
@@ -74,80 +43,6 @@ class Hooks(NamedTuple):
     checkpointer: Checkpointer
     recorder: metrics.Recorder
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
-
-
-def abstract_state(
-    shapes: Shapes,
-    shardings: sharding.Shardings,
-    trainable: list[str],
-    optimizer: optim.Optimizer,
-    config: TrainConfig,
-) -> TrainState:
-    """The state as shapes, types and shardings, from those of all parameters.
-
-    It is what `Checkpointer.restore`, `make_train_step` and `make_eval_step` need to know of a
-    state.
-    """
-    mesh: Any = next(iter(shardings.values())).mesh
-    whole = sharding.replicated(mesh)
-
-    def spec(name: str, dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shapes[name].shape, dtype, sharding=shardings[name])
-
-    params = {name: spec(name, jnp.float32) for name in trainable}
-
-    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = getattr(
-            path[-1], "key", None
-        )  # moments are dicts by parameter name, counters are not
-        where = shardings[name] if name in params else whole
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return TrainState(
-        step=counter,
-        params=params,
-        frozen={name: spec(name, config.dtype) for name in shapes if name not in params},
-        opt_state=jax.tree_util.tree_map_with_path(
-            moment, jax.eval_shape(optimizer.transform.init, params)
-        ),
-        ema=dict(params) if config.ema else None,
-        skipped=counter,
-    )
-
-
-def init_state(params: Params, abstract: TrainState, optimizer: optim.Optimizer) -> TrainState:
-    """The state at step 0 from all parameters in their shardings. They become part of it: do not
-    use them after.
-    """
-
-    def start(used: Params, rest: Params) -> TrainState:
-        trained = {name: used[name].astype(jnp.float32) for name in abstract.params}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=trained,
-            frozen={name: rest[name].astype(like.dtype) for name, like in abstract.frozen.items()},
-            opt_state=optimizer.transform.init(trained),
-            ema=None,
-            skipped=jnp.zeros((), jnp.int32),
-        )
-
-    used = {name: value for name, value in params.items() if name in abstract.params}
-    rest = {name: value for name, value in params.items() if name in abstract.frozen}
-    where = _shardings(abstract._replace(ema=None))
-    state = jax.jit(start, donate_argnums=0, out_shardings=where)(used, rest)
-    if abstract.ema is None:
-        return state
-    # A program of its own: two equal outputs of one may share a buffer, and both are donated later.
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=where.params)
-    return state._replace(ema=copy(state.params))
-
-
-def inference_params(state: TrainState) -> Params:
-    """What evaluates: the average if one is kept, else the trained parameters; and the frozen ones.
-    Not merged.
-    """
-    return {**(state.params if state.ema is None else state.ema), **state.frozen}
 
 
 def make_train_step(
@@ -160,10 +55,11 @@ def make_train_step(
     """The jitted step (state, batch) -> (state, metrics). The state is donated; metrics stay on the
     device.
 
-    The model is `merge(graphdef, params)` with `.loss(batch, key) -> Objective`, `.weights(batch)`
-    of the same tasks and their `.config.scales`. Its parameters come in the compute type.
+    The model is `merge(graphdef, params)` with `.loss(batch, key) -> Objective`,
+    `.mask_counts(batch)` of the same tasks and their `.config.loss_weights`. Its parameters come in
+    the compute type.
     """
-    where, mesh = _shardings(abstract), abstract.step.sharding.mesh
+    where, mesh = shardings_of(abstract), abstract.step.sharding.mesh
     _check_parts(config, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -180,13 +76,13 @@ def make_train_step(
 
         # The weights of the whole batch come first: with several tasks no division afterwards would
         # mend a part's.
-        tasks = reports.tasks(merge(graphdef, {**cast, **state.frozen}), batch)
+        tasks = task_weights(merge(graphdef, {**cast, **state.frozen}), batch)
 
         dropped = jax.random.fold_in(key, DROP)  # one mask per step, however the batch is cut
 
         def objective(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, Pairs]:
             params = lora.drop(params, dropped, config.adapter_dropout)
-            return reports.part_loss(
+            return microbatch_loss(
                 merge(graphdef, {**params, **state.frozen}), tasks, part, key, units
             )
 
@@ -197,18 +93,8 @@ def make_train_step(
         grads = optim.mask_layers(grads, optimizer.layers)
         norm = optax.tree.norm(grads)
         rate = optimizer.schedule(state.step)
-        direction, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-        direction = optim.mask_layers(direction, optimizer.layers)
-        params = {name: value - rate * direction[name] for name, value in state.params.items()}
-        ema = state.ema
-        if ema is not None:
-            ema = {
-                name: config.ema * old + (1 - config.ema) * params[name]
-                for name, old in ema.items()
-            }
-
+        new = _apply_gradients(state, grads, rate, optimizer, config.ema)
         finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
-        new = state._replace(params=params, opt_state=opt_state, ema=ema)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         report = {**means, "grad_norm": norm, "lr": rate, "skipped": skipped}
@@ -222,21 +108,34 @@ def make_train_step(
     )
 
 
+def _apply_gradients(
+    state: TrainState, grads: Params, rate: jax.Array, optimizer: optim.Optimizer, ema: float
+) -> TrainState:
+    """The state after one update of the optimizer, with its running average."""
+    direction, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+    direction = optim.mask_layers(direction, optimizer.layers)
+    params = {name: value - rate * direction[name] for name, value in state.params.items()}
+    averaged = state.ema
+    if averaged is not None:
+        averaged = {name: ema * old + (1 - ema) * params[name] for name, old in averaged.items()}
+    return state._replace(params=params, opt_state=opt_state, ema=averaged)
+
+
 def make_eval_step(
     graphdef: nnx.GraphDef, config: TrainConfig, abstract: TrainState, units: Units
 ) -> Any:
     """The jitted (state, batch) -> sums and weights of the loss and its metrics, with
     `inference_params`.
     """
-    where, mesh = _shardings(abstract), abstract.step.sharding.mesh
+    where, mesh = shardings_of(abstract), abstract.step.sharding.mesh
 
     def step(state: TrainState, batch: Batch) -> Pairs:
         params = {
             name: value.astype(config.dtype) for name, value in inference_params(state).items()
         }
         model = merge(graphdef, params)
-        return reports.part_loss(
-            model, reports.tasks(model, batch), batch, jax.random.key(config.seed), units
+        return microbatch_loss(
+            model, task_weights(model, batch), batch, jax.random.key(config.seed), units
         )[1]
 
     return jax.jit(
@@ -266,10 +165,6 @@ def _check_parts(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
             f"batch_size: expected a multiple of accum x (data x fsdp) = {config.accum} x {parts},"
             f" got {config.batch_size}; change batch_size, accum or the mesh"
         )
-
-
-def _shardings(abstract: TrainState) -> TrainState:
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def _accumulate(

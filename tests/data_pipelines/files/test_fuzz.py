@@ -28,13 +28,13 @@ FEATURES = st.dictionaries(st.text(max_size=8), st.one_of(INTS, FLOATS, BYTES), 
 RECORDS = st.lists(st.binary(max_size=60), min_size=1, max_size=4)
 
 
-def content(data, found):
+def content(data, features):
     """The features with byte strings instead of places."""
     return {
         key: [data[a : a + n] for a, n in zip(*value, strict=True)]
         if isinstance(value, tfrecord.Spans)
         else (value.dtype, value.tobytes())
-        for key, value in found.items()
+        for key, value in features.items()
     }
 
 
@@ -53,12 +53,12 @@ def refused(path):
     return error is not None
 
 
-def check_places(data, found, error):
+def check_places(data, features, error):
     """A message is refused as malformed, or all its byte strings lie inside it."""
     if error is not None:
         assert "malformed Example" in str(error)
         return
-    for value in found.values():
+    for value in features.values():
         if isinstance(value, tfrecord.Spans):
             assert (
                 (value.offset >= 0)
@@ -106,11 +106,11 @@ def test_damaged_example_is_read_inside_its_bytes_or_refused(features, draw):
 def test_records_round_trip(tmp_path, records):
     path = tmp_path / "file"
     assert tfrecord.write(path, records) == path.stat().st_size
-    found = list(tfrecord.read(path))
-    assert [record.data for record in found] == records
-    assert [record.number for record in found] == list(range(len(records)))
+    read = list(tfrecord.read(path))
+    assert [record.data for record in read] == records
+    assert [record.number for record in read] == list(range(len(records)))
     body = path.read_bytes()
-    assert all(body[r.offset : r.offset + len(r.data)] == r.data for r in found)
+    assert all(body[r.offset : r.offset + len(r.data)] == r.data for r in read)
 
 
 @SETTINGS
@@ -159,8 +159,8 @@ def test_records_after_a_damaged_one_are_still_found(tmp_path, records, draw):
     body[sum(len(record) + 16 for record in records[:bad]) + 12] ^= 1
     path.write_bytes(body)
     reported = []
-    found = [record.number for record in tfrecord.read(path, reported.append)]
-    assert found == [i for i in range(len(records)) if i != bad]
+    numbers = [record.number for record in tfrecord.read(path, reported.append)]
+    assert numbers == [i for i in range(len(records)) if i != bad]
     assert [error.record for error in reported] == [bad]
 
 

@@ -54,13 +54,13 @@ class Ranged(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranged) as found:
-        found.failures, found.ranges, found.asked, found.daemon_threads = 0, True, [], True
-        found.url = f"http://127.0.0.1:{found.server_port}/data/file"
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranged) as running:
+        running.failures, running.ranges, running.asked, running.daemon_threads = 0, True, [], True
+        running.url = f"http://127.0.0.1:{running.server_port}/data/file"
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
-        yield found
-        found.shutdown()
+        yield running
+        running.shutdown()
         thread.join()
 
 

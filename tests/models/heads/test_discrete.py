@@ -86,7 +86,7 @@ def test_bad_numbers_are_refused(fields, message):
 def policy():
     def make(rngs):
         config = VLAConfig(T, K, D, ("primary", "wrist"), readouts=2)
-        return VLA(FakeBackbone(rngs), DiscreteHead(CONFIG), config, rngs)
+        return VLA(FakeBackbone(rngs), DiscreteHead(16, CONFIG), config, rngs)
 
     graphdef, flat = initialise(make)
     flat["readout_embedding"] = jax.random.normal(KEY, flat["readout_embedding"].shape)
@@ -103,7 +103,7 @@ def example(b=2):
 @jax.jit(static_argnums=0)
 def loss(graphdef, flat, batch):
     model = params.merge(graphdef, flat)
-    return model.loss(batch, KEY), model.weights(batch)["action"]
+    return model.loss(batch, KEY), model.mask_counts(batch)["action"]
 
 
 @jax.jit(static_argnums=0)
@@ -113,8 +113,8 @@ def gradient(graphdef, flat, batch):
 
 def test_loss_is_finite_and_gradient_reaches_every_leaf(policy):
     batch = example()
-    found, weight = loss(*policy, batch)
-    assert 0 < found.sums["action"] < np.inf
+    objective, weight = loss(*policy, batch)
+    assert 0 < objective.sums["action"] < np.inf
     assert weight == (batch.action_mask & batch.obs.step_mask[:, :, None, None]).any(-1).sum()
     assert [
         n for n, g in gradient(*policy, batch).items() if not (np.isfinite(g).all() and np.any(g))
@@ -147,21 +147,20 @@ def test_batch_of_two_is_two_batches_of_one(policy):
 
 def test_teacher_forcing_is_causal_in_the_chunk():
     """The score of a number does not depend on that number or those after it."""
-    head, rng = DiscreteHead(CONFIG), np.random.default_rng(0)
+    head, rng = DiscreteHead(16, CONFIG), np.random.default_rng(0)
     logits = rng.normal(size=(2 * T, K * D, 16)).astype(np.float32)
     actions = rng.uniform(-1, 1, (2, T, K, D)).astype(np.float32)
     ids = head.targets(actions, np.ones(actions.shape, bool))
-    found = head.loss(logits, actions, np.ones(actions.shape, bool))
+    objective = head.token_loss(logits, actions, np.ones(actions.shape, bool))
     scores = jax.nn.log_softmax(logits, axis=-1)
     expected = -np.take_along_axis(
         np.asarray(scores), np.asarray(ids)[..., None] - CONFIG.rows[0], -1
     ).sum()
-    np.testing.assert_allclose(found.sum, expected / D, rtol=1e-5)
-    assert found.weight == 2 * T * K
+    np.testing.assert_allclose(objective.sum, expected / D, rtol=1e-5)
 
 
 def test_gripper_probability_is_that_of_its_open_half():
-    head = DiscreteHead(CONFIG)
+    head = DiscreteHead(16, CONFIG)
     logits = np.full((1, K * D, 16), -50.0, np.float32)
     ones = np.asarray(decode(np.arange(*CONFIG.rows), CONFIG)) > 0
     logits[0, :, np.flatnonzero(ones)[0]] = 0.0
@@ -172,11 +171,13 @@ def test_gripper_probability_is_that_of_its_open_half():
 
 
 def test_temperature_draws(policy):
-    head = DiscreteHead(DiscreteConfig(K, D, (2,), end=30, bins=16, temperature=1.0))
+    head = DiscreteHead(16, DiscreteConfig(K, D, (2,), end=30, bins=16, temperature=1.0))
     drawn = head.choose(jnp.zeros((4_000, 16)), KEY)
     counts = np.bincount(np.asarray(drawn) - head.config.rows[0], minlength=16)
     assert counts.min() > 150
-    assert set(np.asarray(DiscreteHead(CONFIG).choose(jnp.eye(16)[:3], KEY)) - CONFIG.rows[0]) == {
+    assert set(
+        np.asarray(DiscreteHead(16, CONFIG).choose(jnp.eye(16)[:3], KEY)) - CONFIG.rows[0]
+    ) == {
         0,
         1,
         2,

@@ -17,13 +17,13 @@ class Spec:
 
 class FakePolicy:
     """Stands for torch_policy.policy.Policy. `log` is shared by an episode and all that come of it
-    by `another`.
+    by `new_session`.
     """
 
     def __init__(self, log: "Log") -> None:
         self.log, self.frames, self.instruction, self.action_spec = log, 0, "", Spec()
 
-    def another(self) -> "FakePolicy":
+    def new_session(self) -> "FakePolicy":
         return FakePolicy(self.log)
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:

@@ -12,14 +12,17 @@ Axes: f frames, q = k * d action tokens of a chunk.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from vla_jax.models.decoding import extend
 from vla_jax.models.losses import ActionLoss, action_loss, masked_mean
-from vla_jax.types import Array, Loss
+from vla_jax.types import Array, HeadContext, Loss, Prefix
 
 RESERVED = 10  # ids below the special tokens that RoboVLMs leaves free
 
@@ -97,11 +100,25 @@ def decode(ids: Int[Array, "*s"], config: DiscreteConfig) -> Float[Array, "*s"]:
     return jnp.asarray(_centres(config))[index]
 
 
-@dataclass(frozen=True)
-class DiscreteHead:
-    """Scores of action tokens -> loss, actions. Not a module: it holds nothing to be trained."""
+class DiscreteHead(nnx.Module):
+    """Scores of action tokens -> loss, actions. It has no parameters."""
 
-    config: DiscreteConfig
+    acts_on, trains_on = "prefix", "tokens"
+
+    def __init__(self, width: int, config: DiscreteConfig, rngs: nnx.Rngs | None = None) -> None:
+        self.config = config
+
+    @property
+    def num_tokens(self) -> int:
+        """Action tokens of a chunk."""
+        return self.config.tokens
+
+    def teacher(
+        self, actions: Float[Array, "b t k d"], mask: Bool[Array, "b t k d"]
+    ) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
+        """The action tokens of every frame, all of which are there."""
+        ids = self.targets(actions, mask)
+        return ids, jnp.ones(ids.shape, bool)
 
     def targets(
         self, actions: Float[Array, "b t k d"], mask: Bool[Array, "b t k d"]
@@ -118,6 +135,49 @@ class DiscreteHead:
 
     def loss(
         self,
+        context: HeadContext,
+        actions: Float[Array, "b t k d"],
+        mask: Bool[Array, "b t k d"],
+        key: jax.Array,
+    ) -> Loss:
+        """`token_loss` of the backbone's logits at the predictors."""
+        del key
+        logits = context.backbone.logits(context.predictors, self.config.rows)
+        return self.token_loss(logits, actions, mask)
+
+    def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b 1 k d"]:
+        """The newest frame's normalised actions; a binary dim holds the probability of 1."""
+        return self.actions(*self.decode_tokens(context, key))[:, None]
+
+    def decode_tokens(
+        self, context: HeadContext, key: jax.Array
+    ) -> tuple[Int[Array, "b q"], Float[Array, "b q n"]]:
+        """The newest frame's action tokens, and the scores that each was chosen by."""
+        backbone, prefix, last = context.backbone, context.prefix, self.num_tokens - 1
+
+        def logits(prefix: Prefix) -> Array:
+            return backbone.logits(prefix.hidden[:, None], self.config.rows)[:, 0]
+
+        def step(carry: Any, i: Any) -> tuple[Any, Any]:
+            scores, prefix = carry
+            chosen = self.choose(scores, jax.random.fold_in(key, i))
+            prefix = extend(backbone, prefix, chosen)
+            return (logits(prefix), prefix), (chosen, scores)
+
+        (final, _), (ids, scores) = jax.lax.scan(step, (logits(prefix), prefix), jnp.arange(last))
+        chosen = self.choose(final, jax.random.fold_in(key, last))
+        ids, scores = jnp.concatenate([ids, chosen[None]]), jnp.concatenate([scores, final[None]])
+        return ids.swapaxes(0, 1), scores.swapaxes(0, 1)
+
+    def noise(self, key: jax.Array) -> Float[Array, "q n"] | None:
+        """What is added to the scores of each token of one example; None without a temperature."""
+        if not self.config.temperature:
+            return None
+        keys = [jax.random.fold_in(key, i) for i in range(self.num_tokens)]
+        return jnp.stack([jax.random.gumbel(key, (1, self.config.bins))[0] for key in keys])
+
+    def token_loss(
+        self,
         logits: Float[Array, "f q n"],
         actions: Float[Array, "b t k d"],
         mask: Bool[Array, "b t k d"],
@@ -132,19 +192,16 @@ class DiscreteHead:
         scores = jax.nn.log_softmax(logits, axis=-1)
         index = (ids - config.rows[0]).reshape(-1, config.tokens, 1)
         cost = -jnp.take_along_axis(scores, index, axis=-1).reshape(mask.shape)  # b t k d
-        step = jnp.any(mask, axis=-1)
         best = jnp.argmax(logits, axis=-1)
         right = (best == index[..., 0]).reshape(mask.shape)
         predicted = self._values(best + config.rows[0], logits, logit=True).reshape(
             b, t, config.chunk, -1
         )
-        found = action_loss(
-            jax.lax.stop_gradient(predicted), actions, mask, config.binary, config.loss
-        )
+        predicted = jax.lax.stop_gradient(predicted)
+        metrics = action_loss(predicted, actions, mask, config.binary, config.loss).metrics
         axes = (1, 2, 3)
         hits, count = (jnp.sum(x, axis=axes, dtype=jnp.float32) for x in (mask & right, mask))
-        metrics = {**found.metrics, "token_accuracy": (hits, count)}
-        return Loss(masked_mean(cost, mask).sum(), jnp.sum(step, dtype=jnp.float32), metrics)
+        return Loss(masked_mean(cost, mask).sum(), {**metrics, "token_accuracy": (hits, count)})
 
     def choose(self, logits: Float[Array, "f n"], key: jax.Array) -> Int[Array, " f"]:
         """The next token."""

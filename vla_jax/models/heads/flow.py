@@ -27,7 +27,7 @@ from vla_jax.models.heads.attention import ROPE_THETA
 from vla_jax.models.heads.outputs import MLP, CausalStack, HeadConfig, Linear, flatten, in_float32
 from vla_jax.models.losses import action_loss, masked_mean, sigmoid_cross_entropy
 from vla_jax.models.transformer import Norm, Stack, StackConfig
-from vla_jax.types import Array, Loss
+from vla_jax.types import Array, HeadContext, Loss
 
 STEPS = 10
 
@@ -36,6 +36,9 @@ class FlowHead(nnx.Module):
     """Readouts [b t n c] -> one causal block over the window -> a condition per step -> the chunk's
     velocity.
     """
+
+    acts_on = trains_on = "readouts"
+    num_tokens = 0
 
     def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs) -> None:
         if not config.arm:
@@ -60,7 +63,7 @@ class FlowHead(nnx.Module):
 
     def loss(
         self,
-        readouts: Float[Array, "b t n c"],
+        context: HeadContext,
         actions: Float[Array, "b t k d"],
         mask: Bool[Array, "b t k d"],
         key: jax.Array,
@@ -69,7 +72,7 @@ class FlowHead(nnx.Module):
         losses.action_loss.
         """
         config = self.config
-        features = self._features(readouts)
+        features = self._features(context.readouts)
         target = jnp.where(mask, actions.astype(jnp.float32), 0.0)
         arms, grippers = np.array(config.arm, int), np.array(config.binary, int)
         arm, arm_mask = target[..., arms], mask[..., arms]
@@ -82,13 +85,17 @@ class FlowHead(nnx.Module):
             cost = sigmoid_cross_entropy(logits, target[..., grippers])
             total = total + config.loss.gripper * masked_mean(cost, mask[..., grippers]).sum()
         sampled = jax.lax.stop_gradient(self._put(self._sample(features, key), logits))
-        found = action_loss(sampled, actions, mask, config.binary, config.loss)
-        return found._replace(sum=total)
+        metrics = action_loss(sampled, actions, mask, config.binary, config.loss).metrics
+        return Loss(total, metrics)
 
-    def act(self, readouts: Float[Array, "b t n c"], key: jax.Array) -> Float[Array, "b t k d"]:
+    def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b t k d"]:
         """Normalised actions at every window step, from noise drawn with `key`."""
-        features = self._features(readouts)
+        features = self._features(context.readouts)
         return self._put(self._sample(features, key), jax.nn.sigmoid(self._logits(features)))
+
+    def noise(self, key: jax.Array) -> Float[Array, "k a"]:
+        """What the arm's chunk of one example starts from."""
+        return self._start(key, 1)[0, 0]
 
     def _features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t h"]:
         return self.history(self.input(flatten(readouts)))
@@ -97,7 +104,7 @@ class FlowHead(nnx.Module):
         """The arm dims, integrated from noise to actions."""
         b, t = features.shape[:2]
         chunk, arm = self.config.chunk, len(self.config.arm)
-        noise = jax.random.normal(jax.random.fold_in(key, 1), (b, 1, chunk, arm))
+        noise = self._start(key, b)
         everywhere = jnp.ones((b, t, chunk), bool)
 
         def step(x: Any, at: Any) -> tuple[Any, None]:
@@ -107,6 +114,10 @@ class FlowHead(nnx.Module):
         start = jnp.broadcast_to(noise, (b, t, chunk, arm))
         x, _ = jax.lax.scan(step, start, 1 - jnp.arange(STEPS) / STEPS)
         return jnp.clip(x, -1.0, 1.0)
+
+    def _start(self, key: jax.Array, b: int) -> Float[Array, "b 1 k a"]:
+        shape = (b, 1, self.config.chunk, len(self.config.arm))
+        return jax.random.normal(jax.random.fold_in(key, 1), shape)
 
     def _velocity(
         self,

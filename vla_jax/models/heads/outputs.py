@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from vla_jax.models.losses import ActionLoss, action_loss
 from vla_jax.models.transformer import BlockConfig, Norm, Stack, StackConfig, plain_block
-from vla_jax.types import Array, Loss
+from vla_jax.types import Array, HeadContext, Loss
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ class ContinuousHead(nnx.Module):
     unused.
     """
 
+    acts_on = trains_on = "readouts"
+    num_tokens = 0
     outputs: ActionOutputs
 
     def features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t f"]:
@@ -151,19 +153,23 @@ class ContinuousHead(nnx.Module):
 
     def loss(
         self,
-        readouts: Float[Array, "b t n c"],
+        context: HeadContext,
         actions: Float[Array, "b t k d"],
         mask: Bool[Array, "b t k d"],
         key: jax.Array,
     ) -> Loss:
         """The masked action loss."""
         del key
-        return self.outputs.loss(self.features(readouts), actions, mask)
+        return self.outputs.loss(self.features(context.readouts), actions, mask)
 
-    def act(self, readouts: Float[Array, "b t n c"], key: jax.Array) -> Float[Array, "b t k d"]:
+    def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b t k d"]:
         """Normalised actions at every window step."""
         del key
-        return self.outputs.act(self.features(readouts))
+        return self.outputs.act(self.features(context.readouts))
+
+    def noise(self, key: jax.Array) -> None:
+        """Nothing is drawn."""
+        del key
 
 
 class CausalStack(nnx.Module):

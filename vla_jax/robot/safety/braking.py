@@ -49,19 +49,19 @@ def brake(velocity: np.ndarray, change: np.ndarray, bounds: Bounds) -> np.ndarra
     """The velocity ([... 6], per step) of the next step of the hardest stop that keeps acceleration
     and jerk.
 
-    The deceleration k is the largest from which it can be let go in steps of the ramp J just as
-    speed s runs out: k + (k - J) + (k - 2J) + ... <= s.
+    The deceleration is the largest d that can fall to 0 in steps of the ramp r before the speed s
+    is used up: d + (d - r) + (d - 2r) + ... <= s.
     """
     sign = np.where(velocity < 0, -1.0, 1.0)
     speed, slowing = velocity * sign, -change * sign
     # A slightly slower ramp than is allowed: the difference absorbs rounding.
     ramp = np.maximum(bounds.ramp * (1 - 1e-6), 1e-300)
-    m = np.floor((np.sqrt(1 + 8 * speed / ramp) - 1) / 2)
-    k = (speed + ramp * m * (m + 1) / 2) / (m + 1)
+    steps = np.floor((np.sqrt(1 + 8 * speed / ramp) - 1) / 2)  # in which d falls to 0
+    deceleration = (speed + ramp * steps * (steps + 1) / 2) / (steps + 1)
     reach = bounds.ramp * (1 - MARGIN)
     most = bounds.change * (1 - MARGIN)
-    k = np.minimum(np.maximum(k, slowing - reach), slowing + reach)
-    return sign * (speed - np.minimum(np.maximum(k, -most), most))
+    deceleration = np.minimum(np.maximum(deceleration, slowing - reach), slowing + reach)
+    return sign * (speed - np.minimum(np.maximum(deceleration, -most), most))
 
 
 def fence(pose: np.ndarray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +75,8 @@ def admissible(velocity: np.ndarray, motion: Motion, bounds: Bounds) -> np.ndarr
     """For candidate velocities [c 6]: which keep all limits and can be braked from within them.
     Axes are independent.
 
-    The braking is simulated in the very arithmetic of the steps to come, so that what is promised
-    here is kept.
+    The braking is simulated with exactly the arithmetic that the coming steps will use: rounding
+    cannot make a difference between what is promised here and what is done then.
     """
     low, high = fence(motion.pose, bounds)
     good: np.ndarray = np.ones(velocity.shape, bool)
@@ -89,7 +89,7 @@ def admissible(velocity: np.ndarray, motion: Motion, bounds: Bounds) -> np.ndarr
         moving = good & ((velocity != 0) | (abs(change) > bounds.ramp * (1 - MARGIN)))
         if not moving.any():
             return good
-        # What has failed is set to rest: it may be anything, and has no braking worth a thought.
+        # A candidate that has failed may have any value, even NaN: it goes on as one at rest.
         before, change = np.where(good, velocity, 0.0), np.where(good, change, 0.0)
         velocity = brake(before, change, bounds)
     return good & ~moving
@@ -107,10 +107,8 @@ def project(request: np.ndarray, motion: Motion, bounds: Bounds) -> tuple[np.nda
     lowest = (-bounds.velocity, motion.velocity - room, steady - reach, low - motion.pose)
     highest = (bounds.velocity, motion.velocity + room, steady + reach, high - motion.pose)
     lower, upper = np.max(lowest, 0), np.min(highest, 0)
-    near, far = (
-        np.minimum(np.maximum(request, lower), upper),
-        brake(motion.velocity, motion.change, bounds),
-    )
+    near = np.minimum(np.maximum(request, lower), upper)
+    far = brake(motion.velocity, motion.change, bounds)
     lost = np.zeros(6, bool)
     for _ in range(2):  # a grid, then a finer one where the first changed its mind
         tries = near[None] + FRACTIONS * (far - near)[None]

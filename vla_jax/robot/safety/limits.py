@@ -14,8 +14,8 @@ from typing import Any
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 NAMES = (*AXES, "gripper")
-# Why a step was answered by a stop; safety.py says when each occurs. "emergency" is not here: it
-# latches always.
+# Why a step was answered by a stop; decision.py says when each occurs. "emergency" is not
+# here: it latches always.
 STOP_CAUSES = (
     "malformed", "not_finite", "distribution", "stale", "clock", "early", "collision", "pose",
     "no_braking_room",
@@ -75,36 +75,8 @@ class Limits:
             "a positive finite rate in Hz",
             self.control_rate,
         )
-        for i, axis in enumerate(AXES):
-            velocity, acceleration, jerk = self.velocity[i], self.acceleration[i], self.jerk[i]
-            _need(
-                0 <= velocity < math.inf, f"velocity.{axis}", "a finite speed, 0 or more", velocity
-            )
-            _need(acceleration > 0, f"acceleration.{axis}", "more than 0, or none", acceleration)
-            _need(jerk > 0, f"jerk.{axis}", "more than 0, or none", jerk)
-            _need(
-                self.low[i] < self.high[i],
-                f"range of {axis}",
-                "[low, high] with low < high",
-                self._range(i),
-            )
-            free = self._range(i) == (-math.inf, math.inf)
-            bounded = math.isfinite(self.low[i]) and math.isfinite(self.high[i])
-            _need(free or bounded, f"range of {axis}", "two finite ends, or none", self._range(i))
-            if i >= 3 and bounded:
-                _need(
-                    self.high[i] - self.low[i] < 2 * math.pi,
-                    f"rotation.{axis}",
-                    "less than a turn",
-                    self._range(i),
-                )
-            _need(
-                self.braking_steps(i) <= MAX_BRAKING_STEPS,
-                axis,
-                f"a stop from full speed within {MAX_BRAKING_STEPS} steps (raise acceleration or"
-                " jerk)",
-                self.braking_steps(i),
-            )
+        for axis in range(len(AXES)):
+            self._check_axis(axis)
         _need(self.gripper_rate > 0, "gripper.rate", "more than 0, or none", self.gripper_rate)
         _need(
             self.stop_distance is None or 0 <= self.stop_distance < math.inf,
@@ -120,6 +92,35 @@ class Limits:
             self.jitter,
         )
         self._check_expected()
+        self._check_stop()
+        _need(1 <= self.events <= 1_000_000, "log.events", "1 to 1000000 events", self.events)
+
+    def _check_axis(self, axis: int) -> None:
+        name, velocity = AXES[axis], self.velocity[axis]
+        acceleration, jerk = self.acceleration[axis], self.jerk[axis]
+        _need(0 <= velocity < math.inf, f"velocity.{name}", "a finite speed, 0 or more", velocity)
+        _need(acceleration > 0, f"acceleration.{name}", "more than 0, or none", acceleration)
+        _need(jerk > 0, f"jerk.{name}", "more than 0, or none", jerk)
+        low, high = ends = self.low[axis], self.high[axis]
+        _need(low < high, f"range of {name}", "[low, high] with low < high", ends)
+        bounded = math.isfinite(low) and math.isfinite(high)
+        free = ends == (-math.inf, math.inf)
+        _need(free or bounded, f"range of {name}", "two finite ends, or none", ends)
+        angle = axis >= 3
+        _need(
+            not (angle and bounded) or high - low < 2 * math.pi,
+            f"rotation.{name}",
+            "less than a turn",
+            ends,
+        )
+        _need(
+            self.braking_steps(axis) <= MAX_BRAKING_STEPS,
+            name,
+            f"a stop from full speed within {MAX_BRAKING_STEPS} steps (raise acceleration or jerk)",
+            self.braking_steps(axis),
+        )
+
+    def _check_stop(self) -> None:
         _need(
             self.gripper_at_stop in GRIPPERS,
             "stop.gripper",
@@ -140,7 +141,6 @@ class Limits:
                 count,
             )
         _need(self.clean_steps >= 0, "stop.clean_steps", "0 steps or more", self.clean_steps)
-        _need(1 <= self.events <= 1_000_000, "log.events", "1 to 1000000 events", self.events)
 
     def braking_steps(self, axis: int) -> int:
         """A bound on the steps that the jerk-limited stop of `axis` takes from any
@@ -154,9 +154,6 @@ class Limits:
             return 1
         ratios = speed / max(change, 1e-300) + 3 * change / max(ramp, 1e-300)
         return 2 * math.ceil(min(ratios, 1e9)) + 4
-
-    def _range(self, axis: int) -> tuple[float, float]:
-        return self.low[axis], self.high[axis]
 
     def _check_expected(self) -> None:
         if self.expected is None:

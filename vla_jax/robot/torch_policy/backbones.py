@@ -1,9 +1,9 @@
 """The backbones in torch: PaliGemma, Kosmos-2, LLaVA, OpenFlamingo.
 
-Each does what its namesake in vla_jax/backbones does. `body` is "backbone" of config.json.
+Each does what its namesake in vla_jax/models/backbones does. `body` is "backbone" of config.json.
 
-Axes: n sequences, s tokens, r tokens read out, l text, v visual tokens of an image, m of all
-images, c width.
+Axes: n sequences, s tokens, r tokens read out, l text, v visual tokens of an image, m visual tokens
+beside the sequence, c width, w width of visual tokens, q action tokens, h w pixels of an image.
 """
 
 from typing import Any, NamedTuple
@@ -12,26 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import (
-    Attention,
-    Before,
-    BlockConfig,
-    Cache,
-    Linear,
-    Norm,
-    Resampler,
-    ResamplerConfig,
-    Stack,
-    VisionConfig,
-    ViT,
-    attend,
-    scaled,
-    sinusoid,
-)
+from .attention import Cache, attend, sinusoid
+from .layers import Attention, BlockConfig, Linear, Norm, PreLayerFn, Stack, scaled
+from .vision import Resampler, ResamplerConfig, VisionConfig, ViT
 
 
 class Media(NamedTuple):
-    """Visual tokens beside the sequence: tokens[n m w], and mask[n s m] of who sees them."""
+    """Visual tokens beside the sequence: tokens[n m w], and mask[n s m]: which token sees which."""
 
     tokens: Tensor
     mask: Tensor
@@ -72,7 +59,7 @@ class Backbone(nn.Module):
         self.decoder = Decoder(self.block, body["depth"])
 
     def embed_image(self, images: Tensor) -> Tensor:
-        """uint8 [n h w 3] -> [n v c]."""
+        """uint8 [n h w 3] -> [n v w]; w = c where the images stand in the sequence."""
         raise NotImplementedError
 
     def embed_text(self, tokens: Tensor) -> Tensor:
@@ -80,13 +67,13 @@ class Backbone(nn.Module):
         x = self.embed(tokens)
         return x if self.text_scale == 1.0 else scaled(x, self.text_scale)
 
-    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
-        """The decoder's input."""
+    def add_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The decoder's input [n s c] of x[n s c] and positions[n s]."""
         del positions
         return x
 
-    def before(self, media: Media | None) -> Before | None:
-        """What comes before each layer."""
+    def pre_layer_fn(self, media: Media | None) -> PreLayerFn | None:
+        """What comes before each layer; None: nothing."""
         del media
         return None
 
@@ -95,21 +82,22 @@ class Backbone(nn.Module):
         x: Tensor,
         mask: Tensor,
         positions: Tensor,
-        readout: int,
+        num_queries: int,
         media: Media | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Hidden states [n r c] after the final norm, at the last `readout` positions; see Stack
-        for the cache.
+        """Hidden states [n r c] after the final norm, at the last `num_queries` tokens; see Stack
+        for the other arguments.
         """
-        x = self.decoder.layers(
-            self.placed(x, positions), mask, positions, readout, self.before(media), cache
-        )
+        x, pre_layer_fn = self.add_positions(x, positions), self.pre_layer_fn(media)
+        x = self.decoder.layers(x, mask, positions, num_queries, pre_layer_fn, cache)
         return self.decoder.norm(x)
 
-    def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
-        """float32 logits [n s q] of the tokens from rows[0] to rows[1] - 1."""
-        table = self.embed.embedding[rows[0] : rows[1]]
+    def logits(self, hidden: Tensor, token_range: tuple[int, int]) -> Tensor:
+        """float32 logits [n s bins] of hidden states [n s c], of the tokens token_range[0] to
+        token_range[1] - 1.
+        """
+        table = self.embed.embedding[token_range[0] : token_range[1]]
         return hidden.to(table.dtype).float() @ table.float().T
 
 
@@ -122,13 +110,15 @@ class PaliGemma(Backbone):
     def embed_image(self, images: Tensor) -> Tensor:
         return self.projector(self.vision(images))
 
-    def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
-        out = super().logits(hidden, rows)
+    def logits(self, hidden: Tensor, token_range: tuple[int, int]) -> Tensor:
+        out = super().logits(hidden, token_range)
         return self.cap * torch.tanh(out / self.cap) if self.cap else out
 
 
 class LatentPool(nn.Module):
-    """Learned queries attend to the projected tokens of an image and to themselves."""
+    """Learned queries attend to the projected tokens [n v w] of an image and to themselves -> [n
+    latents c].
+    """
 
     def __init__(self, vision: int, latents: int, config: BlockConfig) -> None:
         super().__init__()
@@ -137,11 +127,12 @@ class LatentPool(nn.Module):
         self.attn = Attention(config)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        n, m = len(tokens), self.latents.shape[0]
+        n, latents = len(tokens), self.latents.shape[0]
         x = torch.cat([self.dense(tokens), self.latents[None].expand(n, -1, -1)], 1)
         s = x.shape[1]
         mask = torch.ones(n, s, s, dtype=torch.bool, device=x.device)
-        return self.attn(x, m, mask, torch.zeros(n, s, dtype=torch.int64, device=x.device))
+        positions = torch.zeros(n, s, dtype=torch.int64, device=x.device)
+        return self.attn(x, latents, mask, positions)
 
 
 class Kosmos2(Backbone):
@@ -156,7 +147,7 @@ class Kosmos2(Backbone):
         unit = y * torch.rsqrt((y * y).sum(-1, keepdim=True).clamp(min=1e-24))
         return self.projector(unit.to(x.dtype))
 
-    def placed(self, x: Tensor, positions: Tensor) -> Tensor:
+    def add_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         first = 2  # fairseq's: the padding index, which is 1, plus one
         return (x.float() * self.width**0.5 + sinusoid(positions + first, self.width)).to(x.dtype)
 
@@ -185,15 +176,18 @@ class Llava(Backbone):
     def embed_image(self, images: Tensor) -> Tensor:
         return self.projector(self.vision(images))
 
-    def logits(self, hidden: Tensor, rows: tuple[int, int]) -> Tensor:
+    def logits(self, hidden: Tensor, token_range: tuple[int, int]) -> Tensor:
         if self.lm_head is None:
-            return super().logits(hidden, rows)
-        kernel = self.lm_head.kernel[:, rows[0] : rows[1]]
+            return super().logits(hidden, token_range)
+        kernel = self.lm_head.kernel[:, token_range[0] : token_range[1]]
         return hidden.to(kernel.dtype).float() @ kernel.float()
 
 
 class GatedCrossAttention(nn.Module):
-    """x += tanh(gate) * attention of its norm to the media; x += tanh(gate) * feed-forward."""
+    """x[n s c] += tanh(gate) * attention of its norm to the media; x += tanh(gate) * feed-forward.
+
+    A token that sees no medium gets 0 from the attention.
+    """
 
     def __init__(self, width: int, media: int, config: ResamplerConfig) -> None:
         super().__init__()
@@ -210,10 +204,8 @@ class GatedCrossAttention(nn.Module):
             y.unflatten(-1, (self.config.heads, -1))
             for y in (q, self.k(media.tokens), self.v(media.tokens))
         )
-        seen = media.mask.any(2)[:, :, None, None]
-        out = torch.where(
-            seen, attend(q, k, v, media.mask), 0
-        )  # a token that sees nothing gets nothing
+        sees_any = media.mask.any(2)[:, :, None, None]
+        out = torch.where(sees_any, attend(q, k, v, media.mask), 0)  # n s heads dim_head
         x = x + torch.tanh(self.attn_gate.float()).to(x.dtype) * self.o(out.flatten(2))
         return x + torch.tanh(self.mlp_gate.float()).to(x.dtype) * self.down(
             F.gelu(self.up(self.norm_mlp(x)))
@@ -236,14 +228,14 @@ class Flamingo(Backbone):
     def embed_image(self, images: Tensor) -> Tensor:
         return self.perceiver(self.vision(images))
 
-    def before(self, media: Media | None) -> Before | None:
+    def pre_layer_fn(self, media: Media | None) -> PreLayerFn | None:
         assert media is not None
 
-        def look(layer: int, x: Tensor) -> Tensor:
+        def cross_attend(layer: int, x: Tensor) -> Tensor:
             number, rest = divmod(layer + 1, self.every)
             return x if rest else self.gated[number - 1](x, media)
 
-        return look
+        return cross_attend
 
 
 BACKBONES: dict[str, type[Backbone]] = {

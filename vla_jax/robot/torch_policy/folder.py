@@ -81,15 +81,15 @@ def _compile(network: Network) -> None:
     token.
     """
     graphs = network.readout_embedding.device.type == "cuda"
-    names = ("vision", "_after") if isinstance(network.head, DiscreteHead) else ("vision", "step")
-    for name in names:
-        made = torch.compile(
+    second = "_encode_token" if isinstance(network.head, DiscreteHead) else "step"
+    for name in ("vision", second):
+        compiled = torch.compile(
             getattr(network, name), mode="reduce-overhead" if graphs else "default"
         )
-        setattr(network, name, _kept(made) if graphs else made)
+        setattr(network, name, _copying(compiled) if graphs else compiled)
 
 
-def _kept(run: Callable[..., Any]) -> Callable[..., Any]:
+def _copying(run: Callable[..., Any]) -> Callable[..., Any]:
     """`run` with copies of what it returns: a CUDA graph writes its outputs over those of its last
     call, and the state of an episode, or a stage that is looked at, must outlive it.
     """
@@ -109,9 +109,9 @@ def verify(path: Path) -> None:
     wrong = [f"{name}: missing" for name in sorted(sums.keys() - there)]
     wrong += [f"{name}: not among the exported files" for name in sorted(there - sums.keys())]
     for name in sorted(sums.keys() & there):
-        found = digest(path / name)
-        if found != sums[name]:
-            wrong.append(f"{name}: expected sha256 {sums[name]}, got {found}")
+        got = digest(path / name)
+        if got != sums[name]:
+            wrong.append(f"{name}: expected sha256 {sums[name]}, got {got}")
     if wrong:
         raise ValueError(
             f"{path}: not as it was exported:\n  "

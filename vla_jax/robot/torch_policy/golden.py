@@ -41,17 +41,17 @@ def replay(policy: Policy, file: Path, dtype: str) -> list[Row]:
             f"{file}: holds no bounds for {dtype}: export it with --dtype={dtype} to have it proven"
         )
     policy.reset(str(arrays["instruction"]), str(arrays["dataset"]))
-    found: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
+    per_step: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
     for i in range(len(arrays["action"])):
         images = {name: arrays[f"image/{name}"][i] for name in policy.cameras}
         proprio = arrays["proprio"][i] if "proprio" in arrays else None
-        # The action before is that of JAX: a difference in one step must not look like one in the
-        # next.
+        # The action before is that of JAX: otherwise a difference in one step would show up as one
+        # in the next too.
         executed = arrays["robot"][i - 1, 0] if i else None
         policy.act(images, proprio, executed, arrays["noise"][i] if "noise" in arrays else None)
         for stage in STAGES:
-            found[stage].append(policy.stages[stage].float().cpu().numpy())
-    got = {stage: np.stack(values) for stage, values in found.items()}
+            per_step[stage].append(policy.stages[stage].float().cpu().numpy())
+    got = {stage: np.stack(values) for stage, values in per_step.items()}
     bounds = dict(zip(STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
     rows = [_row(stage, got[stage], arrays[stage], bounds[stage]) for stage in STAGES]
     return [

@@ -1,11 +1,11 @@
 """The policy heads in torch, in float32: a window of readouts -> the newest step's chunk of
 normalised actions.
 
-Each does what its namesake in vla_jax/heads does at the last step of the window. `body` is "head"
-of config.json; binary dims leave as the probability of 1.
+Each does what its namesake in vla_jax/models/heads does at the last step of the window. `body` is
+"head" of config.json; binary dims leave as the probability of 1.
 
-Axes: b episodes, t window step, m = n * c numbers of a frame's readouts, k chunk step, d action
-dim, a arm dims, f features, q action tokens, n bins.
+Axes: b episodes, t window step, f features of a step (at first the numbers of its readouts), k
+chunk step, d action dim, a arm dims, g binary dims, q action tokens.
 """
 
 import itertools
@@ -50,11 +50,11 @@ class Outputs(nn.Module):
             parts.append(torch.tanh(self.arm(features)).unflatten(-1, (self.chunk, -1)))
         if self.gripper is not None:
             parts.append(torch.sigmoid(self.gripper(features)).unflatten(-1, (self.chunk, -1)))
-        return in_place(parts, self.dims, self.binary)
+        return join_dims(parts, self.dims, self.binary)
 
 
 class CausalStack(nn.Module):
-    """Blocks over the window in which every frame sees itself and the earlier ones, then a norm."""
+    """Blocks over the window in which every step sees itself and the earlier ones, then a norm."""
 
     def __init__(self, config: BlockConfig, depth: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class CausalStack(nn.Module):
         self.norm = Norm(config.width, "ln", config.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b t c] -> the newest step's [b c]."""
+        """[b t f] -> the newest step's [b f]."""
         b, t = x.shape[:2]
         mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril().expand(b, t, t)
         positions = torch.arange(t, device=x.device).expand(b, t)
@@ -70,13 +70,12 @@ class CausalStack(nn.Module):
 
 
 class Head(nn.Module):
-    """`act(window [b t m], noise) -> [b k d]`. `noise_shape` is of what an episode draws per step;
-    None: nothing.
-    """
+    """`noise_shape` is of what an episode draws per step; None: nothing."""
 
     noise_shape: tuple[int, ...] | None = None
 
     def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
+        """Readouts [b t f] and noise [b *noise_shape] -> the newest step's chunk [b k d]."""
         raise NotImplementedError
 
 
@@ -86,6 +85,7 @@ class ContinuousHead(Head):
     outputs: Outputs
 
     def features(self, window: Tensor) -> Tensor:
+        """Readouts [b t f] -> features [b f] of the newest step."""
         raise NotImplementedError
 
     def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
@@ -115,14 +115,14 @@ class LSTMLayer(nn.Module):
         self.bias = nn.Parameter(torch.empty(4 * hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b t i] -> the hidden state after each step, from a zero state."""
-        h = c = x.new_zeros(len(x), self.w_hh.shape[0])
+        """[b t width] -> the hidden state [b t hidden] after each step, from a zero state."""
+        hidden = cell = x.new_zeros(len(x), self.w_hh.shape[0])
         out = []
         for gates in (x @ self.w_ih + self.bias).unbind(1):
-            i, f, g, o = (gates + h @ self.w_hh).chunk(4, -1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            out.append(h)
+            i, f, g, o = (gates + hidden @ self.w_hh).chunk(4, -1)
+            cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+            hidden = torch.sigmoid(o) * torch.tanh(cell)
+            out.append(hidden)
         return torch.stack(out, 1)
 
 
@@ -166,8 +166,8 @@ class AttentionHead(ContinuousHead):
 
 
 class FlowHead(Head):
-    """Noise becomes the arm's chunk in FLOW_STEPS Euler steps; binary dims are logits as
-    elsewhere.
+    """Noise [b k a] becomes the arm's chunk in FLOW_STEPS Euler steps; binary dims are logits as
+    in the other heads.
     """
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
@@ -196,53 +196,45 @@ class FlowHead(Head):
         parts = [x.clamp(-1, 1)]
         if self.gripper is not None:
             parts.append(torch.sigmoid(self.gripper(features)).unflatten(-1, (x.shape[1], -1)))
-        return in_place(parts, self.dims, self.binary)
+        return join_dims(parts, self.dims, self.binary)
 
     def _velocity(self, features: Tensor, x: Tensor, time: float) -> Tensor:
+        """Of the chunk x[b k a] at a time in 1..0, for features [b f] -> [b k a]."""
         b, k = x.shape[:2]
-        condition = features + self.time(wave(time, features.shape[-1], x.device))
-        tokens = self.noisy(x) + self.positions + condition[:, None]
-        everywhere = torch.ones(b, k, k, dtype=torch.bool, device=x.device)
+        condition = features + self.time(time_embedding(time, features.shape[-1], x.device))
+        tokens = self.noisy(x) + self.positions + condition[:, None]  # b k f
+        mask = torch.ones(b, k, k, dtype=torch.bool, device=x.device)
         positions = torch.zeros(b, k, dtype=torch.int64, device=x.device)
-        return self.velocity(self.norm(self.blocks(tokens, everywhere, positions, k)))
+        return self.velocity(self.norm(self.blocks(tokens, mask, positions, k)))
 
 
 class DiscreteHead(Head):
-    """What the backbone's action tokens mean. It has no parameters, and `network.py` decodes the
-    tokens.
-    """
+    """The meaning of the backbone's action tokens, which network.py decodes. Without parameters."""
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
         del width
-        self.chunk, self.action_dim, self.binary = (
-            body["chunk"],
-            body["action_dim"],
-            list(body["binary"]),
-        )
-        self.end, self.bins, self.low, self.high = (
-            body["end"],
-            body["bins"],
-            body["low"],
-            body["high"],
-        )
-        self.temperature, self.rows = body["temperature"], (self.end - self.bins, self.end)
+        self.chunk, self.action_dim = body["chunk"], body["action_dim"]
+        self.binary, self.temperature = list(body["binary"]), body["temperature"]
+        self.end, self.bins = body["end"], body["bins"]
+        self.low, self.high = body["low"], body["high"]
+        self.token_range = (self.end - self.bins, self.end)  # ids that stand for an action
         self.tokens = self.chunk * self.action_dim
-        if self.temperature:  # Gumbel noise, one row per token
+        if self.temperature:  # Gumbel noise for each token
             self.noise_shape = (self.tokens, self.bins)
 
     def choose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """The next token [b] of logits [b n]: the likeliest, or a draw."""
+        """The next token [b] of logits [b bins]: the likeliest, or a draw with noise [b bins]."""
         if self.temperature:
             if noise is None:
                 raise ValueError(
                     f"head discrete: expected noise of shape {self.noise_shape}, got None"
                 )
             logits = logits / self.temperature + noise
-        return logits.argmax(-1) + self.rows[0]
+        return logits.argmax(-1) + self.token_range[0]
 
     def actions(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Tokens [b q] and the scores [b q n] each was chosen by -> [b k d]."""
+        """Tokens [b q] and the logits [b q bins] each was chosen by -> [b k d]."""
         # float64, then float32: as the centres are made for training.
         edges = torch.linspace(
             self.low, self.high, self.bins, dtype=torch.float64, device=ids.device
@@ -252,9 +244,11 @@ class DiscreteHead(Head):
         def value(ids: Tensor) -> Tensor:
             return centres[(self.end - ids - 1).clamp(0, self.bins - 2)]
 
-        ones = value(torch.arange(*self.rows, device=ids.device)) > (self.high + self.low) / 2
-        scores = logits.log_softmax(-1)
-        yes, no = (scores.masked_fill(~part, -math.inf).logsumexp(-1) for part in (ones, ~ones))
+        ones = (
+            value(torch.arange(*self.token_range, device=ids.device)) > (self.high + self.low) / 2
+        )
+        log_p = logits.log_softmax(-1)
+        yes, no = (log_p.masked_fill(~part, -math.inf).logsumexp(-1) for part in (ones, ~ones))
         shape = (self.chunk, self.action_dim)
         binary = torch.zeros(self.action_dim, dtype=torch.bool, device=ids.device)
         binary[self.binary] = True
@@ -273,14 +267,14 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def in_place(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:
+def join_dims(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:
     """[b k a] and [b k g] -> [b k d], each dim in its place."""
     order = sorted(range(len(arm) + len(binary)), key=lambda i: (arm + binary)[i])
     return torch.cat(parts, -1)[..., order]
 
 
-def wave(time: float, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines [w] of the time, with periods from 0.004 to 4 in equal ratios."""
+def time_embedding(time: float, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines [width] of the time, with periods from 0.004 to 4 in equal ratios."""
     period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(
         0.0, 1.0, width // 2, dtype=torch.float32, device=device
     )

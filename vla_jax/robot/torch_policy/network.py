@@ -2,22 +2,21 @@
 actions and states out.
 
     Network.vision(images)              uint8 [b cameras h w 3] -> visual tokens [b cameras v w]
-    Network.frame(visual, inputs)       -> Frame: the tokens of one frame, as
-                                        vla_jax/models/sequence.py lays them out
+    Network.frame(visual, inputs)       -> Frame: the tokens of one frame, laid out as in
+                                           vla_jax/models/sequence.py
     Network.initial(frame)              -> State: zeros, to stand before an episode's first frame
     Network.step(state, frame, inputs)  -> (State, Step): one pass of the backbone over the new
-                                        frame (history "head",
-                                           "one_step"), or one over the window's embedded tokens
-                                           ("interleaved")
+                                           frame (history "head", "one_step"), or over the tokens
+                                           of the window's frames ("interleaved")
 
 All shapes are fixed, and so a server can batch episodes and a runtime without Python can carry the
 state: with history "head" the readouts [b t n c] of the window, with "interleaved" its frames; None
 for a head that looks at one frame. The head reads the window again at each step from a zero state,
 as it was trained.
 
-Axes: b episodes, f frames, t window step, s tokens of a frame, l text, v visual tokens of an image,
-m of a frame, n readouts, c width, w visual width, k chunk step, d action dim, p proprio, q action
-tokens.
+Axes: b episodes, f frames of a pass, t window step, s tokens of a frame, l text, v visual tokens of
+an image, m visual tokens of a frame, n readouts, c width, w width of visual tokens, k chunk step, d
+action dim, p proprio, q action tokens; h w pixels of an image.
 """
 
 from collections.abc import Callable
@@ -26,9 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .attention import Cache
 from .backbones import BACKBONES, Media
 from .heads import HEADS, DiscreteHead
-from .layers import Cache, Linear, Resampler, ResamplerConfig, scaled
+from .layers import Linear, scaled
+from .vision import Resampler, ResamplerConfig
 
 LAYOUTS = ("prefix", "robovlms")
 HISTORIES = ("head", "interleaved", "one_step")
@@ -53,8 +54,8 @@ class Inputs(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Tokens [b f s c] of frames and which are real, and the same of visual tokens beside the
-    sequence [b f m w].
+    """Tokens [b f s c] of frames, and valid [b f s]: which are real, not padding. The same of
+    visual tokens beside the sequence, [b f m w] and [b f m], for backbones that take them there.
     """
 
     tokens: Tensor
@@ -63,7 +64,7 @@ class Frame(NamedTuple):
     media_valid: Tensor | None
 
 
-State = Tensor | Frame | None
+State = Tensor | Frame | None  # see the top of this file
 
 
 class Step(NamedTuple):
@@ -77,20 +78,20 @@ class Step(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Action tokens so far: their number [1], ids [b q] and scores [b q bins], zeros after them,
-    and what is cached.
+    """Action tokens so far: their count [1], ids [b q] and the logits [b q bins] each was chosen
+    by, zeros after them, and the cache of all tokens.
     """
 
-    number: Tensor
+    num_tokens: Tensor
     ids: Tensor
-    scores: Tensor
+    logits: Tensor
     cache: Cache
 
 
-def repeated(further: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
-    """further(further(... done))."""
+def repeated(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
+    """`decode_next` applied `times` times, to `done` first."""
     for _ in range(times):
-        done = further(done)
+        done = decode_next(done)
     return done
 
 
@@ -108,9 +109,8 @@ class StateToken(nn.Module):
         arm = self.arm(state[:, self.rest])
         if self.embedding is None:
             return self.output(arm)
-        return self.output(
-            torch.cat([arm, self.embedding[(state[:, self.gripper] > 0).long()].to(arm.dtype)], -1)
-        )
+        gripper = self.embedding[(state[:, self.gripper] > 0).long()]  # b c
+        return self.output(torch.cat([arm, gripper.to(arm.dtype)], -1))
 
 
 class ActionToken(nn.Module):
@@ -120,11 +120,8 @@ class ActionToken(nn.Module):
         super().__init__()
         half, self.dims, self.binary = width // 2, dims, binary
         self.rest = [i for i in range(dims) if i not in binary]
-        self.arm, self.middle, self.output = (
-            Linear(len(self.rest), half),
-            Linear(half, half),
-            Linear(half, width),
-        )
+        self.arm, self.middle = Linear(len(self.rest), half), Linear(half, half)
+        self.output = Linear(half, width)
         self.gripper = Linear(len(binary), half) if binary else None
 
     def forward(self, action: Tensor) -> Tensor:
@@ -159,7 +156,7 @@ class Network(nn.Module):
         self.readout_embedding = nn.Parameter(torch.empty(self.readouts, width))
         resampler = sequence["resampler"]
         visual = self.backbone.visual_width
-        # of a function of what has been decoded; programs made of the network have their own loop
+        # How the steps of decoding are repeated: an exported program has a loop of its own.
         self.repeat = repeated
         self.resampler = Resampler(visual, ResamplerConfig(**resampler)) if resampler else None
         state, past = sequence["state"], sequence["past"]
@@ -175,46 +172,47 @@ class Network(nn.Module):
         return visual.unflatten(0, images.shape[:2])
 
     def frame(self, visual: Tensor, inputs: Inputs) -> Frame:
-        """The tokens of one frame [b 1 s c]."""
-        known, first = inputs.prompt_mask, inputs.first[:, None]
+        """Visual tokens [b cameras v w] -> the tokens of one frame [b 1 s c]."""
+        prompt_valid, first = inputs.prompt_mask, inputs.first[:, None]
         words = self.backbone.embed_text(inputs.prompt)  # b l c
-        yes = torch.ones_like(first)
+        present = torch.ones_like(first)  # b 1
         media = (visual if self.layout == "prefix" else visual.flip(1)).flatten(1, 2)  # b m w
-        seen = yes.expand(-1, media.shape[1])
-        images = [] if self.backbone.cross_attends else [(media, seen)]
+        media_valid = present.expand(-1, media.shape[1])
+        images = [] if self.backbone.cross_attends else [(media, media_valid)]
         numbers = []
-        for token, value, there in (
-            (self.state, inputs.proprio, yes),
+        for token, value, valid in (
+            (self.state, inputs.proprio, present),
             (self.past, inputs.past, ~first),
         ):
             if token is not None:
                 assert value is not None
-                numbers.append((self._learned(token(torch.where(there, value, 0)))[:, None], there))
+                embedded = token(torch.where(valid, value, 0))  # b c
+                numbers.append((self._scaled_as_words(embedded)[:, None], valid))
         if self.layout == "prefix":
-            parts = [*images, (words, known), *numbers]
+            parts = [*images, (words, prompt_valid), *numbers]
         else:  # the prompt's last token stands where nothing sees it: it is left out
-            place = torch.arange(1, known.shape[1], device=known.device)
-            inner = known[:, 1:] & (place < known.sum(1, keepdim=True) - 1)
-            parts = [(words[:, :1], known[:, :1]), *images, (words[:, 1:], inner), *numbers]
-        readouts = self._learned(self.readout_embedding).expand(len(words), -1, -1)
-        parts.append((readouts, yes.expand(-1, self.readouts)))
+            index = torch.arange(1, prompt_valid.shape[1], device=prompt_valid.device)
+            inner = prompt_valid[:, 1:] & (index < prompt_valid.sum(1, keepdim=True) - 1)
+            begin = (words[:, :1], prompt_valid[:, :1])
+            parts = [begin, *images, (words[:, 1:], inner), *numbers]
+        readouts = self._scaled_as_words(self.readout_embedding).expand(len(words), -1, -1)
+        parts.append((readouts, present.expand(-1, self.readouts)))
         tokens = torch.cat([part.to(parts[0][0].dtype) for part, _ in parts], 1)[:, None]
         valid = torch.cat([mask for _, mask in parts], 1)[:, None]
-        cross = self.backbone.cross_attends
-        return Frame(
-            tokens, valid, media[:, None] if cross else None, seen[:, None] if cross else None
-        )
+        if not self.backbone.cross_attends:
+            return Frame(tokens, valid, None, None)
+        return Frame(tokens, valid, media[:, None], media_valid[:, None])
 
-    def _learned(self, tokens: Tensor) -> Tensor:
-        """Learned tokens on the scale on which the layout has them."""
+    def _scaled_as_words(self, tokens: Tensor) -> Tensor:
+        """Learned tokens [... c], which the layout "robovlms" scales as it does words."""
         scale = self.backbone.text_scale if self.layout == "robovlms" else 1.0
         return tokens if scale == 1.0 else scaled(tokens, scale)
 
     # ------------------------------------------------------------------------------------- the step
 
     def initial(self, frame: Frame) -> State:
-        """What to pass to `step` with an episode's first frame, which does not look at its
-        numbers.
+        """What to pass to `step` with an episode's first frame. `step` does not look at its numbers
+        then.
         """
         b = len(frame.tokens)
         if self.interleaved:
@@ -234,7 +232,7 @@ class Network(nn.Module):
             assert isinstance(state, Frame)
             state = frame = self._in_window(state, frame, inputs.first)
         if isinstance(self.head, DiscreteHead):
-            readout, action, probability = self._tokens(frame, self.head, inputs.noise)
+            readout, action, probability = self._decode(frame, self.head, inputs.noise)
             return state, Step(readout, action, probability)
         window = self._encode(frame)  # b f n c
         if not self.interleaved:
@@ -254,98 +252,102 @@ class Network(nn.Module):
             if old is None or new is None:
                 parts.append(None)
                 continue
-            begins, before = first.view(-1, *[1] * (old.ndim - 1)), old[:, 1:]
-            # Masks without torch.where, which onnxruntime does not know for bool.
-            before = (
-                before & ~begins if old.dtype == torch.bool else torch.where(begins, new, before)
-            )
-            parts.append(torch.cat([before, new], 1))
+            begins, earlier = first.view(-1, *[1] * (old.ndim - 1)), old[:, 1:]
+            if old.dtype == torch.bool:  # onnxruntime has no torch.where for bool
+                earlier = earlier & ~begins
+            else:
+                earlier = torch.where(begins, new, earlier)
+            parts.append(torch.cat([earlier, new], 1))
         return Frame(*parts)  # type: ignore[arg-type]
 
     def _encode(self, frames: Frame) -> Tensor:
         """float32 hidden states [b f n c] at the readouts of f frames in a row."""
         b, f, s = frames.valid.shape
-        mask, places, media = self.sight(frames)
-        rows = self.readouts if f == 1 else f * s
-        hidden = self.backbone.encode(
-            frames.tokens.flatten(1, 2), mask, places, rows, media
-        ).float()
+        mask, positions, media = self.attention_mask(frames)
+        x, num_queries = frames.tokens.flatten(1, 2), self.readouts if f == 1 else f * s
+        hidden = self.backbone.encode(x, mask, positions, num_queries, media).float()
         return hidden.view(b, f, -1, hidden.shape[-1])[:, :, -self.readouts :]
 
-    def sight(self, frames: Frame) -> tuple[Tensor, Tensor, Media | None]:
-        """Who sees whom [b f*s f*s], the places [b f*s], and the media: see
+    def attention_mask(self, frames: Frame) -> tuple[Tensor, Tensor, Media | None]:
+        """Which token sees which [b f*s f*s], their positions [b f*s], and the media: see
         vla_jax/models/sequence.py.
         """
         f, s = frames.valid.shape[1:]
-        device, n = frames.valid.device, self.readouts
-        token = torch.arange(s, device=device)
-        order = (token - (s - n) + 1).clamp(min=0) if self.layout == "prefix" else token
-        private = (
-            n if self.layout == "prefix" else 0
-        )  # tokens at a frame's end that later frames do not see
-        number, place = torch.arange(f, device=device).repeat_interleave(s), token.repeat(f)
-        same, earlier = number[:, None] == number[None], number[:, None] > number[None]
-        seen = (
-            same & (order[place][None] <= order[place][:, None])
-            | earlier & (place < s - private)[None]
-        )
-        own = torch.eye(f * s, dtype=torch.bool, device=device)
-        mask = seen[None] & frames.valid.flatten(1)[:, None] | own[None]
-        inside, counted = frames.valid.cumsum(2), frames.valid[:, :, : s - private].sum(2)
-        start = counted.cumsum(1) - counted
-        places = (start[:, :, None] + inside - 1).clamp(min=0).flatten(1)
+        device, n, prefix = frames.valid.device, self.readouts, self.layout == "prefix"
+        num_unshared = n if prefix else 0  # tokens at a frame's end that later frames do not see
+        index = torch.arange(s, device=device)
+        order = (index - (s - n) + 1).clamp(min=0) if prefix else index
+        order, shared = order.repeat(f), (index < s - num_unshared).repeat(f)  # f*s
+        frame = torch.arange(f, device=device).repeat_interleave(s)  # f*s
+        same, earlier = frame[:, None] == frame[None], frame[:, None] > frame[None]
+        seen = same & (order[None] <= order[:, None]) | earlier & shared[None]
+        itself = torch.eye(f * s, dtype=torch.bool, device=device)
+        mask = seen[None] & frames.valid.flatten(1)[:, None] | itself[None]
+        inside = frames.valid.cumsum(2)  # b f s
+        counted = frames.valid[:, :, : s - num_unshared].sum(2)
+        start = counted.cumsum(1) - counted  # b f: valid tokens of earlier frames
+        positions = (start[:, :, None] + inside - 1).clamp(min=0).flatten(1)
         if frames.media is None or frames.media_valid is None:
-            return mask, places, None
-        whose = torch.arange(f, device=device).repeat_interleave(frames.media.shape[2])
-        visible = (number[:, None] >= whose[None])[None] & frames.media_valid.flatten(1)[:, None]
-        return mask, places, Media(frames.media.flatten(1, 2), visible)
+            return mask, positions, None
+        media_frame = torch.arange(f, device=device).repeat_interleave(frames.media.shape[2])
+        visible = (frame[:, None] >= media_frame[None])[None]
+        visible = visible & frames.media_valid.flatten(1)[:, None]  # b f*s f*m
+        return mask, positions, Media(frames.media.flatten(1, 2), visible)
 
-    def _tokens(
+    def _decode(
         self, frames: Frame, head: DiscreteHead, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The newest frame's readout, its decoded actions, and the probability of each token."""
-        mask, places, media = self.sight(frames)
+        """The newest frame's readouts [b n c], its decoded actions [b k d], and the probability of
+        each token [b q]. Noise is [b q bins].
+        """
+        mask, positions, media = self.attention_mask(frames)
         x = frames.tokens.flatten(1, 2)
-        b, s = places.shape
-        room = s + head.tokens - 1
-        cache = self.backbone.decoder.layers.cache(x, room)
-        wide = torch.cat([mask, mask.new_zeros(b, s, room - s)], 2)
-        hidden = self.backbone.encode(x, wide, places, self.readouts, media, cache)
-        readout, seen, place = hidden.float(), wide[:, -1:], places[:, -1:]
-        last = None if media is None else media._replace(mask=media.mask[:, -1:])
-        slots = torch.arange(room, device=x.device)
+        b, s = positions.shape  # s: of all frames
+        slots = torch.arange(s + head.tokens - 1, device=x.device)
+        cache = self.backbone.decoder.layers.empty_cache(x, len(slots))
+        mask = torch.cat([mask, mask.new_zeros(b, s, len(slots) - s)], 2)
+        hidden = self.backbone.encode(x, mask, positions, self.readouts, media, cache)
+        readout, newest_mask, position = hidden.float(), mask[:, -1:], positions[:, -1:]
+        newest_media = None if media is None else media._replace(mask=media.mask[:, -1:])
 
-        def another(done: Decoded, hidden: Tensor) -> Decoded:
-            logits = self.backbone.logits(hidden, head.rows)
-            drawn = None if noise is None else noise.index_select(1, done.number)[:, 0]
-            ids = done.ids.index_copy(1, done.number, head.choose(logits[:, 0], drawn)[:, None])
+        def choose(done: Decoded, hidden: Tensor) -> Decoded:
+            logits = self.backbone.logits(hidden, head.token_range)  # b 1 bins
+            drawn = None if noise is None else noise.index_select(1, done.num_tokens)[:, 0]
+            chosen = head.choose(logits[:, 0], drawn)[:, None]
             return Decoded(
-                done.number + 1, ids, done.scores.index_copy(1, done.number, logits), done.cache
+                done.num_tokens + 1,
+                done.ids.index_copy(1, done.num_tokens, chosen),
+                done.logits.index_copy(1, done.num_tokens, logits),
+                done.cache,
             )
 
-        def further(done: Decoded) -> Decoded:
-            now = seen | (slots >= s) & (slots < s + done.number)
-            last_id = done.ids.index_select(1, done.number - 1)[:, 0]
-            return another(done, self._after(last_id, now, place + done.number, last, done.cache))
+        def decode_next(done: Decoded) -> Decoded:
+            seen = newest_mask | (slots >= s) & (slots < s + done.num_tokens)
+            last_id = done.ids.index_select(1, done.num_tokens - 1)[:, 0]
+            hidden = self._encode_token(
+                last_id, seen, position + done.num_tokens, newest_media, done.cache
+            )
+            return choose(done, hidden)
 
-        ids, scores = places.new_zeros(b, head.tokens), readout.new_zeros(b, head.tokens, head.bins)
-        done = another(Decoded(places.new_zeros(1), ids, scores, cache), hidden[:, -1:])
-        done = self.repeat(further, done, head.tokens - 1)
-        probability = done.scores.softmax(-1).gather(2, (done.ids - head.rows[0])[..., None])[
-            ..., 0
-        ]
-        return readout, head.actions(done.ids, done.scores), probability
+        ids = positions.new_zeros(b, head.tokens)
+        logits = readout.new_zeros(b, head.tokens, head.bins)
+        done = choose(Decoded(positions.new_zeros(1), ids, logits, cache), hidden[:, -1:])
+        done = self.repeat(decode_next, done, head.tokens - 1)
+        index = (done.ids - head.token_range[0])[..., None]
+        probability = done.logits.softmax(-1).gather(2, index)[..., 0]
+        return readout, head.actions(done.ids, done.logits), probability
 
-    def _after(
-        self, ids: Tensor, seen: Tensor, place: Tensor, media: Media | None, cache: Cache
+    def _encode_token(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, media: Media | None, cache: Cache
     ) -> Tensor:
-        """The hidden state [b 1 c] at a token [b] that follows those in the cache."""
-        return self.backbone.encode(
-            self.backbone.embed_text(ids[:, None]), seen, place, 1, media, cache
-        )
+        """The hidden state [b 1 c] at a token [b] that follows those in the cache; mask [b 1 u]
+        over its slots, positions [b 1].
+        """
+        x = self.backbone.embed_text(ids[:, None])
+        return self.backbone.encode(x, mask, positions, 1, media, cache)
 
 
-def rows(state: State, b: int) -> list[State]:
+def split_episodes(state: State, b: int) -> list[State]:
     """The states of b episodes, one by one."""
     if isinstance(state, Frame):
         parts: list[Any] = [[None] * b if x is None else x.split(1) for x in state]
@@ -353,8 +355,8 @@ def rows(state: State, b: int) -> list[State]:
     return [None] * b if state is None else list(state.split(1))
 
 
-def together(states: list[State]) -> State:
-    """The states of single episodes as one of all of them."""
+def join_episodes(states: list[State]) -> State:
+    """The states of single episodes as one of all of them: the inverse of `split_episodes`."""
     parts: Any = states
     if isinstance(states[0], Frame):
         fields: Any = (

@@ -3,17 +3,16 @@
     policy = load("artefact", device="cuda", dtype="bfloat16")
     policy.reset("put the red block on the plate")
     while True:
-        out = policy.act({"primary": image}, proprio)     # once per control step, with its newest
-                                                          frame
+        out = policy.act({"primary": image}, proprio)  # once per control step
         robot.move(out["actions"][0])
 
 `out` holds
-    actions     float32 [k d]: the next k actions; arm and gripper are its columns apart ([k a], [k
-                g]; 1 = open)
+    actions     float32 [k d]: the next k actions; arm [k a] and gripper [k g] (1 = open) are its
+                columns apart
     confidence  numbers in [0, 1] or None, see `confidence`
     timing      milliseconds: vision, backbone (with the head), total
 
-Axes: h w pixels, k chunk step, d action dim, a arm dims, g binary dims, p proprio.
+Axes: h w pixels, k chunk step, d action dim, a arm dims, g binary dims, p proprio, q action tokens.
 """
 
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .network import Inputs, Network, State, rows, together
+from .network import Inputs, Network, State, join_episodes, split_episodes
 from .tokenizer import Tokenizer
 
 
@@ -33,11 +32,8 @@ class Spec:
     """
 
     def __init__(self, body: dict[str, Any]) -> None:
-        self.names, self.binary, self._constant = (
-            tuple(body["names"]),
-            list(body["binary"]),
-            list(body["constant"]),
-        )
+        self.names = tuple(body["names"])
+        self.binary, self._constant = list(body["binary"]), list(body["constant"])
         self.arm = [i for i in range(len(self.names)) if i not in self.binary]
         self._steps = [
             (
@@ -50,15 +46,15 @@ class Spec:
         ]
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
-        """Robot units to network units, float32."""
+        """Robot units [... d] to network units, float32."""
         x = np.array(values, np.float64)
         for low, high, offset, scale in self._steps:
             x = (np.clip(x, low, high) - offset) / scale
         return x.astype(np.float32)
 
     def unnormalise(self, values: np.ndarray) -> np.ndarray:
-        """Network units to robot units, float32; binary dims leave as 0 or 1, constant ones within
-        their range.
+        """Network units [... d] to robot units, float32; binary dims leave as 0 or 1, constant ones
+        within their range.
         """
         x = np.array(values, np.float64)
         for _, _, offset, scale in reversed(self._steps):
@@ -114,11 +110,11 @@ class Policy:
         padded = np.array(ids + [0] * (length - len(ids)), np.int64)
         self._prompt = {"prompt": padded, "prompt_mask": np.arange(length) < len(ids)}
         self.state: State = None
-        self._last: np.ndarray | None = None
-        self._chunk: np.ndarray | None = None
+        self._last_action: np.ndarray | None = None  # [d], in robot units
+        self._chunk: np.ndarray | None = None  # [k d], in network units
         self._rng = np.random.default_rng(seed)
 
-    def another(self) -> "Policy":
+    def new_session(self) -> "Policy":
         """A policy on the same network for another episode; `act_together` runs several of them at
         once.
         """
@@ -153,48 +149,52 @@ class Policy:
         executed: np.ndarray | None = None,
         noise: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """What `act` is given as the rows of Inputs, checked; the episode does not move. Raises as
-        `act` does.
+        """What `act` is given, checked, as this episode's part of Inputs by field; the episode does
+        not move on. Raises as `act` does.
         """
         if self._prompt is None:
             raise ValueError("Policy.act: expected reset(instruction) before the first frame")
-        found = {
+        inputs = {
             "images": self._pixels(images),
             **self._prompt,
             "first": np.array(self._chunk is None),
         }
         if self.network.state is not None:
             assert self.state_spec is not None  # the exporter made sure
-            found["proprio"] = self._numbers("proprio", proprio, self.state_spec)
+            inputs["proprio"] = self._normalised("proprio", proprio, self.state_spec)
         if self.network.past is not None:
-            last = self._last if executed is None else executed
-            unknown = np.zeros(len(self.action_spec.names), np.float32)
-            found["past"] = (
-                unknown if self._last is None else self._numbers("executed", last, self.action_spec)
-            )
+            if self._last_action is None:  # at the first frame the network does not look at it
+                inputs["past"] = np.zeros(len(self.action_spec.names), np.float32)
+            else:
+                last = self._last_action if executed is None else executed
+                inputs["past"] = self._normalised("executed", last, self.action_spec)
         if noise is not None:
             if noise.shape != self.network.head.noise_shape:
                 raise ValueError(
                     f"noise: expected shape {self.network.head.noise_shape}, got {noise.shape}"
                 )
-            found["noise"] = np.asarray(noise, np.float32)
-        return found
+            inputs["noise"] = np.asarray(noise, np.float32)
+        return inputs
 
     def drawn(self) -> np.ndarray:
-        """The next step's noise, for a head that draws."""
+        """The next step's noise, float32 of the head's noise_shape, for a head that draws."""
         discrete = self.config["network"]["head"]["kind"] == "discrete"
         draw = self._rng.gumbel if discrete else self._rng.standard_normal
         return np.asarray(draw(size=self.network.head.noise_shape), np.float32)
 
-    def moved(
+    def commit_step(
         self, state: State, action: np.ndarray, probability: np.ndarray | None
     ) -> dict[str, Any]:
-        """Puts a step into the episode: its state, its normalised action [k d] and tokens'
-        probabilities [q].
+        """Records a step in the episode and returns what `act` does, but for the timing.
+
+        Args:
+            state: of the network after the step.
+            action: its normalised chunk [k d].
+            probability: of each token [q], for the head discrete.
         """
         confidence = self._confidence(action, probability)
         actions = self.action_spec.unnormalise(action)
-        self.state, self._chunk, self._last = state, action, actions[0]
+        self.state, self._chunk, self._last_action = state, action, actions[0]
         return {
             "actions": actions,
             "arm": actions[:, self.action_spec.arm],
@@ -206,15 +206,16 @@ class Policy:
         """Numbers in [0, 1], 1 is sure; None where there is none.
 
         gripper: the probability of the gripper's state in the next action (the least sure one, with
-        several). agreement: exp(-r), r the root mean square difference of the arm, in network
-        units, between
+            several).
+        agreement: exp(-r), r the root mean square difference of the arm, in network units, between
             the next action and what the last chunk (of one control step before) had in its place;
             None at the first frame, for chunks of one action, and for the head discrete. Later
             actions are left out: they may lie beyond the task's end, where nothing was trained, and
-            with them more agreement was found to go with more error.
+            with them more agreement went with more error when it was measured.
         token: the geometric mean of the probabilities of the next action's tokens, for the head
-        discrete. steps: for each of the k actions what "token" is for the next one, or "gripper"
-        where there are no tokens.
+            discrete.
+        steps: for each of the k actions what "token" is for the next one, or "gripper" where there
+            are no tokens.
         """
         k, d = action.shape
         grippers = np.maximum(action, 1 - action)[:, self.action_spec.binary]
@@ -234,6 +235,7 @@ class Policy:
         }
 
     def _pixels(self, images: dict[str, np.ndarray]) -> np.ndarray:
+        """Checked images, in the order of the cameras: uint8 [cameras h w 3]."""
         if set(images) != set(self.cameras):
             raise ValueError(f"images: expected the cameras {self.cameras}, got {tuple(images)}")
         size = self._size
@@ -254,14 +256,14 @@ class Policy:
                 )
         return np.stack([images[name] for name in self.cameras])
 
-    def _numbers(self, what: str, values: np.ndarray | None, spec: Spec) -> np.ndarray:
-        found = np.asarray(np.nan if values is None else values, np.float32)
-        if found.shape != (len(spec.names),) or not np.isfinite(found).all():
+    def _normalised(self, what: str, values: np.ndarray | None, spec: Spec) -> np.ndarray:
+        numbers = np.asarray(np.nan if values is None else values, np.float32)
+        if numbers.shape != (len(spec.names),) or not np.isfinite(numbers).all():
             raise ValueError(
                 f"{what}: expected {len(spec.names)} finite numbers ({', '.join(spec.names)}), got"
                 f" {values}"
             )
-        return spec.normalise(found)
+        return spec.normalise(numbers)
 
 
 def act_together(
@@ -272,17 +274,12 @@ def act_together(
 
     What comes out is as when each acts alone, up to the order of sums.
     """
-    network, device, b = (
-        policies[0].network,
-        policies[0].network.readout_embedding.device,
-        len(policies),
-    )
-    if (
-        any(policy.network is not network for policy in policies)
-        or len({id(policy) for policy in policies}) != b
-    ):
+    network, b = policies[0].network, len(policies)
+    device = network.readout_embedding.device
+    on_one = all(policy.network is network for policy in policies)
+    if not on_one or len({id(policy) for policy in policies}) != b:
         raise ValueError(
-            "act_together: expected different policies on one network; `another` makes them"
+            "act_together: expected different policies on one network; `new_session` makes them"
         )
     start = time.perf_counter()
     if network.head.noise_shape is not None:
@@ -298,32 +295,29 @@ def act_together(
         inputs = Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
         visual = network.vision(inputs.images)
         _wait(device)
-        seen = time.perf_counter()
+        vision_done = time.perf_counter()
         frame = network.frame(visual, inputs)
-        before = rows(network.initial(frame), b)
-        before = [
-            new if first else policy.state
-            for policy, new, first in zip(policies, before, columns["first"], strict=True)
+        states = [
+            initial if first else policy.state
+            for policy, initial, first in zip(
+                policies, split_episodes(network.initial(frame), b), columns["first"], strict=True
+            )
         ]
-        state, step = network.step(together(before), frame, inputs)
-        action = step.action.float().cpu().numpy()
-        probability = None if step.probability is None else step.probability.cpu().numpy()
+        state, step = network.step(join_episodes(states), frame, inputs)
+        action = step.action.float().cpu().numpy()  # b k d
+        probability = None if step.probability is None else step.probability.cpu().numpy()  # b q
     end = time.perf_counter()
     timing = {
-        "vision": 1e3 * (seen - start),
-        "backbone": 1e3 * (end - seen),
+        "vision": 1e3 * (vision_done - start),
+        "backbone": 1e3 * (end - vision_done),
         "total": 1e3 * (end - start),
     }
-    out = []
-    for i, (policy, mine) in enumerate(zip(policies, rows(state, b), strict=True)):
+    outs = []
+    for i, (policy, own) in enumerate(zip(policies, split_episodes(state, b), strict=True)):
         policy.stages = {"vision": visual[i], "readout": step.readout[i], "action": step.action[i]}
-        out.append(
-            {
-                **policy.moved(mine, action[i], None if probability is None else probability[i]),
-                "timing": timing,
-            }
-        )
-    return out
+        out = policy.commit_step(own, action[i], None if probability is None else probability[i])
+        outs.append({**out, "timing": timing})
+    return outs
 
 
 def _wait(device: torch.device) -> None:

@@ -2,11 +2,11 @@
 
 What is quantised: every linear layer of the image tower, its projector or resampler, and the
 decoder: nearly all of a large policy's bytes, and of what a step reads. What is not: the token
-table, norms, positions, readouts and the policy head, which are small or read by rows, and whose
+table, norms, positions, readouts and the policy head, which are small or read in part, and whose
 errors the robot would feel directly.
 
     int8          weights int8, one scale per output; activations as they are
-    int8_dynamic  that, and activations int8 with a scale per token, found as they come: integer
+    int8_dynamic  that, and activations int8 with a scale per token, chosen at each pass: integer
                   products
     float8        weights float8 (e4m3), one scale per output; activations as they are
 
@@ -26,7 +26,7 @@ KINDS = ("int8", "int8_dynamic", "float8")
 
 
 class Transposed(nn.Linear):
-    """A Linear as torch has it, weight [out, in]: torchao knows no other."""
+    """A Linear with its weight as torch has it, [out, in]: torchao quantises no other."""
 
     def __init__(self, layer: Linear) -> None:
         inputs, outputs = layer.kernel.shape
@@ -58,8 +58,7 @@ def to_8_bits(network: Network, kind: str) -> None:
     for part in filter(None, (network.backbone, network.resampler)):
         for parent in list(part.modules()):
             for name, layer in list(parent.named_children()):
-                if (
-                    isinstance(layer, Linear) and name != "lm_head"
-                ):  # which is read by rows, as the token table is
+                # The output layer is read by ranges of tokens, as the token table is.
+                if isinstance(layer, Linear) and name != "lm_head":
                     setattr(parent, name, Transposed(layer))
         ao.quantize_(part, configs[kind](set_inductor_config=False))

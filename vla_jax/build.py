@@ -1,18 +1,21 @@
-"""The one composition table: a config becomes a model and an optimizer. Every command builds
-through here.
+"""The one composition table: a config becomes a model and an optimizer. Every command and
+`vla_jax.load_policy` build through here.
+
+What only the data knows is given: where the action tokens end, and what a state's numbers mean.
 """
 
+import ast
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments.composition import datasets
 from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
+from vla_jax.models.heads import discrete
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
 from vla_jax.models.heads.flow import FlowHead
@@ -22,14 +25,32 @@ from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.lora import LoRAConfig, attach
 from vla_jax.models.losses import ActionLoss
-from vla_jax.models.objectives import ForwardConfig
+from vla_jax.models.objectives import (
+    Caption,
+    ForwardConfig,
+    ForwardPrediction,
+    ImageTextTask,
+    MakeTask,
+    TextAlign,
+)
 from vla_jax.models.resampler import ResamplerConfig
+from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
 from vla_jax.training.optim import FreezeConfig, OptimConfig
+
+
+class HeadKind(NamedTuple):
+    """A policy head: made by `make(width, config, rngs)`, and the dataclass of its config, whose
+    fields that no other part of the run's config knows are the head's own options.
+    """
+
+    make: Any
+    config: type
+
 
 # Name in the config -> the file and the module in it.
 BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
@@ -38,17 +59,19 @@ BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
     "llava": (llava, llava.Llava),
     "flamingo": (flamingo, flamingo.Flamingo),
 }
-HEADS: dict[str, Callable[..., nnx.Module]] = {
-    "lstm": LSTMHead,
-    "mlp": MLPHead,
-    "gpt": GPTHead,
-    "attention": AttentionHead,
-    "flow": FlowHead,
+HEADS = {
+    "lstm": HeadKind(LSTMHead, HeadConfig),
+    "mlp": HeadKind(MLPHead, HeadConfig),
+    "gpt": HeadKind(GPTHead, HeadConfig),
+    "attention": HeadKind(AttentionHead, HeadConfig),
+    "flow": HeadKind(FlowHead, HeadConfig),
+    "discrete": HeadKind(DiscreteHead, DiscreteConfig),
 }
-DISCRETE = "discrete"  # the head without parameters
 
 # Every dataset is standardised to the field's 7-D action; only the last number is binary.
 BINARY = (6,)
+
+States = Mapping[str, tuple[str, ...]]  # dataset -> names of its state's numbers, () without one
 
 
 def backbone_config(config: ConfigDict) -> Any:
@@ -70,7 +93,7 @@ def backbone_config(config: ConfigDict) -> Any:
     changes: dict[str, Any] = {"remat": config.model.remat, "layers": config.model.layers}
     tasks = config.objectives
     if hasattr(sizes, "speaks"):  # an output layer of its own is made where tokens are scored
-        changes["speaks"] = config.model.head == DISCRETE or bool(
+        changes["speaks"] = writes_tokens(config) or bool(
             tasks.caption.weight or tasks.image_text.weight
         )
     return dataclasses.replace(sizes, **changes)
@@ -86,8 +109,8 @@ def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) ->
     if complete_steps(path):
         prefix = "backbone/"
         allowed = tuple(prefix + pattern for pattern in allowed)
-        found = load_arrays(path, {prefix + name: spec for name, spec in specs.items()}, allowed)
-        return {name.removeprefix(prefix): value for name, value in found.items()}
+        arrays = load_arrays(path, {prefix + name: spec for name, spec in specs.items()}, allowed)
+        return {name.removeprefix(prefix): value for name, value in arrays.items()}
     return backbone_module(config).load(path, backbone_config(config), specs, allowed)
 
 
@@ -103,17 +126,32 @@ def lora(config: ConfigDict) -> LoRAConfig:
     return wanted
 
 
-def training_model(config: ConfigDict, action_end: int | None = None) -> Build:
+def action_token_end(config: ConfigDict, folder: Path) -> int:
+    """One more than the largest id of an action token of the tokenizer in `folder`; 0 where the
+    head writes none.
+    """
+    if not writes_tokens(config):
+        return 0
+    tokenizer = open_tokenizer(folder, ())
+    return discrete.action_end(tokenizer.vocab_size, special_tokens(tokenizer))
+
+
+def training_model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:
     """What is trained: the policy of `model`, with adapters when lora.rank > 0."""
-    return attach(model(config, action_end), lora(config))
+    return attach(model(config, action_end, states), lora(config))
 
 
-def model(config: ConfigDict, action_end: int | None = None) -> Build:
+def model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:
     """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It
     has no adapters, as `checkpoint.load_params` gives none.
 
-    `action_end` (see Data) is for the head discrete: the tokenizer decides where its tokens are.
-    None, where only shapes matter: the end of the vocabulary.
+    Args:
+        config: every field of it, see saved_config.
+        action_end: see `action_token_end`. 0, where only shapes matter: the end of the vocabulary.
+        states: of all datasets of the mixture, for model.proprio.
+
+    Raises ValueError for a name that is in none of the tables, and for datasets without a common
+    state.
     """
     sizes, model = backbone_config(config), config.model
     make_backbone, head = BACKBONES[_backbone(config)][1], _head(config, action_end or sizes.vocab)
@@ -126,80 +164,117 @@ def model(config: ConfigDict, action_end: int | None = None) -> Build:
         history=model.history,
         readouts=model.readouts,
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
-        state=_state(config) if model.proprio else None,
+        state=_state(states or {}) if model.proprio else None,
         past=PastConfig(BINARY, model.past_action_hidden) if model.past_action else None,
-        forward=_forward(config) if config.objectives.forward.weight else None,
-        text_embedding=(
-            config.objectives.text_align.width if config.objectives.text_align.weight else 0
-        ),
-        scales=(
+        loss_weights=(
             ("action", 1.0),
             *((name, task.weight) for name, task in config.objectives.items() if task.weight),
         ),
     )
+    tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
 
     def make(rngs: nnx.Rngs) -> VLA:
         backbone: Any = make_backbone(sizes, rngs)
-        return VLA(backbone, head(backbone.width, rngs), policy, rngs)
+        return VLA(backbone, head(backbone.width, rngs), policy, rngs, tasks)
 
     return make
 
 
+def writes_tokens(config: ConfigDict) -> bool:
+    """Whether the head writes tokens of the language model."""
+    return bool(_head_kind(config).make.trains_on == "tokens")
+
+
+def _head_kind(config: ConfigDict) -> HeadKind:
+    if config.model.head not in HEADS:
+        raise ValueError(
+            f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}"
+        )
+    return HEADS[config.model.head]
+
+
 def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]:
     """(width, rngs) -> the policy head."""
-    model, loss = config.model, ActionLoss(**config.loss.to_dict())
-    if model.head == DISCRETE:
-        sizes = DiscreteConfig(
-            model.chunk,
-            model.action_dim,
-            BINARY,
-            action_end,
-            model.bins,
-            temperature=model.temperature,
-            loss=loss,
-        )
-        return lambda width, rngs: DiscreteHead(sizes)
-    if model.head not in HEADS:
+    model, kind = config.model, _head_kind(config)
+    shared = {
+        "chunk": model.chunk,
+        "action_dim": model.action_dim,
+        "binary": BINARY,
+        "tokens": model.readouts,
+        "loss": ActionLoss(**config.loss.to_dict()),
+        "hidden": model.head_hidden,
+        "layers": model.head_layers,
+        "mlp": tuple(model.head_mlp),
+        "attention_heads": model.head_attention,
+        "window": model.window,
+        "end": action_end,
+        "bins": model.bins,
+        "temperature": model.temperature,
+    }
+    fields = {field.name for field in dataclasses.fields(kind.config)}
+    own, options = sorted(fields - shared.keys()), _options(model.head_options)
+    if set(options) - set(own):
         raise ValueError(
-            f"model.head: expected one of {', '.join((*HEADS, DISCRETE))}, got {model.head!r}"
+            f"model.head_options: expected options of the head {model.head}"
+            f" ({', '.join(own) or 'it has none'}), got {model.head_options!r}"
         )
-    head_config = HeadConfig(
-        chunk=model.chunk,
-        action_dim=model.action_dim,
-        binary=BINARY,
-        tokens=model.readouts,
-        loss=loss,
-        hidden=model.head_hidden,
-        layers=model.head_layers,
-        mlp=tuple(model.head_mlp),
-        attention_heads=model.head_attention,
-        window=model.window,
-    )
-    return lambda width, rngs: HEADS[model.head](width, head_config, rngs)
+    given = {name: value for name, value in shared.items() if name in fields}
+    head_config = kind.config(**given, **options)
+    return lambda width, rngs: kind.make(width, head_config, rngs)
 
 
-def _state(config: ConfigDict) -> StateConfig:
-    """The state that all datasets of the mixture share."""
-    spaces = {dataset.state_names: dataset.name for dataset, _ in datasets.members(config)}
+def _options(text: str) -> dict[str, Any]:
+    """ "name=value,other=value" as a dict of Python literals."""
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part]
+        return {name.strip(): ast.literal_eval(value.strip()) for name, value in pairs}
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"model.head_options: expected name=value,other=value in Python's words, got {text!r}"
+        ) from error
+
+
+def _state(states: States) -> StateConfig:
+    """The state that all datasets share."""
+    spaces = {names: dataset for dataset, names in states.items()}
     if len(spaces) != 1 or () in spaces:
         lines = "".join(
-            f"\n  {name}: {', '.join(names) or 'none'}" for names, name in spaces.items()
+            f"\n  {dataset}: {', '.join(names) or 'none'}" for names, dataset in spaces.items()
         )
         raise ValueError(
-            f"model.proprio: expected datasets with one and the same state, got{lines}\nset it to"
-            " False"
+            "model.proprio: expected datasets with one and the same state, got"
+            f"{lines or ' no dataset'}\nset it to False"
         )
     (names,) = spaces
     return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
 
 
-def _forward(config: ConfigDict) -> ForwardConfig:
+def _forward(config: ConfigDict) -> MakeTask:
     task = config.objectives.forward
-    return ForwardConfig(
-        len(task.offsets), len(config.model.cameras), task.tokens, task.width, task.depth,
-        task.patch,
-        config.model.image_size,
-    )  # fmt: skip
+    sizes = ForwardConfig(
+        frames=len(task.offsets),
+        cameras=len(config.model.cameras),
+        tokens=task.tokens,
+        width=task.width,
+        depth=task.depth,
+        patch=task.patch,
+        image_size=config.model.image_size,
+    )
+    return lambda width, rngs: ForwardPrediction(width, sizes, rngs)
+
+
+def _text_align(config: ConfigDict) -> MakeTask:
+    embedding = config.objectives.text_align.width
+    return lambda width, rngs: TextAlign(width, embedding, rngs)
+
+
+# Name in config.objectives -> what makes the auxiliary task.
+TASKS: dict[str, Callable[[ConfigDict], MakeTask]] = {
+    "forward": _forward,
+    "caption": lambda config: lambda width, rngs: Caption(),
+    "image_text": lambda config: lambda width, rngs: ImageTextTask(),
+    "text_align": _text_align,
+}
 
 
 def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:

@@ -1,9 +1,8 @@
-"""TFRecord, Example and RLDS episodes: what is read, and what is refused."""
+"""RLDS episodes: what is read, and what is refused."""
 
 import dataclasses
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,59 +14,9 @@ from data_pipelines.builders import rlds_files
 from data_pipelines.datasets import DATASETS
 from data_pipelines.files import rlds, tfds_folder, tfrecord
 from data_pipelines.index import FOLDER, open_index
-from data_pipelines.standardise import binarise
 from tests.data_pipelines.blocks_files import edit, files, flip, rewrite, shard
 
 BLOCKS = DATASETS["blocks"]
-standardise = DATASETS["bridge"].standardise
-RLDS = Path(__file__).parents[4] / "shared" / "data" / "rlds"
-needs_bridge = pytest.mark.skipif(
-    not (RLDS / "bridge_dataset").is_dir(), reason="no Bridge sample beside the repository"
-)
-
-
-def test_masked_crc_is_that_of_the_format():
-    # The CRC-32C check value of "123456789" is e3069283; rotated by 15 and shifted by the constant
-    # of the format.
-    expected = ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) % 2**32
-    assert tfrecord.masked_crc(b"123456789") == expected
-
-
-def test_example_round_trip():
-    features = {
-        "bytes": [b"", b"abc", b"x" * 300],
-        "floats": np.array([1.5, -2, 3e8], np.float32),
-        "ints": np.array([0, 1, -1, 2**62, -(2**63)]),
-        "none": [],
-    }
-    data = tfrecord.encode(features)
-    found = tfrecord.parse(data)
-    assert [data[a : a + n] for a, n in zip(*found["bytes"], strict=True)] == features["bytes"]
-    np.testing.assert_array_equal(found["floats"], features["floats"])
-    np.testing.assert_array_equal(found["ints"], features["ints"])
-    assert set(tfrecord.parse(data, {"ints"})) == {"ints"}
-
-
-def test_unpacked_numbers_are_read():
-    floats = b"".join(b"\x0d" + struct.pack("<f", v) for v in (1.0, 2.5))
-    ints = b"\x08\x07\x08\x80\x01"
-
-    def entry(key, kind, body):
-        feature = bytes([kind << 3 | 2, len(body)]) + body
-        inner = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(feature)]) + feature
-        return b"\x0a" + bytes([len(inner)]) + inner
-
-    body = entry(b"f", 2, floats) + entry(b"i", 3, ints)
-    found = tfrecord.parse(b"\x0a" + bytes([len(body)]) + body)
-    assert found["f"].tolist() == [1.0, 2.5]
-    assert found["i"].tolist() == [7, 128]
-
-
-def test_malformed_example_is_refused():
-    data = tfrecord.encode({"a": np.arange(3.0)})
-    for damaged in (data[:-2], data[:1] + b"\xff" * 11):
-        with pytest.raises(ValueError, match="malformed Example"):
-            tfrecord.parse(damaged)
 
 
 @pytest.mark.parametrize("where", ["header", "data", "end"])
@@ -189,8 +138,8 @@ def test_episode_without_steps_is_refused(root):
 
 def test_episode_that_standardisation_empties_is_kept(root, capsys):
     def last_only(columns):
-        found = BLOCKS.standardise(columns)
-        return type(found)(*(value[:0] if len(value) == 11 else value for value in found))
+        whole = BLOCKS.standardise(columns)
+        return type(whole)(*(value[:0] if len(value) == 11 else value for value in whole))
 
     index = open_index(root, dataclasses.replace(BLOCKS, standardise=last_only))
     split = index.splits["train"]
@@ -291,8 +240,8 @@ def test_episodes_that_are_not_to_be_used_are_left_out(root):
                 records=9,
             )
     assert len(open_index(root, BLOCKS).splits["train"].length) == 6
-    found = open_index(root, wanted).splits["train"]
-    assert found.record.tolist() == [0, 2, 0, 2]
+    train = open_index(root, wanted).splits["train"]
+    assert train.record.tolist() == [0, 2, 0, 2]
     rewrite(shard(root), lambda features: features.pop("success"))
     with pytest.raises(ValueError, match=r"record 0: success: expected one number"):
         open_index(root, wanted)
@@ -342,10 +291,10 @@ def test_bad_episodes_are_collected(root):
     rewrite(path, lambda f: f["steps/action"].__setitem__(9, np.nan))
     flip(path, 1)
     errors = []
-    found = list(
+    episodes = list(
         rlds.episodes(rlds.check(str(files(root)), BLOCKS)["train"][0], 0, BLOCKS, errors.append)
     )
-    assert [episode.record for episode in found] == [2]
+    assert [episode.record for episode in episodes] == [2]
     assert [(e.record, e.step, e.field) for e in errors] == [(0, 1, "action[2]"), (1, None, "")]
     assert all(e.path == str(path) and e.fix and e.problem in str(e) for e in errors)
 
@@ -356,12 +305,12 @@ def test_damage_that_hides_the_rest_is_reported_once(root):
     body[list(tfrecord.read(path))[1].offset - 12] ^= 1  # the length of record 1
     path.write_bytes(body)
     errors = []
-    found = list(
+    episodes = list(
         rlds.episodes(
             rlds.check(str(files(root)), BLOCKS)["train"][0], 0, BLOCKS, errors.append, {1, 2}
         )
     )
-    assert [episode.record for episode in found] == [0]
+    assert [episode.record for episode in episodes] == [0]
     assert [e.record for e in errors] == [1]
 
 
@@ -383,49 +332,6 @@ def test_wrong_shard_count_is_refused(root):
 def test_absent_dataset_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dataset_info\.json"):
         open_index(tmp_path, BLOCKS)
-
-
-def test_gripper_becomes_what_it_settles_at():
-    assert binarise(np.array([0.5, 0.99, 0.6, 0.4, 0.01, 0.3, 0.7])).tolist() == [
-        1,
-        1,
-        0,
-        0,
-        0,
-        1,
-        1,
-    ]
-    assert binarise(np.array([0.2, 0.3])).tolist() == [0, 0]
-
-
-def test_bridge_actions_are_reached_motion():
-    rng = np.random.default_rng(0)
-    state = rng.normal(size=(6, 7))
-    state[2, 5], state[3, 5] = 3.1, -3.1
-    action = rng.normal(size=(6, 7))
-    action[:, 6] = [1, 1, 0.5, 0.5, 0.5, 0]
-    out = standardise({"action": action, "observation/state": state})
-    assert out.frames.tolist() == [1, 2, 3, 4]
-    assert out.actions.dtype == np.float32
-    np.testing.assert_allclose(out.actions[:, :3], state[2:, :3] - state[1:-1, :3], rtol=1e-5)
-    np.testing.assert_allclose(out.actions[1, 5], 2 * np.pi - 6.2, rtol=1e-5)
-    assert out.actions[:, 6].tolist() == [1, 0, 0, 0]  # the dropped last step decides
-    for short in (0, 1, 2):
-        assert standardise(
-            {"action": action[:short], "observation/state": state[:short]}
-        ).actions.shape == (0, 7)
-
-
-@needs_bridge
-def test_bridge_sample(tmp_path):
-    index = open_index(RLDS, DATASETS["bridge"], tmp_path)
-    for split in index.splits.values():
-        assert len(split.length) == 25
-        assert (split.length == 8).all()
-        assert all(split.sentences)
-        assert set(np.unique(split.actions[:, 6])) == {0, 1}
-        moved = split.state[1:8, :3] - split.state[:7, :3]
-        np.testing.assert_allclose(split.actions[:7, :3], moved, atol=1e-6)
 
 
 def test_no_tensorflow():

@@ -1,0 +1,43 @@
+"""What a loader is asked for."""
+
+import dataclasses
+
+PREFETCH = 2  # batches made ahead of the one in use
+# Batches in memory at a time: those ahead, one that is made, the one in use and the one before it.
+ALIVE = PREFETCH + 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """What a window holds and how windows are drawn.
+
+    Attributes:
+        window: frames per window, t.
+        chunk: actions per frame, k.
+        cameras: slots in the order the model takes them; one that a dataset lacks is black and
+            masked.
+        image_size: pixels, height and width, one per camera.
+        prompt_length: tokens, l; None = as many as the longest instruction of the datasets has.
+        batch_size: windows per global batch.
+        seed: of the order.
+        ram_budget: bytes of decoded frames, over all hosts; it decides how many visits are mixed at
+            a time.
+        windows_per_visit: consecutive windows of an episode that are decoded together. Fewer mix
+            better in the same memory, and cost window - 1 more decoded frames each.
+        shuffle: endless shuffled epochs; False: one pass in file order.
+        past_action: also give the action before each frame.
+        future: also give the frames so many steps after each frame; () decodes none.
+    """
+
+    window: int = 1
+    chunk: int = 1
+    cameras: tuple[str, ...] = ("primary",)
+    image_size: tuple[int, ...] = (224,)
+    prompt_length: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+    ram_budget: int = 2 * 2**30
+    windows_per_visit: int = 64
+    shuffle: bool = True
+    past_action: bool = False
+    future: tuple[int, ...] = ()

@@ -1,0 +1,57 @@
+"""The composition table: what a head's file says is enough to set the head's own options."""
+
+import dataclasses
+
+import jax
+import pytest
+from flax import nnx
+
+from experiments.composition.config import load_config
+from vla_jax import build
+from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.outputs import HeadConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig(HeadConfig):
+    softness: float = 1.0  # known to this head alone
+
+
+class ToyHead(MLPHead):
+    def __init__(self, width: int, config: ToyConfig, rngs: nnx.Rngs) -> None:
+        super().__init__(width, config, rngs)
+        self.softness = config.softness
+
+
+def made(*overrides: str):
+    config = load_config("oxe_paligemma.py:tiny", [f"--config.model.{text}" for text in overrides])
+    return nnx.eval_shape(lambda: build.model(config)(nnx.Rngs(jax.random.key(0))))
+
+
+def test_a_heads_own_option_needs_its_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(build.HEADS, "toy", build.HeadKind(ToyHead, ToyConfig))
+    assert made("head=toy").head.softness == 1.0
+    assert made("head=toy", "head_options=softness=0.5").head.softness == 0.5
+    assert made("head=discrete", "head_options=low=-2.0,high=2.0").head.config.high == 2.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("softnes=0.5", r"options of the head toy \(softness\), got 'softnes=0.5'"),
+        ("hidden=3", "options of the head toy"),  # that is model.head_hidden
+        ("softness", "expected name=value"),
+        ("softness=half", "expected name=value"),
+    ],
+)
+def test_an_unknown_option_is_named(
+    options: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(build.HEADS, "toy", build.HeadKind(ToyHead, ToyConfig))
+    with pytest.raises(ValueError, match=message):
+        made("head=toy", f"head_options={options}")
+
+
+def test_a_head_without_options_says_so() -> None:
+    with pytest.raises(ValueError, match=r"the head lstm \(it has none\)"):
+        made("head_options=steps=3")

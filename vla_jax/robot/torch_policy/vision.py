@@ -1,0 +1,126 @@
+"""The image tower and the resampler in torch: inference only.
+
+Each class does what its namesake in vla_jax/models/vision.py or resampler.py does, on parameters of
+the same names; see layers.py.
+
+Axes: n images, h w pixels, v visual tokens of an image, c width, q latents.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attend
+from .layers import BlockConfig, Linear, Norm, Stack, scaled
+
+# RGB mean and standard deviation of the pixels in 0..1, as the towers were trained.
+SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of a ViT; vla_jax.models.vision.VisionConfig says what each means."""
+
+    image_size: int
+    patch: int
+    width: int
+    depth: int
+    clip: bool
+    class_token: bool
+    final_norm: bool
+    block: BlockConfig
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """Sizes of a perceiver resampler; its heads and their dim are Flamingo's
+    cross-attention's too.
+    """
+
+    depth: int
+    heads: int
+    dim_head: int
+    latents: int
+
+
+class ViT(nn.Module):
+    """uint8 images [n h w 3] -> tokens [n v c]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, eps = config.width, config.block.eps
+        patches = (config.image_size // config.patch) ** 2
+        self.patch = Linear(config.patch**2 * 3, width, not config.clip)
+        self.positions = nn.Parameter(torch.empty(patches + config.clip, width))
+        self.class_token = nn.Parameter(torch.empty(1, width)) if config.clip else None
+        self.norm_input = Norm(width, "ln", eps) if config.clip else None
+        self.layers = Stack(config.block, config.depth)
+        self.norm = Norm(width, "ln", eps) if config.final_norm else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        config, p, n = self.config, self.config.patch, images.shape[0]
+        side = config.image_size // p  # in patches of p x p pixels
+        pixels = CLIP_PIXELS if config.clip else SIGLIP_PIXELS
+        mean, deviation = (
+            255.0 * torch.tensor(rgb, dtype=torch.float32, device=images.device) for rgb in pixels
+        )
+        x = (images.float() - mean) / deviation
+        x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(n, side * side, p * p * 3))  # n v c
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.to(x.dtype).expand(n, 1, -1), x], 1)
+        x = x + self.positions
+        x = x if self.norm_input is None else self.norm_input(x)
+        tokens = x.shape[1]
+        mask = torch.ones(n, tokens, tokens, dtype=torch.bool, device=x.device)
+        positions = torch.zeros(n, tokens, dtype=torch.int64, device=x.device)
+        # The class token stands first: where it is not wanted, the tokens behind it are read out.
+        num_queries = tokens - 1 if config.clip and not config.class_token else tokens
+        x = self.layers(x, mask, positions, num_queries)
+        return x if self.norm is None else self.norm(x)
+
+
+class ResamplerLayer(nn.Module):
+    """Latents [n q c] += attention to tokens [n v c] and latents; latents += feed-forward."""
+
+    def __init__(self, width: int, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.config, inner = config, config.heads * config.dim_head
+        self.norm_media, self.norm_latents, self.norm_mlp = (
+            Norm(width, "ln", 1e-5) for _ in range(3)
+        )
+        self.q, self.k, self.v = (Linear(width, inner, False) for _ in range(3))
+        self.o, self.up = Linear(inner, width, False), Linear(width, 4 * width, False)
+        self.down = Linear(4 * width, width, False)
+
+    def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        normed = self.norm_latents(latents)
+        context = torch.cat([self.norm_media(tokens), normed], 1)  # n v+q c
+        q, k, v = (
+            y.unflatten(-1, (self.config.heads, -1))
+            for y in (self.q(normed), self.k(context), self.v(context))
+        )
+        mask = torch.ones(len(q), q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
+        out = attend(scaled(q, self.config.dim_head**-0.5), k, v, mask)
+        latents = latents + self.o(out.flatten(2))
+        return latents + self.down(F.gelu(self.up(self.norm_mlp(latents))))
+
+
+class Resampler(nn.Module):
+    """Visual tokens [n v c] -> latents [n q c]."""
+
+    def __init__(self, width: int, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.empty(config.latents, width))
+        self.layers = nn.ModuleList([ResamplerLayer(width, config) for _ in range(config.depth)])
+        self.norm = Norm(width, "ln", 1e-5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.latents.to(tokens.dtype)[None].expand(tokens.shape[0], -1, -1)
+        for layer in self.layers:
+            x = layer(x, tokens)
+        return self.norm(x)

@@ -1,0 +1,160 @@
+"""A trained policy as a checkpoint holds it: opened from its folder, it acts in JAX
+(`vla_jax.load_policy`) or becomes an artefact (export/).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vla_jax import build
+from vla_jax.actions import ActionSpec
+from vla_jax.models.tokenizer import digest
+from vla_jax.params import Build, abstract
+from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.saved_config import complete
+from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
+
+DTYPES = ("float32", "bfloat16")
+
+
+class DatasetSpec(NamedTuple):
+    """What a dataset's numbers mean: its actions', its state's where it has one, and its steps per
+    second if known.
+    """
+
+    action: ActionSpec
+    state: ActionSpec | None
+    control_hz: float | None
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """All that a policy is, with nothing left to look up.
+
+    Attributes:
+        build: makes the policy, without adapters.
+        params: its parameters as numpy, adapters merged.
+        specs: per dataset what its numbers mean.
+        tokenizer: the effective tokenizer.json.
+        prompt: {"before": ids, "template": text with {} for the instruction, "after": ids,
+            "length": tokens}.
+        encode: an instruction to its token ids.
+        image_size: pixels of a side.
+        origin: where it comes from; JSON-able.
+    """
+
+    build: Build
+    params: Mapping[str, np.ndarray]
+    specs: Mapping[str, DatasetSpec]
+    tokenizer: dict[str, Any]
+    prompt: dict[str, Any]
+    encode: Callable[[str], list[int]]
+    image_size: int
+    origin: dict[str, Any]
+
+    def io(self, dataset: str) -> PolicyIO:
+        """What stands between the robot of `dataset` and the network."""
+        spec = self.specs[dataset]
+        return PolicyIO(
+            image_size=self.image_size,
+            prompt_length=self.prompt["length"],
+            encode=lambda text: np.asarray(self.encode(text), np.int32),
+            action_spec=spec.action,
+            state_spec=spec.state or ActionSpec(()),
+        )
+
+
+def open_checkpoint(
+    directory: Path, step: int | None = None, tokenizer: Path | None = None
+) -> SavedPolicy:
+    """The policy in a checkpoints directory of a run or an import.
+
+    Args:
+        directory: holds a folder per step.
+        step: None: the newest complete one.
+        tokenizer: its folder, where the checkpoint's has moved.
+
+    Raises ValueError without a complete checkpoint, for a config that another version wrote, and
+    when the tokenizer is gone or another.
+    """
+    meta = load_meta(directory, step)
+    config = complete(meta["config"], directory)
+    folder = tokenizer or tokenizer_folder(directory, meta)
+    if digest(folder) != meta["tokenizer"]["sha256"]:
+        raise ValueError(
+            f"{directory}: the tokenizer in {folder} is not the one the checkpoint was trained with"
+        )
+    module = build.backbone_module(config)
+    encoder = module.load_tokenizer(folder, config.model.layout)
+    blank = config.data.blank_instruction
+    specs = {name: _spec(body) for name, body in meta["datasets"].items()}
+    states = {name: spec.state.names if spec.state else () for name, spec in specs.items()}
+    return SavedPolicy(
+        build=build.model(config, build.action_token_end(config, folder), states),
+        params=load_params(directory, step),
+        specs=specs,
+        tokenizer=encoder.definition(),
+        prompt={
+            "before": encoder.before,
+            "template": module.prompt("" if blank else "{}"),
+            "after": encoder.after,
+            "length": config.model.prompt_length,
+        },
+        encode=lambda text: encoder.encode("" if blank else text),
+        image_size=config.model.image_size,
+        origin={
+            "checkpoint": str(directory.absolute()),
+            "step": complete_steps(directory)[-1] if step is None else step,
+            "trained_at": meta.get("revision"),
+            "libraries": meta["libraries"],
+        },
+    )
+
+
+def tokenizer_folder(directory: Path, meta: dict[str, Any]) -> Path:
+    """Where a checkpoint's tokenizer is: beside it, or at the path it was trained with. Raises
+    ValueError when it is at neither.
+    """
+    named = Path(meta["tokenizer"]["folder"] or "tokenizer")
+    for folder in (directory / named, directory.parent / named.name, named):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"{directory}: expected its tokenizer at {named}; give --tokenizer=DIR")
+
+
+def jax_policy(
+    saved: SavedPolicy, dataset: str, device: str | None = None, dtype: str = "float32"
+) -> JaxPolicy:
+    """The policy for rollouts on the robot of `dataset`.
+
+    Args:
+        device: a platform of JAX: "cpu", "cuda", "tpu". None: the default device.
+        dtype: what the backbone computes in.
+
+    Raises ValueError for another dtype, and where the checkpoint lacks parameters.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    graphdef, shapes, _ = abstract(saved.build)
+    missing = sorted(shapes.keys() - saved.params.keys())
+    if missing:
+        raise ValueError(
+            f"{saved.origin['checkpoint']}: lacks {', '.join(missing)}; is it an imported backbone"
+            " without a policy head? train it first"
+        )
+    params = {name: np.asarray(value).astype(dtype) for name, value in saved.params.items()}
+    place = None if device is None else jax.devices(device)[0]
+    return JaxPolicy(graphdef, jax.device_put(params, place), saved.io(dataset))
+
+
+def _spec(body: dict[str, Any]) -> DatasetSpec:
+    """Of a dataset in a checkpoint's meta item."""
+    return DatasetSpec(
+        action=ActionSpec.from_json(body["action"]),
+        state=ActionSpec.from_json(body["state"]) if body.get("state") else None,
+        control_hz=body.get("control_hz"),
+    )
