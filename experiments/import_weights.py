@@ -44,11 +44,8 @@ from vla_jax.training.state import TrainState
 from vla_jax.weights import pretrained
 
 KINDS = ("hf", "npz", "robovlms")
-FAMILIES = {
-    "paligemma": "paligemma",
-    "kosmos-2": "kosmos2",
-    "llava": "llava",
-}  # config.json's model_type -> ours
+# config.json's model_type -> our backbone
+FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava"}
 BACKBONE = "backbone/"
 
 
@@ -189,11 +186,11 @@ def policy(path: Path, json_file: Path) -> Import:
                 )
             )
     if not candidates:
-        there = ", ".join(
+        known = ", ".join(
             f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items()
         )
         raise ValueError(
-            f"{json_file}: image_size: expected {there}, got {config.model.image_size}"
+            f"{json_file}: image_size: expected {known}, got {config.model.image_size}"
         )
     return _best(candidates)
 

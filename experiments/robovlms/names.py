@@ -46,9 +46,8 @@ def source(opened: Source) -> tuple[Source, list[str]]:
         other = name.replace("bias_ih", "bias_hh")
         if other in arrays:
             arrays[name.replace("bias_ih", "bias")] = arrays.pop(name) + arrays.pop(other)
-    if (
-        "act_head.gpt.wpe.weight" in arrays and "act_head.fc.weight" not in arrays
-    ):  # nn.Identity in RoboVLMs
+    # nn.Identity in RoboVLMs, where the widths agree.
+    if "act_head.gpt.wpe.weight" in arrays and "act_head.fc.weight" not in arrays:
         width = arrays["act_head.gpt.wpe.weight"].shape[1]
         arrays |= {
             "act_head.fc.weight": np.eye(width, dtype=np.float32),
