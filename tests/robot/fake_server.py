@@ -101,8 +101,8 @@ def reply(message: dict[str, Any], **other: Any) -> bytes:
 
 def refuse(code: str, number: bool = True) -> Callable[[ServerConnection, dict[str, Any]], None]:
     def act(connection: ServerConnection, message: dict[str, Any]) -> None:
-        found = message["id"] if number else None
-        connection.send(pack({"type": "error", "id": found, "code": code, "message": "because"}))
+        answered = message["id"] if number else None
+        connection.send(pack({"type": "error", "id": answered, "code": code, "message": "because"}))
 
     return act
 

@@ -236,6 +236,7 @@ def test_a_server_that_is_restarted_is_found_again() -> None:
         timer = threading.Timer(0.1, lambda: again.append(Server(server.port)))
         timer.start()
         assert client.act(IMAGES)["id"] == 3
+        timer.join()  # the server may answer before the timer's thread has kept it
         again[0].close()
 
 

@@ -53,7 +53,7 @@ def drive(broker: ChunkBroker, seconds: float, rng: np.random.Generator) -> list
     """A jittery control loop, which checks every action's time. Whether there was one, per
     period.
     """
-    found, last, tick = [], 0.0, time.monotonic()
+    acted, last, tick = [], 0.0, time.monotonic()
     end = tick + seconds
     while tick < end:
         tick = max(
@@ -64,7 +64,7 @@ def drive(broker: ChunkBroker, seconds: float, rng: np.random.Generator) -> list
         before = time.monotonic()
         step = broker.next()
         after = time.monotonic()
-        found.append(step.action is not None)
+        acted.append(step.action is not None)
         if step.action is None:
             assert step.why
             continue
@@ -73,7 +73,7 @@ def drive(broker: ChunkBroker, seconds: float, rng: np.random.Generator) -> list
         assert after / PERIOD - due >= -1.75, "before its time"
         assert due > last - 1e-3, "executed before"
         last = due
-    return found
+    return acted
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_loss_falls_and_report_is_complete():
 
 
 def test_l1_is_in_the_units_of_each_dataset():
-    setup = setup_of(noise=0.0)
+    setup = setup_of()
     batch = setup.batch(0)
     first = [
         run_one(setup, batch._replace(dataset_id=jnp.full_like(batch.dataset_id, i)))

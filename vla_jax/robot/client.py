@@ -2,8 +2,7 @@
 
     client = Client("ws://gpu-box:8000", token, expect_artefact="9f2c...")
     client.reset("put the red block on the plate")
-    out = client.act({"primary": image}, proprio)  # waits; out["actions"][0] belongs to this very
-                                                   frame
+    out = client.act({"primary": image}, proprio)  # waits; out["actions"][0] is for this frame
 
 or, in a control loop that must not wait,
 
@@ -46,8 +45,8 @@ PROTOCOL = 1
 DTYPE_KINDS = "biuf"
 MAX_PARTS = 1000
 MAX_REPLY = 1 << 24  # bytes
-RETRIED = ("busy",)  # codes of a server that may say something else in a moment
-ANEW = ("internal", "not_ready")  # and after which the episode has to begin again
+RETRIED = ("busy",)  # error codes after which the same request is tried again
+ANEW = ("internal", "not_ready")  # error codes after which the episode has to begin again
 SLACK = 0.25  # of a period: how long before a control step its frame may have been taken
 EARLY = 0.75  # of a period: how long before its time a control step may be carried out
 PATIENCE = 3  # replies in a row that come too late as a whole, until that is an error
@@ -55,9 +54,7 @@ BLENDS = ("freeze", "ensemble", "newest")
 
 
 class ServerError(RuntimeError):
-    """The server did not carry out a request: `code` is one of the wire's words, `message` one
-    line.
-    """
+    """The server did not carry out a request: `code` is the wire's, `message` one line."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -80,9 +77,8 @@ class Waits(NamedTuple):
     longest: float = 2.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    random: Callable[[], float] = (
-        random.random
-    )  # the waits are multiplied by 0.5 to 1, so that robots spread out
+    # The waits are multiplied by 0.5 to 1, so that many robots do not come back at once.
+    random: Callable[[], float] = random.random
 
 
 class Report(NamedTuple):
@@ -276,10 +272,8 @@ class Client:
                 self._drop()
                 last = error
                 if request and "steps" in request:
-                    request = {
-                        **request,
-                        "steps": None,
-                    }  # of a chunk that a new session knows nothing of
+                    # They are of a chunk that a new session knows nothing of.
+                    request = {**request, "steps": None}
             self.trouble = f"{type(last).__name__}: {last}"
             wait = pause * (0.5 + 0.5 * waits.random())
             if self._closed or not resend or waits.clock() + wait > end:
@@ -320,50 +314,52 @@ class Client:
             self._closing, self._connection = stack.pop_all(), connection
         self.reconnects += 1
 
-    def _check(self, found: dict[str, Any]) -> None:
-        if found.get("server") != "vla_jax" or found.get("protocol") != PROTOCOL:
-            got = {name: found.get(name) for name in ("server", "protocol")}
+    def _check(self, handshake: dict[str, Any]) -> None:
+        if handshake.get("server") != "vla_jax" or handshake.get("protocol") != PROTOCOL:
+            got = {name: handshake.get(name) for name in ("server", "protocol")}
             raise ValueError(
                 f"{self.url}: expected a vla_jax server of protocol {PROTOCOL}, got {got};"
                 " update one"
             )
-        missing = {"artefact", "cameras", "chunk", "datasets", "limits", "session"} - found.keys()
+        needed = {"artefact", "cameras", "chunk", "datasets", "limits", "session"}
+        missing = needed - handshake.keys()
         if missing:
             raise ValueError(
                 f"{self.url}: handshake: {', '.join(sorted(missing))} missing; update the server"
             )
-        wanted = {**found, "artefact": self._artefact or found["artefact"], **self.handshake}
-        for name in sorted(found.keys() | self.handshake.keys()):
-            if name != "session" and found.get(name) != wanted[name]:
+        artefact = self._artefact or handshake["artefact"]
+        wanted = {**handshake, "artefact": artefact, **self.handshake}
+        for name in sorted(handshake.keys() | self.handshake.keys()):
+            if name != "session" and handshake.get(name) != wanted[name]:
                 fix = (
                     "another server than this client wants or began with; stop, and make a new"
                     " client to accept it"
                 )
                 raise ValueError(
-                    f"{self.url}: {name}: expected {wanted[name]}, got {found.get(name)}: {fix}"
+                    f"{self.url}: {name}: expected {wanted[name]}, got {handshake.get(name)}: {fix}"
                 )
-        self.handshake = found
+        self.handshake = handshake
 
     def _exchange(self, connection: Any, request: dict[str, Any], answer: str) -> dict[str, Any]:
-        """Sends, and waits for the answer; what answers an earlier request, or a `stop`, is passed
-        over.
+        """Sends, and waits for the answer; answers to an earlier request, or to a `stop`, are
+        skipped.
         """
         number = request.get("id")
         connection.send(pack(request))
         end = self.waits.clock() + self.waits.reply
         while True:
-            found = self._receive(connection, end - self.waits.clock())
-            if found.get("type") == "error" and found.get("id") in (None, number):
-                raise ServerError(str(found.get("code")), str(found.get("message")))
-            if found.get("type") == answer and found.get("id") == number:
-                return found
+            reply = self._receive(connection, end - self.waits.clock())
+            if reply.get("type") == "error" and reply.get("id") in (None, number):
+                raise ServerError(str(reply.get("code")), str(reply.get("message")))
+            if reply.get("type") == answer and reply.get("id") == number:
+                return reply
 
     def _receive(self, connection: Any, timeout: float) -> dict[str, Any]:
         data = connection.recv(max(timeout, 0.0))
-        found = data if isinstance(data, str) else unpack(data)
-        if not isinstance(found, dict):
-            raise ValueError(f"{self.url}: expected a msgpack map, got {found!r:.200}")
-        return found
+        message = data if isinstance(data, str) else unpack(data)
+        if not isinstance(message, dict):
+            raise ValueError(f"{self.url}: expected a msgpack map, got {message!r:.200}")
+        return message
 
     def _drop(self) -> None:
         self._connection = None
@@ -523,16 +519,15 @@ class Plan:
                 None, f"early: the next action is due in {1e3 * wait:.0f} ms; call once per period"
             )
         self._chunks = [chunk for chunk in self._chunks if chunk.slot + len(chunk.actions) > due]
-        rows = [chunk.actions[due - chunk.slot] for chunk in self._chunks]
-        if not rows:
+        actions = [chunk.actions[due - chunk.slot] for chunk in self._chunks]
+        if not actions:
             self.counts["starved"] += 1
             return Step(None)
         self.counts["used"] += 1
         self._last = due
         self._done.append(due)
-        return Step(
-            ensemble(np.array(rows), self._decay, self.keep), "", self._chunks[-1].observed_at
-        )
+        action = ensemble(np.array(actions), self._decay, self.keep)
+        return Step(action, "", self._chunks[-1].observed_at)
 
 
 class ChunkBroker:
@@ -571,15 +566,7 @@ class ChunkBroker:
             keep: dims never averaged; by default those with "gripper" in their name. Absolute
                 angles belong there too.
         """
-        if period is None:
-            hertz: Any = client.handshake.get("control_hz")
-            if not hertz:
-                raise ValueError(
-                    "period: expected seconds, got None; this policy does not know the rate of its"
-                    " data"
-                )
-            period = 1 / hertz
-        self.period = float(period)
+        self.period = _trained_period(client) if period is None else float(period)
         if (
             not 0 < self.period < math.inf
             or not 0 <= share <= 1
@@ -588,7 +575,7 @@ class ChunkBroker:
         ):
             wanted = f"period > 0, 0 <= share <= 1, blend of {', '.join(BLENDS)}, decay >= 0"
             raise ValueError(
-                f"ChunkBroker: expected {wanted}; got {period}, {share}, {blend!r}, {decay}"
+                f"ChunkBroker: expected {wanted}; got {self.period}, {share}, {blend!r}, {decay}"
             )
         self._client, self._clock = client, client.waits.clock
         self._settings, self._keep, self._k = (
@@ -603,9 +590,8 @@ class ChunkBroker:
         self._episode = 0  # counts resets: what answers an earlier one is dropped
         self._current: tuple[str, str | None, int] | None = None  # the arguments of the last reset
         self._begin: tuple[str, str | None, int] | None = None  # of one that is still to be sent
-        self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = (
-            None  # the newest frame, not yet sent
-        )
+        # The newest frame, not yet sent.
+        self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = None
         self._action: np.ndarray | None = None  # the last one carried out
         self._asked, self._replies, self._session = 0, 0, -1
         self._told = self._now = -math.inf
@@ -722,33 +708,30 @@ class ChunkBroker:
     def counters(self) -> dict[str, Any]:
         """Since the beginning: chunks requested, and replies to them; actions used, and
         dropped_late (their time had passed when they came); replies dropped_order (a newer one was
-        there); steps starved. Of the last 20 replies,
-        from request to arrival, s: latency_p50, latency_p95, latency_max.
+        there); steps starved. Of the last 20 replies, from request to arrival, s: latency_p50,
+        latency_p95, latency_max.
         """
         with self._changed:
             names = ("used", "dropped_late", "dropped_order", "starved")
-            found: dict[str, Any] = {name: self._plan.counts[name] for name in names}
-            found.update(requested=self._asked, replies=self._replies)
+            counters: dict[str, Any] = {name: self._plan.counts[name] for name in names}
+            counters.update(requested=self._asked, replies=self._replies)
             if self._latencies:
                 p50, p95, top = np.quantile(self._latencies, [0.5, 0.95, 1.0]).tolist()
-                found.update(latency_p50=p50, latency_p95=p95, latency_max=top)
-            return found
+                counters.update(latency_p50=p50, latency_p95=p95, latency_max=top)
+            return counters
 
     def _why(self, now: float) -> str:
         """Why there is no action."""
-        found = [
-            (
-                "no frame yet"
-                if self._told < now - 1e9
-                else f"the newest frame is {1e3 * (now - self._told):.0f} ms old"
-            )
-        ]
+        if self._told < now - 1e9:
+            reasons = ["no frame yet"]
+        else:
+            reasons = [f"the newest frame is {1e3 * (now - self._told):.0f} ms old"]
         if math.isfinite(self._plan.end):
-            found.append(f"the plan ended {-self._plan.left(now):.0f} steps ago")
+            reasons.append(f"the plan ended {-self._plan.left(now):.0f} steps ago")
         if self._latencies:
-            found.append(f"replies take up to {1e3 * max(self._latencies):.0f} ms")
+            reasons.append(f"replies take up to {1e3 * max(self._latencies):.0f} ms")
         chunk = f"a chunk lasts {1e3 * self._k * self.period:.0f} ms"
-        return "; ".join([*found, chunk, *filter(None, [self._client.trouble or self._trouble])])
+        return "; ".join([*reasons, chunk, *filter(None, [self._client.trouble or self._trouble])])
 
     def _due(self) -> bool:
         """Whether it is time to ask."""
@@ -789,9 +772,8 @@ class ChunkBroker:
             if self._seen is None or episode != self._episode:
                 return
             (seen, images, proprio, report), self._seen = self._seen, None
-            same = (
-                self._session == self._client.reconnects
-            )  # the session that knows of the last chunk
+            # Only the session that sent the last chunk knows of it.
+            same = self._session == self._client.reconnects
             report = report._replace(steps=self._plan.executed(seen) if same else None)
             self._asked += 1
         began = self._clock()
@@ -838,12 +820,24 @@ class ChunkBroker:
             if self._closed or episode != self._episode:
                 return
             self._trouble = f"{type(error).__name__}: {error}"
-            self._session = -1  # nobody knows what the server remembers of the last chunk
+            self._session = -1  # what the server remembers of the last chunk is unknown
             if code in ANEW:
                 self._begin = self._begin or self._current
             elif code not in RETRIED and not isinstance(error, ConnectionError):
                 self._fatal = error
         self._client.waits.sleep(self._client.waits.first)
+
+
+def _trained_period(client: Client) -> float:
+    """Seconds per control step of the data the policy was trained on. Raises ValueError where it
+    does not know.
+    """
+    hertz: Any = client.handshake.get("control_hz")
+    if not hertz:
+        raise ValueError(
+            "period: expected seconds, got None; this policy does not know the rate of its data"
+        )
+    return float(1 / hertz)
 
 
 def _copied(values: Any) -> np.ndarray | None:
@@ -868,20 +862,18 @@ def unpack(data: bytes, limit: int = 1 << 26) -> Any:
         raise ValueError(f"message: expected at most {limit} bytes, got {len(data)}")
     parts = 0
 
-    def counted(found: Any) -> Any:  # an empty map is one byte on the wire and a hundred here
+    def counted(part: Any) -> Any:  # an empty map is one byte on the wire and a hundred here
         nonlocal parts
         parts += 1
         if parts > MAX_PARTS:
             raise ValueError(f"message: expected at most {MAX_PARTS} maps and lists, got more")
-        return _decode(found) if isinstance(found, dict) else found
+        return _decode(part) if isinstance(part, dict) else part
 
     try:
         return msgpack.unpackb(
             data, object_hook=counted, list_hook=counted, raw=False, strict_map_key=False
         )
-    except (
-        Exception
-    ) as error:  # msgpack has errors of its own, some without words, for what it cannot read
+    except Exception as error:  # msgpack has many kinds of errors, some without a message
         if str(error).startswith("message: "):
             raise
         raise ValueError(
@@ -906,15 +898,15 @@ def _encode(value: Any) -> Any:
     )
 
 
-def _decode(found: Any) -> Any:
-    if b"__ndarray__" in found:
-        return _array(found.get(b"dtype"), found.get(b"shape"), found.get(b"data"))
-    if b"__npgeneric__" in found:  # openpi's client sends numpy scalars so
-        data = found.get(b"data")
-        return (
-            data if isinstance(data, (bool, int, float)) else _array(found.get(b"dtype"), [], data)
-        )
-    return found
+def _decode(part: dict[Any, Any]) -> Any:
+    if b"__ndarray__" in part:
+        return _array(part.get(b"dtype"), part.get(b"shape"), part.get(b"data"))
+    if b"__npgeneric__" in part:  # openpi's client sends numpy scalars so
+        data = part.get(b"data")
+        if isinstance(data, (bool, int, float)):
+            return data
+        return _array(part.get(b"dtype"), [], data)
+    return part
 
 
 def _array(dtype: Any, shape: Any, data: Any) -> np.ndarray:

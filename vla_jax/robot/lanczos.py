@@ -1,8 +1,7 @@
 """Resizing a frame as the training data was resized, without Pillow: the same bytes as its Lanczos
 filter.
 
-    image = resize(frame, 224)     # uint8 RGB [h w 3] -> [224 224 3], squashed, whatever the
-                                   camera's size
+    image = resize(frame, 224)  # uint8 RGB [h w 3] of any size -> [224 224 3], squashed
 
 Pillow filters along one axis, rounds to bytes, then filters along the other and rounds again, with
 weights in fixed point. They are whole multiples of 2^-22, so that sums of weight * byte are exact
@@ -19,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 LOBES = 3
-# bits after the point of a weight: Pillow keeps 8 for the byte and 2 for the lobes' overshoot of 32
+# Bits after the point of a weight: of 32, Pillow keeps 8 for the byte and 2 for the lobes'
+# overshoot.
 PRECISION = 22
 # Outputs of one matrix product: their inputs overlap, and the rest of a full matrix would be zeros.
-# As small as this, OpenBLAS starts no threads, which cost more than they bring, most of all beside
-# busy ones.
+# For products as small as this OpenBLAS starts no threads, which would cost more than they save,
+# most of all on busy cores.
 BLOCK = 8
 
 
@@ -69,13 +69,9 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float64)  # 3 h w
     # Pillow 13 begins with the height where it loses more than twice as many pixels as the width;
     # else with the width.
-    passes = (
-        (_height, _width)
-        if height > size and 2 * (width - size) < height - size
-        else (_width, _height)
-    )
-    for along in passes:
-        planes = along(planes, size)
+    height_first = height > size and 2 * (width - size) < height - size
+    for resize_axis in (_height, _width) if height_first else (_width, _height):
+        planes = resize_axis(planes, size)
     return np.ascontiguousarray(planes.astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -120,20 +116,20 @@ def blocks(length: int, size: int) -> tuple[Block, ...]:
     centre = (np.arange(size) + 0.5) * scale
     first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centre + reach + 0.5).astype(np.int64), length)
-    at = np.arange(length)[:, None]
-    x = (at - centre + 0.5) / stretch  # length size
-    inside = (at >= first) & (at < last) & (x >= -LOBES) & (x < LOBES)
+    pixel = np.arange(length)[:, None]
+    x = (pixel - centre + 0.5) / stretch  # length size
+    inside = (pixel >= first) & (pixel < last) & (x >= -LOBES) & (x < LOBES)
     weights = np.where(inside, np.sinc(x) * np.sinc(x / LOBES), 0.0)
     weights /= weights.sum(0)
     fixed = np.trunc(weights * 2**PRECISION + np.copysign(0.5, weights)) / 2**PRECISION
-    found = []
+    made = []
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
         low, high = int(first[start]), int(last[stop - 1])
-        found.append(
+        made.append(
             Block(start, stop, low, high, np.ascontiguousarray(fixed[low:high, start:stop]))
         )
-    return tuple(found)
+    return tuple(made)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""A server from the command line: what it is and how fast, a stop of its robots, and leave to move
-again.
+"""A server from the command line: what it serves and how fast, a stop of its robots, and permission
+to move again.
 
     python -m vla_jax.robot.operator_cli --url ws://gpu-box:8000 --token_file token --check
-    python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator --stop "hand in
-    the cell" python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator
-    --reset_safety
-        --session 3f... \\ --by Ada --gripper 1
+    python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator \\
+        --stop "hand in the cell"
+    python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator \\
+        --reset_safety --session 3f... --by Ada --gripper 1
 
 A stop concerns the robots of all sessions, or of --session; a robot's session is in its client's
 `handshake` and in the server's log. Whoever resets has looked at the robot: --gripper says what its
@@ -50,10 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
                     type="safety_reset", by=options.by, gripper=gripper, pose=pose, session=session
                 )
             answer = client.ask(fields, "safety")
-            print(
-                f"session {answer['session']}:"
-                f" {'stopped: ' + answer['latched'] if answer['latched'] else 'may move'}"
-            )
+            state = f"stopped: {answer['latched']}" if answer["latched"] else "may move"
+            print(f"session {answer['session']}: {state}")
             return 0
     except (ServerError, ConnectionError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -90,10 +88,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def check(client: Client, dataset: str | None) -> str:
-    """The round trip of black frames. Raises as `Client.act`: with limits, a new session has no
-    leave to move.
+    """The round trip of black frames, as a line. Raises as `Client.act` does: on a server
+    with limits, a new session may not move yet.
     """
-    about, taken = client.handshake, []
+    about, milliseconds = client.handshake, []
     if dataset is None and len(about["datasets"]) == 1:
         dataset = next(iter(about["datasets"]))
     client.reset("check", dataset)
@@ -103,8 +101,8 @@ def check(client: Client, dataset: str | None) -> str:
     for _ in range(FRAMES):
         began = time.perf_counter()
         client.act(images, proprio)
-        taken.append(1e3 * (time.perf_counter() - began))
-    p50, p95 = np.quantile(taken, [0.5, 0.95])
+        milliseconds.append(1e3 * (time.perf_counter() - began))
+    p50, p95 = np.quantile(milliseconds, [0.5, 0.95])
     return f"{FRAMES} frames: p50 {p50:.1f} ms, p95 {p95:.1f} ms"
 
 

@@ -1,14 +1,14 @@
 """What a control loop calls once per step: a frame in, an action that is safe to send out.
 
     policy = policy_torch.load("artefact", device="cuda")
-    robot = Runtime(policy, SafetyFilter(limits.load("limits.yaml"), gripper=1.0),
-    Settings(horizon=1)) robot.reset("put the red block on the plate")
-    robot.safety.reset("Ada", gripper=1.0, pose=pose)                   # a person's word: until
-                                                                        then it stands still
+    safety = SafetyFilter(limits.load("limits.yaml"), gripper=1.0)
+    robot = Runtime(policy, safety, Settings(horizon=1))
+    robot.reset("put the red block on the plate")
+    # A person's decision: until then the robot stands still.
+    safety.reset("Ada", gripper=1.0, pose=pose)
     while True:
         command = robot.step({"primary": image}, Reading(observed_at, pose), proprio)
-        send(command.action)                                            # and log `command`: it says
-                                                                        why
+        send(command.action)  # and log `command`, which says why
 
 The policy's numbers reach the caller through the safety filter alone. numpy and the standard
 library only; in an artefact this file and those that it imports stand beside the policy's, in
@@ -36,10 +36,12 @@ class Named(Acting, Protocol):
 class Command(NamedTuple):
     """One control step.
 
-    action: float64 [7], to send. wanted: what the policy said; None when it failed. reason: why the
-    backbone ran; None: its chunk went on. causes: why `action` is not `wanted`, or why the robot
-    stands still: the filter's words. error: what went wrong in the policy; the emergency stop is
-    latched then.
+    Attributes:
+        action: float64 [7], to send.
+        wanted: what the policy asked for, [7]; None when it failed.
+        reason: why the backbone ran; None: its chunk went on.
+        causes: why `action` is not `wanted`, or why the robot stands still: causes of the filter.
+        error: what went wrong in the policy; the emergency stop is latched then.
     """
 
     action: np.ndarray
@@ -50,15 +52,15 @@ class Command(NamedTuple):
 
 
 class Runtime:
-    """A policy, when it runs, and the filter before the motors. `safety` is the filter: its events,
-    its reset.
+    """A policy, a trigger that says when its backbone runs, and the filter before the motors.
+    `safety` is the filter: its events and its reset are used directly.
     """
 
     def __init__(self, policy: Named, safety: SafetyFilter, settings: Settings) -> None:
         """`settings`: horizon 1 runs the backbone at every step; trigger.load reads fitted ones.
-        Their `tracking` is of the pose (x y z roll pitch yaw, m and rad): a robot that is not where
-        the actions sent since the last pass should have led it plans anew. Raises ValueError for
-        tolerances of anything else.
+        Their `tracking` is of the pose (x y z roll pitch yaw, m and rad): where the robot is
+        further than that from where the actions sent since the last pass should have led it, the
+        backbone runs. Raises ValueError for tolerances of anything else.
         """
         if settings.tracking is not None and len(settings.tracking) != POSE:
             raise ValueError(
@@ -72,9 +74,7 @@ class Runtime:
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         """Begins an episode, and does not clear a stop. Arguments and errors as of the policy's
-        reset.
-
-        Raises ValueError for a policy whose actions are not the seven numbers that the filter
+        reset; ValueError too for a policy whose actions are not the seven numbers that the filter
         bounds.
         """
         self.policy.reset(instruction, dataset, seed)
@@ -98,7 +98,7 @@ class Runtime:
         before, pose = self.safety.counts, vector(reading.pose, POSE)
         try:
             wanted, reason = self.policy.act(
-                images, proprio, self._sent, pose, _near(self._expected, pose)
+                images, proprio, self._sent, pose, _turned(self._expected, pose)
             )
             if reason is not None:
                 self._expected = pose
@@ -110,12 +110,12 @@ class Runtime:
         if self._expected is not None:
             self._expected = self._expected + action[:POSE]
         after = self.safety.counts
-        causes = tuple(cause for cause, n in after.items() if n > before.get(cause, 0))
+        causes = tuple(cause for cause, count in after.items() if count > before.get(cause, 0))
         return Command(action, wanted, reason, causes, error)
 
 
-def _near(expected: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray | None:
-    """The expected pose with angles that are within half a turn of the measured ones."""
+def _turned(expected: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray | None:
+    """The expected pose [6] with its angles turned to within half a turn of the measured ones."""
     if expected is None or pose is None:
         return None
     turns = np.round((expected - pose)[ANGLES] / (2 * np.pi))

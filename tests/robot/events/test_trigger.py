@@ -259,10 +259,10 @@ def test_what_the_regret_sees() -> None:
         {"b": np.full((1, 1), 9.0), "a": np.full((1, 2), 5.0)},
         {"b": np.full((1, 1), 8.0), "a": np.zeros((1, 2))},
     )
-    found = signals(chunk, 2, [0.0, 0.5, 0.9, 0.1], now, then)
+    values = signals(chunk, 2, [0.0, 0.5, 0.9, 0.1], now, then)
     pictures = [5, 5, 5, 5, 9, 1]  # camera a now and since the pass, then b
     np.testing.assert_allclose(
-        found, [2, np.log(0.1), np.log(0.5), 2, 3, 4, 5, 6, 7, 0 + 2, 1 + 3, *pictures], rtol=1e-6
+        values, [2, np.log(0.1), np.log(0.5), 2, 3, 4, 5, 6, 7, 0 + 2, 1 + 3, *pictures], rtol=1e-6
     )
     last = signals(chunk, 3, [0.0, 1.0, 1.0, 1.0], now, then)
     np.testing.assert_allclose(

@@ -38,18 +38,18 @@ def violations(limits: Limits, sent: np.ndarray, stopped: list[bool], gripper: f
     A stop must be zero motion; it ends the history of velocities, so that motion after it begins at
     rest.
     """
-    found, hz, close = [], limits.control_rate, 1 + 1e-9
+    broken, hz, close = [], limits.control_rate, 1 + 1e-9
     before, change = np.zeros(6), np.zeros(6)
     for t, action in enumerate(sent):
         if not np.isfinite(action).all():
-            found.append(f"{t}: not finite")
+            broken.append(f"{t}: not finite")
         if not 0 <= action[6] <= 1 or abs(action[6] - gripper) * hz > limits.gripper_rate * close:
-            found.append(f"{t}: gripper {gripper} -> {action[6]}")
+            broken.append(f"{t}: gripper {gripper} -> {action[6]}")
         gripper = action[6]
         velocity = action[:6] * hz
         if stopped[t]:
             if velocity.any():
-                found.append(f"{t}: motion {velocity} in a stop")
+                broken.append(f"{t}: motion {velocity} in a stop")
             before, change = np.zeros(6), np.zeros(6)
             continue
         acceleration = (velocity - before) * hz
@@ -60,9 +60,9 @@ def violations(limits: Limits, sent: np.ndarray, stopped: list[bool], gripper: f
             ("jerk", jerk, limits.jerk),
         ):
             if (abs(value) > np.array(limit) * close).any():
-                found.append(f"{t}: {name} {value} above {limit}")
+                broken.append(f"{t}: {name} {value} above {limit}")
         before, change = velocity, acceleration
-    return found
+    return broken
 
 
 def outside(limits: Limits, pose: np.ndarray) -> np.ndarray:

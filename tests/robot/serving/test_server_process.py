@@ -209,9 +209,9 @@ def test_it_refuses_an_artefact_that_this_machine_does_not_reproduce(artefact, t
 
 
 def test_the_overhead_is_measured(artefact):
-    found = measure_overhead(artefact, 30)
-    assert 0 < found.policy[0] < found.round_trip[0]
-    assert 0 < found.added[0] <= found.added[1]
+    overhead = measure_overhead(artefact, 30)
+    assert 0 < overhead.policy[0] < overhead.round_trip[0]
+    assert 0 < overhead.added[0] <= overhead.added[1]
 
 
 def hostile(rng, valid):
@@ -338,8 +338,8 @@ def fuzz(port, process, n):
 
 
 def page(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as found:
-        return found.read().decode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as response:
+        return response.read().decode()
 
 
 def test_hostile_frames_change_nothing(artefact):

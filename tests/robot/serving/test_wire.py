@@ -25,10 +25,10 @@ def array(dtype: object, shape: object, data: object) -> bytes:
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 3, 4)])
 def test_arrays_arrive_as_they_were(dtype: str, shape: tuple[int, ...]) -> None:
     sent = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
-    found = unpack(pack({"x": sent}))["x"]
-    assert found.dtype == sent.dtype
-    assert found.shape == sent.shape
-    np.testing.assert_array_equal(found, sent)
+    received = unpack(pack({"x": sent}))["x"]
+    assert received.dtype == sent.dtype
+    assert received.shape == sent.shape
+    np.testing.assert_array_equal(received, sent)
 
 
 def test_views_arrive_as_they_look() -> None:
@@ -37,11 +37,11 @@ def test_views_arrive_as_they_look() -> None:
 
 
 def test_numbers_of_numpy_become_plain_ones() -> None:
-    found = unpack(
+    received = unpack(
         pack({"a": np.float64(0.5), "b": np.int64(3), "c": np.bool_(True), "d": None, "e": "가"})
     )
-    assert found == {"a": 0.5, "b": 3, "c": True, "d": None, "e": "가"}
-    assert type(found["a"]) is float
+    assert received == {"a": 0.5, "b": 3, "c": True, "d": None, "e": "가"}
+    assert type(received["a"]) is float
 
 
 def test_numpy_scalars_as_openpi_sends_them() -> None:

@@ -1,8 +1,9 @@
 """What a policy's confidence is worth, as measured on held-out episodes: applied beside a robot.
 
     calibration = load("replay/calibration.json", identity("artefact"))
-    calibration(out["confidence"])      # {"gripper": 0.97, "token": None, "steps": [0.97, 0.93,
-                                        ...], #  "arm_error": 0.02, "arm_error_90": 0.05}
+    calibration(out["confidence"])
+    # {"gripper": 0.97, "token": None, "steps": [0.97, 0.93, ...], "arm_error": 0.02,
+    #  "arm_error_90": 0.05}
 
 gripper       probability that the gripper's next action is the one a demonstrator would take
 token         share of the next action's numbers that lie within a bin of the demonstrator's (head
@@ -44,8 +45,8 @@ class Logistic:
 
     def __call__(self, confidence: Any) -> np.ndarray:
         """Confidences in [0, 1] of any shape to probabilities."""
-        c = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
-        return np.asarray(1 / (1 + np.exp(-(self.slope * np.log(c / (1 - c)) + self.offset))))
+        p = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
+        return np.asarray(1 / (1 + np.exp(-(self.slope * np.log(p / (1 - p)) + self.offset))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +103,10 @@ class Calibration:
         value, scale = confidence["steps"], self.gripper if self.token is None else self.token
         out["steps"] = None if value is None or scale is None else scale(value).tolist()
         value = confidence["agreement"]
-        known = None if value is None or self.agreement is None else self.agreement(value)
-        out["arm_error"], out["arm_error_90"] = (
-            (None, None) if known is None else (float(known[0]), float(known[1]))
-        )
-        return out
+        if value is None or self.agreement is None:
+            return out | {"arm_error": None, "arm_error_90": None}
+        expected, most = self.agreement(value)
+        return out | {"arm_error": float(expected), "arm_error_90": float(most)}
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
@@ -119,7 +119,7 @@ class Calibration:
         values = keys(body, "calibration", tuple(kinds))
         return cls(
             **{
-                name: None if values[name] is None else _made(kinds[name], values[name], name)
+                name: None if values[name] is None else _parse(kinds[name], values[name], name)
                 for name in kinds
             }
         )
@@ -171,7 +171,7 @@ def keys(body: Any, where: str, names: tuple[str, ...]) -> dict[str, Any]:
     return body
 
 
-def _made(kind: Any, body: Any, where: str) -> Any:
+def _parse(kind: Any, body: Any, where: str) -> Any:
     names = tuple(field.name for field in dataclasses.fields(kind))
     values = keys(body, f"calibration.{where}", names)
     try:

@@ -1,5 +1,5 @@
 """What it is expected to cost to go on with a chunk at a step, instead of planning anew: a small
-network over what is cheap to look at, against a backbone.
+network over signals that are cheap to compute, where a pass of the backbone is not.
 
 It sees how old the chunk is, how sure the policy was of its actions, the actions around the next
 one, and the picture's luminance now and at the chunk's pass. `experiments.replay --trigger` learns
@@ -18,10 +18,10 @@ import numpy as np
 
 from .calibration import keys
 
-# deviations from the mean beyond which a signal counts as that far: what was never seen must not
-# dominate
+# A signal is clipped at so many deviations from its mean: one unlike all in training must not
+# dominate.
 FAR = 5.0
-LEAST_DOUBT = 1e-4  # 1 - confidence below it counts as it, so that its logarithm is finite
+LEAST_DOUBT = 1e-4  # the lower bound of 1 - confidence, so that its logarithm is finite
 
 Cells = dict[str, np.ndarray]  # by camera: mean luminance, 0 to 255, [h w]
 Layer = tuple[np.ndarray, np.ndarray]  # kernel [inputs outputs], bias [outputs]

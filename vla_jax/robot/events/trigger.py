@@ -5,9 +5,8 @@ goes on.
     policy = EventPolicy(torch_policy.load("artefact"), trigger)
     policy.reset("put the red block on the plate")
     while True:
-        step = policy.act({"primary": image}, proprio)      # once per control step
-        robot.move(step.action)                             # step.reason says why the backbone ran;
-                                                            None: it did not
+        step = policy.act({"primary": image}, proprio)  # once per control step
+        robot.move(step.action)  # step.reason says why the backbone ran; None: it did not
 
 What asks for a pass, the first that holds counting:
     start         there is no chunk yet
@@ -18,8 +17,7 @@ What asks for a pass, the first that holds counting:
                   should have led
     confidence    the policy was less sure of the chunk's next action, when it made it, than
                   `confidence`
-    regret        going on is expected to cost more than a pass: a small network's word, see
-                  regret.py
+    regret        a small network expects going on to cost more than a pass, see regret.py
 
 `experiments.replay --trigger` learns the settings from held-out episodes. numpy and the standard
 library only.
@@ -37,7 +35,6 @@ import numpy as np
 from .calibration import keys, read
 from .regret import Regret, signals
 
-REASONS = ("start", "instruction", "chunk", "scene", "tracking", "confidence", "regret")
 HISTORIES = ("gaps", "restart")
 GRID = 16  # cells of a picture's luminance, each way
 LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601
@@ -76,7 +73,7 @@ class Settings:
         for name in ("scene", "confidence"):
             value = getattr(self, name)
             _need(value is None or 0 < value <= 1, name, "a number in (0, 1], or null", value)
-        good = all(x is None or 0 <= x < math.inf for x in self.tracking or ())
+        good = all(most is None or 0 <= most < math.inf for most in self.tracking or ())
         _need(
             good,
             "tracking",
@@ -165,15 +162,19 @@ class Trigger:
 
         Raises ValueError for images that are none, and other cameras than at the last pass.
         """
-        found = self._reason(look)
-        self.counts[found or "continued"] += 1
-        if found is None:
+        reason = self._reason(look)
+        self.counts[reason or "continued"] += 1
+        if reason is None:
             self._next += 1
-        return found
+        return reason
 
     def ran(self, look: Look, chunk: np.ndarray, sure: Sequence[float] | None) -> None:
-        """The backbone ran at this step and gave the actions `chunk` [k d], in robot units, the
-        first of which is executed in it, so sure of each; None where it does not say.
+        """Tells of a pass of the backbone at this step.
+
+        Args:
+            look: of this step.
+            chunk: its actions [k d], in robot units; the first is executed in this step.
+            sure: the policy's confidence in each; None where it does not say.
         """
         self._scene, self._instruction = luminance(look.images), look.instruction
         self._chunk, self._sure = chunk, sure
@@ -190,8 +191,8 @@ class Trigger:
         # Written so that a NaN asks for a pass.
         looks = settings.scene is not None or settings.regret is not None
         scene = luminance(look.images) if looks else {}
-        away = difference(scene, self._scene) if looks else 0.0
-        if settings.scene is not None and not away < settings.scene:
+        changed = difference(scene, self._scene) if looks else 0.0
+        if settings.scene is not None and not changed < settings.scene:
             return "scene"
         if settings.tracking is not None and not _on_track(look, settings.tracking):
             return "tracking"
@@ -199,15 +200,17 @@ class Trigger:
         if settings.confidence is not None and sure is not None and not sure >= settings.confidence:
             return "confidence"
         if settings.regret is not None:
-            seen = signals(self._chunk, self._next, self._sure, scene, self._scene)
-            if not settings.regret(seen) <= 0:
+            regret = settings.regret(
+                signals(self._chunk, self._next, self._sure, scene, self._scene)
+            )
+            if not regret <= 0:
                 return "regret"
         return None
 
 
 def luminance(images: Images) -> dict[str, np.ndarray]:
-    """The mean luminance, 0 to 255, of GRID x GRID cells of each picture (fewer cells for one of
-    fewer pixels).
+    """The mean luminance, 0 to 255, of GRID x GRID cells of each picture uint8 [h w 3] (fewer cells
+    for one of fewer pixels), by camera.
     """
     return {name: _cells(name, image) for name, image in images.items()}
 
@@ -216,9 +219,8 @@ def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> floa
     """How far two scenes are apart, 0 to 1 (black to white): the root mean square over cells, of
     the camera that differs most. Raises ValueError for other cameras or sizes.
     """
-    if {name: x.shape for name, x in one.items()} != {
-        name: x.shape for name, x in other.items()
-    } or not one:
+    shapes, others = ({name: x.shape for name, x in scene.items()} for scene in (one, other))
+    if shapes != others or not one:
         raise ValueError(
             f"images: expected the cameras and sizes of the last pass ({tuple(other)}), got"
             f" {tuple(one)}"
@@ -248,7 +250,8 @@ def _cells(name: str, image: np.ndarray) -> np.ndarray:
         length = cells.shape[axis]
         edges = np.arange(min(GRID, length)) * length // min(GRID, length)
         sizes = np.diff(np.append(edges, length)).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        dtype = np.uint32 if axis == 0 else np.float64  # exact: a column of bytes fits into 32 bits
+        # Exact: the sum of a column of bytes fits into 32 bits.
+        dtype = np.uint32 if axis == 0 else np.float64
         cells = np.add.reduceat(cells, edges, axis=axis, dtype=dtype) / sizes
     return cells @ np.array(LUMINANCE)
 
@@ -256,10 +259,8 @@ def _cells(name: str, image: np.ndarray) -> np.ndarray:
 def _on_track(look: Look, tolerance: tuple[float | None, ...]) -> bool:
     if look.measured is None or look.expected is None:
         return True
-    measured, expected = (
-        np.asarray(look.measured, np.float64),
-        np.asarray(look.expected, np.float64),
-    )
+    measured = np.asarray(look.measured, np.float64)
+    expected = np.asarray(look.expected, np.float64)
     if measured.shape != (len(tolerance),) or expected.shape != measured.shape:
         raise ValueError(
             f"tracking: expected {len(tolerance)} measured numbers, as the trigger has tolerances,"
@@ -292,8 +293,8 @@ class Acted(NamedTuple):
 
 
 class EventPolicy:
-    """What a control loop calls once per step: runs the policy when the trigger says so, goes on
-    with its chunk else.
+    """What a control loop calls once per step: runs the policy when the trigger says so, and goes
+    on with its chunk otherwise.
 
     The policy's "agreement" means nothing here: it compares chunks that are one step apart.
     """
@@ -312,8 +313,8 @@ class EventPolicy:
         self.trigger.reset()
 
     def instruct(self, instruction: str) -> None:
-        """Other words within the episode: the next step runs the backbone, and the policy's history
-        begins anew.
+        """Another instruction within the episode: the next step runs the backbone, and the policy's
+        history begins anew.
         """
         if instruction != self._instruction:
             self._policy.reset(instruction, self._dataset, self._seed + self._passes)

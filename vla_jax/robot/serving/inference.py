@@ -1,5 +1,4 @@
-"""One thread that owns the network, and what it serves: requests of several sessions go through it
-together.
+"""One thread that owns the network: requests of several sessions go through it together.
 
 Everything that touches torch runs on this thread, so that the event loop answers meanwhile and no
 two passes overlap.
@@ -52,8 +51,8 @@ class Job(NamedTuple):
 
 
 def open_model(artefact: Path, device: str, dtype: str, compile: bool, sessions: int) -> Model:
-    """Loads an artefact, proves it on this machine by its golden file, and makes every program that
-    is needed later.
+    """Loads an artefact, proves it on this machine by its golden file, and runs the batches that
+    `sessions` can make, so that nothing is left to be compiled later.
 
     Raises ValueError for an artefact that is not whole, and when a stage of the replay differs by
     more than its bound.
@@ -80,25 +79,24 @@ def open_model(artefact: Path, device: str, dtype: str, compile: bool, sessions:
         frame = {name: arrays[f"image/{name}"][0] for name in policy.config["cameras"]}
         proprio = arrays["proprio"][0] if "proprio" in arrays else None
         begin = str(arrays["instruction"]), str(arrays["dataset"])
-    # The replay was a batch of one. What is compiled is so for each size; else the largest one
-    # shows that it fits.
+    # The replay was a batch of one. Compiled programs are made for each size; without them the
+    # largest batch is tried, to see that it fits into memory.
     for size in range(2 if compile else max(sessions, 2), sessions + 1):
         episodes = [policy.new_session() for _ in range(size)]
         for episode in episodes:
             episode.reset(*begin)
-        for _ in range(
-            2 + compile
-        ):  # a first frame, a later one; CUDA graphs are recorded at the second such
+        # A first frame and a later one; CUDA graphs are recorded at the second of the later ones.
+        for _ in range(2 + compile):
             act_together(episodes, [episode.prepared(frame, proprio) for episode in episodes])
     return model
 
 
 def message_bytes(artefact: Path) -> int:
-    """The largest message that a server of this artefact reads: frames of four times its pixels
-    still get an answer.
+    """The largest message in bytes that a server of this artefact reads: frames of four times its
+    pixels still get an answer that says what is wrong with them.
 
     Read before the artefact is verified, so that a server can listen at once. Raises ValueError
-    when it is none.
+    when there is no config of an artefact.
     """
     file = artefact / "config.json"
     try:
@@ -111,8 +109,8 @@ def message_bytes(artefact: Path) -> int:
 
 
 def describe(config: dict[str, Any], stats: dict[str, Any], artefact: str) -> dict[str, Any]:
-    """What a client must know: of config.json and norm_stats.json, and the hash of SHA256SUMS,
-    which names the rest.
+    """What a client must know of config.json and norm_stats.json; `artefact` is the hash of
+    SHA256SUMS, which identifies all the files.
     """
     datasets = stats["datasets"]
     rates = {body.get("control_hz") for body in datasets.values()}
@@ -121,9 +119,8 @@ def describe(config: dict[str, Any], stats: dict[str, Any], artefact: str) -> di
         "cameras": list(config["cameras"]),
         "image": config["image"],
         "chunk": config["network"]["head"]["chunk"],
-        "control_hz": (
-            rates.pop() if len(rates) == 1 else None
-        ),  # None too where the datasets differ: it is beside each
+        # None too where the datasets differ; each of them has its own.
+        "control_hz": rates.pop() if len(rates) == 1 else None,
         "datasets": {
             name: {
                 "action": body["action"]["names"],
@@ -144,9 +141,7 @@ class Inference:
         self._thread = ThreadPoolExecutor(1, "inference")
         self._metrics = metrics
         self._waiting: list[Job] = []
-        self._asked: dict[
-            Any, float
-        ] = {}  # policy -> when it last asked, of the sessions that are active
+        self._asked: dict[Any, float] = {}  # policy of an active session -> when it last asked
         self._busy = False
         self._together: Callable[[list[Any], list[Any]], list[dict[str, Any]]] | None = None
 
@@ -220,21 +215,18 @@ class Inference:
         answers: list[Any] = []
         for job in jobs:
             try:
-                with np.errstate(
-                    over="ignore", invalid="ignore"
-                ):  # too large for float32 is refused as not finite
+                # A number too large for float32 becomes inf, and is refused as not finite.
+                with np.errstate(over="ignore", invalid="ignore"):
                     answers.append(job.policy.prepared(job.images, job.proprio, job.executed))
             except ValueError as error:
                 answers.append(BadInput(str(error)))
             except Exception as error:  # a bug, and this session's alone
                 answers.append(error)
         good = [i for i, answer in enumerate(answers) if not isinstance(answer, Exception)]
+        outs: Sequence[Any] = []
         try:
-            outs: Sequence[Any] = (
-                self._together([jobs[i].policy for i in good], [answers[i] for i in good])
-                if good
-                else []
-            )
+            if good:
+                outs = self._together([jobs[i].policy for i in good], [answers[i] for i in good])
         except Exception as error:  # the thread goes on; the sessions learn of it
             outs = [error] * len(good)
         acted = 1e3 * (time.monotonic() - begun)

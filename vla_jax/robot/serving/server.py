@@ -118,10 +118,10 @@ class Server:
         return not left
 
     def _ready(self, model: Model) -> None:
-        about, names = model.about, self.settings.dataset
-        if names is not None and names not in about["datasets"]:
+        about, dataset = model.about, self.settings.dataset
+        if dataset is not None and dataset not in about["datasets"]:
             raise ValueError(
-                f"--dataset: expected one of {', '.join(about['datasets'])}, got {names!r}"
+                f"--dataset: expected one of {', '.join(about['datasets'])}, got {dataset!r}"
             )
         if unknown := self.settings.keys.keys() - set(about["cameras"]):
             raise ValueError(
@@ -147,8 +147,8 @@ class Server:
         )
 
     def handshake(self, session: str) -> dict[str, Any]:
-        """What a client is told first. With limits `control_hz` is theirs: the rate at which
-        actions were filtered.
+        """What a client is told first. With limits `control_hz` is their rate, for which actions
+        are filtered.
         """
         assert self._model is not None
         limits = self.settings.limits
@@ -220,18 +220,16 @@ class Server:
             await connection.send(pack(self.handshake(name)))
             why = await self._talk(connection, session)
         except ConnectionClosed as closed:
-            why = (
-                "closed with"
-                f" {closed.rcvd.code if closed.rcvd else closed.sent.code if closed.sent else 1006}"
-            )
+            close = closed.rcvd or closed.sent
+            why = f"closed with {close.code if close else 1006}"
         except Exception:  # a bug, and this session's alone
             why = "internal error"
             session.failed()
             await connection.close(1011, why)
         finally:
-            if (
-                session.task is not None
-            ):  # it keeps the place, or those who vanish could fill the queue
+            # The session keeps its place until its request is done: otherwise clients that vanish
+            # could fill the queue.
+            if session.task is not None:
                 await asyncio.wait({session.task})
             del self._sessions[name]
             log.info("session %s: ends (%s): %s", name, why, session.close())
@@ -290,14 +288,8 @@ class Server:
         if isinstance(data, str):
             return {}, "message: expected a binary frame, got text", 1003
         if len(data) > self.max_bytes:
-            return (
-                {},
-                (
-                    f"message: expected at most {self.max_bytes} bytes, got {len(data)}; resize"
-                    " images before"
-                ),
-                1009,
-            )
+            wanted = f"expected at most {self.max_bytes} bytes, got {len(data)}"
+            return {}, f"message: {wanted}; resize images before", 1009
         try:
             message = unpack(data, self.max_bytes)
         except ValueError as error:

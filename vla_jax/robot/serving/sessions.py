@@ -9,7 +9,7 @@ Our own have a "type"; FIELDS lists what they hold.
                   "causes": {cause: steps}} or None}
     stop, safety_reset  of the safety filter, see server.py -> {"type": "safety", "session",
                         "latched"}
-    anything wrong -> {"type": "error", "id", "code": one of CODES, "message": one line}
+    anything wrong -> {"type": "error", "id", "code": see Refusal, "message": one line}
 `observed_at` is on the client's clock: it is echoed, and must not go backwards. The watchdog of the
 safety filter counts from the arrival of the message, on the clock of this machine; how old a frame
 was then, only the client knows.
@@ -40,12 +40,10 @@ from vla_jax.robot.serving.metrics import Metrics
 
 log = logging.getLogger("vla_jax.serve")
 
-CODES = ("bad_request", "bad_image", "not_ready", "unauthorised", "too_large", "busy", "internal")
 STATE, PROMPT = "observation/state", "prompt"
 CAMERA_KEYS = {"primary": "observation/image", "wrist": "observation/wrist_image"}
-MAX_CHARACTERS = (
-    4096  # of an instruction, before the tokenizer sees it; the policy has its own limit in tokens
-)
+# Of an instruction, before the tokenizer sees it; the policy has its own limit in tokens.
+MAX_CHARACTERS = 4096
 TRACEBACKS = 20  # of internal errors, in the log of a process; more are counted
 
 _NONE = type(None)
@@ -67,7 +65,9 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
 
 
 class Refusal(Exception):
-    """A request that is not done: one of CODES and a line that says why."""
+    """A request that is not done: a line that says why, and a code: bad_request, bad_image,
+    not_ready, unauthorised, too_large, busy or internal.
+    """
 
     def __init__(self, code: str, message: object) -> None:
         super().__init__(" ".join(str(message).split())[:500])
@@ -80,12 +80,13 @@ class Settings:
 
     Attributes:
         host, port: where it listens; port 0 takes a free one. tls: an ssl.SSLContext.
-        token: that every connection must carry; operator_token: that moves a robot after a stop.
-        None: not asked for.
-        limits: of the safety filter that every session then has, and no client can do without.
+        token: that every connection must carry; None: not asked for.
+        operator_token: that lets a robot move again after a stop; None: nobody can.
+        limits: of the safety filter that every session then has; no client can switch it off.
         keys: camera -> its key in openpi's messages, where CAMERA_KEYS has another or none.
-            dataset: of sessions that name none.
-        sessions: how many at once. idle: s without a message until a session ends.
+        dataset: of sessions that name none.
+        sessions: how many at once.
+        idle: s without a message until a session ends.
     """
 
     host: str = "127.0.0.1"
@@ -116,16 +117,16 @@ class Session:
         self._instruction: str | None = None  # of the episode; None: there is none
         self._observed_at = -math.inf
         self._sent: np.ndarray | None = None  # the last actions
-        # Made by the first safety_reset, which says where the gripper is: no stop could hold it
-        # before.
+        # Made by the first safety_reset, which says where the gripper is: before it no stop could
+        # hold the gripper there.
         self._filter: SafetyFilter | None = None
-        # since that reset; steps of a chunk that was sent before it mean nothing to the filter
+        # Whether a chunk was sent since that reset; the filter knows nothing of earlier chunks.
         self._planned = False
 
     def error(
         self, code: str, message: object, request: dict[Any, Any] | None = None
     ) -> bytes | str:
-        """An error in the words of whoever sent the request, counted. None: a request that could
+        """An error in the protocol of whoever sent the request, counted. None: a request that could
         not be read.
         """
         refusal = Refusal(code, message)
@@ -138,8 +139,8 @@ class Session:
         return pack({"type": "error", "id": number, "code": code, "message": str(refusal)})
 
     async def answer(self, message: dict[Any, Any], arrived: float) -> bytes | str:
-        """The answer to a reset, an act or openpi's observation. Never raises; the episode survives
-        a bad request.
+        """The answer to a reset, an act or openpi's observation. Never raises; a bad request leaves
+        the episode as it was.
         """
         try:
             if "type" not in message:
@@ -159,7 +160,7 @@ class Session:
                 "bad_image" if str(error).startswith("images") else "bad_request", error, message
             )
         except Exception:
-            self._instruction = None  # nobody knows where the episode stands
+            self._instruction = None  # how far the episode got is unknown
             self.failed()
             refused = self.error(
                 "internal", "the server failed; its log says why. Begin the episode again", message
@@ -177,9 +178,8 @@ class Session:
         return {"type": "ready"}
 
     async def _begin(self, instruction: str, dataset: str | None, seed: int) -> None:
-        self._instruction = self._sent = (
-            None  # an episode that could not begin must not go on as the last one
-        )
+        # If the new episode cannot begin, the last one must not go on.
+        self._instruction = self._sent = None
         if len(instruction) > MAX_CHARACTERS:
             raise Refusal(
                 "bad_request",
@@ -195,11 +195,8 @@ class Session:
         self._instruction = instruction
 
     async def _act(self, fields: dict[str, Any], arrived: float) -> dict[str, Any]:
-        observed_at, steps, chunk = (
-            fields["observed_at"],
-            fields["steps"],
-            self.model.about["chunk"],
-        )
+        observed_at, steps = fields["observed_at"], fields["steps"]
+        chunk = self.model.about["chunk"]
         if not self._observed_at <= observed_at < math.inf:  # NaN fails too
             raise Refusal(
                 "bad_request",
@@ -235,9 +232,9 @@ class Session:
             key = self.settings.keys.get(camera) or CAMERA_KEYS.get(camera)
             if key is None or key not in message:
                 at = f"under {key!r}" if key else "under a key: start the server with --camera"
-                found = ", ".join(str(name)[:40] for name in message)
+                present = ", ".join(str(name)[:40] for name in message)
                 raise Refusal(
-                    "bad_image", f"images: expected camera {camera} {at}, got the keys {found}"
+                    "bad_image", f"images: expected camera {camera} {at}, got the keys {present}"
                 )
             images[camera] = _rows_first(message[key], self.model.about["image"]["size"])
         prompt, state = message.get(PROMPT), message.get(STATE)
@@ -267,15 +264,15 @@ class Session:
                 "the robot stands still until an operator sends safety_reset with its gripper",
             )
         if executed is None and self._sent is not None:
-            executed = self._sent[
-                max(steps or 1, 1) - 1
-            ]  # what was sent, not what the policy asked for
+            # What was sent, not what the policy asked for.
+            executed = self._sent[max(steps or 1, 1) - 1]
         arrived = reading.observed_at
         out = await self._inference.act(self._policy, images, proprio, executed, arrived)
         safety = None
         if self._filter is not None:
             begun, before, held = time.monotonic(), Counter(self._filter.counts), self.latched
-            # Here, not on the thread: a stop that was answered before this line is in the plan.
+            # In the event loop, not on the inference thread: a stop that was answered before this
+            # line is in the plan.
             actions = self._filter.plan(
                 out["actions"], reading, steps if self._planned else None
             ).astype(np.float32)
@@ -319,8 +316,8 @@ class Session:
         log.warning("session %s: stopped: %s", self.name, " ".join(why.split())[:200])
 
     def safety_reset(self, by: str, gripper: float, pose: np.ndarray | None) -> None:
-        """Lets the robot move again. Raises Refusal where it does not stand still afterwards in a
-        known place.
+        """Lets the robot move again, from where it stands. Raises Refusal without limits, for a
+        robot that moves, and for a gripper or pose that is not finite.
         """
         if self.settings.limits is None:
             raise Refusal("bad_request", "safety_reset: this server was started without --limits")
@@ -344,16 +341,16 @@ class Session:
         safety = Counter() if self._filter is None else self._filter.counts
         parts = {"errors": self.errors, "safety": safety}
         told = (
-            f"{name}: {', '.join(f'{key} {n}' for key, n in sorted(part.items()))}"
-            for name, part in parts.items()
-            if part
+            f"{name}: {', '.join(f'{key} {count}' for key, count in sorted(counts.items()))}"
+            for name, counts in parts.items()
+            if counts
         )
         return "; ".join((f"{self.answered} answered", *told))
 
 
 def checked(message: dict[Any, Any]) -> dict[str, Any]:
-    """The fields of one of our requests, all of them there. Raises Refusal for unknown, missing and
-    mistyped ones.
+    """The fields of one of our requests; those left out are None. Raises Refusal for unknown,
+    missing and mistyped ones.
     """
     kind = message.get("type")
     fields = FIELDS.get(kind) if isinstance(kind, str) else None
@@ -366,15 +363,15 @@ def checked(message: dict[Any, Any]) -> dict[str, Any]:
         raise Refusal(
             "bad_request", f"{kind}: expected {', '.join(fields)}, got {', '.join(unknown)} too"
         )
-    found = {name: message.get(name) for name in fields}
-    for name, kinds in fields.items():
-        if type(found[name]) not in kinds:
-            expected = " or ".join(kind.__name__ for kind in kinds)
+    values = {name: message.get(name) for name in fields}
+    for name, types in fields.items():
+        if type(values[name]) not in types:
+            expected = " or ".join(each.__name__ for each in types)
             raise Refusal(
                 "bad_request",
-                f"{kind}.{name}: expected {expected}, got {type(found[name]).__name__}",
+                f"{kind}.{name}: expected {expected}, got {type(values[name]).__name__}",
             )
-    return found
+    return values
 
 
 def _rows_first(image: Any, size: int) -> Any:

@@ -1,4 +1,5 @@
-"""The steps of a tokenizer.json before its model: normalisers and pre-tokenisers, in pure Python.
+"""The steps of a tokenizer.json before its model: normalisers and pre-tokenisers, in pure Python;
+tokenizer.py says why not `tokenizers`.
 
 Written from the behaviour of Hugging Face's `tokenizers`, which tests compare with.
 """
@@ -15,7 +16,8 @@ Step = dict[str, Any]
 
 NORMALISERS = ("Replace", "Prepend", "NFC", "NFKC", "Precompiled")
 PRETOKENISERS = ("Split", "ByteLevel", "WhitespaceSplit", "Metaspace")
-REGEXES = (" {2,}",)  # that Replace may have: XLM-RoBERTa's, which means the same to Python
+# Patterns that Replace may have: XLM-RoBERTa's, which means the same to Python's `re`.
+REGEXES = (" {2,}",)
 # What a ByteLevel step splits at (GPT-2's pattern), over the classes of `_class`.
 CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 RUNS = re.compile(" ?L+| ?N+| ?O+|[ S]+(?![LNO])|[ S]+")
@@ -99,13 +101,13 @@ class Precompiled:
     def __call__(self, text: str) -> str:
         out = []
         for grapheme in _graphemes(text):
-            found = self._find(grapheme) if len(grapheme.encode()) < 6 else None
-            if found is None:
-                for letter in grapheme:
-                    found = self._find(letter)
-                    out.append(letter if found is None else found)
-            else:
-                out.append(found)
+            replacement = self._find(grapheme) if len(grapheme.encode()) < 6 else None
+            if replacement is not None:
+                out.append(replacement)
+                continue
+            for letter in grapheme:
+                replacement = self._find(letter)
+                out.append(letter if replacement is None else replacement)
         return "".join(out)
 
     def _find(self, key: str) -> str | None:
@@ -129,8 +131,8 @@ def _offset(unit: int) -> int:
 
 
 def _graphemes(text: str) -> Iterator[str]:
-    """Characters with the marks that follow them: the graphemes of Unicode as far as those of few
-    bytes go.
+    """Characters with the marks that follow them. That equals Unicode's graphemes for those of less
+    than 6 bytes; longer ones are not looked up as a whole.
     """
     start = 0
     for i in range(1, len(text) + 1):
@@ -186,16 +188,16 @@ def _split(step: Step, text: str, first: bool) -> list[str]:
 
 def _gpt2(text: str) -> Iterator[str]:
     """Contractions, letters, numbers and other signs, each run with one space before it."""
-    classes, at = "".join(map(_class, text)), 0
-    while at < len(text):
-        found = CONTRACTION.match(text, at) or RUNS.match(classes, at)
-        assert found is not None  # the classes are those of RUNS
-        yield text[at : found.end()]
-        at = found.end()
+    classes, start = "".join(map(_class, text)), 0
+    while start < len(text):
+        match = CONTRACTION.match(text, start) or RUNS.match(classes, start)
+        assert match is not None  # RUNS has all classes
+        yield text[start : match.end()]
+        start = match.end()
 
 
 def _class(letter: str) -> str:
-    """A space, other white space, a letter, a number, or something else."""
+    """A letter's class in RUNS: " " a space, S white space, L a letter, N a number, O any other."""
     if letter == " ":
         return " "
     if letter.isspace() and letter not in "\x1c\x1d\x1e\x1f":
@@ -206,8 +208,8 @@ def _class(letter: str) -> str:
 
 @lru_cache(1)
 def _letters() -> dict[int, str]:
-    """The letter that stands for each byte: itself where it can be printed, the free ones from
-    U+0100 on otherwise.
+    """The letter that stands for each byte: itself where it can be printed, otherwise the next free
+    one from U+0100 on.
     """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     out = {byte: chr(byte) for byte in plain}

@@ -4,6 +4,9 @@ gives.
 What it knows: byte-pair encoding, with byte fallback (Gemma, LLaMA) or on bytes (GPT-NeoX under
 MPT), and unigram models (Kosmos-2), behind the steps of text.py. `check` refuses anything else by
 name; the exporter calls it, and compares ids with those of the original on texts of many kinds.
+
+It is written here because an artefact promises to run with torch, numpy and safetensors alone, on a
+robot's computer whose image may have no `tokenizers` for its Python and processor.
 """
 
 import itertools
@@ -16,7 +19,7 @@ from . import text as steps
 from .text import expect
 
 MODELS = ("BPE", "Unigram")
-UNKNOWN_PENALTY = 10.0  # what an unknown character costs more than the least likely piece
+UNKNOWN_PENALTY = 10.0  # of an unknown character, below the score of the least likely piece
 
 
 class BPE:
@@ -32,14 +35,14 @@ class BPE:
         if self._body.get("ignore_merges") and word in self._vocab:
             return [self._vocab[word]]
         parts = self._symbols(word)
-        none = len(self._ranks)
+        unmerged = len(self._ranks)
         while len(parts) > 1:
-            ranks = [self._ranks.get(pair, none) for pair in itertools.pairwise(parts)]
+            ranks = [self._ranks.get(pair, unmerged) for pair in itertools.pairwise(parts)]
             best = min(ranks)
-            if best == none:
+            if best == unmerged:
                 break
-            at = ranks.index(best)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            i = ranks.index(best)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
         return [self._vocab[part] for part in parts]
 
     def _symbols(self, word: str) -> list[str]:
@@ -73,9 +76,8 @@ class Unigram:
 
     def ids(self, word: str) -> list[int]:
         """Ids of the pieces of a word; unknown characters that stand together are one."""
-        best: list[tuple[float, int, bool] | None] = [(0.0, 0, False)] + [None] * len(
-            word
-        )  # score, start, is known
+        # By end: the best last piece's (score of all up to there, start, is known).
+        best: list[tuple[float, int, bool] | None] = [(0.0, 0, False)] + [None] * len(word)
         for start in range(len(word)):
             reached = best[start]
             assert reached is not None  # every single character is a piece or unknown
@@ -100,8 +102,8 @@ class Unigram:
 
 
 class Tokenizer:
-    """A tokenizer.json and the prompt it is used in: `before`, the template with the instruction in
-    it, `after`.
+    """A tokenizer.json and the prompt it is used in: the ids `before`, the template with the
+    instruction in it, the ids `after`.
     """
 
     def __init__(self, body: dict[str, Any], prompt: dict[str, Any]) -> None:
@@ -115,8 +117,8 @@ class Tokenizer:
         self._normalise = steps.normaliser(body["normalizer"])
         self._words = steps.pretokeniser(body["pre_tokenizer"])
         self._added = {token["content"]: token["id"] for token in body["added_tokens"]}
-        # The longest of the added tokens that begin at a place; some take the white space round
-        # them.
+        # Of several added tokens that match, the longest counts; some include the white space
+        # round them.
         patterns = [
             (r"\s*" if token["lstrip"] else "")
             + re.escape(token["content"])
