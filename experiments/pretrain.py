@@ -59,7 +59,6 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     )
     _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
     _say_constant_dims(source)
-
     make = build.training_model(config, source.action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)

@@ -55,3 +55,19 @@ def test_an_unknown_option_is_named(
 def test_a_head_without_options_says_so() -> None:
     with pytest.raises(ValueError, match=r"the head lstm \(it has none\)"):
         made("head_options=steps=3")
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        (None, "got no dataset"),
+        ({"blocks": ("x", "gripper"), "bridge": ("x", "y")}, r"blocks: x, gripper\n  bridge: x, y"),
+        ({"blocks": ()}, "blocks: none"),
+    ],
+)
+def test_the_state_must_be_that_of_all_datasets(states, message: str) -> None:
+    config = load_config("oxe_paligemma.py:tiny", ["--config.model.proprio=True"])
+    with pytest.raises(ValueError, match=message):
+        build.model(config, states=states)
+    same = build.model(config, states={"blocks": ("x", "gripper"), "bridge": ("x", "gripper")})
+    assert nnx.eval_shape(lambda: same(nnx.Rngs(0))).config.state.gripper == 1

@@ -68,7 +68,8 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     config.data.mixture = "bridge"
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(TEXTS, folder)
-    params = jittered(flat.abstract(build.training_model(config))[1])
+    states = dict.fromkeys(datasets, NAMES)
+    params = jittered(flat.abstract(build.training_model(config, states=states))[1])
     meta = {
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": digest(folder)},

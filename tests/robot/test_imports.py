@@ -11,7 +11,7 @@ REPO = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 
-# vla_jax itself is an empty package; of what is in it, only these.
+# vla_jax itself imports numpy alone, until load_policy is called; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.safety", "vla_jax.robot.safety.limits",
         "vla_jax.robot.safety.braking", "vla_jax.robot.safety.decision",
         "vla_jax.robot.safety.filter", "vla_jax.robot.events",
