@@ -3,7 +3,9 @@
 Axes: n images, v tokens of one image, c width.
 """
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -118,6 +120,37 @@ class ViT(nnx.Module):
 
 def _pixels(config: VisionConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return CLIP_PIXELS if config.clip else SIGLIP_PIXELS
+
+
+def clip_tower(image_size: int, patch: int, width: int, depth: int, heads: int) -> VisionConfig:
+    """A CLIP tower without its class token, ending at layer `depth`."""
+    return VisionConfig(
+        image_size,
+        patch,
+        width,
+        4 * width,
+        depth,
+        heads,
+        eps=1e-5,
+        act="quick_gelu",
+        clip=True,
+        final_norm=False,
+    )
+
+
+def hf_clip_config(body: dict[str, Any]) -> VisionConfig:
+    """The whole tower of a "vision_config" of transformers' CLIP, without its class token. Raises
+    ValueError naming what is not ours.
+    """
+    kind = body.get("model_type", "clip_vision_model")
+    pretrained.expect("vision_config.model_type", kind, ("clip_vision_model",))
+    act = body.get("hidden_act", "quick_gelu")
+    pretrained.expect("vision_config.hidden_act", act, ("quick_gelu", "gelu"))
+    size, patch = body.get("image_size", 224), body.get("patch_size", 32)
+    width, depth = body.get("hidden_size", 768), body.get("num_hidden_layers", 12)
+    tower = clip_tower(size, patch, width, depth, body.get("num_attention_heads", 12))
+    mlp, eps = body.get("intermediate_size", 3072), body.get("layer_norm_eps", 1e-5)
+    return dataclasses.replace(tower, mlp=mlp, eps=eps, act=act)
 
 
 def hf_vision_names(config: VisionConfig, prefix: str) -> dict[str, pretrained.Entry]:

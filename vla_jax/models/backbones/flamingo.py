@@ -26,7 +26,7 @@ from vla_jax.models.language import Decoder, Embed
 from vla_jax.models.resampler import EPS, Resampler, ResamplerConfig
 from vla_jax.models.stack import PreLayerFn, StackConfig
 from vla_jax.models.transformer import BlockConfig, Linear, Norm
-from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
+from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
 from vla_jax.types import Array, Media
 from vla_jax.weights import pretrained, transforms
 
@@ -66,13 +66,10 @@ class FlamingoConfig:
         return self.block.width
 
 
-L14 = VisionConfig(
-    224, 14, 1024, 4096, 24, 16, eps=1e-5, act="quick_gelu", clip=True, final_norm=False
-)
+L14 = clip_tower(224, 14, 1024, 24, 16)
 PERCEIVER = ResamplerConfig(depth=6, heads=8, dim_head=64, latents=64)
 
-# The decoders' own tables have 50432 rows, more than the tokenizer with the added tokens (50280)
-# has.
+# The decoders' own tables have 50432 rows, more than the 50280 tokens with the added ones.
 CONFIGS = {
     "3b": FlamingoConfig(
         L14, PERCEIVER, 50432, mpt.block(2048, 16, 8192, qk_norm=True), 24, every=1, mosaic=True
@@ -81,7 +78,7 @@ CONFIGS = {
         L14, PERCEIVER, 50432, mpt.block(4096, 32, 16384), 32, every=4, mosaic=False
     ),
     "tiny": FlamingoConfig(
-        dataclasses.replace(L14, image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4),
+        clip_tower(32, 8, 64, 2, 4),
         ResamplerConfig(depth=1, heads=4, dim_head=16, latents=8),
         vocab=1600,
         block=mpt.block(64, 4, 256, qk_norm=True),
@@ -339,28 +336,15 @@ def hf_config(body: dict[str, Any]) -> FlamingoConfig:
     expect = pretrained.expect
     expect("model_type", body.get("model_type"), ("flamingo",))
     vision, text = body["vision_config"], body["text_config"]
+    # Our own config.json says what its tower is.
     expect("vision_config.model_type", vision.get("model_type"), ("clip_vision_model",))
-    act = expect(
-        "vision_config.hidden_act", vision.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu")
-    )
     mosaic = (
         expect("text_config.model_type", text.get("model_type"), ("mpt", "mosaic_gpt"))
         == "mosaic_gpt"
     )
     expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", True), (True,))
     return FlamingoConfig(
-        vision=VisionConfig(
-            image_size=vision.get("image_size", 224),
-            patch=vision.get("patch_size", 32),
-            width=vision.get("hidden_size", 768),
-            mlp=vision.get("intermediate_size", 3072),
-            depth=vision.get("num_hidden_layers", 12),
-            heads=vision.get("num_attention_heads", 12),
-            eps=vision.get("layer_norm_eps", 1e-5),
-            act=act,
-            clip=True,
-            final_norm=False,
-        ),
+        vision=hf_clip_config(vision),
         resampler=ResamplerConfig(**body.get("perceiver_config") or dataclasses.asdict(PERCEIVER)),
         vocab=text["vocab_size"],
         block=mpt.mosaic_block(text) if mosaic else mpt.hf_block(text, "text_config."),

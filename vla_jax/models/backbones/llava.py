@@ -23,7 +23,7 @@ from vla_jax.models.stack import StackConfig
 from vla_jax.models.tokenizer import Tokenizer
 from vla_jax.models.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.models.transformer import BlockConfig, Linear
-from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
+from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
 from vla_jax.types import Array
 from vla_jax.weights import pretrained, transforms
 
@@ -71,29 +71,13 @@ class LlavaConfig:
         return self.vision.image_size
 
 
-def clip(image_size: int, patch: int, width: int, depth: int, heads: int) -> VisionConfig:
-    """A CLIP tower without its class token, ending at layer `depth`."""
-    return VisionConfig(
-        image_size,
-        patch,
-        width,
-        4 * width,
-        depth,
-        heads,
-        eps=1e-5,
-        act="quick_gelu",
-        clip=True,
-        final_norm=False,
-    )
-
-
-CLIP_L14 = clip(image_size=224, patch=14, width=1024, depth=23, heads=16)
+CLIP_L14 = clip_tower(image_size=224, patch=14, width=1024, depth=23, heads=16)
 CLIP_L14_336 = dataclasses.replace(CLIP_L14, image_size=336)
 TOWERS = {
     "clip-vit-large-patch14": CLIP_L14,
     "clip-vit-large-patch14-336": CLIP_L14_336,
 }  # openai's names
-TINY = clip(image_size=32, patch=8, width=64, depth=2, heads=4)
+TINY = clip_tower(image_size=32, patch=8, width=64, depth=2, heads=4)
 
 CONFIGS = {
     "1.5-7b": LlavaConfig(
@@ -321,7 +305,7 @@ def hf_config(body: dict[str, Any]) -> LlavaConfig:
     expect("multimodal_projector_bias", body.get("multimodal_projector_bias", True), (True,))
     key = "vision_feature_select_strategy"
     full = expect(key, body.get(key, "default"), STRATEGIES) == "full"
-    tower = dataclasses.replace(_clip_config(vision), class_token=full)
+    tower = dataclasses.replace(hf_clip_config(vision), class_token=full)
     decoder = expect("text_config.model_type", text.get("model_type", "llama"), DECODERS)
     is_mpt = decoder == "mpt"
     expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", is_mpt), (is_mpt,))
@@ -360,23 +344,6 @@ def _original_config(body: dict[str, Any]) -> LlavaConfig:
         depth=body.get("n_layers", 24),
         vocab=body.get("vocab_size", 50368),
     )
-
-
-def _clip_config(body: dict[str, Any]) -> VisionConfig:
-    """The whole tower."""
-    pretrained.expect(
-        "vision_config.model_type",
-        body.get("model_type", "clip_vision_model"),
-        ("clip_vision_model",),
-    )
-    act = pretrained.expect(
-        "vision_config.hidden_act", body.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu")
-    )
-    size, patch = body.get("image_size", 224), body.get("patch_size", 32)
-    width, depth = body.get("hidden_size", 768), body.get("num_hidden_layers", 12)
-    tower = clip(size, patch, width, depth, body.get("num_attention_heads", 12))
-    mlp, eps = body.get("intermediate_size", 3072), body.get("layer_norm_eps", 1e-5)
-    return dataclasses.replace(tower, mlp=mlp, eps=eps, act=act)
 
 
 def _cut(tower: VisionConfig, layer: Any) -> VisionConfig:
