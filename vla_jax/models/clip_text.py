@@ -3,7 +3,7 @@
 Only `embedder` is used in training, at data-build time, once per distinct instruction: the policy
 never runs it.
 
-Axes: n texts, l tokens, c width, e width of the embedding.
+Axes: f texts, l tokens, c width, e width of the embedding.
 """
 
 import functools
@@ -83,11 +83,11 @@ class ClipText(nnx.Module):
             (config.width, config.embedding), ("embed", None), bias=False, rngs=rngs
         )
 
-    def states(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def states(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """States after the final norm. What is behind a text's end, padding too, does not
         reach it.
         """
-        n, length = tokens.shape
+        f, length = tokens.shape
         if length > self.config.context:
             raise ValueError(
                 f"tokens: expected at most {self.config.context} a text, got {length}; cut them"
@@ -95,11 +95,11 @@ class ClipText(nnx.Module):
             )
         x = self.embed(tokens) + self.positions[...][None, :length]
         mask = jnp.broadcast_to(
-            jnp.tril(jnp.ones((length, length), bool))[None], (n, length, length)
+            jnp.tril(jnp.ones((length, length), bool))[None], (f, length, length)
         )
-        return self.decoder(x, mask, jnp.zeros((n, length), jnp.int32))
+        return self.decoder(x, mask, jnp.zeros((f, length), jnp.int32))
 
-    def __call__(self, tokens: Int[Array, "n l"]) -> Float[Array, "n e"]:
+    def __call__(self, tokens: Int[Array, "f l"]) -> Float[Array, "f e"]:
         """Embeddings, not normalised."""
         eos = self.config.eos
         end = jnp.argmax(tokens if eos is None else tokens == eos, axis=1)  # the first of them

@@ -175,7 +175,7 @@ class ForwardPrediction(nnx.Module):
         )
 
 
-def patches(images: UInt8[Array, "n h w 3"], patch: int) -> Float[Array, "n v p"]:
+def patches(images: UInt8[Array, "f h w 3"], patch: int) -> Float[Array, "f v p"]:
     """Patches in rows, each with mean 0 and variance 1."""
     n, side = images.shape[0], images.shape[1] // patch
     x = images.astype(jnp.float32).reshape(n, side, patch, side, patch, 3) / 255

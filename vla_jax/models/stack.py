@@ -1,6 +1,6 @@
 """A stack of blocks, run in a loop or unrolled, whole or token by token behind a cache.
 
-Axes: n sequences, s tokens (queries), u slots of a cache, r tokens read out, c width, x layers.
+Axes: f sequences, s tokens (queries), u slots of a cache, r tokens read out, c width, x layers.
 """
 
 from collections.abc import Callable
@@ -56,12 +56,12 @@ class Stack(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         num_queries: int | None = None,
         pre_layer_fn: PreLayerFn | None = None,
-    ) -> Float[Array, "n r c"]:
+    ) -> Float[Array, "f r c"]:
         """The last block's output, only at the last `num_queries` tokens (of each frame under a
         FrameMask) if given: it then skips the rest of its work. `pre_layer_fn(layer, x)` comes
         before each layer, which are then unrolled.
@@ -96,16 +96,16 @@ class Stack(nnx.Module):
 
     def decode(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         cache: Cache,
         pre_layer_fn: PreLayerFn | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
+    ) -> tuple[Float[Array, "f s c"], Cache]:
         """The last block's output for tokens that follow those in the cache, and the cache with
         them.
 
-        mask[n, q, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
+        mask[f, q, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
         FrameMask is for the first tokens of all, into an empty cache.
         """
         keys = jax.lax.dynamic_update_slice(
@@ -131,10 +131,10 @@ class Stack(nnx.Module):
             )
         return x, Cache(k, v, keys, cache.length + s)
 
-    def cache(self, n: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
-        """An empty cache for `slots` tokens of n sequences."""
+    def cache(self, f: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
+        """An empty cache for `slots` tokens of f sequences."""
         return Cache.empty(
-            self.depth, n, slots, (self.config.kv_heads, self.config.head_dim), dtype
+            self.depth, f, slots, (self.config.kv_heads, self.config.head_dim), dtype
         )
 
     def _contexts(

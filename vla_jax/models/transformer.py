@@ -1,7 +1,7 @@
 """The one transformer block, and a stack of them. Vision towers, text encoders and decoders are
 configurations of it.
 
-Axes: n sequences, s tokens (queries), u tokens (keys), r tokens read out, c width, x layers. Matrix
+Axes: f sequences, s tokens (queries), u tokens (keys), r tokens read out, c width, x layers. Matrix
 products run in the parameters' dtype; norms, softmax and rotary angles in float32. Tokens are
 flattened to 2-D before every projection: XLA's CPU backend runs that 20-30% faster than the 3-D
 form, and other backends do not care.
@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 NORMS = ("ln", "rms", "rms1")
 
-KeyValue = tuple[Any, Any]  # keys and values of one layer, [n u j e] each
+KeyValue = tuple[Any, Any]  # keys and values of one layer, [f u j e] each
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Linear(nnx.Module):
         self.lora_b: nnx.Param | None = None  # rank out
         self.lora_scale = 0.0
 
-    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+    def __call__(self, x: Float[Array, "*f i"]) -> Float[Array, "*f o"]:
         kernel = self.kernel[...]
         flat = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
         out = flat @ kernel
@@ -164,7 +164,7 @@ class Norm(nnx.Module):
         )
         self.bias = nnx.Param(jnp.zeros(width), logical=(axis,)) if kind == "ln" and bias else None
 
-    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    def __call__(self, x: Float[Array, "*f c"]) -> Float[Array, "*f c"]:
         y, scale = x.astype(jnp.float32), _row(self.scale[...], x.ndim)
         if self.kind == "ln":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -196,25 +196,25 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         num_queries: int,
         context: Context,
         past: KeyValue | None = None,
-    ) -> tuple[Float[Array, "n r c"], KeyValue]:
+    ) -> tuple[Float[Array, "f r c"], KeyValue]:
         """The attention of the last `num_queries` tokens (of each frame under a FrameMask), and all
         keys and values.
 
         `past` holds those of earlier tokens, with room for these at `context.length`.
         """
-        config, (n, s, _), mask = self.config, x.shape, context.mask
+        config, (f, s, _), mask = self.config, x.shape, context.mask
         read = take_last_queries(x, num_queries, mask)
         q, k, v = self.q(read), self.k(x), self.v(x)
         if config.clip_qkv:
             q, k, v = (jnp.clip(y, -config.clip_qkv, config.clip_qkv) for y in (q, k, v))
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
-        q = q.reshape(n, -1, config.heads, config.head_dim)
-        k, v = (y.reshape(n, s, config.kv_heads, config.head_dim) for y in (k, v))
+        q = q.reshape(f, -1, config.heads, config.head_dim)
+        k, v = (y.reshape(f, s, config.kv_heads, config.head_dim) for y in (k, v))
         if config.rope_theta:
             q = rope(q, take_last_queries(context.positions, num_queries, mask), config.rope_theta)
             k = rope(k, context.positions, config.rope_theta)
@@ -235,7 +235,7 @@ class Attention(nnx.Module):
             out = attend(
                 q, kept[0], kept[1], mask[:, mask.shape[1] - num_queries :], config.softcap, bias
             )
-        out = checkpoint_name(out, "attn").reshape(n, -1, config.heads * config.head_dim)
+        out = checkpoint_name(out, "attn").reshape(f, -1, config.heads * config.head_dim)
         return self.o(out if self.sub_norm is None else self.sub_norm(out)), kept
 
 
@@ -254,7 +254,7 @@ class MLP(nnx.Module):
             else None
         )
 
-    def __call__(self, x: Float[Array, "n s c"]) -> Float[Array, "n s c"]:
+    def __call__(self, x: Float[Array, "f s c"]) -> Float[Array, "f s c"]:
         up, act = self.up(x), ACTIVATIONS[self.act]
         inner = act(up) if self.gate is None else act(self.gate(x)) * up
         return self.down(inner if self.sub_norm is None else self.sub_norm(inner))
@@ -277,11 +277,11 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         num_queries: int,
         context: Context,
         past: KeyValue | None = None,
-    ) -> tuple[Float[Array, "n r c"], KeyValue]:
+    ) -> tuple[Float[Array, "f r c"], KeyValue]:
         """The block's output at the last `num_queries` tokens (of each frame under a FrameMask),
         and its keys and values.
         """

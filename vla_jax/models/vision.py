@@ -1,6 +1,6 @@
 """The image tower: patches, learned positions, a stack of blocks (SigLIP and CLIP).
 
-Axes: n images, v tokens of one image, c width.
+Axes: f images, v tokens of one image, c width.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class VisionConfig:
 
 
 class ViT(nnx.Module):
-    """uint8 images -> tokens [n v c], in the parameters' dtype."""
+    """uint8 images -> tokens [f v c], in the parameters' dtype."""
 
     def __init__(self, config: VisionConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -83,7 +83,7 @@ class ViT(nnx.Module):
         self.layers = Stack(config.block, config.depth, run, rngs)
         self.norm = Norm(config.width, "ln", config.eps, "vision") if config.final_norm else None
 
-    def __call__(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def __call__(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Tokens in rows of patches, behind the class token if it is kept. Raises ValueError for
         another size.
         """
@@ -94,24 +94,24 @@ class ViT(nnx.Module):
                 f"images: expected [n, {size}, {size}, 3], got {images.shape}; resize them in the"
                 " data pipeline"
             )
-        n, side = images.shape[0], size // p
+        f, side = images.shape[0], size // p
         mean, deviation = (255.0 * jnp.asarray(v)[None, None, None] for v in _pixels(config))
         x = (images.astype(jnp.float32) - mean) / deviation
         # Patches in rows, pixels of a patch in (row, column, channel) order: the convolution as one
         # product. A tower whose patches do not divide the image leaves out the last pixels, as a
         # convolution does.
-        x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(n, config.patches, p * p * 3))
+        x = x[:, : side * p, : side * p].reshape(f, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(f, config.patches, p * p * 3))
         if self.class_token is not None:
             first = jnp.broadcast_to(
-                self.class_token[...][None].astype(x.dtype), (n, 1, config.width)
+                self.class_token[...][None].astype(x.dtype), (f, 1, config.width)
             )
             x = jnp.concatenate([first, x], axis=1)
         x = x + self.positions[...][None]
         if self.norm_input is not None:
             x = self.norm_input(x)
         tokens = x.shape[1]
-        mask, positions = jnp.ones((n, tokens, tokens), bool), jnp.zeros((n, tokens), jnp.int32)
+        mask, positions = jnp.ones((f, tokens, tokens), bool), jnp.zeros((f, tokens), jnp.int32)
         dropped = config.clip and not config.class_token
         # The last block computes only what is returned.
         x = self.layers(x, mask, positions, tokens - 1 if dropped else None)

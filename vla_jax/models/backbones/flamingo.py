@@ -5,7 +5,7 @@ Images are given as types.Media: they never stand in the sequence. In OpenFlamin
 media of the last <image> before it; with the one <image> at the front of `prompt`, all tokens see
 all of a frame's cameras, as in RoboVLMs. Who sees what is the caller's mask.
 
-Axes: n sequences, s tokens, m media tokens of all images, v latents of one image, c width.
+Axes: f sequences, s tokens, v media tokens (latents) of all images, c width.
 """
 
 import dataclasses
@@ -108,7 +108,7 @@ class GatedCrossAttention(nnx.Module):
         self.down = Linear((4 * width, width), ("mlp", "embed"), False, rngs)
         self.attn_gate, self.mlp_gate = (nnx.Param(jnp.zeros(1), logical=(None,)) for _ in range(2))
 
-    def __call__(self, x: Float[Array, "n s c"], media: Media) -> Float[Array, "n s c"]:
+    def __call__(self, x: Float[Array, "f s c"], media: Media) -> Float[Array, "f s c"]:
         heads, size = self.config.heads, self.config.dim_head
         q, k, v = self.q(self.norm_attn(x)), self.k(media.tokens), self.v(media.tokens)
         q, k, v = (
@@ -148,22 +148,22 @@ class Flamingo(nnx.Module):
         )
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """The latents of each image: its media tokens."""
         return self.perceiver(self.vision(images))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings."""
         return self.embed(tokens)
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         num_queries: int | None = None,
         media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
+    ) -> Float[Array, "f r c"]:
         """Hidden states after the final norm, at the last `num_queries` positions if given. Raises
         ValueError without media.
         """
@@ -171,24 +171,24 @@ class Flamingo(nnx.Module):
 
     def decode(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         cache: Cache,
         media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
+    ) -> tuple[Float[Array, "f s c"], Cache]:
         """Hidden states of tokens that follow those in the cache, and the cache with them. `media`
         holds all that they see: the cache has none of it.
         """
         return self.decoder.decode(x, mask, positions, cache, self._cross_attend(media))
 
-    def cache(self, n: int, slots: int) -> Cache:
+    def cache(self, f: int, slots: int) -> Cache:
         """An empty cache."""
-        return self.decoder.cache(n, slots)
+        return self.decoder.cache(f, slots)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the tied output layer."""
         return self.embed.logits(hidden, token_range)
 

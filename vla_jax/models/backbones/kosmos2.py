@@ -92,13 +92,13 @@ class LatentPool(nnx.Module):
         self.latents = nnx.Param(queries, logical=(None, "embed"))
         self.attn = Attention(dataclasses.replace(config.block, sub_norms=False), rngs)
 
-    def __call__(self, tokens: Float[Array, "n v w"]) -> Float[Array, "n m c"]:
-        n, m = tokens.shape[0], self.latents.shape[0]
-        queries = jnp.broadcast_to(self.latents[...][None], (n, *self.latents.shape))
+    def __call__(self, tokens: Float[Array, "f v w"]) -> Float[Array, "f q c"]:
+        f, q = tokens.shape[0], self.latents.shape[0]
+        queries = jnp.broadcast_to(self.latents[...][None], (f, *self.latents.shape))
         x = jnp.concatenate([self.dense(tokens), queries], axis=1)
         s = x.shape[1]
-        mask, positions = jnp.ones((n, s, s), bool), jnp.zeros((n, s), jnp.int32)
-        return self.attn(x, m, Context(mask, positions, positions))[0]
+        mask, positions = jnp.ones((f, s, s), bool), jnp.zeros((f, s), jnp.int32)
+        return self.attn(x, q, Context(mask, positions, positions))[0]
 
 
 class Kosmos2(InSequence):
@@ -116,28 +116,28 @@ class Kosmos2(InSequence):
         self.embed = Embed(config.vocab, config.width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Pooled image features, on the scale of text embeddings."""
         return self.projector(unit(self.vision(images)))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings."""
         return self.embed(tokens)
 
     def placed(
-        self, x: Float[Array, "n s c"], positions: Int[Array, "n s"]
-    ) -> Float[Array, "n s c"]:
+        self, x: Float[Array, "f s c"], positions: Int[Array, "f s"]
+    ) -> Float[Array, "f s c"]:
         """Scaled tokens with sinusoids of their positions, which count from 0 here."""
         return placed(x, positions)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the tied output layer."""
         return self.embed.logits(hidden, token_range)
 
 
-def unit(x: Float[Array, "n v c"]) -> Float[Array, "n v c"]:
+def unit(x: Float[Array, "f v c"]) -> Float[Array, "f v c"]:
     """Every token divided by its length, or by 1e-12 if that is larger. float32 inside."""
     y = x.astype(jnp.float32)
     return (y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y**2, axis=-1, keepdims=True), 1e-24))).astype(
@@ -145,7 +145,7 @@ def unit(x: Float[Array, "n v c"]) -> Float[Array, "n v c"]:
     )
 
 
-def placed(x: Float[Array, "n s c"], positions: Int[Array, "n s"]) -> Float[Array, "n s c"]:
+def placed(x: Float[Array, "f s c"], positions: Int[Array, "f s"]) -> Float[Array, "f s c"]:
     """The decoder's input: everything times sqrt(width), plus the sinusoid of where it stands.
     float32 inside.
     """

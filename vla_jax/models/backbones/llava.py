@@ -116,7 +116,7 @@ class Projector(nnx.Module):
             Linear((width, width), ("mlp", "embed"), bias=True, rngs=rngs) if two else None
         )
 
-    def __call__(self, x: Float[Array, "n v w"]) -> Float[Array, "n v c"]:
+    def __call__(self, x: Float[Array, "f v w"]) -> Float[Array, "f v c"]:
         x = self.first(x)
         return x if self.second is None else self.second(jax.nn.gelu(x, approximate=False))
 
@@ -142,17 +142,17 @@ class Llava(InSequence):
             else None
         )
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Projected image features."""
         return self.projector(self.vision(images))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings."""
         return self.embed(tokens)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the output layer: LLaMA's own, MPT's token table."""
         if self.lm_head is None:
             return self.embed.logits(hidden, token_range)

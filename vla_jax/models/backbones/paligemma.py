@@ -145,18 +145,18 @@ class PaliGemma(InSequence):
         self.embed = Embed(config.vocab, config.width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Projected image features, on the scale of scaled text embeddings."""
         return self.projector(self.vision(images))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings times sqrt(width)."""
         x = self.embed(tokens)
         return x * jnp.asarray(self.text_scale, x.dtype)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the tied output layer."""
         out, cap = self.embed.logits(hidden, token_range), self.config.final_softcap
         return cap * jnp.tanh(out / cap) if cap else out

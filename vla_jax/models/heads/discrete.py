@@ -151,7 +151,7 @@ class DiscreteHead(nnx.Module):
 
     def decode_tokens(
         self, context: HeadContext, key: jax.Array
-    ) -> tuple[Int[Array, "b q"], Float[Array, "b q n"]]:
+    ) -> tuple[Int[Array, "b q"], Float[Array, "b q bins"]]:
         """The newest frame's action tokens, and the scores that each was chosen by."""
         backbone, prefix, last = context.backbone, context.prefix, self.num_tokens - 1
 
@@ -169,7 +169,7 @@ class DiscreteHead(nnx.Module):
         ids, scores = jnp.concatenate([ids, chosen[None]]), jnp.concatenate([scores, final[None]])
         return ids.swapaxes(0, 1), scores.swapaxes(0, 1)
 
-    def noise(self, key: jax.Array) -> Float[Array, "q n"] | None:
+    def noise(self, key: jax.Array) -> Float[Array, "q bins"] | None:
         """What is added to the scores of each token of one example; None without a temperature."""
         if not self.config.temperature:
             return None
@@ -178,7 +178,7 @@ class DiscreteHead(nnx.Module):
 
     def token_loss(
         self,
-        logits: Float[Array, "f q n"],
+        logits: Float[Array, "f q bins"],
         actions: Float[Array, "b t k d"],
         mask: Bool[Array, "b t k d"],
     ) -> Loss:
@@ -203,7 +203,7 @@ class DiscreteHead(nnx.Module):
         hits, count = (jnp.sum(x, axis=axes, dtype=jnp.float32) for x in (mask & right, mask))
         return Loss(masked_mean(cost, mask).sum(), {**metrics, "token_accuracy": (hits, count)})
 
-    def choose(self, logits: Float[Array, "f n"], key: jax.Array) -> Int[Array, " f"]:
+    def choose(self, logits: Float[Array, "f bins"], key: jax.Array) -> Int[Array, " f"]:
         """The next token."""
         if self.config.temperature:
             chosen = jax.random.categorical(key, logits / self.config.temperature, axis=-1)
@@ -212,7 +212,7 @@ class DiscreteHead(nnx.Module):
         return (chosen + self.config.token_range[0]).astype(jnp.int32)
 
     def actions(
-        self, ids: Int[Array, "f q"], logits: Float[Array, "f q n"]
+        self, ids: Int[Array, "f q"], logits: Float[Array, "f q bins"]
     ) -> Float[Array, "f k d"]:
         """Normalised actions of decoded tokens; a binary dim holds the probability of 1."""
         return self._values(ids, logits, logit=False).reshape(

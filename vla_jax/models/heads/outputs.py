@@ -198,8 +198,8 @@ def in_float32(module: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), module)
 
 
-def flatten(readouts: Float[Array, "b t n c"]) -> Float[Array, "b t m"]:
-    """The readouts of each frame as one float32 vector, m = n * c."""
+def flatten(readouts: Float[Array, "b t n c"]) -> Float[Array, "b t i"]:
+    """The readouts of each frame as one float32 vector, i = n * c."""
     b, t, n, c = readouts.shape
     return readouts.astype(jnp.float32).reshape(b, t, n * c)
 
