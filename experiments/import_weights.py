@@ -20,7 +20,7 @@ import hashlib
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,17 +37,15 @@ from experiments.robovlms import names as robovlms_names
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
+from vla_jax.models.backbones import paligemma
 from vla_jax.models.tokenizer import digest as tokenizer_digest
 from vla_jax.training.checkpoint import Checkpointer, complete_steps
 from vla_jax.training.state import TrainState
 from vla_jax.weights import pretrained
 
 KINDS = ("hf", "npz", "robovlms")
-FAMILIES = {
-    "paligemma": "paligemma",
-    "kosmos-2": "kosmos2",
-    "llava": "llava",
-}  # config.json's model_type -> ours
+# config.json's model_type -> our backbone
+FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava"}
 BACKBONE = "backbone/"
 
 
@@ -124,19 +122,19 @@ def backbone(path: Path, kind: str) -> Import:
             f" {body.get('model_type')!r}"
         )
     config.model.backbone = FAMILIES[body["model_type"]]
-    module = build.BACKBONES[config.model.backbone][0]
-    names = module.hf_names if kind == "hf" else module.npz_names
+    module = build.backbone_module(config)
+    names = module.hf_names if kind == "hf" else paligemma.npz_names
     candidates = []
     for variant, sizes in _likely(source, module.CONFIGS, names).items():
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
         # The backbone by itself: with its output layer, which a policy with a continuous head
         # leaves out.
-        alone = flat.abstract(functools.partial(build.BACKBONES[config.model.backbone][1], sizes))[
-            1
-        ]
+        alone = flat.abstract(
+            functools.partial(build.BACKBONES[config.model.backbone].MODEL, sizes)
+        )[1]
         shapes = {BACKBONE + name: shape for name, shape in alone.items()}
-        dead = tuple(module.dead_names(sizes)) if hasattr(module, "dead_names") else ()
+        dead = tuple(module.dead_names(sizes))
         candidates.append(
             Import(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path)
         )
@@ -168,7 +166,7 @@ def policy(path: Path, json_file: Path) -> Import:
             f"--from robovlms:{path}: expected a .pt or .ckpt file or a DeepSpeed directory"
         )
     source, left = robovlms_names.source(opened)
-    module = build.BACKBONES[config.model.backbone][0]
+    module = build.backbone_module(config)
     candidates = []
     for variant, sizes in _likely(source, module.CONFIGS, module.hf_names).items():
         if sizes.image_size == config.model.image_size:
@@ -188,11 +186,11 @@ def policy(path: Path, json_file: Path) -> Import:
                 )
             )
     if not candidates:
-        there = ", ".join(
+        known = ", ".join(
             f"{sizes.image_size} ({variant})" for variant, sizes in module.CONFIGS.items()
         )
         raise ValueError(
-            f"{json_file}: image_size: expected {there}, got {config.model.image_size}"
+            f"{json_file}: image_size: expected {known}, got {config.model.image_size}"
         )
     return _best(candidates)
 
@@ -280,7 +278,7 @@ def digest(path: Path) -> str:
 
 def _likely(
     source: pretrained.Source,
-    sizes: dict[str, Any],
+    sizes: Mapping[str, Any],
     names: Callable[[Any], dict[str, pretrained.Entry]],
 ) -> dict[str, Any]:
     """The sizes whose token table is as wide as the source's; all of them where there is none."""
@@ -289,7 +287,7 @@ def _likely(
         embedding = source.arrays.get(names(config)["embed/embedding"].source)
         if embedding is not None and embedding.shape[-1] == config.block.width:
             likely[variant] = config
-    return likely or sizes
+    return likely or dict(sizes)
 
 
 def _best(candidates: list[Import]) -> Import:
@@ -330,7 +328,7 @@ def _check_tokenizer(imported: Import) -> None:
     """Every id of the tokenizer must have a row in the token table."""
     if not _has_tokenizer(imported.tokenizer):
         return
-    module = build.BACKBONES[imported.config.model.backbone][0]
+    module = build.backbone_module(imported.config)
     ids, rows = (
         module.load_tokenizer(imported.tokenizer).vocab,
         imported.shapes["backbone/embed/embedding"].shape[0],

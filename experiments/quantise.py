@@ -26,8 +26,8 @@ from vla_jax.robot.torch_policy.quantise import KINDS
 
 
 class Measured(NamedTuple):
-    """A way to load the policy, and what came of it: actions [f d] in robot units, milliseconds
-    [f].
+    """A way to load the policy, and what came of it over n frames: actions [n d] in robot units,
+    milliseconds [n].
     """
 
     name: str
@@ -75,7 +75,7 @@ def run(name: str, policy: Policy, episodes: list[Episode], dataset: str) -> Mea
 
 def table(measured: list[Measured], demonstrated: np.ndarray, spec: ActionSpec) -> str:
     """Both tables. The first of `measured` is what the others are compared with; demonstrated
-    [f d] is in robot units.
+    [n d] is in robot units.
     """
     dims, binary, reference = arm(spec), list(spec.binary), measured[0].actions
     lines = [f"{'':22s} {'MB':>8s} {'ms p50':>7s} {'arm error':>9s} {'gripper':>8s} {'flips':>6s}"]

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax import params
-from vla_jax.models.attention import Cache, FrameMask, last
+from vla_jax.models.attention import Cache, FrameMask, take_last_queries
 from vla_jax.types import Array, Batch, Media, Observation
 
 
@@ -42,47 +42,49 @@ class FakeBackbone(nnx.Module):
         self.out = normal(width, width)
         self.media = normal(self.visual_width, width) if cross else None
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         n, p = images.shape[0], self.patch
         side = images.shape[1] // p
         x = images.reshape(n, side, p, side, p, 3).swapaxes(2, 3).reshape(n, side * side, -1)
         return (x.astype(jnp.float32) / 127.5 - 1.0) @ self.patches[...]
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         return self.words[...][tokens] * self.text_scale
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Any,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
+        positions: Int[Array, "f s"],
+        num_queries: int | None = None,
         media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
+    ) -> Float[Array, "f r c"]:
         allowed = mask if not isinstance(mask, FrameMask) else whole_mask(mask)
         out, _ = self._layer(x, allowed, positions, None, media)
-        return out if readout is None else last(out, readout, mask)
+        return out if num_queries is None else take_last_queries(out, num_queries, mask)
 
     def decode(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Any,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         cache: Cache,
         media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
+    ) -> tuple[Float[Array, "f s c"], Cache]:
         if isinstance(mask, FrameMask):
             slots = cache.k.shape[2]
             mask = jnp.pad(whole_mask(mask), ((0, 0), (0, 0), (0, slots - x.shape[1])))
         return self._layer(x, mask, positions, cache, media)
 
-    def cache(self, n: int, slots: int) -> Cache:
-        return Cache.empty(1, n, slots, (1, self.width), jnp.float32)
+    def cache(self, f: int, slots: int) -> Cache:
+        return Cache.empty(1, f, slots, (1, self.width), jnp.float32)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
-        table = self.words[...] if rows is None else self.words[...][rows[0] : rows[1]]
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
+        table = self.words[...]
+        if token_range is not None:
+            table = table[token_range[0] : token_range[1]]
         return hidden @ table.T
 
     def _layer(
@@ -114,7 +116,7 @@ class FakeBackbone(nnx.Module):
         return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6), cache
 
 
-def whole_mask(mask: FrameMask) -> Bool[Array, "n s s"]:
+def whole_mask(mask: FrameMask) -> Bool[Array, "f s s"]:
     """A FrameMask as a dense one."""
     s, frame = mask.valid.shape[1], mask.frame
     parts = [
@@ -139,7 +141,7 @@ def random_frame_mask(rng: np.random.Generator, n: int, frame: int, frames: int)
     return FrameMask(jnp.asarray(valid), jnp.asarray(order), jnp.asarray(shared), frame)
 
 
-def dense_by_hand(mask: FrameMask, window: int | None = None) -> Bool[np.ndarray, "n u u"]:
+def dense_by_hand(mask: FrameMask, window: int | None = None) -> Bool[np.ndarray, "f u u"]:
     """What FrameMask's docstring says, one pair of tokens at a time; `window` as
     local_mask's says.
     """

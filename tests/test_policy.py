@@ -136,16 +136,18 @@ def test_cached_decoding_equals_teacher_forcing(history, layout, cross):
     def both(obs):
         context = model.prefix_context(model.sequence(obs), t)
         ids, scores = model.head.decode_tokens(context, KEY)
-        other = jax.random.randint(KEY, (t - 1, q), *model.head.config.rows)
+        other = jax.random.randint(KEY, (t - 1, q), *model.head.config.token_range)
         written = jnp.concatenate([other, ids])[:, :-1]
         embedded = model.backbone.embed_text(written)
         teacher = MaskedTokens(embedded, jnp.ones(written.shape, bool))
         hidden = model.encode(model.sequence(obs, teacher), q, t)[:, -1]
-        return ids, scores, model.backbone.logits(hidden, model.head.config.rows)
+        return ids, scores, model.backbone.logits(hidden, model.head.config.token_range)
 
     ids, scores, expected = both(obs)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    np.testing.assert_array_equal(ids, np.argmax(scores, axis=-1) + model.head.config.rows[0])
+    np.testing.assert_array_equal(
+        ids, np.argmax(scores, axis=-1) + model.head.config.token_range[0]
+    )
     assert np.std(scores, axis=1).max() > 1e-2  # the agreement is about something
 
 

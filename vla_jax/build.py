@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
+from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma
 from vla_jax.models.heads import discrete
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
@@ -52,12 +52,12 @@ class HeadKind(NamedTuple):
     config: type
 
 
-# Name in the config -> the file and the module in it.
-BACKBONES: dict[str, tuple[Any, Callable[..., nnx.Module]]] = {
-    "paligemma": (paligemma, paligemma.PaliGemma),
-    "kosmos2": (kosmos2, kosmos2.Kosmos2),
-    "llava": (llava, llava.Llava),
-    "flamingo": (flamingo, flamingo.Flamingo),
+# Name in the config -> the backbone's file.
+BACKBONES: dict[str, BackboneFile] = {
+    "paligemma": paligemma,
+    "kosmos2": kosmos2,
+    "llava": llava,
+    "flamingo": flamingo,
 }
 HEADS = {
     "lstm": HeadKind(LSTMHead, HeadConfig),
@@ -92,8 +92,8 @@ def backbone_config(config: ConfigDict) -> Any:
         )
     changes: dict[str, Any] = {"remat": config.model.remat, "layers": config.model.layers}
     tasks = config.objectives
-    if hasattr(sizes, "speaks"):  # an output layer of its own is made where tokens are scored
-        changes["speaks"] = writes_tokens(config) or bool(
+    if module.OWN_LM_HEAD:  # it is made where tokens are scored
+        changes["has_lm_head"] = writes_tokens(config) or bool(
             tasks.caption.weight or tasks.image_text.weight
         )
     return dataclasses.replace(sizes, **changes)
@@ -154,7 +154,7 @@ def model(config: ConfigDict, action_end: int = 0, states: States | None = None)
     state.
     """
     sizes, model = backbone_config(config), config.model
-    make_backbone, head = BACKBONES[_backbone(config)][1], _head(config, action_end or sizes.vocab)
+    make_backbone, head = backbone_module(config).MODEL, _head(config, action_end or sizes.vocab)
     policy = VLAConfig(
         window=model.window,
         chunk=model.chunk,
@@ -307,14 +307,10 @@ def augmentation(config: ConfigDict) -> AugmentConfig:
     return AugmentConfig(**config.augment.to_dict())
 
 
-def _backbone(config: ConfigDict) -> str:
+def backbone_module(config: ConfigDict) -> BackboneFile:
+    """The file of the backbone. Raises ValueError for an unknown one."""
     if config.model.backbone not in BACKBONES:
         raise ValueError(
             f"model.backbone: expected one of {', '.join(BACKBONES)}, got {config.model.backbone!r}"
         )
-    return config.model.backbone
-
-
-def backbone_module(config: ConfigDict) -> Any:
-    """The file of the backbone."""
-    return BACKBONES[_backbone(config)][0]
+    return BACKBONES[config.model.backbone]

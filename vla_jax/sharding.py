@@ -85,7 +85,7 @@ def resolve(
             and _bytes(shape) >= large
             and not any("fsdp" in axes for axes in spec)
         ):
-            _second_chance(path, shape.shape, logical[path], mesh, spec)
+            _force_fsdp_axis(path, shape.shape, logical[path], mesh, spec)
         entries: list[Any] = [axes[0] if len(axes) == 1 else axes or None for axes in spec]
         while entries and entries[-1] is None:
             entries.pop()
@@ -224,7 +224,7 @@ def _by_rules(
     return spec
 
 
-def _second_chance(
+def _force_fsdp_axis(
     path: str,
     shape: tuple[int, ...],
     names: tuple[str | None, ...],

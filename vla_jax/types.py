@@ -1,8 +1,10 @@
 """What flows between the rooms: observations, batches, and the three protocols.
 
-Axes: b batch, t window step, k chunk step, d action dim, p proprio, n readout tokens, c width, s
-sequence, l text, v visual tokens of one image, h w pixels, m future frames, e width of CLIP's text
-embedding. Masks are True where valid. This module imports nothing of ours.
+Axes: b batch, t window step, f sequences (frames encoded each alone, or windows; for an encoder its
+images or texts), k chunk step, d action dim, p proprio, n readout tokens, q tokens that a head
+writes or a task asks with, c width, s sequence, u slots of a cache, l text, v visual tokens, h w
+pixels, m future frames, e width of CLIP's text embedding. Masks are True where valid. This module
+imports nothing of ours.
 """
 
 from collections.abc import Callable
@@ -159,9 +161,9 @@ class Objective(NamedTuple):
 class Media(NamedTuple):
     """Visual tokens beside the sequence, for backbones that look at them by cross-attention."""
 
-    tokens: Float[Array, "n m c"]  # of all images
+    tokens: Float[Array, "f v c"]  # of all images
     mask: Bool[
-        Array, "n s m"
+        Array, "f s v"
     ]  # which of them each token of the sequence sees; one that sees none gets nothing
 
 
@@ -177,48 +179,48 @@ class Backbone(Protocol):
         float  # what embed_text multiplies by; RoboVLMs' layout scales its learned tokens alike
     )
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]: ...
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]: ...
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]: ...
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]: ...
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Any,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
+        positions: Int[Array, "f s"],
+        num_queries: int | None = None,
         media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm; with `readout=r` only the last r positions (r = s
+    ) -> Float[Array, "f r c"]:
+        """Hidden states after the final norm; with `num_queries=r` only the last r positions (r = s
         otherwise).
 
-        `mask[n, q, k]` is True where query q may look at key k; or it is an attention.FrameMask,
+        `mask[f, q, k]` is True where query q may look at key k; or it is an attention.FrameMask,
         and r counts in each frame.
         """
         ...
 
     def decode(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Any,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         cache: Any,
         media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Any]:
+    ) -> tuple[Float[Array, "f s c"], Any]:
         """Hidden states of tokens that follow those in an attention.Cache, and the cache with them.
 
-        `mask[n, q, u]` is over the cache's slots; or, for the first tokens, an attention.FrameMask.
+        `mask[f, q, u]` is over the cache's slots; or, for the first tokens, an attention.FrameMask.
         """
         ...
 
-    def cache(self, n: int, slots: int) -> Any:
+    def cache(self, f: int, slots: int) -> Any:
         """An empty attention.Cache."""
         ...
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
-        """float32 logits of all tokens, or of those from rows[0] to rows[1] - 1."""
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
+        """float32 logits of all tokens, or of those of the ids in range(*token_range)."""
         ...
 
 
@@ -235,9 +237,9 @@ class Prefix(NamedTuple):
     """
 
     cache: Any
-    hidden: Float[Array, "n c"]
-    seen: Bool[Array, "n u"]
-    position: Int[Array, "n 1"]
+    hidden: Float[Array, "f c"]
+    seen: Bool[Array, "f u"]
+    position: Int[Array, "f 1"]
     media: Media | None
 
 

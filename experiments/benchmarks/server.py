@@ -52,13 +52,13 @@ def served(artefact: Path, *options: str) -> Iterator[tuple[int, subprocess.Pope
         subprocess.Popen(command, stderr=log) as process,
     ):  # a pipe could fill up
         try:
-            while b" ready: " not in (said := Path(log.name).read_bytes()):
+            while b" ready: " not in (printed := Path(log.name).read_bytes()):
                 if process.poll() is not None:
                     raise RuntimeError(
-                        f"{' '.join(command)}: expected it to get ready, got\n{said.decode()}"
+                        f"{' '.join(command)}: expected it to get ready, got\n{printed.decode()}"
                     )
                 time.sleep(0.05)
-            listening = re.search(rb"listening on \S+:(\d+),", said)
+            listening = re.search(rb"listening on \S+:(\d+),", printed)
             assert listening is not None
             yield int(listening[1]), process
         finally:

@@ -8,12 +8,8 @@ gpt, attention, flow, discrete  another policy head than the LSTM
 
 from ml_collections import ConfigDict
 
-HEADS = {
-    "gpt": 8,
-    "attention": 1,
-    "flow": 4,
-    "discrete": 0,
-}  # blocks: GPT as in RoboVLMs, discrete has no parameters
+# Head -> its blocks: GPT as in RoboVLMs; discrete has no parameters.
+HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0}
 
 
 def parse(arg: str, own: tuple[str, ...] = ()) -> frozenset[str]:
@@ -42,9 +38,8 @@ def apply(config: ConfigDict, words: frozenset[str]) -> None:
         config.model.head = head
         config.model.head_layers = min(2, HEADS[head]) if "tiny" in words else HEADS[head]
     if "discrete" in words:
-        config.model.history = (  # as in RoboVLMs; this head cannot fuse time, so the backbone must
-            "interleaved"
-        )
+        # As in RoboVLMs; this head cannot fuse time, so the backbone must.
+        config.model.history = "interleaved"
 
 
 def _tiny(config: ConfigDict) -> None:
@@ -62,10 +57,8 @@ def _tiny(config: ConfigDict) -> None:
     config.data.mixture = "blocks"
     config.data.normalise = ("q99",)
     config.data.ram_budget = 256 * 2**20
-    config.augment.crop_scale = (
-        1.0,
-        1.0,
-    )  # the demo's pictures are 32 pixels wide, and its words name colours
+    # The demo's pictures are 32 pixels wide, and its words name colours.
+    config.augment.crop_scale = (1.0, 1.0)
     config.augment.brightness = config.augment.hue = 0.0
     config.augment.contrast = config.augment.saturation = (1.0, 1.0)
     config.augment.shift = ()

@@ -112,7 +112,8 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
             f" {config.model.variant} embeds {vocab}; give the tokenizer that belongs to the"
             " weights"
         )
-    say, answer = encoder.encode, encoder.answer
+    say: Callable[[str], list[int]] = encoder.encode
+    answer: Callable[[str], list[int]] = encoder.answer
     end = build.action_token_end(config, folder)
     if end:
         say, answer = (

@@ -53,11 +53,10 @@ def calibrate(artefact: Path, spec: ActionSpec, replayed: list[Replayed]) -> dic
     if len(fit[0]) and len(test[0]):
         fitted["agreement"] = curve = monotone(*fit)
         report["agreement"] = agreement_report(curve, *test)
-    made = Calibration(**fitted)
     return {
         "schema": SCHEMA,
         "artefact": identity(artefact),
-        "calibration": made.to_json(),
+        "calibration": Calibration(**fitted).to_json(),
         "report": report,
     }
 
@@ -95,9 +94,9 @@ def agreement(spec: ActionSpec, one: Replayed) -> Pairs:
 
 def joined(parts: list[Pairs]) -> Pairs:
     """All steps that have a confidence."""
-    values, after = (np.concatenate(column) for column in zip(*parts, strict=True))
-    there = np.isfinite(values)
-    return values[there], after[there]
+    confidence, outcome = (np.concatenate(column) for column in zip(*parts, strict=True))
+    finite = np.isfinite(confidence)
+    return confidence[finite], outcome[finite]
 
 
 def logistic(confidence: np.ndarray, right: np.ndarray) -> Logistic:
@@ -111,24 +110,22 @@ def logistic(confidence: np.ndarray, right: np.ndarray) -> Logistic:
     theta = prior.copy()
 
     def loss(theta: np.ndarray) -> float:
-        z = x @ theta
-        return float(
-            (np.logaddexp(0, z) - right * z).sum() + weight / 2 * ((theta - prior) ** 2).sum()
-        )
+        logits = x @ theta
+        log_loss = np.logaddexp(0, logits) - right * logits
+        return float(log_loss.sum() + weight / 2 * ((theta - prior) ** 2).sum())
 
     for _ in range(100):
         p = 1 / (1 + np.exp(-(x @ theta)))
-        slope = x.T @ (p - right) + weight * (theta - prior)
-        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + weight * np.eye(2), slope)
-        size = 1.0
-        while loss(theta - size * step) > loss(theta) and size > 1e-6:
-            size /= 2
-        theta = theta - size * step
-        if np.abs(size * step).max() < 1e-10:
+        gradient = x.T @ (p - right) + weight * (theta - prior)
+        hessian = (x.T * (p * (1 - p))) @ x + weight * np.eye(2)
+        step, step_size = np.linalg.solve(hessian, gradient), 1.0
+        while loss(theta - step_size * step) > loss(theta) and step_size > 1e-6:
+            step_size /= 2
+        theta = theta - step_size * step
+        if np.abs(step_size * step).max() < 1e-10:
             break
-    if (
-        theta[0] < 0
-    ):  # the surer, the worse: then it says nothing, and the mean is all that is known
+    # The surer, the worse: then it says nothing, and the mean is all that is known.
+    if theta[0] < 0:
         mean = np.clip(right.mean(), NEAREST, 1 - NEAREST)
         theta = np.array([0.0, np.log(mean / (1 - mean))])
     return Logistic(float(theta[0]), float(theta[1]))
@@ -163,8 +160,8 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     expected calibration error (their mean distance, weighted by count) and the Brier score (mean
     squared distance of each).
     """
-    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    rows = [(confidence[which == i], right[which == i]) for i in range(BINS)]
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows = [(confidence[bin_of == i], right[bin_of == i]) for i in range(BINS)]
     bins = [
         {"confidence": float(c.mean()), "right": float(r.mean()), "count": len(c)}
         for c, r in rows

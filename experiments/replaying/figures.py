@@ -24,9 +24,7 @@ class Replayed(NamedTuple):
     episode: Episode
     chunks: np.ndarray  # t k d, robot units: planned anew at each step
     normalised: np.ndarray  # t k d: the same as the network says it
-    open_loop: (
-        np.ndarray
-    )  # t d, robot units: whole chunks executed, the policy sees nothing between
+    open_loop: np.ndarray  # t d, robot units: whole chunks executed, nothing seen between
     confidence: dict[str, np.ndarray]  # name -> t ("steps": t k), NaN where there is none
     milliseconds: np.ndarray  # t of TIMES
 
@@ -36,17 +34,16 @@ def replay(policy: Policy, episode: Episode, dataset: str) -> Replayed:
     every = plans(policy, episode, dataset, 1)
     chunks = np.stack([out["actions"] for out in every])
     k = chunks.shape[1]
-    sparse = np.concatenate([out["actions"] for out in plans(policy, episode, dataset, k)])[
-        : len(chunks)
-    ]
+    executed = [out["actions"] for out in plans(policy, episode, dataset, k)]
+    open_loop = np.concatenate(executed)[: len(chunks)]
     confidence = {}
     for name in ("gripper", "agreement", "token", "steps"):
         none: Any = [np.nan] * k if name == "steps" else np.nan
-        said = [out["confidence"][name] for out in every]
-        confidence[name] = np.array([none if value is None else value for value in said])
+        values = [out["confidence"][name] for out in every]
+        confidence[name] = np.array([none if value is None else value for value in values])
     times = np.array([[out["timing"][name] for name in TIMES] for out in every])
     normalised = np.stack([out["normalised"] for out in every])
-    return Replayed(episode._replace(frames=[]), chunks, normalised, sparse, confidence, times)
+    return Replayed(episode._replace(frames=[]), chunks, normalised, open_loop, confidence, times)
 
 
 def plans(policy: Policy, episode: Episode, dataset: str, every: int) -> list[dict[str, Any]]:
@@ -80,7 +77,7 @@ def figures(recording: Recording, replayed: list[Replayed]) -> dict[str, Any]:
     spec, k = recording.spec, replayed[0].chunks.shape[1]
     true = np.concatenate([one.episode.actions for one in replayed])
     step = np.concatenate([one.chunks[:, 0] for one in replayed])
-    sparse = np.concatenate([one.open_loop for one in replayed])
+    open_loop = np.concatenate([one.open_loop for one in replayed])
     mean = recording.index.splits["train"].stats["action"]["mean"].astype(np.float32)
     constant = spec.unnormalise(spec.normalise(np.broadcast_to(mean, true.shape)))
     times = np.concatenate([one.milliseconds for one in replayed])
@@ -93,7 +90,7 @@ def figures(recording: Recording, replayed: list[Replayed]) -> dict[str, Any]:
             name: float(arm_error(spec, actions, true).mean())
             for name, actions in (
                 ("every_step", step),
-                ("open_loop", sparse),
+                ("open_loop", open_loop),
                 ("mean_action", constant),
             )
         },
@@ -101,14 +98,14 @@ def figures(recording: Recording, replayed: list[Replayed]) -> dict[str, Any]:
             name: gripper_accuracy(spec, actions, true)
             for name, actions in (
                 ("every_step", step),
-                ("open_loop", sparse),
+                ("open_loop", open_loop),
                 ("mean_action", constant),
             )
         },
         "dims": {
             name: {
                 "every_step": spread(step[:, i] - true[:, i]),
-                "open_loop": spread(sparse[:, i] - true[:, i]),
+                "open_loop": spread(open_loop[:, i] - true[:, i]),
                 "mean_action": spread(constant[:, i] - true[:, i]),
                 "correlation": correlation(step[:, i], true[:, i]),
             }
@@ -230,11 +227,11 @@ def jerks(spec: ActionSpec, replayed: list[Replayed]) -> dict[str, float]:
     for one in replayed:
         plan = np.arange(len(one.chunks)) // k
         border = plan[2:] != plan[:-2]
-        sparse = _jerk(spec, one.open_loop)
+        open_loop = _jerk(spec, one.open_loop)
         parts["demonstration"].append(_jerk(spec, one.episode.actions))
         parts["every_step"].append(_jerk(spec, one.chunks[:, 0]))
-        parts["border"].append(sparse[border])
-        parts["inside"].append(sparse[~border])
+        parts["border"].append(open_loop[border])
+        parts["inside"].append(open_loop[~border])
     joined = {name: np.concatenate(values) for name, values in parts.items()}
     return {
         name: float(np.sqrt(x.mean())) if len(x) else float("nan") for name, x in joined.items()

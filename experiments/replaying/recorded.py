@@ -216,11 +216,11 @@ def check(
         )
     refitted = ActionSpec.fit(names, spec.binary, stats, rules(spec))
     lines = [
-        f"    {name} ({mine.kind}): expected offset {mine.offset[i]:.6g}, scale"
-        f" {mine.scale[i]:.6g}, got {theirs.offset[i]:.6g}, {theirs.scale[i]:.6g}"
-        for mine, theirs in zip(spec.steps, refitted.steps, strict=True)
+        f"    {name} ({trained.kind}): expected offset {trained.offset[i]:.6g}, scale"
+        f" {trained.scale[i]:.6g}, got {data.offset[i]:.6g}, {data.scale[i]:.6g}"
+        for trained, data in zip(spec.steps, refitted.steps, strict=True)
         for i, name in enumerate(names)
-        if (mine.offset[i], mine.scale[i]) != (theirs.offset[i], theirs.scale[i])
+        if (trained.offset[i], trained.scale[i]) != (data.offset[i], data.scale[i])
     ]
     if lines:
         raise ValueError(

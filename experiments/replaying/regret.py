@@ -31,9 +31,8 @@ PAIRS = 300_000  # at most: 0.7 GB with one camera
 HIDDEN, EPOCHS, LEAST_UPDATES, BATCH, RATE, DECAY, DROPOUT = 256, 10, 300, 256, 1e-3, 0.01, 0.05
 # of a cell's luminance that counts as one deviation: a cell that hardly changes is not magnified
 LEAST_CHANGE = 2.5
-TAILS = (
-    0.005  # of the regrets, each side, that count as its quantile: rare ones would drown the rest
-)
+# of the regrets, each side, that count as its quantile: rare ones would drown the rest
+TAILS = 0.005
 
 
 class Known(NamedTuple):
@@ -57,8 +56,8 @@ def learn(policy: Policy, recording: Recording, episodes: int) -> list[Regret]:
         for number in numbers:
             known.append(_watched(policy, source, number))
             progress.add(1)
-    every = float(np.concatenate([one.error[:, 0] for one in known]).mean())
-    regrets = [regret(one.error, every * PRICES) for one in known]  # t k q
+    mean_error = float(np.concatenate([one.error[:, 0] for one in known]).mean())
+    regrets = [regret(one.error, mean_error * PRICES) for one in known]  # t k q
     pairs = np.array(
         [
             (e, t, j)

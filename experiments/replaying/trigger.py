@@ -32,9 +32,8 @@ TARGET_SAVED = 0.8
 # Of what occurs within chunks: thresholds to try. Most steps are sure, the unsure ones decide.
 SCENES, SURENESS = np.linspace(0.1, 0.9, 6), np.linspace(0.02, 0.5, 12)
 SURE = 1.28  # standard errors: 9 in 10 from one side
-PRICES = np.array(
-    [0.0, *np.geomspace(1e-3, 1.0, 19)]
-)  # of a pass, in arm error: what hindsight weighs
+# of a pass, in arm error: what hindsight weighs
+PRICES = np.array([0.0, *np.geomspace(1e-3, 1.0, 19)])
 
 
 class Aim(NamedTuple):
@@ -133,10 +132,8 @@ def trials(policy: Policy, recording: Recording, fitted: list[Replayed], learn: 
     """What is tried; planning at every step comes first. With a regret, a scene further from the
     pass's than any seen within a chunk asks for a pass too: there the regret knows nothing.
     """
-    k, one_frame = (
-        policy.config["network"]["head"]["chunk"],
-        policy.config["network"]["sequence"]["window"] == 1,
-    )
+    k = policy.config["network"]["head"]["chunk"]
+    one_frame = policy.config["network"]["sequence"]["window"] == 1
     scenes, sure = thresholds(recording, fitted, k)
     regrets = regret.learn(policy, recording, learn) if k > 1 else []
     furthest = float(scenes.max(initial=0.0)) or None
@@ -268,9 +265,8 @@ def hindsight(
     beforehand, are best: what no trigger for this policy can hope to beat, since its chunks are
     made with the full history.
     """
-    tables = [
-        chunk_errors(recording.spec, one.chunks, one.episode.actions) for one in replayed
-    ]  # t k
+    # t k of each episode
+    tables = [chunk_errors(recording.spec, one.chunks, one.episode.actions) for one in replayed]
     frames, sums = sum(len(table) for table in tables), np.zeros((2, len(PRICES)))  # passes, error
     for table in tables:
         regrets = regret.regret(table, PRICES)  # t k q

@@ -238,9 +238,8 @@ def _training(fields: _Fields) -> None:
     fields.copy("weight_decay", "optim.weight_decay", float, 0.0)
     fields.copy("warmup_epochs", "optim.warmup_epochs", float, 0.0)
     fields.copy("warmup_steps", "optim.warmup_steps", int, 0)
-    fields.copy(
-        "gradient_clip_val", "optim.clip", float, 0.0
-    )  # not the trainer's, which RoboVLMs overwrites
+    # Not the trainer's, which RoboVLMs overwrites.
+    fields.copy("gradient_clip_val", "optim.clip", float, 0.0)
     fields.among("scheduler", "optim.schedule", SCHEDULES, "constant")
     if fields.config.optim.schedule == "half_cosine":
         fields.copy("min_lr_scale", "optim.min_lr_scale", float, 0.01)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 from vla_jax.weights.pretrained import Entry, Source
 
 # Arrays without meaning: constant masks and tables that older versions of transformers and of GPT-2
@@ -46,9 +46,8 @@ def source(opened: Source) -> tuple[Source, list[str]]:
         other = name.replace("bias_ih", "bias_hh")
         if other in arrays:
             arrays[name.replace("bias_ih", "bias")] = arrays.pop(name) + arrays.pop(other)
-    if (
-        "act_head.gpt.wpe.weight" in arrays and "act_head.fc.weight" not in arrays
-    ):  # nn.Identity in RoboVLMs
+    # nn.Identity in RoboVLMs, where the widths agree.
+    if "act_head.gpt.wpe.weight" in arrays and "act_head.fc.weight" not in arrays:
         width = arrays["act_head.gpt.wpe.weight"].shape[1]
         arrays |= {
             "act_head.fc.weight": np.eye(width, dtype=np.float32),
@@ -95,9 +94,9 @@ def names(config: ConfigDict, backbone: dict[str, Entry]) -> dict[str, Entry]:
     if config.model.head == "lstm":
         for i in range(config.model.head_layers):
             layer = f"head/layers/{i}/"
-            table[f"{layer}w_ih"] = Entry(f"act_head.rnn.weight_ih_l{i}", pretrained.transposed)
-            table[f"{layer}w_hh"] = Entry(f"act_head.rnn.weight_hh_l{i}", pretrained.transposed)
-            table[f"{layer}bias"] = Entry(f"act_head.rnn.bias_l{i}", pretrained.as_is)
+            table[f"{layer}w_ih"] = Entry(f"act_head.rnn.weight_ih_l{i}", transforms.transposed)
+            table[f"{layer}w_hh"] = Entry(f"act_head.rnn.weight_hh_l{i}", transforms.transposed)
+            table[f"{layer}bias"] = Entry(f"act_head.rnn.bias_l{i}", transforms.as_is)
     elif config.model.head == "mlp":
         table |= _linear("head/mlp/layers/", "act_head.mlp.", 2)
     else:
@@ -111,8 +110,8 @@ def _linear(ours: str, theirs: str, count: int) -> dict[str, Entry]:
         f"{ours}{i}/{leaf}": Entry(f"{theirs}{2 * i}.{name}", change)
         for i in range(count)
         for leaf, name, change in (
-            ("kernel", "weight", pretrained.transposed),
-            ("bias", "bias", pretrained.as_is),
+            ("kernel", "weight", transforms.transposed),
+            ("bias", "bias", transforms.as_is),
         )
     }
 
@@ -121,9 +120,9 @@ def _gpt(depth: int) -> dict[str, Entry]:
     """The trunk of GPTDecoder. GPT-2's Conv1D keeps kernels as [in, out], and q, k, v side
     by side.
     """
-    plain, layer, blocks = pretrained.as_is, "act_head.gpt.h.{}.", "head/blocks/stack/blocks/"
+    plain, layer, blocks = transforms.as_is, "act_head.gpt.h.{}.", "head/blocks/stack/blocks/"
     table = {
-        "head/input/kernel": Entry("act_head.fc.weight", pretrained.transposed),
+        "head/input/kernel": Entry("act_head.fc.weight", transforms.transposed),
         "head/input/bias": Entry("act_head.fc.bias", plain),
         "head/positions": Entry("act_head.gpt.wpe.weight", plain),
     }
@@ -145,6 +144,6 @@ def _gpt(depth: int) -> dict[str, Entry]:
     return table
 
 
-def _third(i: int) -> pretrained.Transform:
+def _third(i: int) -> transforms.Transform:
     """Third i of the last axis."""
     return lambda x: np.split(x, 3, axis=-1)[i] if x.shape[-1] % 3 == 0 else x

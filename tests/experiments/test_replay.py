@@ -31,8 +31,7 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Pa
     ):
         done = run(*args, module=f"experiments.{module}")
         assert done.returncode == 0, done.stderr
-    # As on a robot's computer, which has no JAX. One thread: several wait for each other beside
-    # other tests.
+    # As on a robot's computer, which has no JAX.
     script = (
         "import sys; sys.modules['jax'] = None; from experiments import replay;"
         " replay.main(sys.argv[1:])"
@@ -49,8 +48,7 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Pa
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *options], capture_output=True, text=True, timeout=300,
-        check=False, cwd=REPO,
-        env={**environment(), "OMP_NUM_THREADS": "1"},
+        check=False, cwd=REPO, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads((work / "evaluation.json").read_text())["datasets"]["blocks"]

@@ -19,7 +19,7 @@ from vla_jax.export import hf
 from vla_jax.models.backbones import paligemma
 from vla_jax.robot import torch_policy
 from vla_jax.training.checkpoint import load_params
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_the_hubs_names_are_those_that_are_read():
     config = paligemma.CONFIGS["tiny"]
     rng, ours, stacked = np.random.default_rng(0), {}, {}
     for name, entry in paligemma.hf_names(config).items():
-        shape = (192, 6) if entry.transform is pretrained.conv_patches else (4, 5)
+        shape = (192, 6) if entry.transform is transforms.conv_patches else (4, 5)
         for layer in range(max(1, entry.layers)):
             one = name.replace("/blocks/", f"/blocks/{layer}/")
             ours[one] = torch.from_numpy(rng.normal(size=shape))
@@ -140,7 +140,7 @@ def test_what_has_no_counterpart_is_refused_by_name(tmp_path):
         hf.write(tmp_path, tmp_path, tmp_path / "hf")
     with pytest.raises(ValueError, match="q_scale: transformers' config cannot say"):
         hf.hub_config(
-            dataclasses.replace(build.BACKBONES["paligemma"][0].CONFIGS["tiny"], q_scale=0.3), 1
+            dataclasses.replace(build.BACKBONES["paligemma"].CONFIGS["tiny"], q_scale=0.3), 1
         )
     with pytest.raises(
         ValueError, match="expected --checkpoint and --out, or --artefact without them"

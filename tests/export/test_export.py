@@ -130,9 +130,9 @@ CASES = {
 def test_torch_equals_jax(case, tmp_path, monkeypatch):
     model = dict(CASES[case])
     if sizes := model.pop("sizes", None):
-        tiny = build.BACKBONES["paligemma"][0].CONFIGS["tiny"]
+        tiny = build.BACKBONES["paligemma"].CONFIGS["tiny"]
         monkeypatch.setitem(
-            build.BACKBONES["paligemma"][0].CONFIGS, "tiny", dataclasses.replace(tiny, **sizes)
+            build.BACKBONES["paligemma"].CONFIGS, "tiny", dataclasses.replace(tiny, **sizes)
         )
     where = checkpoint(tmp_path, **model)
     proof = artefact.write(export.source(where), tmp_path / "artefact", "float32")
@@ -388,6 +388,6 @@ def test_what_torch_does_not_compute_is_refused_by_name(tmp_path, monkeypatch):
 
 def test_another_tokenizer_is_refused(tmp_path):
     where = checkpoint(tmp_path, head="mlp")
-    build.BACKBONES["paligemma"][0].train_tiny_tokenizer(["other words"], tmp_path / "other")
+    build.BACKBONES["paligemma"].train_tiny_tokenizer(["other words"], tmp_path / "other")
     with pytest.raises(ValueError, match="is not the one the checkpoint was trained with"):
         export.source(where, folder=tmp_path / "other")

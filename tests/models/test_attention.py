@@ -16,10 +16,10 @@ from vla_jax.models.attention import (
     alibi,
     attend,
     attend_frames,
-    last,
     local_mask,
     rope,
     sinusoid,
+    take_last_queries,
 )
 
 
@@ -154,12 +154,12 @@ def test_attention_by_frames_equals_attention_under_the_dense_mask_in_value_and_
     for ours, expected in zip(*values, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
     # Only the last token of each frame, as the last layer does.
-    part = jax.jit(by_frames)(last(q, 1, mask), k, v, bias)
+    part = jax.jit(by_frames)(take_last_queries(q, 1, mask), k, v, bias)
     np.testing.assert_allclose(part, values[1][0][:, 3::4], atol=1e-5)
 
 
 def test_last_takes_tokens_from_the_end_of_the_sequence_or_of_each_frame() -> None:
     x = jnp.arange(12)[None]
-    np.testing.assert_array_equal(last(x, 2, jnp.ones((1, 12, 12), bool)), [[10, 11]])
+    np.testing.assert_array_equal(take_last_queries(x, 2, jnp.ones((1, 12, 12), bool)), [[10, 11]])
     mask = random_frame_mask(np.random.default_rng(0), n=1, frame=4, frames=3)
-    np.testing.assert_array_equal(last(x, 2, mask), [[2, 3, 6, 7, 10, 11]])
+    np.testing.assert_array_equal(take_last_queries(x, 2, mask), [[2, 3, 6, 7, 10, 11]])

@@ -29,7 +29,7 @@ class ExpertHead(nnx.Module):
         self.output = Linear((WIDTH, K * D), ("embed", None), True, rngs)
 
     def predict(self, prefix):
-        keys = prefix.cache.k[-1].reshape(*prefix.seen.shape, -1)  # n u c
+        keys = prefix.cache.k[-1].reshape(*prefix.seen.shape, -1)  # f u c
         seen = prefix.seen[..., None].astype(keys.dtype)
         mean = jnp.sum(keys * seen, axis=1) / jnp.sum(seen, axis=1)
         return self.output(mean).reshape(-1, 1, K, D)

@@ -21,7 +21,8 @@ from vla_jax import build, params, sharding
 from vla_jax.models import lora
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.lora import LoRAConfig
-from vla_jax.models.transformer import BlockConfig, Linear, Stack, StackConfig
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import BlockConfig, Linear
 from vla_jax.training import optim, train
 from vla_jax.training import state as training_state
 from vla_jax.training.checkpoint import Checkpointer, load_adapters, load_params

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.vision import VisionConfig
@@ -114,7 +115,7 @@ def assert_same(loaded: flat.Params, params: dict[str, np.ndarray]) -> None:
 def test_the_four_key_layouts_load_alike(
     layout: str, params: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    _, loaded = paligemma.from_pretrained(write_hf(tmp_path, to_hf(params), layout))
+    _, loaded = from_pretrained(paligemma, write_hf(tmp_path, to_hf(params), layout))
     assert_same(loaded, params)
 
 
@@ -241,7 +242,7 @@ def test_an_explicit_pattern_allows_a_missing_array(
     folder = write_hf(tmp_path, arrays)
     loaded = paligemma.load(folder, CONFIG, specs(), allow_missing=("projector/*",))
     assert params.keys() - loaded.keys() == {"projector/bias"}
-    _, filled = paligemma.from_pretrained(folder, allow_missing=("projector/*",))
+    _, filled = from_pretrained(paligemma, folder, allow_missing=("projector/*",))
     assert filled.keys() == params.keys()
 
 
@@ -267,4 +268,4 @@ def test_a_config_of_another_family_is_refused(
     other = {**HF_CONFIG, "text_config": {**HF_CONFIG["text_config"], "model_type": "llama"}}
     (folder / "config.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="expected gemma or gemma2, got 'llama'"):
-        paligemma.from_pretrained(folder)
+        from_pretrained(paligemma, folder)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from vla_jax.models.transformer import Stack
+from vla_jax.models.stack import Stack
 from vla_jax.models.vla import VLA
 
 

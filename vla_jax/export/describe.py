@@ -69,7 +69,7 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
 def block(config: BlockConfig) -> dict[str, Any]:
     """A block's flags; its axis is a matter of sharding."""
     body = dataclasses.asdict(config)
-    del body["axis"]
+    del body["width_logical_axis"]
     return body
 
 

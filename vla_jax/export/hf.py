@@ -33,7 +33,7 @@ from vla_jax.models.tokenizer import open_tokenizer
 from vla_jax.models.vision import VisionConfig
 from vla_jax.robot.torch_policy import golden, load
 from vla_jax.robot.torch_policy.network import Inputs, Network
-from vla_jax.weights import pretrained
+from vla_jax.weights import transforms
 
 FLAG = "--hf"
 BACKBONE = "backbone/"
@@ -153,10 +153,10 @@ def hub_tensors(config: paligemma.PaliGemmaConfig, ours: Mapping[str, Tensor]) -
 
     The output layer is tied and has no name.
     """
-    back: dict[pretrained.Transform, Callable[[Tensor], Tensor]] = {
-        pretrained.as_is: lambda x: x,
-        pretrained.transposed: lambda x: x.T.contiguous(),
-        pretrained.conv_patches: (
+    back: dict[transforms.Transform, Callable[[Tensor], Tensor]] = {
+        transforms.as_is: lambda x: x,
+        transforms.transposed: lambda x: x.T.contiguous(),
+        transforms.conv_patches: (
             lambda x: x.unflatten(0, (config.vision.patch,) * 2 + (3,)).permute(3, 2, 0, 1)
         ),
     }

@@ -1,7 +1,7 @@
 """Attention itself: who may look at whom, the softmax, positions, and the keys and values kept
 between calls.
 
-Axes: n sequences, s tokens (queries), u tokens (keys), h heads, j key/value heads, g = h / j
+Axes: f sequences, s tokens (queries), u tokens (keys), h heads, j key/value heads, g = h / j
 queries per key/value head, e head dim, x layers. Softmax and angles are float32. Attention is a 3-D
 batched product with the grouped heads folded into the query axis: XLA's CPU backend runs it 20-30%
 faster than the 5-D form, and other backends do not care.
@@ -37,18 +37,18 @@ class FrameMask:
     work of a dense mask and a small part of its memory.
     """
 
-    valid: Bool[Array, "n u"]
-    order: Int[Array, "n u"]  # within its frame
-    shared: Bool[Array, "n u"]  # False: later frames do not see it
+    valid: Bool[Array, "f u"]
+    order: Int[Array, "f u"]  # within its frame
+    shared: Bool[Array, "f u"]  # False: later frames do not see it
     frame: int
     window: Int[Array, ""] | None = None  # tokens a query looks back at most, see `local_mask`
 
-    def dense(self, number: int, rows: int) -> Bool[Array, "n r u"]:
-        """Of the last `rows` tokens of frame `number`, over the keys up to that frame's end."""
+    def dense(self, number: int, num_queries: int) -> Bool[Array, "f r u"]:
+        """Of the last `num_queries` tokens of frame `number`, over the keys up to its end."""
         end = (number + 1) * self.frame
-        key, query = np.arange(end), np.arange(end - rows, end)
+        key, query = np.arange(end), np.arange(end - num_queries, end)
         same = (key >= end - self.frame)[None, None]
-        order_q, order_k = self.order[:, end - rows : end, None], self.order[:, None, :end]
+        order_q, order_k = self.order[:, end - num_queries : end, None], self.order[:, None, :end]
         seen = (
             jnp.where(same, order_k <= order_q, self.shared[:, None, :end])
             & self.valid[:, None, :end]
@@ -59,7 +59,7 @@ class FrameMask:
         return seen | (query[:, None] == key[None, :])[None]
 
 
-Mask = Bool[Array, "n s u"] | FrameMask
+Mask = Bool[Array, "f s u"] | FrameMask
 
 
 class Cache(NamedTuple):
@@ -67,86 +67,90 @@ class Cache(NamedTuple):
     `length` on are free.
     """
 
-    k: Float[Array, "x n u j e"]
-    v: Float[Array, "x n u j e"]
-    positions: Int[Array, "n u"]
+    k: Float[Array, "x f u j e"]
+    v: Float[Array, "x f u j e"]
+    positions: Int[Array, "f u"]
     length: Int[Array, ""]
 
     @classmethod
     def empty(
-        cls, layers: int, n: int, slots: int, heads: tuple[int, int], dtype: jax.typing.DTypeLike
+        cls, layers: int, f: int, slots: int, heads: tuple[int, int], dtype: jax.typing.DTypeLike
     ) -> "Cache":
-        """Room for `slots` tokens of n sequences; `heads` are the key/value heads and their dim."""
-        blank = jnp.zeros((layers, n, slots, *heads), dtype)
-        return cls(blank, blank, jnp.zeros((n, slots), jnp.int32), jnp.zeros((), jnp.int32))
+        """Room for `slots` tokens of f sequences; `heads` are the key/value heads and their dim."""
+        blank = jnp.zeros((layers, f, slots, *heads), dtype)
+        return cls(blank, blank, jnp.zeros((f, slots), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 class Context(NamedTuple):
     """What a layer must know of the sequence beside its tokens."""
 
     mask: Mask  # of the queries; with a dense mask those are the last r tokens
-    positions: Int[Array, "n s"]  # of the tokens given
-    keys: Int[Array, "n u"]  # positions of all keys: those of a cache too
+    positions: Int[Array, "f s"]  # of the tokens given
+    keys: Int[Array, "f u"]  # positions of all keys: those of a cache too
     length: Int[Array, ""] | None = None  # tokens in the cache; None without one
 
 
-def last(x: Shaped[Array, "n s *c"], rows: int, mask: Mask) -> Shaped[Array, "n r *c"]:
-    """The last `rows` tokens: of the sequence, or of each of its frames under a FrameMask."""
+def take_last_queries(
+    x: Shaped[Array, "f s *c"], num_queries: int, mask: Mask
+) -> Shaped[Array, "f r *c"]:
+    """The last `num_queries` tokens: of the sequence, or of each frame under a FrameMask."""
     if not isinstance(mask, FrameMask):
-        return x[:, x.shape[1] - rows :]
-    n, s = x.shape[:2]
-    framed = x.reshape(n, s // mask.frame, mask.frame, *x.shape[2:])[:, :, mask.frame - rows :]
-    return framed.reshape(n, -1, *x.shape[2:])
+        return x[:, x.shape[1] - num_queries :]
+    f, s = x.shape[:2]
+    framed = x.reshape(f, s // mask.frame, mask.frame, *x.shape[2:])[
+        :, :, mask.frame - num_queries :
+    ]
+    return framed.reshape(f, -1, *x.shape[2:])
 
 
 def attend(
-    q: Float[Array, "n s h e"],
-    k: Float[Array, "n u j e"],
-    v: Float[Array, "n u j e"],
-    mask: Bool[Array, "n s u"],
+    q: Float[Array, "f s h e"],
+    k: Float[Array, "f u j e"],
+    v: Float[Array, "f u j e"],
+    mask: Bool[Array, "f s u"],
     softcap: float = 0.0,
-    bias: Float[Array, "n h u"] | None = None,
-) -> Float[Array, "n s h e"]:
+    bias: Float[Array, "f h u"] | None = None,
+) -> Float[Array, "f s h e"]:
     """softmax(q k + bias) v with j key/value heads, each shared by h / j query heads."""
-    (n, s, h, e), (u, j) = q.shape, k.shape[1:3]
+    (f, s, h, e), (u, j) = q.shape, k.shape[1:3]
     g = h // j
-    q = q.reshape(n, s, j, g, e).transpose(0, 2, 3, 1, 4).reshape(n * j, g * s, e)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(n * j, u, e) for x in (k, v))
+    q = q.reshape(f, s, j, g, e).transpose(0, 2, 3, 1, 4).reshape(f * j, g * s, e)
+    k, v = (x.transpose(0, 2, 1, 3).reshape(f * j, u, e) for x in (k, v))
     scores = jax.lax.dot_general(
         q, k, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32
     )
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = scores.reshape(n, j, g, s, u)
+    scores = scores.reshape(f, j, g, s, u)
     if bias is not None:
-        scores = scores + bias.reshape(n, j, g, 1, u)
+        scores = scores + bias.reshape(f, j, g, 1, u)
     # The lowest finite number, not -inf: a row without any key stays finite, and nothing reads it.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(n * j, g * s, u)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(f * j, g * s, u)
     out = jax.lax.dot_general(weights, v, (((2,), (1,)), ((0,), (0,))))
-    return out.reshape(n, j, g, s, e).transpose(0, 3, 1, 2, 4).reshape(n, s, h, e)
+    return out.reshape(f, j, g, s, e).transpose(0, 3, 1, 2, 4).reshape(f, s, h, e)
 
 
 def attend_frames(
-    q: Float[Array, "n r h e"],
-    k: Float[Array, "n u j e"],
-    v: Float[Array, "n u j e"],
+    q: Float[Array, "f r h e"],
+    k: Float[Array, "f u j e"],
+    v: Float[Array, "f u j e"],
     mask: FrameMask,
     softcap: float = 0.0,
-    bias: Float[Array, "n h u"] | None = None,
-) -> Float[Array, "n r h e"]:
+    bias: Float[Array, "f h u"] | None = None,
+) -> Float[Array, "f r h e"]:
     """`attend` under a FrameMask; q holds the last r / frames tokens of each frame. Keys later than
     a frame are not touched, and the backward pass computes each frame's weights again, so one
     frame's are in memory at a time.
     """
     frames = k.shape[1] // mask.frame
-    rows = q.shape[1] // frames
+    num_queries = q.shape[1] // frames
 
     @partial(jax.checkpoint, static_argnums=(4,))
     def one(
         q: Array, k: Array, v: Array, bias: Array | None, number: int, mask: FrameMask
     ) -> Array:
-        return attend(q, k, v, mask.dense(number, rows), softcap, bias)
+        return attend(q, k, v, mask.dense(number, num_queries), softcap, bias)
 
     parts = []
     for number in range(frames):
@@ -154,7 +158,7 @@ def attend_frames(
         added = None if bias is None else bias[:, :, :end]
         parts.append(
             one(
-                q[:, number * rows : (number + 1) * rows],
+                q[:, number * num_queries : (number + 1) * num_queries],
                 k[:, :end],
                 v[:, :end],
                 added,
@@ -180,20 +184,20 @@ def local_mask(mask: Mask, window: int, tokens: int) -> Mask:
 
 
 def rope(
-    x: Float[Array, "n s h e"], positions: Int[Array, "n s"], theta: float
-) -> Float[Array, "n s h e"]:
+    x: Float[Array, "f s h e"], positions: Int[Array, "f s"], theta: float
+) -> Float[Array, "f s h e"]:
     """Rotary position embedding in the split-half layout (RoFormer, arXiv 2104.09864; the layout of
     Gemma and LLaMA).
     """
     half = x.shape[-1] // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None]  # n s half
+    angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None]  # f s half
     cos, sin = (f(angle)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def alibi(positions: Int[Array, "n u"], heads: int) -> Float[Array, "n h u"]:
+def alibi(positions: Int[Array, "f u"], heads: int) -> Float[Array, "f h u"]:
     """Attention with linear biases (arXiv 2108.12409): slope times the key's distance from the last
     one.
 
@@ -205,11 +209,11 @@ def alibi(positions: Int[Array, "n u"], heads: int) -> Float[Array, "n h u"]:
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
     if power != heads:
         slopes = np.concatenate([slopes[1::2], slopes[0::2]])[:heads]
-    distance = positions - jnp.max(positions, axis=1, keepdims=True)  # n u
+    distance = positions - jnp.max(positions, axis=1, keepdims=True)  # f u
     return jnp.asarray(slopes, jnp.float32)[None, :, None] * distance[:, None].astype(jnp.float32)
 
 
-def sinusoid(positions: Int[Array, "n s"], width: int) -> Float[Array, "n s c"]:
+def sinusoid(positions: Int[Array, "f s"], width: int) -> Float[Array, "f s c"]:
     """[sin | cos] of the position at `width / 2` frequencies from 1 to 1e-4 (tensor2tensor's form,
     as in Kosmos-2).
     """

@@ -3,7 +3,7 @@
 Only `embedder` is used in training, at data-build time, once per distinct instruction: the policy
 never runs it.
 
-Axes: n texts, l tokens, c width, e width of the embedding.
+Axes: f texts, l tokens, c width, e width of the embedding.
 """
 
 import functools
@@ -21,10 +21,11 @@ from jaxtyping import Float, Int
 from vla_jax import params as flat
 from vla_jax import sharding
 from vla_jax.models.language import Decoder, Embed
+from vla_jax.models.stack import StackConfig
 from vla_jax.models.tokenizer import open_tokenizer
-from vla_jax.models.transformer import BlockConfig, Linear, StackConfig, plain_block
+from vla_jax.models.transformer import BlockConfig, Linear, plain_block
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 # The other half of a whole CLIP's folder.
 IMAGE_SIDE = ("vision_model.", "visual_projection.", "logit_scale")
@@ -82,11 +83,11 @@ class ClipText(nnx.Module):
             (config.width, config.embedding), ("embed", None), bias=False, rngs=rngs
         )
 
-    def states(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def states(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """States after the final norm. What is behind a text's end, padding too, does not
         reach it.
         """
-        n, length = tokens.shape
+        f, length = tokens.shape
         if length > self.config.context:
             raise ValueError(
                 f"tokens: expected at most {self.config.context} a text, got {length}; cut them"
@@ -94,11 +95,11 @@ class ClipText(nnx.Module):
             )
         x = self.embed(tokens) + self.positions[...][None, :length]
         mask = jnp.broadcast_to(
-            jnp.tril(jnp.ones((length, length), bool))[None], (n, length, length)
+            jnp.tril(jnp.ones((length, length), bool))[None], (f, length, length)
         )
-        return self.decoder(x, mask, jnp.zeros((n, length), jnp.int32))
+        return self.decoder(x, mask, jnp.zeros((f, length), jnp.int32))
 
-    def __call__(self, tokens: Int[Array, "n l"]) -> Float[Array, "n e"]:
+    def __call__(self, tokens: Int[Array, "f l"]) -> Float[Array, "f e"]:
         """Embeddings, not normalised."""
         eos = self.config.eos
         end = jnp.argmax(tokens if eos is None else tokens == eos, axis=1)  # the first of them
@@ -172,12 +173,14 @@ def from_pretrained(
     """
     config = hf_config(pretrained.open_source(path).config())
     build = functools.partial(ClipText, config)
-    return pretrained.born(build, lambda specs: load(path, config, specs), mesh, dtype)
+    return pretrained.init_from_pretrained(
+        build, lambda specs: load(path, config, specs), mesh, dtype
+    )
 
 
 def hf_names(config: ClipTextConfig) -> dict[str, pretrained.Entry]:
     """Our parameters -> names in a Hugging Face checkpoint and what to do with the arrays."""
-    entry, plain, linear = pretrained.Entry, pretrained.as_is, pretrained.transposed
+    entry, plain, linear = pretrained.Entry, transforms.as_is, transforms.transposed
     table = {
         "embed/embedding": entry("text_model.embeddings.token_embedding.weight", plain),
         "positions": entry("text_model.embeddings.position_embedding.weight", plain),

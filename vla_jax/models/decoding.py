@@ -1,7 +1,7 @@
 """What a head sees of the tokens before its own: their keys and values; and tokens one by one
 behind them.
 
-Axes: n sequences, t window step, s tokens of a frame, u slots of the cache, c width.
+Axes: f sequences, t window step, s tokens of a frame, u slots of the cache, c width.
 """
 
 import jax.numpy as jnp
@@ -14,22 +14,22 @@ from vla_jax.types import Array, Backbone, Prefix
 
 def prefill(
     backbone: Backbone, frames: FrameTokens, t: int, room: int
-) -> tuple[Float[Array, "n s c"], Prefix]:
+) -> tuple[Float[Array, "f s c"], Prefix]:
     """Hidden states of the frames of windows of t, and their prefix with room for more tokens.
 
     With t = 1 every frame is a sequence of its own.
     """
-    n, slots = frames.valid.shape[0] // t, t * frames.valid.shape[1]
+    f, slots = frames.valid.shape[0] // t, t * frames.valid.shape[1]
     x, mask = sequence.concat_frames(frames, t)
     positions = sequence.positions(frames.valid, t, frames.num_unshared)
     media = sequence.media(frames, t)
-    hidden, cache = backbone.decode(x, mask, positions, backbone.cache(n, slots + room), media)
+    hidden, cache = backbone.decode(x, mask, positions, backbone.cache(f, slots + room), media)
     seen = jnp.pad(mask.dense(t - 1, 1)[:, 0], ((0, 0), (0, room)))  # what the last token sees
     last = None if media is None else media._replace(mask=media.mask[:, -1:])
     return hidden, Prefix(cache, hidden[:, -1], seen, positions[:, -1:], last)
 
 
-def extend(backbone: Backbone, prefix: Prefix, ids: Int[Array, " n"]) -> Prefix:
+def extend(backbone: Backbone, prefix: Prefix, ids: Int[Array, " f"]) -> Prefix:
     """The prefix with one more token."""
     seen = jnp.asarray(prefix.seen).at[:, prefix.cache.length].set(True)
     position = prefix.position + 1

@@ -1,7 +1,7 @@
 """What the decoders of all backbones share: the token table, the blocks with their final norm, the
 output layer.
 
-Axes: n sequences, s tokens, l text, c width.
+Axes: f sequences, s tokens, l text, c width.
 """
 
 import jax
@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from vla_jax.models.attention import Cache, Mask
-from vla_jax.models.transformer import Before, BlockConfig, Norm, Stack, StackConfig
+from vla_jax.models.stack import PreLayerFn, Stack, StackConfig
+from vla_jax.models.transformer import BlockConfig, Norm
 from vla_jax.types import Array, Media
 
 
@@ -24,14 +25,16 @@ class Embed(nnx.Module):
             init(rngs.params(), (vocab, width), jnp.float32), logical=("vocab", "embed")
         )
 
-    def __call__(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def __call__(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         return self.embedding[...][tokens]
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 products with the rows of the table, or with some of them."""
-        table = self.embedding[...] if rows is None else self.embedding[...][rows[0] : rows[1]]
+        table = self.embedding[...]
+        if token_range is not None:
+            table = table[token_range[0] : token_range[1]]
         return jnp.einsum(
             "nsc,vc->nsv", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32
         )
@@ -42,35 +45,37 @@ class Decoder(nnx.Module):
 
     def __init__(self, block: BlockConfig, depth: int, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.layers = Stack(block, depth, run, rngs)
-        self.norm = Norm(block.width, block.norm, block.eps, block.axis, block.norm_bias)
+        self.norm = Norm(
+            block.width, block.norm, block.eps, block.width_logical_axis, block.norm_bias
+        )
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
-        before: Before | None = None,
-    ) -> Float[Array, "n r c"]:
+        positions: Int[Array, "f s"],
+        num_queries: int | None = None,
+        pre_layer_fn: PreLayerFn | None = None,
+    ) -> Float[Array, "f r c"]:
         """See transformer.Stack."""
-        return self.norm(self.layers(x, mask, positions, readout, before))
+        return self.norm(self.layers(x, mask, positions, num_queries, pre_layer_fn))
 
     def decode(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         cache: Cache,
-        before: Before | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
+        pre_layer_fn: PreLayerFn | None = None,
+    ) -> tuple[Float[Array, "f s c"], Cache]:
         """See transformer.Stack."""
-        x, cache = self.layers.decode(x, mask, positions, cache, before)
+        x, cache = self.layers.decode(x, mask, positions, cache, pre_layer_fn)
         return self.norm(x), cache
 
-    def cache(self, n: int, slots: int) -> Cache:
+    def cache(self, f: int, slots: int) -> Cache:
         """An empty cache in the parameters' dtype."""
         kernel: jax.Array = self.layers.blocks.attn.k.kernel[...]
-        return self.layers.cache(n, slots, kernel.dtype)
+        return self.layers.cache(f, slots, kernel.dtype)
 
 
 class InSequence(nnx.Module):
@@ -82,36 +87,36 @@ class InSequence(nnx.Module):
     decoder: Decoder
 
     def placed(
-        self, x: Float[Array, "n s c"], positions: Int[Array, "n s"]
-    ) -> Float[Array, "n s c"]:
+        self, x: Float[Array, "f s c"], positions: Int[Array, "f s"]
+    ) -> Float[Array, "f s c"]:
         """The tokens as the first layer gets them."""
         del positions
         return x
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
+        positions: Int[Array, "f s"],
+        num_queries: int | None = None,
         media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm, at the last `readout` positions if given."""
+    ) -> Float[Array, "f r c"]:
+        """Hidden states after the final norm, at the last `num_queries` positions if given."""
         del media
-        return self.decoder(self.placed(x, positions), mask, positions, readout)
+        return self.decoder(self.placed(x, positions), mask, positions, num_queries)
 
     def decode(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         cache: Cache,
         media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
+    ) -> tuple[Float[Array, "f s c"], Cache]:
         """Hidden states of tokens that follow those in the cache, and the cache with them."""
         del media
         return self.decoder.decode(self.placed(x, positions), mask, positions, cache)
 
-    def cache(self, n: int, slots: int) -> Cache:
+    def cache(self, f: int, slots: int) -> Cache:
         """An empty cache."""
-        return self.decoder.cache(n, slots)
+        return self.decoder.cache(f, slots)

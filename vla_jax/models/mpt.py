@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from vla_jax.models.transformer import BlockConfig
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 # Our part of a block -> theirs; "table" and "norm" are the decoder's own. The norms of queries and
 # keys count if built.
@@ -62,7 +62,7 @@ def names(
     """Our "embed/..." and "decoder/..." -> names of MPT, or of MOSAIC_GPT, behind `prefix`
     ("transformer.").
     """
-    entry, plain, linear = pretrained.Entry, pretrained.as_is, pretrained.transposed
+    entry, plain, linear = pretrained.Entry, transforms.as_is, transforms.transposed
     layer, ours = f"{prefix}blocks.{{}}.", "decoder/layers/blocks/"
     table = {
         "embed/embedding": entry(f"{prefix}{spelling['table']}.weight", plain),
@@ -71,7 +71,7 @@ def names(
     }
     for i, name in enumerate("qkv"):
         table[f"{ours}attn/{name}/kernel"] = entry(
-            f"{layer}attn.Wqkv.weight", pretrained.fused(i, 3), depth
+            f"{layer}attn.Wqkv.weight", transforms.fused(i, 3), depth
         )
     for name in ("norm_attn", "norm_mlp"):
         table[f"{ours}{name}/scale"] = entry(f"{layer}{spelling[name]}.weight", plain, depth)
@@ -121,3 +121,26 @@ def hf_block(body: dict[str, Any], where: str = "") -> BlockConfig:
     return dataclasses.replace(
         found, q_scale=found.q_scale if scale is None else scale, clip_qkv=clip
     )
+
+
+def mosaic_block(text: dict[str, Any]) -> BlockConfig:
+    """MosaicGPT's config.json has MPT's switches under older names; without ALiBi and with biases
+    is its default.
+    """
+    attention: dict[str, Any] = {
+        name: text[name]
+        for name in ("prefix_lm", "alibi_bias_max", "softmax_scale")
+        if name in text
+    }
+    attention |= {"alibi": text.get("alibi", False), "clip_qkv": text.get("attn_clip_qkv")}
+    body = {
+        "no_bias": text.get("no_bias", False),
+        "logit_scale": text.get("logit_scale"),
+        "attn_config": attention,
+    }
+    body |= {
+        "d_model": text["d_model"],
+        "n_heads": text["n_heads"],
+        "expansion_ratio": text["mlp_ratio"],
+    }
+    return dataclasses.replace(hf_block(body, "text_config."), qk_norm=text["attn_qk_ln"])

@@ -21,7 +21,8 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vla_jax.models.losses import smooth_l1
-from vla_jax.models.transformer import Linear, Norm, Stack, StackConfig, plain_block
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import Linear, Norm, plain_block
 from vla_jax.types import Array, Batch
 
 Pair = tuple[Array, Array]  # sum and weight of each example, [b]
@@ -174,7 +175,7 @@ class ForwardPrediction(nnx.Module):
         )
 
 
-def patches(images: UInt8[Array, "n h w 3"], patch: int) -> Float[Array, "n v p"]:
+def patches(images: UInt8[Array, "f h w 3"], patch: int) -> Float[Array, "f v p"]:
     """Patches in rows, each with mean 0 and variance 1."""
     n, side = images.shape[0], images.shape[1] // patch
     x = images.astype(jnp.float32).reshape(n, side, patch, side, patch, 3) / 255

@@ -5,7 +5,7 @@ The arithmetic of RoboVLMs' PerceiverResampler: learned latents attend to the im
 themselves, layer by layer, each followed by a GELU feed-forward; no biases but in the norms, no
 position or frame embeddings.
 
-Axes: n images, v tokens of one image, q latents, c width.
+Axes: f images, v tokens of one image, q latents, c width.
 """
 
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ class Layer(nnx.Module):
         self.down = Linear((4 * width, width), ("mlp", "embed"), False, rngs)
 
     def __call__(
-        self, latents: Float[Array, "n q c"], tokens: Float[Array, "n v c"]
-    ) -> Float[Array, "n q c"]:
+        self, latents: Float[Array, "f q c"], tokens: Float[Array, "f v c"]
+    ) -> Float[Array, "f q c"]:
         config, (n, q, _) = self.config, latents.shape
         normed = self.norm_latents(latents)
         seen = jnp.concatenate([self.norm_media(tokens), normed], axis=1)  # n v+q c
@@ -72,7 +72,7 @@ class Layer(nnx.Module):
 
 
 class Resampler(nnx.Module):
-    """Visual tokens [n v c] -> latents [n q c], in the tokens' dtype."""
+    """Visual tokens [f v c] -> latents [f q c], in the tokens' dtype."""
 
     def __init__(self, width: int, config: ResamplerConfig, rngs: nnx.Rngs) -> None:
         self.latents = nnx.Param(
@@ -81,7 +81,7 @@ class Resampler(nnx.Module):
         self.layers = nnx.List([Layer(width, config, rngs) for _ in range(config.depth)])
         self.norm = Norm(width, "ln", EPS, "embed")
 
-    def __call__(self, tokens: Float[Array, "n v c"]) -> Float[Array, "n q c"]:
+    def __call__(self, tokens: Float[Array, "f v c"]) -> Float[Array, "f q c"]:
         latents = self.latents[...].astype(tokens.dtype)
         x: Array = jnp.broadcast_to(latents[None], (tokens.shape[0], *latents.shape))
         for layer in self.layers:

@@ -31,7 +31,7 @@ not valid.
 Backbones that look at images by cross-attention get them as `media`, outside the sequence.
 
 Axes: b batch, t window step, f = b * t frames, s tokens of a frame, c width, w width of visual
-tokens, m visual tokens of a frame.
+tokens, v visual tokens of a frame.
 """
 
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ def assemble(
 
 
 def of_text(
-    layout: str, cross: bool, image: MaskedTokens, text: MaskedTokens, target: Bool[Array, "n l"]
+    layout: str, cross: bool, image: MaskedTokens, text: MaskedTokens, target: Bool[Array, "f l"]
 ) -> FrameTokens:
     """An image and a text of which `target` marks the tokens to be predicted: each sees only what
     comes before it.
@@ -185,10 +185,10 @@ def media(sequence: FrameTokens, t: int = 1) -> Media | None:
     if sequence.media is None:
         return None
     tokens, valid = sequence.media
-    (f, m, w), s = tokens.shape, sequence.valid.shape[1]
+    (f, v, w), s = tokens.shape, sequence.valid.shape[1]
     b, step = f // t, np.arange(t)
     reach = (step[:, None] >= step[None, :])[
         None, :, None, :, None
     ]  # 1 t 1 t 1: the query's frame, the image's frame
-    mask = jnp.broadcast_to(valid.reshape(b, 1, 1, t, m) & reach, (b, t, s, t, m))
-    return Media(tokens.reshape(b, t * m, w), mask.reshape(b, t * s, t * m))
+    mask = jnp.broadcast_to(valid.reshape(b, 1, 1, t, v) & reach, (b, t, s, t, v))
+    return Media(tokens.reshape(b, t * v, w), mask.reshape(b, t * s, t * v))

@@ -1,7 +1,7 @@
 """The one transformer block, and a stack of them. Vision towers, text encoders and decoders are
 configurations of it.
 
-Axes: n sequences, s tokens (queries), u tokens (keys), r tokens read out, c width, x layers. Matrix
+Axes: f sequences, s tokens (queries), u tokens (keys), r tokens read out, c width, x layers. Matrix
 products run in the parameters' dtype; norms, softmax and rotary angles in float32. Tokens are
 flattened to 2-D before every projection: XLA's CPU backend runs that 20-30% faster than the 3-D
 form, and other backends do not care.
@@ -9,33 +9,25 @@ form, and other backends do not care.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from vla_jax.models.attention import (
-    EVERYWHERE,
-    Cache,
     Context,
     FrameMask,
-    Mask,
     alibi,
     attend,
     attend_frames,
-    last,
-    local_mask,
     rope,
+    take_last_queries,
 )
 from vla_jax.types import Array
 
-REMAT = ("none", "dots", "names", "full")
-LAYERS = ("scan", "unroll")
-NAMES = ("q", "kv", "attn")  # what remat "names" keeps
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -44,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 NORMS = ("ln", "rms", "rms1")
 
-KeyValue = tuple[Any, Any]  # keys and values of one layer, [n u j e] each
+KeyValue = tuple[Any, Any]  # keys and values of one layer, [f u j e] each
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class BlockConfig:
         rope_theta: base of the rotary embedding; 0 is none.
         alibi: linear attention biases (MPT).
         window: layers flagged local look back less than this many tokens; 0 is off.
-        axis: logical name of the width.
+        width_logical_axis: logical name of the width.
     """
 
     width: int
@@ -91,7 +83,7 @@ class BlockConfig:
     rope_theta: float = 0.0
     alibi: bool = False
     window: int = 0
-    axis: str = "embed"
+    width_logical_axis: str = "embed"
 
     def __post_init__(self) -> None:
         if self.act not in ACTIVATIONS or self.norm not in NORMS:
@@ -102,7 +94,12 @@ class BlockConfig:
 
 
 def plain_block(
-    width: int, mlp: int, heads: int, eps: float, act: str = "gelu_tanh", axis: str = "embed"
+    width: int,
+    mlp: int,
+    heads: int,
+    eps: float,
+    act: str = "gelu_tanh",
+    width_logical_axis: str = "embed",
 ) -> BlockConfig:
     """The usual pre-norm block: LayerNorms, biases, heads that are not grouped, scores over the
     root of their dim.
@@ -120,25 +117,8 @@ def plain_block(
         bias=True,
         q_scale=dim**-0.5,
         act=act,
-        axis=axis,
+        width_logical_axis=width_logical_axis,
     )
-
-
-@dataclass(frozen=True)
-class StackConfig:
-    """How a stack of blocks is run. `layers`: a loop in the program ("scan") or none ("unroll"), on
-    the same parameters.
-    """
-
-    remat: str = "none"
-    layers: str = "scan"
-
-    def __post_init__(self) -> None:
-        if self.remat not in REMAT or self.layers not in LAYERS:
-            raise ValueError(
-                f"expected model.remat in {REMAT} and model.layers in {LAYERS}, got {self.remat!r},"
-                f" {self.layers!r}"
-            )
 
 
 class Linear(nnx.Module):
@@ -162,7 +142,7 @@ class Linear(nnx.Module):
         self.lora_b: nnx.Param | None = None  # rank out
         self.lora_scale = 0.0
 
-    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+    def __call__(self, x: Float[Array, "*f i"]) -> Float[Array, "*f o"]:
         kernel = self.kernel[...]
         flat = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
         out = flat @ kernel
@@ -184,7 +164,7 @@ class Norm(nnx.Module):
         )
         self.bias = nnx.Param(jnp.zeros(width), logical=(axis,)) if kind == "ln" and bias else None
 
-    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    def __call__(self, x: Float[Array, "*f c"]) -> Float[Array, "*f c"]:
         y, scale = x.astype(jnp.float32), _row(self.scale[...], x.ndim)
         if self.kind == "ln":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -200,7 +180,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs) -> None:
         self.config = config
-        c, axis, bias = config.width, config.axis, config.bias
+        c, axis, bias = config.width, config.width_logical_axis, config.bias
         inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.q = Linear((c, inner), (axis, "heads"), bias, rngs)
         self.k = Linear((c, kv), (axis, "kv"), bias, rngs)
@@ -215,24 +195,28 @@ class Attention(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "n s c"], rows: int, context: Context, past: KeyValue | None = None
-    ) -> tuple[Float[Array, "n r c"], KeyValue]:
-        """The attention of the last `rows` tokens (of each frame under a FrameMask), and all keys
-        and values.
+        self,
+        x: Float[Array, "f s c"],
+        num_queries: int,
+        context: Context,
+        past: KeyValue | None = None,
+    ) -> tuple[Float[Array, "f r c"], KeyValue]:
+        """The attention of the last `num_queries` tokens (of each frame under a FrameMask), and all
+        keys and values.
 
         `past` holds those of earlier tokens, with room for these at `context.length`.
         """
-        config, (n, s, _), mask = self.config, x.shape, context.mask
-        read = last(x, rows, mask)
+        config, (f, s, _), mask = self.config, x.shape, context.mask
+        read = take_last_queries(x, num_queries, mask)
         q, k, v = self.q(read), self.k(x), self.v(x)
         if config.clip_qkv:
             q, k, v = (jnp.clip(y, -config.clip_qkv, config.clip_qkv) for y in (q, k, v))
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
-        q = q.reshape(n, -1, config.heads, config.head_dim)
-        k, v = (y.reshape(n, s, config.kv_heads, config.head_dim) for y in (k, v))
+        q = q.reshape(f, -1, config.heads, config.head_dim)
+        k, v = (y.reshape(f, s, config.kv_heads, config.head_dim) for y in (k, v))
         if config.rope_theta:
-            q = rope(q, last(context.positions, rows, mask), config.rope_theta)
+            q = rope(q, take_last_queries(context.positions, num_queries, mask), config.rope_theta)
             k = rope(k, context.positions, config.rope_theta)
         q = checkpoint_name(q * jnp.asarray(config.q_scale, q.dtype), "q")
         k, v = checkpoint_name(k, "kv"), checkpoint_name(v, "kv")
@@ -248,8 +232,10 @@ class Attention(nnx.Module):
             out = attend_frames(q, k, v, mask, config.softcap, bias)
         else:
             bias = alibi(context.keys, config.heads) if config.alibi else None
-            out = attend(q, kept[0], kept[1], mask[:, mask.shape[1] - rows :], config.softcap, bias)
-        out = checkpoint_name(out, "attn").reshape(n, -1, config.heads * config.head_dim)
+            out = attend(
+                q, kept[0], kept[1], mask[:, mask.shape[1] - num_queries :], config.softcap, bias
+            )
+        out = checkpoint_name(out, "attn").reshape(f, -1, config.heads * config.head_dim)
         return self.o(out if self.sub_norm is None else self.sub_norm(out)), kept
 
 
@@ -257,7 +243,7 @@ class MLP(nnx.Module):
     """act(up(x)), or act(gate(x)) * up(x); then down."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs) -> None:
-        c, axis, bias = config.width, config.axis, config.bias
+        c, axis, bias = config.width, config.width_logical_axis, config.bias
         self.act = config.act
         self.gate = Linear((c, config.mlp), (axis, "mlp"), bias, rngs) if config.gated else None
         self.up = Linear((c, config.mlp), (axis, "mlp"), bias, rngs)
@@ -268,7 +254,7 @@ class MLP(nnx.Module):
             else None
         )
 
-    def __call__(self, x: Float[Array, "n s c"]) -> Float[Array, "n s c"]:
+    def __call__(self, x: Float[Array, "f s c"]) -> Float[Array, "f s c"]:
         up, act = self.up(x), ACTIVATIONS[self.act]
         inner = act(up) if self.gate is None else act(self.gate(x)) * up
         return self.down(inner if self.sub_norm is None else self.sub_norm(inner))
@@ -279,7 +265,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs) -> None:
         def norm() -> Norm:
-            return Norm(config.width, config.norm, config.eps, config.axis, config.norm_bias)
+            return Norm(
+                config.width, config.norm, config.eps, config.width_logical_axis, config.norm_bias
+            )
 
         self.norm_attn, self.norm_mlp = norm(), norm()
         self.post_attn = norm() if config.post_norms else None
@@ -288,157 +276,21 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "n s c"], rows: int, context: Context, past: KeyValue | None = None
-    ) -> tuple[Float[Array, "n r c"], KeyValue]:
-        """The block's output at the last `rows` tokens (of each frame under a FrameMask), and its
-        keys and values.
+        self,
+        x: Float[Array, "f s c"],
+        num_queries: int,
+        context: Context,
+        past: KeyValue | None = None,
+    ) -> tuple[Float[Array, "f r c"], KeyValue]:
+        """The block's output at the last `num_queries` tokens (of each frame under a FrameMask),
+        and its keys and values.
         """
-        y, kept = self.attn(self.norm_attn(x), rows, context, past)
-        x = last(x, rows, context.mask) + (y if self.post_attn is None else self.post_attn(y))
+        y, kept = self.attn(self.norm_attn(x), num_queries, context, past)
+        x = take_last_queries(x, num_queries, context.mask) + (
+            y if self.post_attn is None else self.post_attn(y)
+        )
         y = self.mlp(self.norm_mlp(x))
         return x + (y if self.post_mlp is None else self.post_mlp(y)), kept
-
-
-Before = Callable[[int, Array], Array]
-
-
-class Stack(nnx.Module):
-    """`depth` blocks with their parameters stacked on a leading axis."""
-
-    def __init__(self, config: BlockConfig, depth: int, run: StackConfig, rngs: nnx.Rngs) -> None:
-        @nnx.split_rngs(splits=depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def make(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs)
-
-        self.blocks = make(rngs)
-        self.config, self.depth, self.run = config, depth, run
-
-    def __call__(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
-        before: Before | None = None,
-    ) -> Float[Array, "n r c"]:
-        """The last block's output, only at the last `readout` tokens (of each frame under a
-        FrameMask) if given: it then skips the rest of its work. `before(layer, x)` comes before
-        each layer, which are then unrolled.
-        """
-        s, end = x.shape[1], self.depth - 1
-        every = mask.frame if isinstance(mask, FrameMask) else s
-        contexts = self._contexts(mask, positions, positions, s)
-        # Outside a loop XLA would find the second computation equal to the first and keep the
-        # activations after all.
-        body = rematerialised(self.run.remat, prevent_cse=True)
-        if self.run.layers == "unroll" or before is not None:
-            for layer in range(end):
-                x = x if before is None else before(layer, x)
-                x = body(_layer(self.blocks, layer), x, every, contexts(layer))
-            x = x if before is None else before(end, x)
-        else:
-            first, looped = (
-                jax.tree.map(lambda leaf: leaf[:end], self.blocks),
-                rematerialised(self.run.remat, False),
-            )
-
-            def one(x: Array, each: tuple[Any, Any]) -> tuple[Array, None]:
-                return looped(each[1], x, every, contexts(each[0])), None
-
-            x, _ = jax.lax.scan(one, x, (jnp.arange(end), first))
-        return body(
-            _layer(self.blocks, end), x, every if readout is None else readout, contexts(end)
-        )
-
-    def decode(
-        self,
-        x: Float[Array, "n s c"],
-        mask: Mask,
-        positions: Int[Array, "n s"],
-        cache: Cache,
-        before: Before | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
-        """The last block's output for tokens that follow those in the cache, and the cache with
-        them.
-
-        mask[n, q, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
-        FrameMask is for the first tokens of all, into an empty cache.
-        """
-        keys = jax.lax.dynamic_update_slice(
-            cache.positions, positions.astype(jnp.int32), (0, cache.length)
-        )
-        contexts = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
-        s, kept = x.shape[1], []
-        if self.run.layers == "unroll" or before is not None:
-            for layer in range(self.depth):
-                x = x if before is None else before(layer, x)
-                past = (cache.k[layer], cache.v[layer])
-                x, kv = _layer(self.blocks, layer)(x, s, contexts(layer), past)
-                kept.append(kv)
-            k, v = (jnp.stack(part) for part in zip(*kept, strict=True))
-        else:
-
-            def one(x: Array, each: tuple[Any, Any, Any, Any]) -> tuple[Array, KeyValue]:
-                layer, block, k, v = each
-                return block(x, s, contexts(layer), (k, v))
-
-            x, (k, v) = jax.lax.scan(
-                one, x, (jnp.arange(self.depth), self.blocks, cache.k, cache.v)
-            )
-        return x, Cache(k, v, keys, cache.length + s)
-
-    def cache(self, n: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
-        """An empty cache for `slots` tokens of n sequences."""
-        return Cache.empty(
-            self.depth, n, slots, (self.config.kv_heads, self.config.head_dim), dtype
-        )
-
-    def _contexts(
-        self, mask: Mask, positions: Array, keys: Array, tokens: int, length: Array | None = None
-    ) -> Callable[[Any], Context]:
-        """layer -> its context: with a window, layers 0, 2, ... are local (Gemma 2)."""
-        window = self.config.window
-        if not 0 < window < tokens:
-            return lambda layer: Context(mask, positions, keys, length)
-        if length is not None:
-            raise ValueError(
-                f"decode: expected at most window = {window} tokens in the cache, got room for"
-                f" {tokens}"
-            )
-        local = local_mask(mask, window, tokens)
-        whole = local_mask(mask, EVERYWHERE, tokens) if isinstance(mask, FrameMask) else mask
-
-        def context(layer: Any) -> Context:
-            is_local = jnp.asarray(layer) % 2 == 0
-            chosen = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), local, whole)
-            return Context(chosen, positions, keys)
-
-        return context
-
-
-def rematerialised(remat: str, prevent_cse: bool) -> Callable[[Block, Array, int, Context], Array]:
-    """The block's call under a remat policy: what the backward pass keeps of a layer and what it
-    computes again.
-    """
-
-    def call(block: Block, x: Array, rows: int, context: Context) -> Array:
-        return block(x, rows, context)[0]
-
-    if remat == "none":
-        return call
-    policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "names": jax.checkpoint_policies.save_only_these_names(*NAMES),
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
-    return partial(
-        jax.checkpoint, policy=policies[remat], prevent_cse=prevent_cse, static_argnums=(2,)
-    )(call)
-
-
-def _layer(blocks: Block, layer: int) -> Block:
-    return jax.tree.map(lambda leaf: leaf[layer], blocks)
 
 
 def _row(vector: Array, ndim: int) -> Array:

@@ -1,17 +1,20 @@
 """The image tower: patches, learned positions, a stack of blocks (SigLIP and CLIP).
 
-Axes: n images, v tokens of one image, c width.
+Axes: f images, v tokens of one image, c width.
 """
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from vla_jax.models.transformer import BlockConfig, Linear, Norm, Stack, StackConfig, plain_block
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import BlockConfig, Linear, Norm, plain_block
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 # RGB mean and standard deviation of the pixels in 0..1, as the towers were trained.
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -54,11 +57,11 @@ class VisionConfig:
     @property
     def block(self) -> BlockConfig:
         """The block this tower is made of."""
-        return plain_block(self.width, self.mlp, self.heads, self.eps, self.act, axis="vision")
+        return plain_block(self.width, self.mlp, self.heads, self.eps, self.act, "vision")
 
 
 class ViT(nnx.Module):
-    """uint8 images -> tokens [n v c], in the parameters' dtype."""
+    """uint8 images -> tokens [f v c], in the parameters' dtype."""
 
     def __init__(self, config: VisionConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -80,7 +83,7 @@ class ViT(nnx.Module):
         self.layers = Stack(config.block, config.depth, run, rngs)
         self.norm = Norm(config.width, "ln", config.eps, "vision") if config.final_norm else None
 
-    def __call__(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def __call__(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Tokens in rows of patches, behind the class token if it is kept. Raises ValueError for
         another size.
         """
@@ -91,24 +94,24 @@ class ViT(nnx.Module):
                 f"images: expected [n, {size}, {size}, 3], got {images.shape}; resize them in the"
                 " data pipeline"
             )
-        n, side = images.shape[0], size // p
+        f, side = images.shape[0], size // p
         mean, deviation = (255.0 * jnp.asarray(v)[None, None, None] for v in _pixels(config))
         x = (images.astype(jnp.float32) - mean) / deviation
         # Patches in rows, pixels of a patch in (row, column, channel) order: the convolution as one
         # product. A tower whose patches do not divide the image leaves out the last pixels, as a
         # convolution does.
-        x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(n, config.patches, p * p * 3))
+        x = x[:, : side * p, : side * p].reshape(f, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(f, config.patches, p * p * 3))
         if self.class_token is not None:
             first = jnp.broadcast_to(
-                self.class_token[...][None].astype(x.dtype), (n, 1, config.width)
+                self.class_token[...][None].astype(x.dtype), (f, 1, config.width)
             )
             x = jnp.concatenate([first, x], axis=1)
         x = x + self.positions[...][None]
         if self.norm_input is not None:
             x = self.norm_input(x)
         tokens = x.shape[1]
-        mask, positions = jnp.ones((n, tokens, tokens), bool), jnp.zeros((n, tokens), jnp.int32)
+        mask, positions = jnp.ones((f, tokens, tokens), bool), jnp.zeros((f, tokens), jnp.int32)
         dropped = config.clip and not config.class_token
         # The last block computes only what is returned.
         x = self.layers(x, mask, positions, tokens - 1 if dropped else None)
@@ -119,20 +122,51 @@ def _pixels(config: VisionConfig) -> tuple[tuple[float, ...], tuple[float, ...]]
     return CLIP_PIXELS if config.clip else SIGLIP_PIXELS
 
 
+def clip_tower(image_size: int, patch: int, width: int, depth: int, heads: int) -> VisionConfig:
+    """A CLIP tower without its class token, ending at layer `depth`."""
+    return VisionConfig(
+        image_size,
+        patch,
+        width,
+        4 * width,
+        depth,
+        heads,
+        eps=1e-5,
+        act="quick_gelu",
+        clip=True,
+        final_norm=False,
+    )
+
+
+def hf_clip_config(body: dict[str, Any]) -> VisionConfig:
+    """The whole tower of a "vision_config" of transformers' CLIP, without its class token. Raises
+    ValueError naming what is not ours.
+    """
+    kind = body.get("model_type", "clip_vision_model")
+    pretrained.expect("vision_config.model_type", kind, ("clip_vision_model",))
+    act = body.get("hidden_act", "quick_gelu")
+    pretrained.expect("vision_config.hidden_act", act, ("quick_gelu", "gelu"))
+    size, patch = body.get("image_size", 224), body.get("patch_size", 32)
+    width, depth = body.get("hidden_size", 768), body.get("num_hidden_layers", 12)
+    tower = clip_tower(size, patch, width, depth, body.get("num_attention_heads", 12))
+    mlp, eps = body.get("intermediate_size", 3072), body.get("layer_norm_eps", 1e-5)
+    return dataclasses.replace(tower, mlp=mlp, eps=eps, act=act)
+
+
 def hf_vision_names(config: VisionConfig, prefix: str) -> dict[str, pretrained.Entry]:
     """Our parameters, under "vision/" -> names of transformers' SigLIP and CLIP towers behind
     `prefix`.
     """
-    entry, plain, linear = pretrained.Entry, pretrained.as_is, pretrained.transposed
+    entry, plain, linear = pretrained.Entry, transforms.as_is, transforms.transposed
     table = {
         "vision/patch/kernel": entry(
-            f"{prefix}embeddings.patch_embedding.weight", pretrained.conv_patches
+            f"{prefix}embeddings.patch_embedding.weight", transforms.conv_patches
         ),
         "vision/positions": entry(f"{prefix}embeddings.position_embedding.weight", plain),
     }
     norms = {"norm": "post_layernorm"} if config.final_norm else {}
     if config.clip:
-        table["vision/class_token"] = entry(f"{prefix}embeddings.class_embedding", pretrained.row)
+        table["vision/class_token"] = entry(f"{prefix}embeddings.class_embedding", transforms.row)
         norms["norm_input"] = "pre_layrnorm"  # the release's own spelling
     else:
         table["vision/patch/bias"] = entry(f"{prefix}embeddings.patch_embedding.bias", plain)

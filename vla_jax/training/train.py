@@ -74,8 +74,7 @@ def make_train_step(
             for name, value in state.params.items()
         }
 
-        # The weights of the whole batch come first: with several tasks no division afterwards would
-        # mend a part's.
+        # Those of the whole batch first: with several tasks no division afterwards mends a part's.
         tasks = task_weights(merge(graphdef, {**cast, **state.frozen}), batch)
 
         dropped = jax.random.fold_in(key, DROP)  # one mask per step, however the batch is cut

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.composition import build
 from experiments.robovlms import config as robovlms_config
 from experiments.robovlms import names as robovlms_names
 from tests.experiments.robovlms import torch_reference as reference
 from tests.experiments.robovlms.released_config import changed, write_json
+from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.models.backbones import kosmos2
 from vla_jax.weights import pretrained

@@ -18,6 +18,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from torch.nn.functional import gelu, layer_norm
 
+from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
 from vla_jax.models.backbones import flamingo
 from vla_jax.types import Backbone, Media
@@ -219,7 +220,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(scope="module")
 def loaded(case: Case) -> tuple[nnx.GraphDef, flat.Params]:
-    return flamingo.from_pretrained(case.folder)
+    return from_pretrained(flamingo, case.folder)
 
 
 @pytest.fixture(scope="module")
@@ -245,12 +246,12 @@ def together(features: jax.Array) -> jax.Array:
     return jnp.concatenate([features[:N], features[N:]], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "readout"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "num_queries"))
 def run(
-    graphdef: nnx.GraphDef, params: flat.Params, inputs: Inputs, readout: int | None = None
+    graphdef: nnx.GraphDef, params: flat.Params, inputs: Inputs, num_queries: int | None = None
 ) -> jax.Array:
     x, mask, positions, media = inputs
-    return flat.merge(graphdef, params)(x, mask, positions, readout, media)
+    return flat.merge(graphdef, params)(x, mask, positions, num_queries, media)
 
 
 def rebuilt(
@@ -303,7 +304,7 @@ def test_readouts_and_decoding_are_the_whole(loaded: Any, inputs: Inputs) -> Non
     graphdef, params = loaded
     full = run(graphdef, params, inputs)
     np.testing.assert_allclose(
-        run(graphdef, params, inputs, readout=2), full[:, -2:], atol=1e-6, rtol=0
+        run(graphdef, params, inputs, num_queries=2), full[:, -2:], atol=1e-6, rtol=0
     )
 
     x, mask, positions, media = inputs
@@ -409,7 +410,7 @@ def old(name: str) -> str:
 def test_other_spellings(case: Case, loaded: Any, tmp_path: Path, spelling: Any) -> None:
     renamed = {spelling(name): x for name, x in case.arrays.items()}
     assert renamed.keys() != case.arrays.keys()
-    _, params = flamingo.from_pretrained(write(tmp_path / "other", renamed))
+    _, params = from_pretrained(flamingo, write(tmp_path / "other", renamed))
     for name, x in loaded[1].items():
         np.testing.assert_array_equal(params[name], x, err_msg=name)
 
@@ -432,13 +433,13 @@ def test_weights_are_strict(case: Case, tmp_path: Path) -> None:
     ):
         arrays = {name: x for name, x in (case.arrays | changes).items() if x is not None}
         with pytest.raises(ValueError, match=message):
-            flamingo.from_pretrained(write(tmp_path / str(i), arrays))
+            from_pretrained(flamingo, write(tmp_path / str(i), arrays))
 
 
 def test_a_table_cut_to_the_tokenizer_is_filled_up(case: Case, loaded: Any, tmp_path: Path) -> None:
     name = "lang_encoder.transformer.wte.weight"
-    _, params = flamingo.from_pretrained(
-        write(tmp_path / "cut", case.arrays | {name: case.arrays[name][:41]})
+    _, params = from_pretrained(
+        flamingo, write(tmp_path / "cut", case.arrays | {name: case.arrays[name][:41]})
     )
     np.testing.assert_array_equal(params["embed/embedding"][:41], loaded[1]["embed/embedding"][:41])
     assert not params["embed/embedding"][41:].any()

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, Kosmos2ForConditionalGeneration
 from transformers import Kosmos2Config as HFConfig
 
 from tests.fakes import dense_by_hand, random_frame_mask
+from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
 from vla_jax import sharding
 from vla_jax.models import transformer
@@ -77,7 +78,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
         for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.08)
     reference.save_pretrained(folder)
-    return Saved(reference, folder, *kosmos2.from_pretrained(folder))
+    return Saved(reference, folder, *from_pretrained(kosmos2, folder))
 
 
 def make_case(model: Any, kind: str) -> Case:
@@ -305,9 +306,9 @@ def run(
     x: Any,
     mask: Any,
     positions: Any,
-    readout: Any = None,
+    num_queries: Any = None,
 ) -> Any:
-    return flat.merge(graphdef, params)(x, mask, positions, readout)
+    return flat.merge(graphdef, params)(x, mask, positions, num_queries)
 
 
 compiled_run = jax.jit(run, static_argnums=(0, 5))
@@ -413,7 +414,7 @@ def test_tied_and_constant_arrays_of_older_files_are_ignored_and_others_named(
         "vision_model.model.embeddings.position_ids": np.zeros((1, 5), np.float32),
     }
     save_file(arrays | older, tmp_path / "model.safetensors")
-    _, params = kosmos2.from_pretrained(tmp_path)
+    _, params = from_pretrained(kosmos2, tmp_path)
     for name, value in saved.params.items():
         np.testing.assert_array_equal(params[name], value, err_msg=name)
 
@@ -422,7 +423,7 @@ def test_tied_and_constant_arrays_of_older_files_are_ignored_and_others_named(
     arrays["text_model.model.layers.3.ffn.fc1.bias"] = np.zeros(96, np.float32)
     save_file(arrays, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="3 arrays do not fit") as error:
-        kosmos2.from_pretrained(tmp_path)
+        from_pretrained(kosmos2, tmp_path)
     for line in (
         (
             "missing: text_model.model.layers.1.ffn.ffn_layernorm.bias (for"
@@ -435,7 +436,7 @@ def test_tied_and_constant_arrays_of_older_files_are_ignored_and_others_named(
 
 
 def test_weights_are_born_sharded(saved: Saved) -> None:
-    _, split = kosmos2.from_pretrained(saved.folder, sharding.make_mesh(2, 2, 2))
+    _, split = from_pretrained(kosmos2, saved.folder, sharding.make_mesh(2, 2, 2))
     kernel = split["decoder/layers/blocks/mlp/up/kernel"]
     assert kernel.addressable_shards[0].data.shape == (DEPTH, WIDTH // 2, 96 // 2)
     assert split["projector/latents"].addressable_shards[0].data.shape == (IMAGE, WIDTH // 2)

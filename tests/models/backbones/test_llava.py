@@ -15,6 +15,7 @@ import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
 from vla_jax import sharding
 from vla_jax.models.attention import alibi
@@ -293,8 +294,8 @@ def test_ways_to_compute_the_same(kind: str, case_of: CaseOf) -> None:
     x, mask, positions, _ = inputs(case, model)
     full = model(x, mask, positions)
     close = functools.partial(np.testing.assert_allclose, atol=2e-6, rtol=0)
-    close(model(x, mask, positions, readout=2), full[:, -2:])
-    scanned = flat.merge(*llava.from_pretrained(case.folder))
+    close(model(x, mask, positions, num_queries=2), full[:, -2:])
+    scanned = flat.merge(*from_pretrained(llava, case.folder))
     close(scanned(x, mask, positions), full)
     close(model.logits(full, (5, 9)), model.logits(full)[:, :, 5:9])
     step = jax.jit(lambda x, mask, positions, cache: scanned.decode(x, mask, positions, cache))
@@ -365,10 +366,10 @@ def test_shards_with_an_index(reference: Reference, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert_same(llava.from_pretrained(tmp_path)[1], llava.from_pretrained(folder)[1])
+    assert_same(from_pretrained(llava, tmp_path)[1], from_pretrained(llava, folder)[1])
     shards[1].unlink()
     with pytest.raises(ValueError, match=rf"not\s+found: .*{shards[1].name}"):
-        llava.from_pretrained(tmp_path)
+        from_pretrained(llava, tmp_path)
 
 
 def test_of_the_tower_exactly_the_dead_arrays_are_passed_over(
@@ -468,8 +469,8 @@ def test_a_fused_projection_that_does_not_divide_is_refused(
 def test_weights_are_born_sharded(reference: Reference) -> None:
     for kind in ("llama", "mpt"):
         _, folder = reference(kind)
-        _, whole = llava.from_pretrained(folder)
-        _, split = llava.from_pretrained(folder, sharding.make_mesh(2, 2, 2))
+        _, whole = from_pretrained(llava, folder)
+        _, split = from_pretrained(llava, folder, sharding.make_mesh(2, 2, 2))
         kernel = split["decoder/layers/blocks/attn/q/kernel"]
         assert kernel.addressable_shards[0].data.shape == (3, WIDTH // 2, WIDTH // 2)
         assert_same(split, whole)

@@ -168,7 +168,7 @@ def test_tiny_sizes_run(name: str) -> None:
         n, s = x.shape[:2]
         assert s == model.tokens_per_image + 3 == 16 + 3
         return model.logits(
-            model(x, jnp.ones((n, s, s), bool), jnp.zeros((n, s), jnp.int32), readout=1)
+            model(x, jnp.ones((n, s, s), bool), jnp.zeros((n, s), jnp.int32), num_queries=1)
         )
 
     assert jax.eval_shape(run, shapes).shape == (2, 1, 1600)

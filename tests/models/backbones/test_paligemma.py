@@ -16,6 +16,7 @@ import torch
 from flax import nnx
 
 from tests.fakes import dense_by_hand, random_frame_mask
+from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
 from vla_jax import sharding
 from vla_jax.models.backbones import paligemma
@@ -179,18 +180,18 @@ def rebuilt(graphdef: nnx.GraphDef, params: flat.Params, **changes: Any) -> pali
 
 
 def test_parity_with_transformers(case: Case) -> None:
-    graphdef, params = paligemma.from_pretrained(case.folder)
+    graphdef, params = from_pretrained(paligemma, case.folder)
     found = errors(case, flat.merge(graphdef, params))
     assert max(found.values()) < TOLERANCE, found
 
 
 def test_readout_equals_the_full_computation(case: Case) -> None:
-    graphdef, params = paligemma.from_pretrained(case.folder)
+    graphdef, params = from_pretrained(paligemma, case.folder)
     model = flat.merge(graphdef, params)
     x, mask, positions, _ = inputs(case, model)
     full = model(x, mask, positions)
     np.testing.assert_allclose(
-        model(x, mask, positions, readout=2), full[:, -2:], atol=1e-6, rtol=0
+        model(x, mask, positions, num_queries=2), full[:, -2:], atol=1e-6, rtol=0
     )
 
 
@@ -207,12 +208,12 @@ def test_readout_equals_the_full_computation(case: Case) -> None:
 def test_ways_to_run_the_layers_agree_in_value_and_gradient(
     changes: dict[str, str], folders: dict[int, tuple[Any, Path]]
 ) -> None:
-    graphdef, params = paligemma.from_pretrained(folders[2][1])
+    graphdef, params = from_pretrained(paligemma, folders[2][1])
     x = jax.random.normal(jax.random.key(0), (2, 9, WIDTH))
     mask, positions = jnp.ones((2, 9, 9), bool), jnp.tile(jnp.arange(9)[None], (2, 1))
 
     def value(params: flat.Params, **changes: Any) -> jax.Array:
-        return (rebuilt(graphdef, params, **changes)(x, mask, positions, readout=3) ** 2).sum()
+        return (rebuilt(graphdef, params, **changes)(x, mask, positions, num_queries=3) ** 2).sum()
 
     reference, gradient = jax.value_and_grad(value)(params)
     other, other_gradient = jax.value_and_grad(functools.partial(value, **changes))(params)
@@ -234,7 +235,7 @@ def sequence(s: int) -> tuple[jax.Array, jax.Array]:
 def test_decoding_after_a_prefix_equals_one_pass(
     generation: int, folders: dict[int, tuple[Any, Path]]
 ) -> None:
-    model = flat.merge(*paligemma.from_pretrained(folders[generation][1]))
+    model = flat.merge(*from_pretrained(paligemma, folders[generation][1]))
     slots, prefix = 7, 4  # Gemma 2's window holds 7 tokens
     x, positions = sequence(slots)
     at = np.arange(slots)
@@ -252,7 +253,7 @@ def test_decoding_after_a_prefix_equals_one_pass(
 def test_decoding_refuses_a_cache_that_is_larger_than_the_window(
     folders: dict[int, tuple[Any, Path]],
 ) -> None:
-    model = flat.merge(*paligemma.from_pretrained(folders[2][1]))
+    model = flat.merge(*from_pretrained(paligemma, folders[2][1]))
     x, positions = sequence(1)
     with pytest.raises(ValueError, match="at most window = 7 tokens in the cache, got room for 8"):
         model.decode(x, jnp.ones((2, 1, 8), bool), positions, model.cache(2, 8))
@@ -262,7 +263,7 @@ def test_decoding_refuses_a_cache_that_is_larger_than_the_window(
 def test_a_mask_by_frames_equals_the_dense_one(
     generation: int, folders: dict[int, tuple[Any, Path]]
 ) -> None:
-    model = flat.merge(*paligemma.from_pretrained(folders[generation][1]))
+    model = flat.merge(*from_pretrained(paligemma, folders[generation][1]))
     mask = random_frame_mask(
         np.random.default_rng(0), n=2, frame=5, frames=2
     )  # longer than Gemma 2's window of 7
@@ -285,7 +286,7 @@ MUTATIONS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.mark.slow
 def test_parity_sees_every_wrong_number(folders: dict[int, tuple[Any, Path]], case: Case) -> None:
-    graphdef, params = paligemma.from_pretrained(case.folder)
+    graphdef, params = from_pretrained(paligemma, case.folder)
     for name, (generation, changes) in MUTATIONS.items():
         if case.folder == folders[generation][1]:
             assert errors(case, rebuilt(graphdef, params, **changes))["logits"] > TOLERANCE, name
@@ -305,18 +306,18 @@ def test_parity_sees_every_wrong_number(folders: dict[int, tuple[Any, Path]], ca
     ],
 )
 def test_parity_sees_a_wrong_array(where: str, change: Any, case: Case) -> None:
-    graphdef, params = paligemma.from_pretrained(case.folder)
+    graphdef, params = from_pretrained(paligemma, case.folder)
     found = errors(case, flat.merge(graphdef, {**params, where: change(params[where])}))
     assert max(found.values()) > TOLERANCE
 
 
 def test_parity_sees_a_causal_prefix(case: Case) -> None:
-    graphdef, params = paligemma.from_pretrained(case.folder)
+    graphdef, params = from_pretrained(paligemma, case.folder)
     assert errors(case, flat.merge(graphdef, params), causal=True)["logits"] > TOLERANCE
 
 
 def test_parity_sees_the_other_gelu(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphdef, params = paligemma.from_pretrained(case.folder)
+    graphdef, params = from_pretrained(paligemma, case.folder)
     exact = functools.partial(jax.nn.gelu, approximate=False)
     monkeypatch.setattr("vla_jax.models.transformer.jax.nn.gelu", lambda x, approximate: exact(x))
     assert errors(case, flat.merge(graphdef, params))["logits"] > TOLERANCE
@@ -338,9 +339,9 @@ def _build(config: paligemma.PaliGemmaConfig, rngs: nnx.Rngs) -> paligemma.PaliG
 
 
 def test_weights_are_born_sharded(folders: dict[int, tuple[Any, Path]]) -> None:
-    _, whole = paligemma.from_pretrained(folders[1][1])
+    _, whole = from_pretrained(paligemma, folders[1][1])
     mesh = sharding.make_mesh(2, 2, 2)
-    _, split = paligemma.from_pretrained(folders[1][1], mesh)
+    _, split = from_pretrained(paligemma, folders[1][1], mesh)
     kernel = split["decoder/layers/blocks/mlp/up/kernel"]
     assert kernel.addressable_shards[0].data.shape == (3, WIDTH // 2, 96 // 2)
     for name in whole:

@@ -43,7 +43,7 @@ def test_the_examples_of_the_reference():
     np.testing.assert_allclose(
         decode(np.array([0, 40_000]), config), [0.996078, -0.996078], atol=1e-6
     )  # clipped
-    assert config.rows == (31_729, 31_985)
+    assert config.token_range == (31_729, 31_985)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_teacher_forcing_is_causal_in_the_chunk():
     objective = head.token_loss(logits, actions, np.ones(actions.shape, bool))
     scores = jax.nn.log_softmax(logits, axis=-1)
     expected = -np.take_along_axis(
-        np.asarray(scores), np.asarray(ids)[..., None] - CONFIG.rows[0], -1
+        np.asarray(scores), np.asarray(ids)[..., None] - CONFIG.token_range[0], -1
     ).sum()
     np.testing.assert_allclose(objective.sum, expected / D, rtol=1e-5)
 
@@ -162,10 +162,10 @@ def test_teacher_forcing_is_causal_in_the_chunk():
 def test_gripper_probability_is_that_of_its_open_half():
     head = DiscreteHead(16, CONFIG)
     logits = np.full((1, K * D, 16), -50.0, np.float32)
-    ones = np.asarray(decode(np.arange(*CONFIG.rows), CONFIG)) > 0
+    ones = np.asarray(decode(np.arange(*CONFIG.token_range), CONFIG)) > 0
     logits[0, :, np.flatnonzero(ones)[0]] = 0.0
     logits[0, :, np.flatnonzero(~ones)[0]] = np.log(3.0)
-    ids = np.full((1, K * D), CONFIG.rows[0])
+    ids = np.full((1, K * D), CONFIG.token_range[0])
     np.testing.assert_allclose(head.actions(ids, logits)[0, :, 2], 0.25, atol=1e-6)
     np.testing.assert_allclose(head.actions(ids, logits)[0, :, 0], decode(ids[0, :K], CONFIG))
 
@@ -173,10 +173,10 @@ def test_gripper_probability_is_that_of_its_open_half():
 def test_temperature_draws(policy):
     head = DiscreteHead(16, DiscreteConfig(K, D, (2,), end=30, bins=16, temperature=1.0))
     drawn = head.choose(jnp.zeros((4_000, 16)), KEY)
-    counts = np.bincount(np.asarray(drawn) - head.config.rows[0], minlength=16)
+    counts = np.bincount(np.asarray(drawn) - head.config.token_range[0], minlength=16)
     assert counts.min() > 150
     assert set(
-        np.asarray(DiscreteHead(16, CONFIG).choose(jnp.eye(16)[:3], KEY)) - CONFIG.rows[0]
+        np.asarray(DiscreteHead(16, CONFIG).choose(jnp.eye(16)[:3], KEY)) - CONFIG.token_range[0]
     ) == {
         0,
         1,

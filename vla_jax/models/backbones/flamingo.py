@@ -5,11 +5,10 @@ Images are given as types.Media: they never stand in the sequence. In OpenFlamin
 media of the last <image> before it; with the one <image> at the front of `prompt`, all tokens see
 all of a frame's cameras, as in RoboVLMs. Who sees what is the caller's mask.
 
-Axes: n sequences, s tokens, m media tokens of all images, v latents of one image, c width.
+Axes: f sequences, s tokens, v media tokens (latents) of all images, c width.
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +24,11 @@ from vla_jax.models import mpt, tokenizer
 from vla_jax.models.attention import Cache, Mask, attend
 from vla_jax.models.language import Decoder, Embed
 from vla_jax.models.resampler import EPS, Resampler, ResamplerConfig
-from vla_jax.models.transformer import Before, BlockConfig, Linear, Norm, StackConfig
-from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
+from vla_jax.models.stack import PreLayerFn, StackConfig
+from vla_jax.models.transformer import BlockConfig, Linear, Norm
+from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
 from vla_jax.types import Array, Media
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 IMAGE, END = "<image>", "<|endofchunk|>"
 
@@ -66,13 +66,10 @@ class FlamingoConfig:
         return self.block.width
 
 
-L14 = VisionConfig(
-    224, 14, 1024, 4096, 24, 16, eps=1e-5, act="quick_gelu", clip=True, final_norm=False
-)
+L14 = clip_tower(224, 14, 1024, 24, 16)
 PERCEIVER = ResamplerConfig(depth=6, heads=8, dim_head=64, latents=64)
 
-# The decoders' own tables have 50432 rows, more than the tokenizer with the added tokens (50280)
-# has.
+# The decoders' own tables have 50432 rows, more than the 50280 tokens with the added ones.
 CONFIGS = {
     "3b": FlamingoConfig(
         L14, PERCEIVER, 50432, mpt.block(2048, 16, 8192, qk_norm=True), 24, every=1, mosaic=True
@@ -81,7 +78,7 @@ CONFIGS = {
         L14, PERCEIVER, 50432, mpt.block(4096, 32, 16384), 32, every=4, mosaic=False
     ),
     "tiny": FlamingoConfig(
-        dataclasses.replace(L14, image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4),
+        clip_tower(32, 8, 64, 2, 4),
         ResamplerConfig(depth=1, heads=4, dim_head=16, latents=8),
         vocab=1600,
         block=mpt.block(64, 4, 256, qk_norm=True),
@@ -111,7 +108,7 @@ class GatedCrossAttention(nnx.Module):
         self.down = Linear((4 * width, width), ("mlp", "embed"), False, rngs)
         self.attn_gate, self.mlp_gate = (nnx.Param(jnp.zeros(1), logical=(None,)) for _ in range(2))
 
-    def __call__(self, x: Float[Array, "n s c"], media: Media) -> Float[Array, "n s c"]:
+    def __call__(self, x: Float[Array, "f s c"], media: Media) -> Float[Array, "f s c"]:
         heads, size = self.config.heads, self.config.dim_head
         q, k, v = self.q(self.norm_attn(x)), self.k(media.tokens), self.v(media.tokens)
         q, k, v = (
@@ -151,51 +148,51 @@ class Flamingo(nnx.Module):
         )
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """The latents of each image: its media tokens."""
         return self.perceiver(self.vision(images))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings."""
         return self.embed(tokens)
 
     def __call__(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
-        readout: int | None = None,
+        positions: Int[Array, "f s"],
+        num_queries: int | None = None,
         media: Media | None = None,
-    ) -> Float[Array, "n r c"]:
-        """Hidden states after the final norm, at the last `readout` positions if given. Raises
+    ) -> Float[Array, "f r c"]:
+        """Hidden states after the final norm, at the last `num_queries` positions if given. Raises
         ValueError without media.
         """
-        return self.decoder(x, mask, positions, readout, self._before(media))
+        return self.decoder(x, mask, positions, num_queries, self._cross_attend(media))
 
     def decode(
         self,
-        x: Float[Array, "n s c"],
+        x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "n s"],
+        positions: Int[Array, "f s"],
         cache: Cache,
         media: Media | None = None,
-    ) -> tuple[Float[Array, "n s c"], Cache]:
+    ) -> tuple[Float[Array, "f s c"], Cache]:
         """Hidden states of tokens that follow those in the cache, and the cache with them. `media`
         holds all that they see: the cache has none of it.
         """
-        return self.decoder.decode(x, mask, positions, cache, self._before(media))
+        return self.decoder.decode(x, mask, positions, cache, self._cross_attend(media))
 
-    def cache(self, n: int, slots: int) -> Cache:
+    def cache(self, f: int, slots: int) -> Cache:
         """An empty cache."""
-        return self.decoder.cache(n, slots)
+        return self.decoder.cache(f, slots)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the tied output layer."""
-        return self.embed.logits(hidden, rows)
+        return self.embed.logits(hidden, token_range)
 
-    def _before(self, media: Media | None) -> Before:
+    def _cross_attend(self, media: Media | None) -> PreLayerFn:
         if media is None:
             raise ValueError(
                 "flamingo: expected media (images, with a mask of who sees them), got None"
@@ -207,11 +204,14 @@ class Flamingo(nnx.Module):
 
         call = look if self.config.remat == "none" else jax.checkpoint(look)
 
-        def before(layer: int, x: Array) -> Array:
+        def cross_attend(layer: int, x: Array) -> Array:
             number, rest = divmod(layer + 1, self.config.every)
             return x if rest else call(self.gated[number - 1], x, seen)
 
-        return before
+        return cross_attend
+
+
+MODEL, OWN_LM_HEAD = Flamingo, False
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -227,13 +227,6 @@ SPELLINGS = (
     ),
     (r"^lang_encoder\.old_decoder_blocks\.(\d+)\.", r"lang_encoder.transformer.blocks.\1."),
     (r"^(lang_encoder\.transformer\.blocks\.\d+\.)decoder_layer\.", r"\1"),
-)
-
-# The norm of CLIP's pooled token, which Flamingo does not pool, and the tied output layer.
-UNUSED = (
-    "vision_encoder.post_layernorm.weight",
-    "vision_encoder.post_layernorm.bias",
-    "lang_encoder.lm_head.weight",
 )
 
 
@@ -273,28 +266,14 @@ def load(
     Raises ValueError naming every missing, unexpected or mis-shaped array; a missing one is left
     out of the result where a pattern of `allow_missing` matches its name.
     """
-    return pretrained.load(open_source(path), hf_names(config), specs, allow_missing, UNUSED)
-
-
-def from_pretrained(
-    path: Path | str,
-    mesh: jax.sharding.Mesh | None = None,
-    dtype: Any = jnp.float32,
-    allow_missing: Sequence[str] = (),
-) -> tuple[nnx.GraphDef, flat.Params]:
-    """The model that a folder describes: (graphdef, params), born sharded over the mesh (the first
-    device without).
-    """
-    config = hf_config(pretrained.open_source(path).config())
-    build = functools.partial(Flamingo, config)
-    return pretrained.born(
-        build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype
+    return pretrained.load(
+        open_source(path), hf_names(config), specs, allow_missing, dead_names(config)
     )
 
 
 def hf_names(config: FlamingoConfig) -> dict[str, pretrained.Entry]:
     """Our parameters -> names in a folder (after `respell`) and what to do with the arrays."""
-    entry, plain = pretrained.Entry, pretrained.as_is
+    entry, plain = pretrained.Entry, transforms.as_is
     text = "lang_encoder.transformer."
     table = hf_vision_names(config.vision, "vision_encoder.")
     table |= mpt.names(
@@ -302,7 +281,7 @@ def hf_names(config: FlamingoConfig) -> dict[str, pretrained.Entry]:
     )
     # OpenFlamingo cuts the table to its tokenizer; the rows it cut belong to no token.
     table["embed/embedding"] = entry(
-        table["embed/embedding"].source, pretrained.pad_rows(config.vocab)
+        table["embed/embedding"].source, transforms.pad_rows(config.vocab)
     )
     table["perceiver/latents"] = entry("perceiver.latents", plain)
     table |= _norm("perceiver/norm", "perceiver.norm")
@@ -325,24 +304,24 @@ def hf_names(config: FlamingoConfig) -> dict[str, pretrained.Entry]:
 
 def _norm(ours: str, theirs: str) -> dict[str, pretrained.Entry]:
     return {
-        f"{ours}/scale": pretrained.Entry(f"{theirs}.weight", pretrained.as_is),
-        f"{ours}/bias": pretrained.Entry(f"{theirs}.bias", pretrained.as_is),
+        f"{ours}/scale": pretrained.Entry(f"{theirs}.weight", transforms.as_is),
+        f"{ours}/bias": pretrained.Entry(f"{theirs}.bias", transforms.as_is),
     }
 
 
 def _attention(ours: str, theirs: str) -> dict[str, pretrained.Entry]:
     return {
-        f"{ours}/q/kernel": pretrained.Entry(f"{theirs}to_q.weight", pretrained.transposed),
-        f"{ours}/k/kernel": pretrained.Entry(f"{theirs}to_kv.weight", pretrained.fused(0, 2)),
-        f"{ours}/v/kernel": pretrained.Entry(f"{theirs}to_kv.weight", pretrained.fused(1, 2)),
-        f"{ours}/o/kernel": pretrained.Entry(f"{theirs}to_out.weight", pretrained.transposed),
+        f"{ours}/q/kernel": pretrained.Entry(f"{theirs}to_q.weight", transforms.transposed),
+        f"{ours}/k/kernel": pretrained.Entry(f"{theirs}to_kv.weight", transforms.fused(0, 2)),
+        f"{ours}/v/kernel": pretrained.Entry(f"{theirs}to_kv.weight", transforms.fused(1, 2)),
+        f"{ours}/o/kernel": pretrained.Entry(f"{theirs}to_out.weight", transforms.transposed),
     }
 
 
 def _feed_forward(ours: str, theirs: str) -> dict[str, pretrained.Entry]:
     return _norm(f"{ours}/norm_mlp", f"{theirs}0") | {
-        f"{ours}/up/kernel": pretrained.Entry(f"{theirs}1.weight", pretrained.transposed),
-        f"{ours}/down/kernel": pretrained.Entry(f"{theirs}3.weight", pretrained.transposed),
+        f"{ours}/up/kernel": pretrained.Entry(f"{theirs}1.weight", transforms.transposed),
+        f"{ours}/down/kernel": pretrained.Entry(f"{theirs}3.weight", transforms.transposed),
     }
 
 
@@ -357,58 +336,29 @@ def hf_config(body: dict[str, Any]) -> FlamingoConfig:
     expect = pretrained.expect
     expect("model_type", body.get("model_type"), ("flamingo",))
     vision, text = body["vision_config"], body["text_config"]
+    # Our own config.json says what its tower is.
     expect("vision_config.model_type", vision.get("model_type"), ("clip_vision_model",))
-    act = expect(
-        "vision_config.hidden_act", vision.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu")
-    )
     mosaic = (
         expect("text_config.model_type", text.get("model_type"), ("mpt", "mosaic_gpt"))
         == "mosaic_gpt"
     )
     expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", True), (True,))
     return FlamingoConfig(
-        vision=VisionConfig(
-            image_size=vision.get("image_size", 224),
-            patch=vision.get("patch_size", 32),
-            width=vision.get("hidden_size", 768),
-            mlp=vision.get("intermediate_size", 3072),
-            depth=vision.get("num_hidden_layers", 12),
-            heads=vision.get("num_attention_heads", 12),
-            eps=vision.get("layer_norm_eps", 1e-5),
-            act=act,
-            clip=True,
-            final_norm=False,
-        ),
+        vision=hf_clip_config(vision),
         resampler=ResamplerConfig(**body.get("perceiver_config") or dataclasses.asdict(PERCEIVER)),
         vocab=text["vocab_size"],
-        block=_mosaic_block(text) if mosaic else mpt.hf_block(text, "text_config."),
+        block=mpt.mosaic_block(text) if mosaic else mpt.hf_block(text, "text_config."),
         depth=text["n_layers"],
         every=body["cross_attn_every_n_layers"],
         mosaic=mosaic,
     )
 
 
-def _mosaic_block(text: dict[str, Any]) -> BlockConfig:
-    """MosaicGPT's config.json has MPT's switches under older names; without ALiBi and with biases
-    is its default.
-    """
-    attention: dict[str, Any] = {
-        name: text[name]
-        for name in ("prefix_lm", "alibi_bias_max", "softmax_scale")
-        if name in text
-    }
-    attention |= {"alibi": text.get("alibi", False), "clip_qkv": text.get("attn_clip_qkv")}
-    body = {
-        "no_bias": text.get("no_bias", False),
-        "logit_scale": text.get("logit_scale"),
-        "attn_config": attention,
-    }
-    body |= {
-        "d_model": text["d_model"],
-        "n_heads": text["n_heads"],
-        "expansion_ratio": text["mlp_ratio"],
-    }
-    return dataclasses.replace(mpt.hf_block(body, "text_config."), qk_norm=text["attn_qk_ln"])
+def dead_names(config: FlamingoConfig) -> list[str]:
+    """The norm of CLIP's pooled token, which Flamingo does not pool, and the tied output layer."""
+    del config
+    norm = "vision_encoder.post_layernorm."
+    return [f"{norm}weight", f"{norm}bias", "lang_encoder.lm_head.weight"]
 
 
 def hub(variant: str) -> str:

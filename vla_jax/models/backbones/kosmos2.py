@@ -20,10 +20,11 @@ from vla_jax import params as flat
 from vla_jax.models import tokenizer
 from vla_jax.models.attention import Context, sinusoid
 from vla_jax.models.language import Decoder, Embed, InSequence
-from vla_jax.models.transformer import Attention, BlockConfig, Linear, StackConfig
+from vla_jax.models.stack import StackConfig
+from vla_jax.models.transformer import Attention, BlockConfig, Linear
 from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 GROUNDING = "<grounding>"
 FIRST_POSITION = 2  # fairseq's: the padding index, which is 1, plus one
@@ -91,13 +92,13 @@ class LatentPool(nnx.Module):
         self.latents = nnx.Param(queries, logical=(None, "embed"))
         self.attn = Attention(dataclasses.replace(config.block, sub_norms=False), rngs)
 
-    def __call__(self, tokens: Float[Array, "n v w"]) -> Float[Array, "n m c"]:
-        n, m = tokens.shape[0], self.latents.shape[0]
-        queries = jnp.broadcast_to(self.latents[...][None], (n, *self.latents.shape))
+    def __call__(self, tokens: Float[Array, "f v w"]) -> Float[Array, "f q c"]:
+        f, q = tokens.shape[0], self.latents.shape[0]
+        queries = jnp.broadcast_to(self.latents[...][None], (f, *self.latents.shape))
         x = jnp.concatenate([self.dense(tokens), queries], axis=1)
         s = x.shape[1]
-        mask, positions = jnp.ones((n, s, s), bool), jnp.zeros((n, s), jnp.int32)
-        return self.attn(x, m, Context(mask, positions, positions))[0]
+        mask, positions = jnp.ones((f, s, s), bool), jnp.zeros((f, s), jnp.int32)
+        return self.attn(x, q, Context(mask, positions, positions))[0]
 
 
 class Kosmos2(InSequence):
@@ -115,28 +116,28 @@ class Kosmos2(InSequence):
         self.embed = Embed(config.vocab, config.width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Pooled image features, on the scale of text embeddings."""
         return self.projector(unit(self.vision(images)))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings."""
         return self.embed(tokens)
 
     def placed(
-        self, x: Float[Array, "n s c"], positions: Int[Array, "n s"]
-    ) -> Float[Array, "n s c"]:
+        self, x: Float[Array, "f s c"], positions: Int[Array, "f s"]
+    ) -> Float[Array, "f s c"]:
         """Scaled tokens with sinusoids of their positions, which count from 0 here."""
         return placed(x, positions)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the tied output layer."""
-        return self.embed.logits(hidden, rows)
+        return self.embed.logits(hidden, token_range)
 
 
-def unit(x: Float[Array, "n v c"]) -> Float[Array, "n v c"]:
+def unit(x: Float[Array, "f v c"]) -> Float[Array, "f v c"]:
     """Every token divided by its length, or by 1e-12 if that is larger. float32 inside."""
     y = x.astype(jnp.float32)
     return (y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y**2, axis=-1, keepdims=True), 1e-24))).astype(
@@ -144,7 +145,7 @@ def unit(x: Float[Array, "n v c"]) -> Float[Array, "n v c"]:
     )
 
 
-def placed(x: Float[Array, "n s c"], positions: Int[Array, "n s"]) -> Float[Array, "n s c"]:
+def placed(x: Float[Array, "f s c"], positions: Int[Array, "f s"]) -> Float[Array, "f s c"]:
     """The decoder's input: everything times sqrt(width), plus the sinusoid of where it stands.
     float32 inside.
     """
@@ -152,6 +153,9 @@ def placed(x: Float[Array, "n s c"], positions: Int[Array, "n s"]) -> Float[Arra
         positions + FIRST_POSITION, x.shape[-1]
     )
     return y.astype(x.dtype)
+
+
+MODEL, OWN_LM_HEAD = Kosmos2, False
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -167,27 +171,6 @@ def load(
     pretrained.load.
     """
     return pretrained.load(pretrained.open_source(path), hf_names(config), specs, allow_missing)
-
-
-def from_pretrained(
-    path: Path | str,
-    mesh: jax.sharding.Mesh | None = None,
-    dtype: Any = jnp.float32,
-    allow_missing: Sequence[str] = (),
-) -> tuple[nnx.GraphDef, flat.Params]:
-    """The model that a Hugging Face folder describes: (graphdef, params), born sharded over the
-    mesh.
-
-    Without a mesh everything is on the first device.
-    """
-    config = hf_config(pretrained.open_source(path).config())
-
-    def build(rngs: nnx.Rngs) -> Kosmos2:
-        return Kosmos2(config, rngs)
-
-    return pretrained.born(
-        build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype
-    )
 
 
 def hf_names(config: Kosmos2Config) -> dict[str, pretrained.Entry]:
@@ -214,16 +197,16 @@ def hf_names(config: Kosmos2Config) -> dict[str, pretrained.Entry]:
         linears[f"projector/attn/{name}"] = f"{pool}x_attn.{theirs}_proj"
         linears[f"{ours}attn/{name}"] = f"{layer}self_attn.{theirs}_proj"
     table = hf_vision_names(config.vision, "vision_model.model.")
-    table["projector/latents"] = pretrained.Entry(f"{pool}latent_query", pretrained.as_is)
-    table["embed/embedding"] = pretrained.Entry(f"{text}embed_tokens.weight", pretrained.as_is)
+    table["projector/latents"] = pretrained.Entry(f"{pool}latent_query", transforms.as_is)
+    table["embed/embedding"] = pretrained.Entry(f"{text}embed_tokens.weight", transforms.as_is)
     for names, leaf, transform in (
-        (norms, "scale", pretrained.as_is),
-        (linears, "kernel", pretrained.transposed),
+        (norms, "scale", transforms.as_is),
+        (linears, "kernel", transforms.transposed),
     ):
         for name, theirs in names.items():
             layers = config.depth if "{}" in theirs else 0
             table[f"{name}/{leaf}"] = pretrained.Entry(f"{theirs}.weight", transform, layers)
-            table[f"{name}/bias"] = pretrained.Entry(f"{theirs}.bias", pretrained.as_is, layers)
+            table[f"{name}/bias"] = pretrained.Entry(f"{theirs}.bias", transforms.as_is, layers)
     return table
 
 
@@ -267,6 +250,12 @@ def hf_config(body: dict[str, Any]) -> Kosmos2Config:
         latents=body.get("latent_query_num", released.latents),
         **sizes,
     )
+
+
+def dead_names(config: Kosmos2Config) -> list[str]:
+    """None: every array of a release is used."""
+    del config
+    return []
 
 
 def hub(variant: str) -> str:

@@ -7,7 +7,6 @@ LLaVA-Lightning-MPT-7B with the bare instruction as prompt.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
-from vla_jax.models import mpt
+from vla_jax.models import llama, mpt
 from vla_jax.models.language import Decoder, Embed, InSequence
+from vla_jax.models.stack import StackConfig
 from vla_jax.models.tokenizer import Tokenizer
 from vla_jax.models.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
-from vla_jax.models.transformer import BlockConfig, Linear, StackConfig
-from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
+from vla_jax.models.transformer import BlockConfig, Linear
+from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 DECODERS = ("llama", "mpt")
 PROJECTORS = ("mlp2", "linear")
@@ -44,7 +44,7 @@ class LlavaConfig:
         projector: "mlp2" (linear, exact GELU, linear) or "linear".
         decoder: "llama" (an output layer of its own) or "mpt" (a tied one).
         block: what the decoder is made of.
-        speaks: False leaves out an output layer of its own, which only tokens are scored by.
+        has_lm_head: False leaves out an output layer of its own, which only tokens are scored by.
     """
 
     vision: VisionConfig
@@ -56,7 +56,7 @@ class LlavaConfig:
     vocab: int
     remat: str = "none"
     layers: str = "scan"
-    speaks: bool = True
+    has_lm_head: bool = True
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS or self.projector not in PROJECTORS:
@@ -71,58 +71,30 @@ class LlavaConfig:
         return self.vision.image_size
 
 
-def clip(image_size: int, patch: int, width: int, depth: int, heads: int) -> VisionConfig:
-    """A CLIP tower without its class token, ending at layer `depth`."""
-    return VisionConfig(
-        image_size,
-        patch,
-        width,
-        4 * width,
-        depth,
-        heads,
-        eps=1e-5,
-        act="quick_gelu",
-        clip=True,
-        final_norm=False,
-    )
-
-
-def llama(
-    width: int, mlp: int, heads: int, kv_heads: int, head_dim: int, eps: float = 1e-5
-) -> BlockConfig:
-    """LLaMA's block (arXiv 2302.13971)."""
-    return BlockConfig(
-        width=width,
-        mlp=mlp,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        norm="rms",
-        eps=eps,
-        gated=True,
-        bias=False,
-        q_scale=head_dim**-0.5,
-        act="silu",
-        rope_theta=1e4,
-    )
-
-
-CLIP_L14 = clip(image_size=224, patch=14, width=1024, depth=23, heads=16)
+CLIP_L14 = clip_tower(image_size=224, patch=14, width=1024, depth=23, heads=16)
 CLIP_L14_336 = dataclasses.replace(CLIP_L14, image_size=336)
 TOWERS = {
     "clip-vit-large-patch14": CLIP_L14,
     "clip-vit-large-patch14-336": CLIP_L14_336,
 }  # openai's names
-TINY = clip(image_size=32, patch=8, width=64, depth=2, heads=4)
+TINY = clip_tower(image_size=32, patch=8, width=64, depth=2, heads=4)
 
 CONFIGS = {
     "1.5-7b": LlavaConfig(
-        CLIP_L14_336, 24, "mlp2", "llama", llama(4096, 11008, 32, 32, 128), depth=32, vocab=32064
+        CLIP_L14_336,
+        24,
+        "mlp2",
+        "llama",
+        llama.block(4096, 11008, 32, 32, 128),
+        depth=32,
+        vocab=32064,
     ),
     "mpt-7b": LlavaConfig(
         CLIP_L14, 24, "linear", "mpt", mpt.block(4096, 32, 16384), depth=32, vocab=50432
     ),
-    "tiny": LlavaConfig(TINY, 3, "mlp2", "llama", llama(64, 256, 4, 2, 16), depth=2, vocab=1600),
+    "tiny": LlavaConfig(
+        TINY, 3, "mlp2", "llama", llama.block(64, 256, 4, 2, 16), depth=2, vocab=1600
+    ),
     "tiny-mpt": LlavaConfig(TINY, 3, "linear", "mpt", mpt.block(64, 4, 256), depth=2, vocab=1600),
 }
 
@@ -144,7 +116,7 @@ class Projector(nnx.Module):
             Linear((width, width), ("mlp", "embed"), bias=True, rngs=rngs) if two else None
         )
 
-    def __call__(self, x: Float[Array, "n v w"]) -> Float[Array, "n v c"]:
+    def __call__(self, x: Float[Array, "f v w"]) -> Float[Array, "f v c"]:
         x = self.first(x)
         return x if self.second is None else self.second(jax.nn.gelu(x, approximate=False))
 
@@ -163,32 +135,35 @@ class Llava(InSequence):
         self.projector = Projector(config, rngs)
         self.embed = Embed(config.vocab, width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
-        untied = config.decoder == "llama" and config.speaks
+        untied = config.decoder == "llama" and config.has_lm_head
         self.lm_head = (
             Linear((width, config.vocab), ("embed", "vocab"), bias=False, rngs=rngs)
             if untied
             else None
         )
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Projected image features."""
         return self.projector(self.vision(images))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings."""
         return self.embed(tokens)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the output layer: LLaMA's own, MPT's token table."""
         if self.lm_head is None:
-            return self.embed.logits(hidden, rows)
-        start, stop = rows or (0, self.config.vocab)
+            return self.embed.logits(hidden, token_range)
+        start, stop = token_range or (0, self.config.vocab)
         kernel = self.lm_head.kernel[...][:, start:stop]
         return jnp.einsum(
             "nsc,cv->nsv", hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
         )
+
+
+MODEL, OWN_LM_HEAD = Llava, True
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -211,29 +186,11 @@ def load(
     return pretrained.load(_open(path), hf_names(config), specs, allow_missing, dead_names(config))
 
 
-def from_pretrained(
-    path: Path | str,
-    mesh: jax.sharding.Mesh | None = None,
-    dtype: Any = jnp.float32,
-    allow_missing: Sequence[str] = (),
-) -> tuple[nnx.GraphDef, flat.Params]:
-    """The model that a folder describes (see `load`): (graphdef, params), born sharded over the
-    mesh.
-
-    Without a mesh everything is on the first device.
-    """
-    config = hf_config(pretrained.open_source(path).config())
-    build = functools.partial(Llava, config)
-    return pretrained.born(
-        build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype
-    )
-
-
 def hf_names(config: LlavaConfig) -> dict[str, pretrained.Entry]:
     """Our parameters -> names in a Hugging Face checkpoint (after pretrained.normalise) and what to
     do with the arrays.
     """
-    entry, plain, linear = pretrained.Entry, pretrained.as_is, pretrained.transposed
+    entry, plain, linear = pretrained.Entry, transforms.as_is, transforms.transposed
     table = hf_vision_names(config.vision, "vision_tower.")
     for ours, theirs in (("first", "linear_1"), ("second", "linear_2"))[
         : 2 if config.projector == "mlp2" else 1
@@ -348,7 +305,7 @@ def hf_config(body: dict[str, Any]) -> LlavaConfig:
     expect("multimodal_projector_bias", body.get("multimodal_projector_bias", True), (True,))
     key = "vision_feature_select_strategy"
     full = expect(key, body.get(key, "default"), STRATEGIES) == "full"
-    tower = dataclasses.replace(_clip_config(vision), class_token=full)
+    tower = dataclasses.replace(hf_clip_config(vision), class_token=full)
     decoder = expect("text_config.model_type", text.get("model_type", "llama"), DECODERS)
     is_mpt = decoder == "mpt"
     expect("text_config.tie_word_embeddings", text.get("tie_word_embeddings", is_mpt), (is_mpt,))
@@ -357,7 +314,7 @@ def hf_config(body: dict[str, Any]) -> LlavaConfig:
         released_depth=tower.depth,
         projector="mlp2",
         decoder=decoder,
-        block=mpt.hf_block(text, "text_config.") if is_mpt else _llama_block(text),
+        block=mpt.hf_block(text, "text_config.") if is_mpt else llama.hf_block(text),
         depth=text.get("n_layers", 24) if is_mpt else text.get("num_hidden_layers", 32),
         vocab=text.get("vocab_size", 50368 if is_mpt else 32000),
     )
@@ -389,23 +346,6 @@ def _original_config(body: dict[str, Any]) -> LlavaConfig:
     )
 
 
-def _clip_config(body: dict[str, Any]) -> VisionConfig:
-    """The whole tower."""
-    pretrained.expect(
-        "vision_config.model_type",
-        body.get("model_type", "clip_vision_model"),
-        ("clip_vision_model",),
-    )
-    act = pretrained.expect(
-        "vision_config.hidden_act", body.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu")
-    )
-    size, patch = body.get("image_size", 224), body.get("patch_size", 32)
-    width, depth = body.get("hidden_size", 768), body.get("num_hidden_layers", 12)
-    tower = clip(size, patch, width, depth, body.get("num_attention_heads", 12))
-    mlp, eps = body.get("intermediate_size", 3072), body.get("layer_norm_eps", 1e-5)
-    return dataclasses.replace(tower, mlp=mlp, eps=eps, act=act)
-
-
 def _cut(tower: VisionConfig, layer: Any) -> VisionConfig:
     """The tower up to a layer, counted as transformers counts hidden states: 0 before the first, -1
     after the last.
@@ -417,27 +357,6 @@ def _cut(tower: VisionConfig, layer: Any) -> VisionConfig:
             f" {-depth} to -1, got {layer!r}"
         )
     return dataclasses.replace(tower, depth=layer if layer > 0 else depth + 1 + layer)
-
-
-def _llama_block(body: dict[str, Any]) -> BlockConfig:
-    expect, where = pretrained.expect, "text_config."
-    expect(f"{where}hidden_act", body.get("hidden_act", "silu"), ("silu",))
-    for key in ("attention_bias", "mlp_bias"):
-        expect(f"{where}{key}", body.get(key, False), (False,))
-    rope = (body.get("rope_scaling") or {}) | (body.get("rope_parameters") or {})
-    expect(
-        f"{where}rope_type", rope.get("rope_type") or rope.get("type") or "default", ("default",)
-    )
-    width, heads = body.get("hidden_size", 4096), body.get("num_attention_heads", 32)
-    kv_heads, head_dim = (
-        body.get("num_key_value_heads") or heads,
-        body.get("head_dim") or width // heads,
-    )
-    mlp, eps = body.get("intermediate_size", 11008), body.get("rms_norm_eps", 1e-6)
-    found = llama(width, mlp, heads, kv_heads, head_dim, eps)
-    return dataclasses.replace(
-        found, rope_theta=rope.get("rope_theta") or body.get("rope_theta") or 1e4
-    )
 
 
 def hub(variant: str) -> str:

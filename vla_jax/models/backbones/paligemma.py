@@ -17,12 +17,13 @@ from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax.models.language import Decoder, Embed, InSequence
+from vla_jax.models.stack import StackConfig
 from vla_jax.models.tokenizer import Tokenizer
 from vla_jax.models.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
-from vla_jax.models.transformer import BlockConfig, Linear, StackConfig
+from vla_jax.models.transformer import BlockConfig, Linear
 from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
 from vla_jax.types import Array
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,21 +145,24 @@ class PaliGemma(InSequence):
         self.embed = Embed(config.vocab, config.width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 
-    def embed_image(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n v c"]:
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Projected image features, on the scale of scaled text embeddings."""
         return self.projector(self.vision(images))
 
-    def embed_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n l c"]:
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
         """Token embeddings times sqrt(width)."""
         x = self.embed(tokens)
         return x * jnp.asarray(self.text_scale, x.dtype)
 
     def logits(
-        self, hidden: Float[Array, "n s c"], rows: tuple[int, int] | None = None
-    ) -> Float[Array, "n s vocab"]:
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
         """float32 logits of the tied output layer."""
-        out, cap = self.embed.logits(hidden, rows), self.config.final_softcap
+        out, cap = self.embed.logits(hidden, token_range), self.config.final_softcap
         return cap * jnp.tanh(out / cap) if cap else out
+
+
+MODEL, OWN_LM_HEAD = PaliGemma, False
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -181,33 +185,11 @@ def load(
     return pretrained.load(source, table, specs, allow_missing)
 
 
-def from_pretrained(
-    path: Path | str,
-    mesh: jax.sharding.Mesh | None = None,
-    dtype: Any = jnp.float32,
-    allow_missing: Sequence[str] = (),
-) -> tuple[nnx.GraphDef, flat.Params]:
-    """The model that a Hugging Face folder or a big_vision .npz describes: (graphdef, params), born
-    sharded over the mesh.
-
-    Without a mesh everything is on the first device.
-    """
-    source = pretrained.open_source(path)
-    config = _npz_config(source) if source.kind == "npz" else hf_config(source.config())
-
-    def build(rngs: nnx.Rngs) -> PaliGemma:
-        return PaliGemma(config, rngs)
-
-    return pretrained.born(
-        build, lambda specs: load(path, config, specs, allow_missing), mesh, dtype
-    )
-
-
 def hf_names(config: PaliGemmaConfig) -> dict[str, pretrained.Entry]:
     """Our parameters -> names in a Hugging Face checkpoint (after pretrained.normalise) and what to
     do with the arrays.
     """
-    linear, plain = pretrained.transposed, pretrained.as_is
+    linear, plain = transforms.transposed, transforms.as_is
     entry, text = pretrained.Entry, "language_model."
     table = hf_vision_names(config.vision, "vision_tower.") | {
         "projector/kernel": entry("multi_modal_projector.linear.weight", linear),
@@ -242,20 +224,20 @@ def npz_names(config: PaliGemmaConfig) -> dict[str, pretrained.Entry]:
     """Our parameters -> names in a big_vision .npz, whose layers are stacked already and whose
     kernels are [in, out].
     """
-    entry, plain = pretrained.Entry, pretrained.as_is
-    flat_in, flat_out = pretrained.merge_last, pretrained.merge_first
+    entry, plain = pretrained.Entry, transforms.as_is
+    flat_in, flat_out = transforms.merge_last, transforms.merge_first
     block = "img/Transformer/encoderblock/"
     ours = "vision/layers/blocks/"
     attention = f"{block}MultiHeadDotProductAttention_0/"
     table = {
-        "vision/patch/kernel": entry("img/embedding/kernel", pretrained.merge_to_last),
+        "vision/patch/kernel": entry("img/embedding/kernel", transforms.merge_to_last),
         "vision/patch/bias": entry("img/embedding/bias", plain),
-        "vision/positions": entry("img/pos_embedding", pretrained.first),
+        "vision/positions": entry("img/pos_embedding", transforms.first),
         "vision/norm/scale": entry("img/Transformer/encoder_norm/scale", plain),
         "vision/norm/bias": entry("img/Transformer/encoder_norm/bias", plain),
         "projector/kernel": entry("img/head/kernel", plain),
         "projector/bias": entry("img/head/bias", plain),
-        "embed/embedding": entry("llm/embedder/input_embedding", pretrained.pad_rows(config.vocab)),
+        "embed/embedding": entry("llm/embedder/input_embedding", transforms.pad_rows(config.vocab)),
         "decoder/norm/scale": entry("llm/final_norm/scale", plain),
     }
     for i, norm in enumerate(("norm_attn", "norm_mlp")):
@@ -280,18 +262,18 @@ def npz_names(config: PaliGemmaConfig) -> dict[str, pretrained.Entry]:
     if config.heads == config.kv_heads:
         for i, name in enumerate("qkv"):
             table[f"{ours}attn/{name}/kernel"] = entry(
-                f"{block}attn/qkv_einsum/w", pretrained.einsum_part(i)
+                f"{block}attn/qkv_einsum/w", transforms.einsum_part(i)
             )
     else:
         table[f"{ours}attn/q/kernel"] = entry(
-            f"{block}attn/q_einsum/w", pretrained.einsum_heads
+            f"{block}attn/q_einsum/w", transforms.einsum_heads
         )  # L N E H -> L E NH
         for i, name in enumerate("kv"):
             table[f"{ours}attn/{name}/kernel"] = entry(
-                f"{block}attn/kv_einsum/w", pretrained.einsum_part(i)
+                f"{block}attn/kv_einsum/w", transforms.einsum_part(i)
             )
     for i, name in enumerate(("gate", "up")):
-        table[f"{ours}mlp/{name}/kernel"] = entry(f"{block}mlp/gating_einsum", pretrained.part(i))
+        table[f"{ours}mlp/{name}/kernel"] = entry(f"{block}mlp/gating_einsum", transforms.part(i))
     table[f"{ours}mlp/down/kernel"] = entry(f"{block}mlp/linear", plain)
     norms = {"norm_attn": "pre_attention_norm", "norm_mlp": "pre_ffw_norm"}
     if config.post_norms:
@@ -350,26 +332,10 @@ def hf_config(body: dict[str, Any]) -> PaliGemmaConfig:
     )
 
 
-def _npz_config(source: pretrained.Source) -> PaliGemmaConfig:
-    """The released config whose sizes an .npz has, with the file's vocabulary."""
-    arrays = source.arrays
-    embedding = arrays.get("llm/embedder/input_embedding")
-    if embedding is None:
-        raise ValueError(
-            f"{source.path}: expected llm/embedder/input_embedding, got {sorted(arrays)[:5]}...;"
-            " not PaliGemma?"
-        )
-    for config in CONFIGS.values():
-        if config.width == embedding.shape[1] and config.post_norms == (
-            "llm/layers/post_ffw_norm/scale" in arrays
-        ):
-            positions = arrays["img/pos_embedding"].shape[1]
-            if config.vision.tokens == positions:
-                return dataclasses.replace(config, vocab=embedding.shape[0])
-    raise ValueError(
-        f"{source.path}: width {embedding.shape[1]} is none of {', '.join(CONFIGS)}; use load with"
-        " its config"
-    )
+def dead_names(config: PaliGemmaConfig) -> list[str]:
+    """None: every array of a release is used."""
+    del config
+    return []
 
 
 def hub(variant: str) -> str:

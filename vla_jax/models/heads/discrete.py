@@ -60,7 +60,7 @@ class DiscreteConfig:
             )
 
     @property
-    def rows(self) -> tuple[int, int]:
+    def token_range(self) -> tuple[int, int]:
         """The ids of the action tokens: from the first to one more than the last."""
         return self.end - self.bins, self.end
 
@@ -142,7 +142,7 @@ class DiscreteHead(nnx.Module):
     ) -> Loss:
         """`token_loss` of the backbone's logits at the predictors."""
         del key
-        logits = context.backbone.logits(context.predictors, self.config.rows)
+        logits = context.backbone.logits(context.predictors, self.config.token_range)
         return self.token_loss(logits, actions, mask)
 
     def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b 1 k d"]:
@@ -151,12 +151,12 @@ class DiscreteHead(nnx.Module):
 
     def decode_tokens(
         self, context: HeadContext, key: jax.Array
-    ) -> tuple[Int[Array, "b q"], Float[Array, "b q n"]]:
+    ) -> tuple[Int[Array, "b q"], Float[Array, "b q bins"]]:
         """The newest frame's action tokens, and the scores that each was chosen by."""
         backbone, prefix, last = context.backbone, context.prefix, self.num_tokens - 1
 
         def logits(prefix: Prefix) -> Array:
-            return backbone.logits(prefix.hidden[:, None], self.config.rows)[:, 0]
+            return backbone.logits(prefix.hidden[:, None], self.config.token_range)[:, 0]
 
         def step(carry: Any, i: Any) -> tuple[Any, Any]:
             scores, prefix = carry
@@ -169,7 +169,7 @@ class DiscreteHead(nnx.Module):
         ids, scores = jnp.concatenate([ids, chosen[None]]), jnp.concatenate([scores, final[None]])
         return ids.swapaxes(0, 1), scores.swapaxes(0, 1)
 
-    def noise(self, key: jax.Array) -> Float[Array, "q n"] | None:
+    def noise(self, key: jax.Array) -> Float[Array, "q bins"] | None:
         """What is added to the scores of each token of one example; None without a temperature."""
         if not self.config.temperature:
             return None
@@ -178,7 +178,7 @@ class DiscreteHead(nnx.Module):
 
     def token_loss(
         self,
-        logits: Float[Array, "f q n"],
+        logits: Float[Array, "f q bins"],
         actions: Float[Array, "b t k d"],
         mask: Bool[Array, "b t k d"],
     ) -> Loss:
@@ -190,11 +190,11 @@ class DiscreteHead(nnx.Module):
         config, (b, t) = self.config, actions.shape[:2]
         ids = self.targets(actions, mask)
         scores = jax.nn.log_softmax(logits, axis=-1)
-        index = (ids - config.rows[0]).reshape(-1, config.tokens, 1)
+        index = (ids - config.token_range[0]).reshape(-1, config.tokens, 1)
         cost = -jnp.take_along_axis(scores, index, axis=-1).reshape(mask.shape)  # b t k d
         best = jnp.argmax(logits, axis=-1)
         right = (best == index[..., 0]).reshape(mask.shape)
-        predicted = self._values(best + config.rows[0], logits, logit=True).reshape(
+        predicted = self._values(best + config.token_range[0], logits, logit=True).reshape(
             b, t, config.chunk, -1
         )
         predicted = jax.lax.stop_gradient(predicted)
@@ -203,16 +203,16 @@ class DiscreteHead(nnx.Module):
         hits, count = (jnp.sum(x, axis=axes, dtype=jnp.float32) for x in (mask & right, mask))
         return Loss(masked_mean(cost, mask).sum(), {**metrics, "token_accuracy": (hits, count)})
 
-    def choose(self, logits: Float[Array, "f n"], key: jax.Array) -> Int[Array, " f"]:
+    def choose(self, logits: Float[Array, "f bins"], key: jax.Array) -> Int[Array, " f"]:
         """The next token."""
         if self.config.temperature:
             chosen = jax.random.categorical(key, logits / self.config.temperature, axis=-1)
         else:
             chosen = jnp.argmax(logits, axis=-1)
-        return (chosen + self.config.rows[0]).astype(jnp.int32)
+        return (chosen + self.config.token_range[0]).astype(jnp.int32)
 
     def actions(
-        self, ids: Int[Array, "f q"], logits: Float[Array, "f q n"]
+        self, ids: Int[Array, "f q"], logits: Float[Array, "f q bins"]
     ) -> Float[Array, "f k d"]:
         """Normalised actions of decoded tokens; a binary dim holds the probability of 1."""
         return self._values(ids, logits, logit=False).reshape(
@@ -224,7 +224,7 @@ class DiscreteHead(nnx.Module):
         that's logit.
         """
         config = self.config
-        ones = decode(jnp.arange(*config.rows), config) > (config.high + config.low) / 2  # n
+        ones = decode(jnp.arange(*config.token_range), config) > (config.high + config.low) / 2  # n
         scores = jax.nn.log_softmax(logits, axis=-1)
         yes, no = (
             jax.nn.logsumexp(jnp.where(part[None, None], scores, -math.inf), axis=-1)

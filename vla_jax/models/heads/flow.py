@@ -11,7 +11,7 @@ Acting starts from noise that is the same for all steps of a window, so that a r
 window. The metrics of the loss are those of the actions that `act` would give with the same key;
 they cost `STEPS` runs of this small network, and can be compared with every other head's.
 
-Axes: m = b * t windows steps, each with a chunk of its own.
+Axes: f = b * t window steps, each with a chunk of its own.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float
 from vla_jax.models.heads.attention import ROPE_THETA
 from vla_jax.models.heads.outputs import MLP, CausalStack, HeadConfig, Linear, flatten, in_float32
 from vla_jax.models.losses import action_loss, masked_mean, sigmoid_cross_entropy
-from vla_jax.models.transformer import Norm, Stack, StackConfig
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import Norm
 from vla_jax.types import Array, HeadContext, Loss
 
 STEPS = 10
@@ -56,7 +57,7 @@ class FlowHead(nnx.Module):
         self.positions = nnx.Param(table, logical=(None, "embed"))
         self.time = MLP((hidden, hidden, hidden), rngs)
         self.blocks = Stack(config.block, config.layers, StackConfig(layers="unroll"), rngs)
-        self.norm = Norm(hidden, "ln", config.block.eps, config.block.axis)
+        self.norm = Norm(hidden, "ln", config.block.eps, config.block.width_logical_axis)
         self.velocity = Linear((hidden, arm), ("mlp", "embed"), rngs)
         sizes = (hidden, *config.mlp, config.chunk * len(config.binary))
         self.gripper = MLP(sizes, rngs) if config.binary else None
@@ -136,11 +137,11 @@ class FlowHead(nnx.Module):
             + self.positions[...][None, None].astype(jnp.float32)
             + condition[:, :, None]
         )
-        m = b * t
-        mask = jnp.broadcast_to(valid.reshape(m, 1, k), (m, k, k)) | jnp.eye(k, dtype=bool)[None]
+        f = b * t
+        mask = jnp.broadcast_to(valid.reshape(f, 1, k), (f, k, k)) | jnp.eye(k, dtype=bool)[None]
         blocks, norm = in_float32(self.blocks), in_float32(self.norm)
         with jax.default_matmul_precision("highest"):
-            out = norm(blocks(tokens.reshape(m, k, hidden), mask, jnp.zeros((m, k), jnp.int32)))
+            out = norm(blocks(tokens.reshape(f, k, hidden), mask, jnp.zeros((f, k), jnp.int32)))
         return self.velocity(out).reshape(b, t, k, -1)
 
     def _logits(self, features: Float[Array, "b t h"]) -> Float[Array, "b t k g"]:

@@ -17,7 +17,8 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from vla_jax.models.losses import ActionLoss, action_loss
-from vla_jax.models.transformer import BlockConfig, Norm, Stack, StackConfig, plain_block
+from vla_jax.models.stack import Stack, StackConfig
+from vla_jax.models.transformer import BlockConfig, Norm, plain_block
 from vla_jax.types import Array, HeadContext, Loss
 
 
@@ -180,7 +181,7 @@ class CausalStack(nnx.Module):
     def __init__(self, block: BlockConfig, depth: int, rngs: nnx.Rngs) -> None:
         # Heads are short and narrow: a loop in the program would save nothing.
         self.stack = Stack(block, depth, StackConfig(layers="unroll"), rngs)
-        self.norm = Norm(block.width, "ln", block.eps, block.axis)
+        self.norm = Norm(block.width, "ln", block.eps, block.width_logical_axis)
 
     def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
         """The window's features."""
@@ -197,8 +198,8 @@ def in_float32(module: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), module)
 
 
-def flatten(readouts: Float[Array, "b t n c"]) -> Float[Array, "b t m"]:
-    """The readouts of each frame as one float32 vector, m = n * c."""
+def flatten(readouts: Float[Array, "b t n c"]) -> Float[Array, "b t i"]:
+    """The readouts of each frame as one float32 vector, i = n * c."""
     b, t, n, c = readouts.shape
     return readouts.astype(jnp.float32).reshape(b, t, n * c)
 

@@ -1,0 +1,184 @@
+"""A stack of blocks, run in a loop or unrolled, whole or token by token behind a cache.
+
+Axes: f sequences, s tokens (queries), u slots of a cache, r tokens read out, c width, x layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, Int
+
+from vla_jax.models.attention import EVERYWHERE, Cache, Context, FrameMask, Mask, local_mask
+from vla_jax.models.transformer import Block, BlockConfig, KeyValue
+from vla_jax.types import Array
+
+REMAT = ("none", "dots", "names", "full")
+LAYERS = ("scan", "unroll")
+NAMES = ("q", "kv", "attn")  # what remat "names" keeps
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """How a stack of blocks is run. `layers`: a loop in the program ("scan") or none ("unroll"), on
+    the same parameters.
+    """
+
+    remat: str = "none"
+    layers: str = "scan"
+
+    def __post_init__(self) -> None:
+        if self.remat not in REMAT or self.layers not in LAYERS:
+            raise ValueError(
+                f"expected model.remat in {REMAT} and model.layers in {LAYERS}, got {self.remat!r},"
+                f" {self.layers!r}"
+            )
+
+
+PreLayerFn = Callable[[int, Array], Array]
+
+
+class Stack(nnx.Module):
+    """`depth` blocks with their parameters stacked on a leading axis."""
+
+    def __init__(self, config: BlockConfig, depth: int, run: StackConfig, rngs: nnx.Rngs) -> None:
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs)
+
+        self.blocks = make(rngs)
+        self.config, self.depth, self.run = config, depth, run
+
+    def __call__(
+        self,
+        x: Float[Array, "f s c"],
+        mask: Mask,
+        positions: Int[Array, "f s"],
+        num_queries: int | None = None,
+        pre_layer_fn: PreLayerFn | None = None,
+    ) -> Float[Array, "f r c"]:
+        """The last block's output, only at the last `num_queries` tokens (of each frame under a
+        FrameMask) if given: it then skips the rest of its work. `pre_layer_fn(layer, x)` comes
+        before each layer, which are then unrolled.
+        """
+        s, end = x.shape[1], self.depth - 1
+        every = mask.frame if isinstance(mask, FrameMask) else s
+        contexts = self._contexts(mask, positions, positions, s)
+        # Outside a loop XLA would find the second computation equal to the first and keep the
+        # activations after all.
+        body = rematerialised(self.run.remat, prevent_cse=True)
+        if self.run.layers == "unroll" or pre_layer_fn is not None:
+            for layer in range(end):
+                x = x if pre_layer_fn is None else pre_layer_fn(layer, x)
+                x = body(_layer(self.blocks, layer), x, every, contexts(layer))
+            x = x if pre_layer_fn is None else pre_layer_fn(end, x)
+        else:
+            first, looped = (
+                jax.tree.map(lambda leaf: leaf[:end], self.blocks),
+                rematerialised(self.run.remat, False),
+            )
+
+            def one(x: Array, each: tuple[Any, Any]) -> tuple[Array, None]:
+                return looped(each[1], x, every, contexts(each[0])), None
+
+            x, _ = jax.lax.scan(one, x, (jnp.arange(end), first))
+        return body(
+            _layer(self.blocks, end),
+            x,
+            every if num_queries is None else num_queries,
+            contexts(end),
+        )
+
+    def decode(
+        self,
+        x: Float[Array, "f s c"],
+        mask: Mask,
+        positions: Int[Array, "f s"],
+        cache: Cache,
+        pre_layer_fn: PreLayerFn | None = None,
+    ) -> tuple[Float[Array, "f s c"], Cache]:
+        """The last block's output for tokens that follow those in the cache, and the cache with
+        them.
+
+        mask[f, q, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
+        FrameMask is for the first tokens of all, into an empty cache.
+        """
+        keys = jax.lax.dynamic_update_slice(
+            cache.positions, positions.astype(jnp.int32), (0, cache.length)
+        )
+        contexts = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
+        s, kept = x.shape[1], []
+        if self.run.layers == "unroll" or pre_layer_fn is not None:
+            for layer in range(self.depth):
+                x = x if pre_layer_fn is None else pre_layer_fn(layer, x)
+                past = (cache.k[layer], cache.v[layer])
+                x, kv = _layer(self.blocks, layer)(x, s, contexts(layer), past)
+                kept.append(kv)
+            k, v = (jnp.stack(part) for part in zip(*kept, strict=True))
+        else:
+
+            def one(x: Array, each: tuple[Any, Any, Any, Any]) -> tuple[Array, KeyValue]:
+                layer, block, k, v = each
+                return block(x, s, contexts(layer), (k, v))
+
+            x, (k, v) = jax.lax.scan(
+                one, x, (jnp.arange(self.depth), self.blocks, cache.k, cache.v)
+            )
+        return x, Cache(k, v, keys, cache.length + s)
+
+    def cache(self, f: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
+        """An empty cache for `slots` tokens of f sequences."""
+        return Cache.empty(
+            self.depth, f, slots, (self.config.kv_heads, self.config.head_dim), dtype
+        )
+
+    def _contexts(
+        self, mask: Mask, positions: Array, keys: Array, tokens: int, length: Array | None = None
+    ) -> Callable[[Any], Context]:
+        """layer -> its context: with a window, layers 0, 2, ... are local (Gemma 2)."""
+        window = self.config.window
+        if not 0 < window < tokens:
+            return lambda layer: Context(mask, positions, keys, length)
+        if length is not None:
+            raise ValueError(
+                f"decode: expected at most window = {window} tokens in the cache, got room for"
+                f" {tokens}"
+            )
+        local = local_mask(mask, window, tokens)
+        whole = local_mask(mask, EVERYWHERE, tokens) if isinstance(mask, FrameMask) else mask
+
+        def context(layer: Any) -> Context:
+            is_local = jnp.asarray(layer) % 2 == 0
+            chosen = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), local, whole)
+            return Context(chosen, positions, keys)
+
+        return context
+
+
+def rematerialised(remat: str, prevent_cse: bool) -> Callable[[Block, Array, int, Context], Array]:
+    """The block's call under a remat policy: what the backward pass keeps of a layer and what it
+    computes again.
+    """
+
+    def call(block: Block, x: Array, num_queries: int, context: Context) -> Array:
+        return block(x, num_queries, context)[0]
+
+    if remat == "none":
+        return call
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "names": jax.checkpoint_policies.save_only_these_names(*NAMES),
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    return partial(
+        jax.checkpoint, policy=policies[remat], prevent_cse=prevent_cse, static_argnums=(2,)
+    )(call)
+
+
+def _layer(blocks: Block, layer: int) -> Block:
+    return jax.tree.map(lambda leaf: leaf[layer], blocks)

@@ -1,0 +1,89 @@
+"""What is done to an array of a pretrained file to make it ours: views where numpy can."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+def as_is(x: np.ndarray) -> np.ndarray:
+    """The array."""
+    return x
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """torch Linear [out, in] -> kernel [in, out]."""
+    return x.T
+
+
+def conv_patches(x: np.ndarray) -> np.ndarray:
+    """torch Conv2d [out, 3, p, p] -> kernel [p*p*3, out] of flattened (row, column, channel)
+    patches.
+    """
+    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+
+def row(x: np.ndarray) -> np.ndarray:
+    """[c] -> [1, c]."""
+    return x[None]
+
+
+def first(x: np.ndarray) -> np.ndarray:
+    """Drops a leading axis of one."""
+    return x[0]
+
+
+def merge_last(x: np.ndarray) -> np.ndarray:
+    """The last two axes become one."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def merge_first(x: np.ndarray) -> np.ndarray:
+    """[layers, a, b, c] -> [layers, a*b, c]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def merge_to_last(x: np.ndarray) -> np.ndarray:
+    """Every axis but the last becomes one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def einsum_heads(x: np.ndarray) -> np.ndarray:
+    """big_vision einsum [layers, heads, in, head_dim] -> kernel [layers, in, heads*head_dim]."""
+    return merge_last(x.transpose(0, 2, 1, 3))
+
+
+def part(i: int) -> Transform:
+    """Entry i of the second axis."""
+    return lambda x: x[:, i]
+
+
+def einsum_part(i: int) -> Transform:
+    """big_vision stacked einsums, [layers, parts, ...] or [parts, ...] at layer level: part i as a
+    kernel.
+    """
+    return lambda x: einsum_heads(x[:, i])
+
+
+def fused(i: int, parts: int) -> Transform:
+    """torch Linear of `parts` layers side by side, [parts*out, in]: layer i as a kernel [in, out].
+
+    Rows that do not divide are rounded up, so that the shape of some part is wrong and the file is
+    refused.
+    """
+
+    def take(x: np.ndarray) -> np.ndarray:
+        size = -(-x.shape[0] // parts)
+        return x[i * size : (i + 1) * size].T
+
+    return take
+
+
+def pad_rows(rows: int) -> Transform:
+    """Zero rows at the end, up to `rows`; an array that has them is not copied."""
+    return lambda x: (
+        np.concatenate([x, np.zeros((rows - x.shape[0], x.shape[1]), x.dtype)])
+        if x.shape[0] < rows
+        else x
+    )
