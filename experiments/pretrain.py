@@ -83,7 +83,6 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         state = training_state.init_state(_parameters(config, make, abstract), abstract, optimizer)
     else:
         _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
-
     units = sources.units(source)
     eval_step = train.make_eval_step(graphdef, run, abstract, units)
     count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
@@ -100,6 +99,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     try:
         train.fit(state, step, batches, run, train.Hooks(checkpointer, recorder, evaluate))
     finally:
+        batches.close()
         recorder.close()
         checkpointer.close()
     if jax.process_index() == 0:

@@ -1,14 +1,8 @@
 """Robot policies on top of vision-language models. `load_policy` opens what was trained:
 
-    import numpy as np
-    import vla_jax
-
     policy = vla_jax.load_policy("runs/demo/policy")    # a run, an import or an artefact
     policy.reset("push the red block left")
-    image = np.zeros((32, 32, 3), np.uint8)             # uint8 RGB of any size, from your camera
-    for _ in range(5):
-        actions = policy.act({"primary": image})        # the next k actions, float32 [k d]
-        print(actions[0])                               # in the robot's units
+    actions = policy.act({"primary": image})            # once per control step: float32 [k d]
 
 Importing this brings neither JAX nor torch: of what runs beside a robot nothing needs the one, and
 much not the other.
