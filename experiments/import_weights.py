@@ -53,10 +53,10 @@ class Import(NamedTuple):
     """What is imported, and what it is matched with."""
 
     config: ConfigDict
-    source: pretrained.Source
+    files: pretrained.WeightFiles
     table: dict[str, pretrained.Entry]
-    shapes: flat.Shapes  # of the parameters that the source must have
-    dead: tuple[str, ...]  # arrays that the source may have for parts that are not built
+    shapes: flat.Shapes  # of the parameters that the files must have
+    dead: tuple[str, ...]  # arrays that the files may have for parts that are not built
     left: list[str]  # arrays of the file that say nothing
     lines: list[robovlms_config.Line]
     tokenizer: Path | str  # a folder, or the name of one that is not here
@@ -107,14 +107,14 @@ def backbone(path: Path, kind: str) -> Import:
     """A released backbone. Raises ValueError when it is none of the sizes in its module's
     CONFIGS.
     """
-    source = pretrained.open_source(path)
-    if source.kind != kind:
+    files = pretrained.open_weights(path)
+    if files.kind != kind:
         raise ValueError(
             f"--from {kind}:{path}: expected {'a folder' if kind == 'hf' else 'an .npz'}, got"
-            f" {source.kind}"
+            f" {files.kind}"
         )
     config = oxe_paligemma.get_config()
-    body = source.config() if kind == "hf" else {"model_type": "paligemma"}
+    body = files.config() if kind == "hf" else {"model_type": "paligemma"}
     known = [kind for kind, name in FAMILIES.items() if name in build.BACKBONES]
     if body.get("model_type") not in known:
         raise ValueError(
@@ -125,7 +125,7 @@ def backbone(path: Path, kind: str) -> Import:
     module = build.backbone_module(config)
     names = module.hf_names if kind == "hf" else paligemma.npz_names
     candidates = []
-    for variant, sizes in _likely(source, module.CONFIGS, names).items():
+    for variant, sizes in _likely(files, module.CONFIGS, names).items():
         config.model.variant, config.model.image_size = variant, sizes.image_size
         table = {BACKBONE + name: entry for name, entry in names(sizes).items()}
         # The backbone by itself: with its output layer, which a policy with a continuous head
@@ -136,7 +136,7 @@ def backbone(path: Path, kind: str) -> Import:
         shapes = {BACKBONE + name: shape for name, shape in alone.items()}
         dead = tuple(module.dead_names(sizes))
         candidates.append(
-            Import(config.copy_and_resolve_references(), source, table, shapes, dead, [], [], path)
+            Import(config.copy_and_resolve_references(), files, table, shapes, dead, [], [], path)
         )
     best = _best(candidates)
     if kind == "hf":
@@ -160,15 +160,15 @@ def policy(path: Path, json_file: Path) -> Import:
             " each frame, which stands behind the readouts; our interleaved history leaves it out,"
             " so the weights would not mean the same"
         )
-    opened = pretrained.open_source(path)
+    opened = pretrained.open_weights(path)
     if opened.kind != "torch":
         raise ValueError(
             f"--from robovlms:{path}: expected a .pt or .ckpt file or a DeepSpeed directory"
         )
-    source, left = robovlms_names.source(opened)
+    files, left = robovlms_names.renamed(opened)
     module = build.backbone_module(config)
     candidates = []
-    for variant, sizes in _likely(source, module.CONFIGS, module.hf_names).items():
+    for variant, sizes in _likely(files, module.CONFIGS, module.hf_names).items():
         if sizes.image_size == config.model.image_size:
             config.model.variant = variant
             table = robovlms_names.names(config, module.hf_names(sizes))
@@ -176,7 +176,7 @@ def policy(path: Path, json_file: Path) -> Import:
             candidates.append(
                 Import(
                     config.copy_and_resolve_references(),
-                    source,
+                    files,
                     table,
                     shapes,
                     (),
@@ -208,7 +208,7 @@ def write(imported: Import, path: Path, origin: str, out: Path) -> None:
     print(table(imported, plan))
     if not plan.problems:
         _check_tokenizer(imported)
-    values = pretrained.place(imported.source, plan, specs)
+    values = pretrained.place(imported.files, plan, specs)
     config = imported.config
     config.model.weights, config.model.tokenizer = str(out), ""
     meta = {
@@ -242,7 +242,7 @@ def table(imported: Import, plan: pretrained.Plan) -> str:
     sizes = [math.prod(imported.shapes[name].shape) for name in plan.views]
     model = imported.config.model
     lines = [
-        f"{imported.source.path} as {model.backbone} {model.variant}: loaded"
+        f"{imported.files.path} as {model.backbone} {model.variant}: loaded"
         f" {sum(len(views) for views in plan.views.values())} arrays as {len(plan.views)},"
         f" {sum(sizes):,} numbers; ignored {len(plan.ignored + imported.left)}; missing"
         f" {len(plan.missing)}; do not fit {len(plan.problems)}"
@@ -277,14 +277,14 @@ def digest(path: Path) -> str:
 
 
 def _likely(
-    source: pretrained.Source,
+    files: pretrained.WeightFiles,
     sizes: Mapping[str, Any],
     names: Callable[[Any], dict[str, pretrained.Entry]],
 ) -> dict[str, Any]:
-    """The sizes whose token table is as wide as the source's; all of them where there is none."""
+    """The sizes whose token table is as wide as the files'; all of them where there is none."""
     likely = {}
     for variant, config in sizes.items():
-        embedding = source.arrays.get(names(config)["embed/embedding"].source)
+        embedding = files.arrays.get(names(config)["embed/embedding"].source)
         if embedding is not None and embedding.shape[-1] == config.block.width:
             likely[variant] = config
     return likely or dict(sizes)
@@ -296,7 +296,7 @@ def _best(candidates: list[Import]) -> Import:
 
 
 def _plan(imported: Import) -> pretrained.Plan:
-    return pretrained.plan(imported.source, imported.table, imported.shapes, ignored=imported.dead)
+    return pretrained.plan(imported.files, imported.table, imported.shapes, ignored=imported.dead)
 
 
 def _check_sizes(path: Path, got: Any, expected: Any) -> None:

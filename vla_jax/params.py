@@ -61,7 +61,7 @@ def abstract(build: Build) -> tuple[nnx.GraphDef, Shapes, Logical]:
 
 
 def initialise(build: Build, seed: int, shardings: Mapping[str, jax.sharding.Sharding]) -> Params:
-    """Random parameters, born in their shardings: the whole model never sits on one device.
+    """Random parameters, made in their shardings: the whole model never sits on one device.
 
     Only the names in `shardings` are made; XLA drops the rest, so a head costs no backbone.
     """

@@ -34,9 +34,8 @@ RULES = {
 LARGE = 16 * 2**20
 
 Shardings = dict[str, NamedSharding]
-AnyMesh = (
-    Mesh | AbstractMesh
-)  # abstract: sizes without devices, for plans of machines that are not here
+# Abstract: sizes without devices, for plans of machines that are not here.
+AnyMesh = Mesh | AbstractMesh
 
 
 def make_mesh(
@@ -165,9 +164,8 @@ def global_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
         def piece(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # only for shardings that leave devices without a piece
             start, stop, _ = index[0].indices(batch_size)
-            first = int(
-                np.searchsorted(own, start)
-            )  # own holds start..stop - 1 without gaps, by construction
+            # `own` holds start..stop - 1 without gaps, by construction.
+            first = int(np.searchsorted(own, start))
             return local[first : first + stop - start]
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, piece)

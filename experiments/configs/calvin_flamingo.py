@@ -7,7 +7,7 @@
 Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 4.8 GiB of parameters, gradients and
 Adam, and 1.31 GiB of activations per window of 8 frames and two cameras, 5.2 GiB for its 4; ":lora"
 0.9 and 0.91. What one block computes comes on top. Data: `calvin_play`, as calvin_kosmos.py. The
-weights are three: OpenFlamingo's own, CLIP and the decoder (`open_source` in
+weights are three: OpenFlamingo's own, CLIP and the decoder (`open_weights` in
 vla_jax/models/backbones/flamingo.py says where they go). Reference: RoboVLMs (arXiv 2412.14058),
 its Flamingo config on CALVIN: rate 1e-4, decay 0.1, gradients clipped. The window of 8 is that of
 most of its configs. There the head reads the largest of all hidden states, here a readout token. To

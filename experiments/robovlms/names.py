@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vla_jax.weights import pretrained, transforms
-from vla_jax.weights.pretrained import Entry, Source
+from vla_jax.weights.pretrained import Entry, WeightFiles
 
 # Arrays without meaning: constant masks and tables that older versions of transformers and of GPT-2
 # saved.
@@ -21,7 +21,7 @@ BUFFERS = (
 )
 
 
-def source(opened: Source) -> tuple[Source, list[str]]:
+def renamed(opened: WeightFiles) -> tuple[WeightFiles, list[str]]:
     """The arrays of a RoboVLMs checkpoint as `names` wants them, and the names that were left out.
 
     Backbone arrays get the names of the backbone's Hugging Face release, the others lose the prefix
@@ -53,7 +53,7 @@ def source(opened: Source) -> tuple[Source, list[str]]:
             "act_head.fc.weight": np.eye(width, dtype=np.float32),
             "act_head.fc.bias": np.zeros(width, np.float32),
         }
-    return Source(opened.path, opened.kind, arrays), dropped
+    return WeightFiles(opened.path, opened.kind, arrays), dropped
 
 
 def _tied(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
@@ -79,7 +79,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def names(config: ConfigDict, backbone: dict[str, Entry]) -> dict[str, Entry]:
-    """Our parameters -> names that `source` gives. `backbone` is that of the backbone alone."""
+    """Our parameters -> names that `renamed` gives. `backbone` is that of the backbone alone."""
     readouts = config.model.readouts
     table = {f"backbone/{name}": entry for name, entry in backbone.items()}
     table["readout_embedding"] = Entry(

@@ -250,15 +250,15 @@ def test_a_truncated_file_is_refused(params: dict[str, np.ndarray], tmp_path: Pa
     file = write_hf(tmp_path, to_hf(params)) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):
-        pretrained.open_source(tmp_path)
+        pretrained.open_weights(tmp_path)
     file.write_bytes(b"not a safetensors file at all")
     with pytest.raises(ValueError, match="not a safetensors file"):
-        pretrained.open_source(tmp_path)
+        pretrained.open_weights(tmp_path)
 
 
 def test_nothing_there_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="huggingface-cli download"):
-        pretrained.open_source(tmp_path)
+        pretrained.open_weights(tmp_path)
 
 
 def test_a_config_of_another_family_is_refused(

@@ -50,9 +50,9 @@ def test_prefixes_of_wrappers_are_taken_off(prefix: str, tmp_path: Path) -> None
         {"state_dict": {prefix + name: tensor for name, tensor in tensors().items()}},
         tmp_path / "w.ckpt",
     )
-    source = pretrained.open_source(tmp_path / "w.ckpt")
-    assert source.kind == "torch"
-    assert_same(source.arrays, tensors())
+    files = pretrained.open_weights(tmp_path / "w.ckpt")
+    assert files.kind == "torch"
+    assert_same(files.arrays, tensors())
 
 
 def test_the_same_name_with_and_without_a_prefix_is_refused(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_truncated_file_is_named(keep: float, tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.randn(100, 100)}}, file)
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
     with pytest.raises(ValueError, match=r"w\.pt: its end is missing .*truncated"):
-        pretrained.open_source(file)
+        pretrained.open_weights(file)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_deepspeed_partitions_are_put_together(world: int, tmp_path: Path) -> No
         "alias": whole["a.bias"],
     }
     for path in (tmp_path, tmp_path / "checkpoint"):
-        assert_same(pretrained.open_source(path).arrays, whole | kept)
+        assert_same(pretrained.open_weights(path).arrays, whole | kept)
 
 
 def test_deepspeed_directories_that_lack_something_are_named(tmp_path: Path) -> None:

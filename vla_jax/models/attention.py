@@ -1,10 +1,10 @@
 """Attention itself: who may look at whom, the softmax, positions, and the keys and values kept
 between calls.
 
-Axes: f sequences, s tokens (queries), u tokens (keys), h heads, j key/value heads, g = h / j
-queries per key/value head, e head dim, x layers. Softmax and angles are float32. Attention is a 3-D
-batched product with the grouped heads folded into the query axis: XLA's CPU backend runs it 20-30%
-faster than the 5-D form, and other backends do not care.
+Axes: f sequences, s tokens (queries), r the last of them, u tokens (keys), h heads, j key/value
+heads, g = h / j queries per key/value head, e head dim, c width, x layers. Softmax and angles are
+float32. Attention is a 3-D batched product with the grouped heads folded into the query axis: XLA's
+CPU backend runs it 20-30% faster than the 5-D form, and other backends do not care.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ EVERYWHERE = 2**30  # a window that limits nothing
 )
 @dataclasses.dataclass(frozen=True)
 class FrameMask:
-    """The mask of many frames in one sequence, as three numbers a token in place of one bit a pair
-    of tokens.
+    """The mask of many frames in one sequence: three numbers a token, where a dense mask has one
+    bit a pair of tokens.
 
-    A sequence is a row of frames of `frame` tokens each. A query sees a valid key of its own frame
-    whose order is not above its own, and a valid, shared key of an earlier frame; and itself.
+    A sequence is `u / frame` frames of `frame` tokens each. A query sees a valid key of its own
+    frame whose order is not above its own, and a valid, shared key of an earlier frame; and itself.
     Attention runs frame by frame over the keys up to that frame's end (`attend_frames`): half the
     work of a dense mask and a small part of its memory.
     """
@@ -82,7 +82,7 @@ class Cache(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a layer must know of the sequence beside its tokens."""
+    """What a layer must know of the sequence besides its tokens."""
 
     mask: Mask  # of the queries; with a dense mask those are the last r tokens
     positions: Int[Array, "f s"]  # of the tokens given
@@ -147,7 +147,7 @@ def attend_frames(
     num_queries = q.shape[1] // frames
 
     @partial(jax.checkpoint, static_argnums=(4,))
-    def one(
+    def attend_frame(
         q: Array, k: Array, v: Array, bias: Array | None, number: int, mask: FrameMask
     ) -> Array:
         return attend(q, k, v, mask.dense(number, num_queries), softcap, bias)
@@ -157,7 +157,7 @@ def attend_frames(
         end = (number + 1) * mask.frame
         added = None if bias is None else bias[:, :, :end]
         parts.append(
-            one(
+            attend_frame(
                 q[:, number * num_queries : (number + 1) * num_queries],
                 k[:, :end],
                 v[:, :end],
@@ -192,7 +192,7 @@ def rope(
     half = x.shape[-1] // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None]  # f s half
-    cos, sin = (f(angle)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    cos, sin = (fn(angle)[:, :, None].astype(x.dtype) for fn in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 

@@ -160,9 +160,9 @@ def load(
     a folder with transformers' CLIPTextModelWithProjection or CLIPModel. Raises ValueError naming
     every array that does not fit.
     """
-    source = pretrained.open_source(path)
-    ignored = [name for name in source.arrays if name.startswith(IMAGE_SIDE)]
-    return pretrained.load(source, hf_names(config), specs, allow_missing, ignored)
+    files = pretrained.open_weights(path)
+    ignored = [name for name in files.arrays if name.startswith(IMAGE_SIDE)]
+    return pretrained.load(files, hf_names(config), specs, allow_missing, ignored)
 
 
 def from_pretrained(
@@ -171,7 +171,7 @@ def from_pretrained(
     """The encoder that a Hugging Face folder describes: (graphdef, params), born sharded over the
     mesh.
     """
-    config = hf_config(pretrained.open_source(path).config())
+    config = hf_config(pretrained.open_weights(path).config())
     build = functools.partial(ClipText, config)
     return pretrained.init_from_pretrained(
         build, lambda specs: load(path, config, specs), mesh, dtype

@@ -1,7 +1,7 @@
 """What the decoders of all backbones share: the token table, the blocks with their final norm, the
 output layer.
 
-Axes: f sequences, s tokens, l text, c width.
+Axes: f sequences, s tokens, l text tokens, r tokens read out, c width.
 """
 
 import jax
@@ -36,7 +36,7 @@ class Embed(nnx.Module):
         if token_range is not None:
             table = table[token_range[0] : token_range[1]]
         return jnp.einsum(
-            "nsc,vc->nsv", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32
+            "fsc,wc->fsw", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32
         )
 
 
@@ -57,7 +57,7 @@ class Decoder(nnx.Module):
         num_queries: int | None = None,
         pre_layer_fn: PreLayerFn | None = None,
     ) -> Float[Array, "f r c"]:
-        """See transformer.Stack."""
+        """See stack.Stack."""
         return self.norm(self.layers(x, mask, positions, num_queries, pre_layer_fn))
 
     def decode(
@@ -68,7 +68,7 @@ class Decoder(nnx.Module):
         cache: Cache,
         pre_layer_fn: PreLayerFn | None = None,
     ) -> tuple[Float[Array, "f s c"], Cache]:
-        """See transformer.Stack."""
+        """See stack.Stack."""
         x, cache = self.layers.decode(x, mask, positions, cache, pre_layer_fn)
         return self.norm(x), cache
 

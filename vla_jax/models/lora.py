@@ -91,14 +91,14 @@ def attach(build: Build, config: LoRAConfig) -> Build:
 
     def adapted(rngs: nnx.Rngs) -> nnx.Module:
         module = build(rngs)
-        found = {
+        linears = {
             "/".join(str(part) for part in path): part
             for path, part in nnx.iter_modules(module)
             if isinstance(part, Linear)
         }
-        wanted = [name for pattern in config.targets for name in _matching(pattern, found)]
+        wanted = [name for pattern in config.targets for name in _matching(pattern, linears)]
         for name in dict.fromkeys(wanted):
-            _adapt(found[name], config, rngs)
+            _adapt(linears[name], config, rngs)
         return module
 
     return adapted
@@ -137,9 +137,8 @@ def merge(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
                 f"lora: {parts[1]}: expected rank {config.rank}, got {a.shape[-1]} (shape"
                 f" {a.shape}); give the config that the adapters were trained with"
             )
-        with jax.default_matmul_precision(
-            "highest"
-        ):  # accelerators would multiply float32 in fewer bits
+        # Accelerators would multiply float32 in fewer bits.
+        with jax.default_matmul_precision("highest"):
             delta = a.astype(jnp.float32) @ b.astype(jnp.float32)
         base[parts[0]] = (kernel.astype(jnp.float32) + config.scale * delta).astype(kernel.dtype)
     return base

@@ -111,7 +111,7 @@ def hf_block(body: dict[str, Any], where: str = "") -> BlockConfig:
             f"{where}{key}", (body if name == key else attention).get(name, wanted[0]), wanted
         )
     width = body.get("d_model", 2048)
-    found = block(
+    plain = block(
         width,
         body.get("n_heads", 16),
         body.get("expansion_ratio", 4) * width,
@@ -119,13 +119,13 @@ def hf_block(body: dict[str, Any], where: str = "") -> BlockConfig:
     )
     scale, clip = attention.get("softmax_scale"), float(attention.get("clip_qkv") or 0.0)
     return dataclasses.replace(
-        found, q_scale=found.q_scale if scale is None else scale, clip_qkv=clip
+        plain, q_scale=plain.q_scale if scale is None else scale, clip_qkv=clip
     )
 
 
 def mosaic_block(text: dict[str, Any]) -> BlockConfig:
-    """MosaicGPT's config.json has MPT's switches under older names; without ALiBi and with biases
-    is its default.
+    """The block that MosaicGPT's config.json describes: MPT's switches under older names, whose
+    defaults are no ALiBi and biases.
     """
     attention: dict[str, Any] = {
         name: text[name]

@@ -58,16 +58,18 @@ class Layer(nnx.Module):
     def __call__(
         self, latents: Float[Array, "f q c"], tokens: Float[Array, "f v c"]
     ) -> Float[Array, "f q c"]:
-        config, (n, q, _) = self.config, latents.shape
+        config, (f, q, _) = self.config, latents.shape
         normed = self.norm_latents(latents)
-        seen = jnp.concatenate([self.norm_media(tokens), normed], axis=1)  # n v+q c
+        seen = jnp.concatenate([self.norm_media(tokens), normed], axis=1)  # f v+q c
         split = (config.heads, config.dim_head)
-        queries = self.q(normed).reshape(n, q, *split) * jnp.asarray(
+        queries = self.q(normed).reshape(f, q, *split) * jnp.asarray(
             config.dim_head**-0.5, latents.dtype
         )
-        keys, values = (f(seen).reshape(n, seen.shape[1], *split) for f in (self.k, self.v))
-        out = attend(queries, keys, values, jnp.ones((n, q, seen.shape[1]), bool))
-        latents = latents + self.o(out.reshape(n, q, -1))
+        keys, values = (
+            linear(seen).reshape(f, seen.shape[1], *split) for linear in (self.k, self.v)
+        )
+        out = attend(queries, keys, values, jnp.ones((f, q, seen.shape[1]), bool))
+        latents = latents + self.o(out.reshape(f, q, -1))
         return latents + self.down(jax.nn.gelu(self.up(self.norm_mlp(latents)), approximate=False))
 
 

@@ -67,7 +67,7 @@ class Stack(nnx.Module):
         before each layer, which are then unrolled.
         """
         s, end = x.shape[1], self.depth - 1
-        every = mask.frame if isinstance(mask, FrameMask) else s
+        num_tokens = mask.frame if isinstance(mask, FrameMask) else s
         contexts = self._contexts(mask, positions, positions, s)
         # Outside a loop XLA would find the second computation equal to the first and keep the
         # activations after all.
@@ -75,7 +75,7 @@ class Stack(nnx.Module):
         if self.run.layers == "unroll" or pre_layer_fn is not None:
             for layer in range(end):
                 x = x if pre_layer_fn is None else pre_layer_fn(layer, x)
-                x = body(_layer(self.blocks, layer), x, every, contexts(layer))
+                x = body(_layer(self.blocks, layer), x, num_tokens, contexts(layer))
             x = x if pre_layer_fn is None else pre_layer_fn(end, x)
         else:
             first, looped = (
@@ -84,13 +84,13 @@ class Stack(nnx.Module):
             )
 
             def one(x: Array, each: tuple[Any, Any]) -> tuple[Array, None]:
-                return looped(each[1], x, every, contexts(each[0])), None
+                return looped(each[1], x, num_tokens, contexts(each[0])), None
 
             x, _ = jax.lax.scan(one, x, (jnp.arange(end), first))
         return body(
             _layer(self.blocks, end),
             x,
-            every if num_queries is None else num_queries,
+            num_tokens if num_queries is None else num_queries,
             contexts(end),
         )
 
@@ -105,7 +105,7 @@ class Stack(nnx.Module):
         """The last block's output for tokens that follow those in the cache, and the cache with
         them.
 
-        mask[f, q, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
+        mask[f, s, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
         FrameMask is for the first tokens of all, into an empty cache.
         """
         keys = jax.lax.dynamic_update_slice(

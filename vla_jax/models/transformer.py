@@ -1,10 +1,10 @@
-"""The one transformer block, and a stack of them. Vision towers, text encoders and decoders are
-configurations of it.
+"""The one transformer block. Vision towers, text encoders and decoders are stacks of it
+(stack.py), in different configurations.
 
-Axes: f sequences, s tokens (queries), u tokens (keys), r tokens read out, c width, x layers. Matrix
-products run in the parameters' dtype; norms, softmax and rotary angles in float32. Tokens are
-flattened to 2-D before every projection: XLA's CPU backend runs that 20-30% faster than the 3-D
-form, and other backends do not care.
+Axes: f sequences, s tokens (queries), u tokens (keys), r tokens read out, j key/value heads, e head
+dim, c width, i and o features in and out. Matrix products run in the parameters' dtype; norms,
+softmax and rotary angles in float32. Tokens are flattened to 2-D before every projection: XLA's CPU
+backend runs that 20-30% faster than the 3-D form, and other backends do not care.
 """
 
 from collections.abc import Callable
@@ -156,13 +156,17 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """LayerNorm or RMSNorm, in float32, returned in the input's dtype."""
 
-    def __init__(self, width: int, kind: str, eps: float, axis: str, bias: bool = True) -> None:
+    def __init__(
+        self, width: int, kind: str, eps: float, logical_axis: str, bias: bool = True
+    ) -> None:
         self.kind, self.eps = kind, eps
         # rms1 keeps the gain's distance from 1, as Gemma's checkpoints do.
         self.scale = nnx.Param(
-            jnp.zeros(width) if kind == "rms1" else jnp.ones(width), logical=(axis,)
+            jnp.zeros(width) if kind == "rms1" else jnp.ones(width), logical=(logical_axis,)
         )
-        self.bias = nnx.Param(jnp.zeros(width), logical=(axis,)) if kind == "ln" and bias else None
+        self.bias = (
+            nnx.Param(jnp.zeros(width), logical=(logical_axis,)) if kind == "ln" and bias else None
+        )
 
     def __call__(self, x: Float[Array, "*f c"]) -> Float[Array, "*f c"]:
         y, scale = x.astype(jnp.float32), _row(self.scale[...], x.ndim)

@@ -1,6 +1,6 @@
 """The image tower: patches, learned positions, a stack of blocks (SigLIP and CLIP).
 
-Axes: f images, v tokens of one image, c width.
+Axes: f images, h and w their pixels, v tokens of one image, c width.
 """
 
 import dataclasses
@@ -68,13 +68,12 @@ class ViT(nnx.Module):
         self.patch = Linear(
             (config.patch**2 * 3, config.width), (None, "vision"), not config.clip, rngs
         )
-        init = nnx.initializers.normal(
-            config.width**-0.5
-        )  # as big_vision; smaller, and training from scratch starts blind
+        # As big_vision; smaller, and training from scratch starts blind.
+        init = nnx.initializers.normal(config.width**-0.5)
 
-        def table(rows: int) -> nnx.Param:
+        def table(entries: int) -> nnx.Param:
             return nnx.Param(
-                init(rngs.params(), (rows, config.width), jnp.float32), logical=(None, "vision")
+                init(rngs.params(), (entries, config.width), jnp.float32), logical=(None, "vision")
             )
 
         self.positions = table(config.patches + config.clip)

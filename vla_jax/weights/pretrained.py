@@ -1,4 +1,4 @@
-"""Pretrained files -> arrays born sharded; strict.
+"""Pretrained files -> sharded arrays, strictly: every array fits, or the load is refused.
 
 A file is opened as a dict of memory-mapped arrays, a backbone's name table turns them into views in
 our layout, and each device reads its own piece of a view. The whole model is never in one host
@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What `plan` found: how a checkpoint fits the parameters that are wanted."""
+    """How a checkpoint fits the parameters that are wanted."""
 
     views: dict[str, list[np.ndarray]]  # our name -> one view per layer of a stack, in our layout
     sources: dict[str, str]  # our name -> the name in the file, with {} for the layer
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     problems: list[str]
 
 
-class Source(NamedTuple):
+class WeightFiles(NamedTuple):
     """An opened checkpoint: its arrays by (normalised) name, without their bytes."""
 
     path: Path
@@ -88,7 +88,7 @@ class Source(NamedTuple):
 # ------------------------------------------------------------------------------------------ reading
 
 
-def open_source(path: Path | str) -> Source:
+def open_weights(path: Path | str) -> WeightFiles:
     """Opens a Hugging Face folder (model.safetensors, or shards with their index), a big_vision
     .npz, or what torch_files reads.
 
@@ -97,29 +97,29 @@ def open_source(path: Path | str) -> Source:
     path = Path(path).expanduser()
     if path.is_file() and path.suffix == ".npz":
         arrays = _open_npz(path)
-        return Source(
+        return WeightFiles(
             path, "npz", {name.removeprefix("params/"): array for name, array in arrays.items()}
         )
     if torch_files.is_torch(path):
-        return Source(path, "torch", _normalised(torch_files.open_torch(path)))
+        return WeightFiles(path, "torch", _normalised(torch_files.open_torch(path)))
     index = path / "model.safetensors.index.json"
     listed = _read_index(index) if index.is_file() else {}
-    files = [path / name for name in sorted(set(listed.values()))] or [path / "model.safetensors"]
-    absent = [str(file) for file in files if not file.is_file()]
+    shards = [path / name for name in sorted(set(listed.values()))] or [path / "model.safetensors"]
+    absent = [str(file) for file in shards if not file.is_file()]
     if absent:
         raise ValueError(
             "weights: expected a big_vision .npz, a .pt or a Hugging Face folder with safetensors"
             f" at {path.absolute()}, not found: {', '.join(absent)}; get one by `huggingface-cli"
             " download google/paligemma-3b-pt-224 --local-dir DIR`"
         )
-    arrays = {name: array for file in files for name, array in _open_safetensors(file).items()}
+    arrays = {name: array for file in shards for name, array in _open_safetensors(file).items()}
     lost = sorted(listed.keys() - arrays.keys())
     if lost:
         raise ValueError(
             f"{index}: lists {len(lost)} arrays that no shard holds, such as {lost[0]} in"
             f" {listed[lost[0]]}; the shards are not of one release, download the folder again"
         )
-    return Source(path, "hf", _normalised(arrays))
+    return WeightFiles(path, "hf", _normalised(arrays))
 
 
 def _normalised(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,7 +161,7 @@ def expect(name: str, got: Any, wanted: tuple[Any, ...]) -> Any:
 
 
 def load(
-    source: Source,
+    files: WeightFiles,
     table: dict[str, Entry],
     specs: Specs,
     allow_missing: Sequence[str] = (),
@@ -170,74 +170,74 @@ def load(
     """Arrays for `specs` ({our name: shape, dtype, sharding}) as `table` says; see the module's
     docstring.
 
-    A parameter whose source is missing is left out where a pattern of `allow_missing` matches its
-    name. Arrays of the names `ignored` may be in the source or not.
+    A parameter whose arrays are missing is left out where a pattern of `allow_missing` matches its
+    name. Arrays of the names `ignored` may be in the files or not.
     """
-    return place(source, plan(source, table, specs, allow_missing, ignored), specs)
+    return place(files, plan(files, table, specs, allow_missing, ignored), specs)
 
 
 def plan(
-    source: Source,
+    files: WeightFiles,
     table: dict[str, Entry],
     specs: Specs,
     allow_missing: Sequence[str] = (),
     ignored: Sequence[str] = (),
 ) -> Plan:
-    """How the source's arrays fit `specs`; copies nothing. See `load`."""
-    found = Plan({}, {}, [], [], [])
+    """How the files' arrays fit `specs`; copies nothing. See `load`."""
+    fit = Plan({}, {}, [], [], [])
     used: set[str] = set()
     for name, spec in specs.items():
         if name not in table:
-            found.problems.append(f"missing: {name} has no entry in the name table")
+            fit.problems.append(f"missing: {name} has no entry in the name table")
             continue
         entry = table[name]
-        names = (
+        sources = (
             [entry.source.format(i) for i in range(entry.layers)]
             if entry.layers
             else [entry.source]
         )
-        absent = [n for n in names if n not in source.arrays]
-        used.update(names)
+        absent = [source for source in sources if source not in files.arrays]
+        used.update(sources)
         if absent:
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_missing):
-                found.missing.append(name)
+                fit.missing.append(name)
             else:
-                found.problems.extend(f"missing: {n} (for {name})" for n in absent)
+                fit.problems.extend(f"missing: {source} (for {name})" for source in absent)
             continue
-        found.sources[name] = entry.source
-        found.views[name] = [entry.transform(source.arrays[n]) for n in names]
+        fit.sources[name] = entry.source
+        fit.views[name] = [entry.transform(files.arrays[source]) for source in sources]
         wanted = spec.shape[1:] if entry.layers else spec.shape
-        found.problems.extend(
-            f"shape: {n} (for {name}): expected {tuple(wanted)}, got {view.shape}"
-            for n, view in zip(names, found.views[name], strict=True)
+        fit.problems.extend(
+            f"shape: {source} (for {name}): expected {tuple(wanted)}, got {view.shape}"
+            for source, view in zip(sources, fit.views[name], strict=True)
             if view.shape != tuple(wanted)
         )
-    for n in sorted(source.arrays.keys() - used):
-        if n in ignored or any(fnmatch.fnmatchcase(n, pattern) for pattern in IGNORED):
-            found.ignored.append(n)
+    for source in sorted(files.arrays.keys() - used):
+        if source in ignored or any(fnmatch.fnmatchcase(source, pattern) for pattern in IGNORED):
+            fit.ignored.append(source)
         else:
-            found.problems.append(f"unexpected: {n}")
-    return found
+            fit.problems.append(f"unexpected: {source}")
+    return fit
 
 
-def place(source: Source, found: Plan, specs: Specs) -> Params:
-    """The arrays of a plan, born in the shardings of `specs`. Raises ValueError naming all of the
-    plan's problems.
+def place(files: WeightFiles, plan: Plan, specs: Specs) -> Params:
+    """The arrays of a plan, each device's piece read straight to it. Raises ValueError naming all
+    of the plan's problems.
     """
-    if found.problems:
+    if plan.problems:
         raise ValueError(
-            f"weights {source.path}: {len(found.problems)} arrays do not fit:\n  "
-            + "\n  ".join(found.problems)
-            + "\ncheck model.variant; a "
-            "missing one can be left random by naming it in model.allow_missing"
+            f"weights {files.path}: {len(plan.problems)} arrays do not fit:\n  "
+            + "\n  ".join(plan.problems)
+            + "\ncheck model.variant; a missing one can be left random by naming it in"
+            " model.allow_missing"
         )
-    return {name: _place(views, specs[name]) for name, views in found.views.items()}
+    return {name: _place(views, specs[name]) for name, views in plan.views.items()}
 
 
 def init_from_pretrained(
     build: params.Build, read: Callable[[Specs], Params], mesh: jax.sharding.Mesh | None, dtype: Any
 ) -> tuple[nnx.GraphDef, Params]:
-    """(graphdef, parameters) of `build` with the arrays that `read(specs)` finds, the others
+    """(graphdef, parameters) of `build`: the arrays that `read(specs)` gives, and the others
     random; all of them in `dtype` and sharded over the mesh. Without a mesh everything is on the
     first device.
     """
@@ -328,9 +328,8 @@ def _open_npz(file: Path) -> dict[str, np.ndarray]:
                 )
                 whole = None if stored else np.frombuffer(member.read(), dtype)
             if whole is None:
-                handle.seek(
-                    info.header_offset + 26
-                )  # lengths of name and extra field in the local header of 30 bytes
+                # Where the local header of 30 bytes has the lengths of the name and extra field.
+                handle.seek(info.header_offset + 26)
                 extra = sum(int.from_bytes(handle.read(2), "little") for _ in range(2))
                 whole = np.memmap(file, dtype, "r", info.header_offset + 30 + extra + start, shape)
             else:

@@ -94,20 +94,19 @@ def _load(file: Path) -> Any:
     stand_ins: list[Any] = [(StandIn, name) for name in STAND_INS]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected pickle protocol"
-            )  # what it cannot read, it refuses
+            # What torch cannot read of that protocol, it refuses.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             # Files of torch < 1.6 are no zip archives and cannot be mapped.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         wants = re.search(r"GLOBAL (\S+)", str(error))
-        found = (
+        got = (
             f"the object {wants[1]}"
             if wants
             else f"something else ({str(error).strip().splitlines()[0]})"
         )
         raise ValueError(
-            f"{file}: expected tensors in plain containers, got {found}; nothing of the file was"
+            f"{file}: expected tensors in plain containers, got {got}; nothing of the file was"
             " executed. If you trust it, open it where it was made and save the weights alone:"
             ' torch.save({"state_dict": ...}, FILE)'
         ) from error
@@ -164,9 +163,7 @@ def _unwrapped(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def _tag_folder(path: Path) -> Path | None:
-    """The folder with the states in a DeepSpeed directory (or itself one); None for
-    anything else.
-    """
+    """The folder with the states: of a DeepSpeed directory, or `path` itself; else None."""
     if not path.is_dir():
         return None
     latest = path / "latest"
@@ -218,7 +215,7 @@ def _open_deepspeed(folder: Path) -> dict[str, np.ndarray]:
         for (name, shape), size in zip(shapes.items(), sizes, strict=True):
             arrays[name] = _cut(parts, start, start + size).reshape(tuple(shape))
             start += size
-    kept = {**{name: model["module"].get(name) for name in model.get("buffer_names") or ()}}
+    kept = {name: model["module"].get(name) for name in model.get("buffer_names") or ()}
     kept |= model.get("frozen_param_fragments") or {}
     arrays |= {
         name: _array(states, name, value) for name, value in kept.items() if value is not None

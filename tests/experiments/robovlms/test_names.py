@@ -31,17 +31,17 @@ def test_prefix_variants_give_the_same_arrays(prefix: str, tmp_path: Path) -> No
     torch.save(
         {"state_dict": {prefix + name: value for name, value in state.items()}}, tmp_path / "w.pt"
     )
-    source, left = robovlms_names.source(pretrained.open_source(tmp_path / "w.pt"))
-    assert source.arrays.keys() == {
+    files, left = robovlms_names.renamed(pretrained.open_weights(tmp_path / "w.pt"))
+    assert files.arrays.keys() == {
         "text_model.model.embed_tokens.weight", "action_token", "act_head.rnn.bias_l0",
         "act_head.gpt.wpe.weight",
         "act_head.fc.weight", "act_head.fc.bias",
     }  # fmt: skip
     np.testing.assert_array_equal(
-        source.arrays["act_head.fc.weight"], np.eye(2)
+        files.arrays["act_head.fc.weight"], np.eye(2)
     )  # nn.Identity where widths agree
     assert left == ["act_head.gpt.h.0.attn.bias", "text_model.lm_head.weight"]
-    np.testing.assert_array_equal(source.arrays["act_head.rnn.bias_l0"], np.full(4, 3.0))
+    np.testing.assert_array_equal(files.arrays["act_head.rnn.bias_l0"], np.full(4, 3.0))
     state["backbone.text_model.lm_head.weight"] += 1
     torch.save(
         {"state_dict": {prefix + name: value for name, value in state.items()}}, tmp_path / "w.pt"
@@ -49,7 +49,7 @@ def test_prefix_variants_give_the_same_arrays(prefix: str, tmp_path: Path) -> No
     with pytest.raises(
         ValueError, match=r"text_model\.lm_head\.weight and .*embed_tokens\.weight differ"
     ):
-        robovlms_names.source(pretrained.open_source(tmp_path / "w.pt"))
+        robovlms_names.renamed(pretrained.open_weights(tmp_path / "w.pt"))
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_every_array_of_a_released_size_fits(head: str, count: int, tmp_path: Pa
         name: np.broadcast_to(np.float32(0), tuple(value.shape))
         for name, value in policy.checkpoint().items()
     }
-    opened = pretrained.Source(tmp_path, "torch", arrays)
+    opened = pretrained.WeightFiles(tmp_path, "torch", arrays)
     config = robovlms_config.translate(write_json(tmp_path, body)).config
     config.model.variant = "2-patch14-224"
     shapes = flat.abstract(build.model(config))[1]
-    source, _ = robovlms_names.source(opened)
+    files, _ = robovlms_names.renamed(opened)
     table = robovlms_names.names(config, kosmos2.hf_names(kosmos2.CONFIGS["2-patch14-224"]))
-    plan = pretrained.plan(source, table, shapes)
+    plan = pretrained.plan(files, table, shapes)
     assert plan.problems == []
     # PyTorch's LSTM has a second bias in each layer.
     second = 4 * 4 * 1024 if head == "LSTMDecoder" else 0

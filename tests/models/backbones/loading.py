@@ -22,8 +22,8 @@ def from_pretrained(
     """(graphdef, params) of the model that a folder describes, sharded over the mesh (the first
     device without). An .npz, which describes nothing, is read as the tiny variant.
     """
-    source = pretrained.open_source(path)
-    config = module.hf_config(source.config()) if source.kind == "hf" else module.CONFIGS["tiny"]
+    files = pretrained.open_weights(path)
+    config = module.hf_config(files.config()) if files.kind == "hf" else module.CONFIGS["tiny"]
     return pretrained.init_from_pretrained(
         lambda rngs: module.MODEL(config, rngs),
         lambda specs: module.load(path, config, specs, allow_missing),

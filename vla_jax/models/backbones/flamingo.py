@@ -35,7 +35,7 @@ IMAGE, END = "<image>", "<|endofchunk|>"
 
 @dataclasses.dataclass(frozen=True)
 class FlamingoConfig:
-    """Sizes, and how the layers are run (`remat`, `layers`: see transformer.StackConfig;
+    """Sizes, and how the layers are run (`remat`, `layers`: see stack.StackConfig;
     cross-attention unrolls them).
 
     Attributes:
@@ -237,21 +237,21 @@ def respell(name: str) -> str:
     return name
 
 
-def open_source(path: Path | str) -> pretrained.Source:
+def open_weights(path: Path | str) -> pretrained.WeightFiles:
     """Opens a folder of safetensors that holds all parts: the decoder's repository, OpenFlamingo's
     own file (checkpoint.pt: perceiver, gated layers) and the `vision_model` of a CLIP, in any of
     the SPELLINGS. No such folder is published; its config.json is described at `hf_config`. Raises
     ValueError when an array is there twice.
     """
-    source, arrays = pretrained.open_source(path), {}
-    for name, array in source.arrays.items():
+    files, arrays = pretrained.open_weights(path), {}
+    for name, array in files.arrays.items():
         if respell(name) in arrays:
             raise ValueError(
                 f"weights {path}: expected one array for {respell(name)}, got a second one, {name};"
                 " drop it"
             )
         arrays[respell(name)] = array
-    return source._replace(arrays=arrays)
+    return files._replace(arrays=arrays)
 
 
 def load(
@@ -261,13 +261,13 @@ def load(
     allow_missing: Sequence[str] = (),
 ) -> flat.Params:
     """Pretrained parameters in the dtypes and shardings of `specs` ({name: ShapeDtypeStruct}); see
-    `open_source`.
+    `open_weights`.
 
     Raises ValueError naming every missing, unexpected or mis-shaped array; a missing one is left
     out of the result where a pattern of `allow_missing` matches its name.
     """
     return pretrained.load(
-        open_source(path), hf_names(config), specs, allow_missing, dead_names(config)
+        open_weights(path), hf_names(config), specs, allow_missing, dead_names(config)
     )
 
 
@@ -362,7 +362,7 @@ def dead_names(config: FlamingoConfig) -> list[str]:
 
 
 def hub(variant: str) -> str:
-    """Where OpenFlamingo's own part of a variant is on the Hugging Face hub; see `open_source` for
+    """Where OpenFlamingo's own part of a variant is on the Hugging Face hub; see `open_weights` for
     the others.
     """
     return (

@@ -32,7 +32,7 @@ FIRST_POSITION = 2  # fairseq's: the padding index, which is 1, plus one
 
 @dataclasses.dataclass(frozen=True)
 class Kosmos2Config:
-    """Sizes, and how the layers are run (see transformer.StackConfig). `latents` is the number of
+    """Sizes, and how the layers are run (see stack.StackConfig). `latents` is the number of
     tokens per image.
     """
 
@@ -170,7 +170,7 @@ def load(
     """Pretrained parameters of a Hugging Face folder in the dtypes and shardings of `specs`; see
     pretrained.load.
     """
-    return pretrained.load(pretrained.open_source(path), hf_names(config), specs, allow_missing)
+    return pretrained.load(pretrained.open_weights(path), hf_names(config), specs, allow_missing)
 
 
 def hf_names(config: Kosmos2Config) -> dict[str, pretrained.Entry]:

@@ -34,7 +34,7 @@ STRATEGIES = ("default", "full")
 
 @dataclasses.dataclass(frozen=True)
 class LlavaConfig:
-    """Sizes, and how the layers are run (`remat`, `layers`: see transformer.StackConfig).
+    """Sizes, and how the layers are run (`remat`, `layers`: see stack.StackConfig).
 
     Attributes:
         vision: the tower up to the layer of the features; `class_token` is the strategy "full",
@@ -183,7 +183,9 @@ def load(
     random with allow_missing=("vision/*",). Of the tower exactly the arrays of `dead_names` are
     passed over. Raises ValueError naming every other missing, unexpected or mis-shaped array.
     """
-    return pretrained.load(_open(path), hf_names(config), specs, allow_missing, dead_names(config))
+    return pretrained.load(
+        _open_weights(path), hf_names(config), specs, allow_missing, dead_names(config)
+    )
 
 
 def hf_names(config: LlavaConfig) -> dict[str, pretrained.Entry]:
@@ -253,23 +255,23 @@ CLIP_REST = (
 )  # in a whole CLIP's folder
 
 
-def _open(path: Path | str) -> pretrained.Source:
+def _open_weights(path: Path | str) -> pretrained.WeightFiles:
     """The folder's arrays under one spelling, and those of the CLIP folder inside it if there is
     one.
     """
-    source = pretrained.open_source(path)
-    arrays = {_renamed(name): array for name, array in source.arrays.items()}
-    if (source.path / "vision_tower").is_dir():
-        for name, array in pretrained.open_source(source.path / "vision_tower").arrays.items():
+    files = pretrained.open_weights(path)
+    arrays = {_renamed(name): array for name, array in files.arrays.items()}
+    if (files.path / "vision_tower").is_dir():
+        for name, array in pretrained.open_weights(files.path / "vision_tower").arrays.items():
             ours = "vision_tower." + name.removeprefix("vision_model.")
             if ours in arrays:
                 raise ValueError(
-                    f"{source.path}: expected one image tower, got {ours} in vision_tower/ and"
+                    f"{files.path}: expected one image tower, got {ours} in vision_tower/ and"
                     " beside it"
                 )
             if not name.startswith(CLIP_REST):
                 arrays[ours] = array
-    return source._replace(arrays=arrays)
+    return files._replace(arrays=arrays)
 
 
 def _renamed(name: str) -> str:

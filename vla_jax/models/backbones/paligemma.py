@@ -28,7 +28,7 @@ from vla_jax.weights import pretrained, transforms
 
 @dataclasses.dataclass(frozen=True)
 class PaliGemmaConfig:
-    """Sizes, and how the layers are run (`remat`, `layers`: see transformer.StackConfig).
+    """Sizes, and how the layers are run (`remat`, `layers`: see stack.StackConfig).
 
     `post_norms`, the soft caps and the `window` of every other layer are Gemma 2's; 0 or False in
     Gemma 1.
@@ -180,9 +180,9 @@ def load(
     unexpected or mis-shaped array; a missing one is left out of the result where a pattern of
     `allow_missing` matches its name.
     """
-    source = pretrained.open_source(path)
-    table = npz_names(config) if source.kind == "npz" else hf_names(config)
-    return pretrained.load(source, table, specs, allow_missing)
+    files = pretrained.open_weights(path)
+    table = npz_names(config) if files.kind == "npz" else hf_names(config)
+    return pretrained.load(files, table, specs, allow_missing)
 
 
 def hf_names(config: PaliGemmaConfig) -> dict[str, pretrained.Entry]:
