@@ -76,8 +76,8 @@ def window(now, taken, images, states):
     )
     return obs._replace(
         images=tuple(images[name][None, index] for name in ("primary", "wrist")),
-        image_mask=np.ones((1, T, 2), bool), proprio=states[None, index], proprio_mask=np.ones(1,
-        bool),
+        image_mask=np.ones((1, T, 2), bool), proprio=states[None, index],
+        proprio_mask=np.ones(1, bool),
         prompt=prompt, prompt_mask=mask, step_mask=(at >= 0)[None],
         past_action=past, past_action_mask=(at > 0)[None],
     )  # fmt: skip

@@ -39,10 +39,10 @@ def test_masked_targets_do_not_count() -> None:
 
 def test_blanking_replaces_every_prompt_and_its_mask() -> None:
     obs = Observation(
-        (np.zeros((2, 1, 4, 4, 3), np.uint8),), np.ones((2, 1, 1), bool), np.zeros((2, 1, 7),
-        np.float32),
-        np.ones(2, bool), np.full((2, 5), 9, np.int32), np.ones((2, 5), bool), np.ones((2, 1),
-        bool),
+        (np.zeros((2, 1, 4, 4, 3), np.uint8),), np.ones((2, 1, 1), bool),
+        np.zeros((2, 1, 7), np.float32),
+        np.ones(2, bool), np.full((2, 5), 9, np.int32), np.ones((2, 5), bool),
+        np.ones((2, 1), bool),
     )  # fmt: skip
     batch = Batch(
         obs, np.zeros((2, 1, 1, 7), np.float32), np.ones((2, 1, 1, 7), bool), np.zeros(2, np.int32)

@@ -276,8 +276,8 @@ def _preprocessor(vision: VisionConfig) -> dict[str, Any]:
     """What transformers must do with an image to make of it what the policy saw."""
     return {
         "image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor",
-        "do_convert_rgb": None, "do_resize": True, "size": {"height": vision.image_size,
-        "width": vision.image_size},
+        "do_convert_rgb": None, "do_resize": True,
+        "size": {"height": vision.image_size, "width": vision.image_size},
         "resample": LANCZOS, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
         "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_seq_length": vision.tokens,
     }  # fmt: skip

@@ -144,8 +144,8 @@ def test_restart_begins_the_history_anew_where_steps_were_skipped_and_only_there
     events, policy = loop(Settings(K, scene=10 / 255, history="restart"))
     run(events, [0, 50, 50, 50, 100, 150])
     assert policy.calls == [
-        ("reset", "push", "blocks", 7), ("act", None), ("act", 0.0), ("reset", "push", "blocks",
-        9), ("act", None),
+        ("reset", "push", "blocks", 7), ("act", None), ("act", 0.0), ("reset", "push", "blocks", 9),
+        ("act", None),
         ("act", 2.0),
     ]  # fmt: skip
 

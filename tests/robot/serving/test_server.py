@@ -188,8 +188,8 @@ MALFORMED = {
     "two": (pack({}) * 2, 1007, "expected one msgpack message"),
     "no map": (pack([1, 2]), 1007, "expected a map, got list"),
     "huge shape": (
-        pack({"a": {b"__ndarray__": True, b"data": b"", b"dtype": "<f4",
-        b"shape": [1 << 30] * 3}}), 1007, "shape",
+        pack({"a": {b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [1 << 30] * 3}}),
+        1007, "shape",
     ),
     "object array": (
         pack({"a": {b"__ndarray__": True, b"data": b"cos", b"dtype": "|O8", b"shape": [1]}}), 1007,
