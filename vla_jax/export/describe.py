@@ -122,6 +122,7 @@ def _named(module: Any, known: dict[Any, str], what: str) -> str:
     if name is None:
         raise ValueError(
             f"export: {what}: expected one of {', '.join(known.values())}, got"
-            f" {type(module).__name__}, which vla_jax/robot/torch_policy does not compute"
+            f" {type(module).__name__}, which vla_jax/robot/torch_policy does not compute; write"
+            " its class there and name it in vla_jax/export/describe.py"
         )
     return name

@@ -8,22 +8,17 @@ import pytest
 
 from tests.fakes import initialise
 from vla_jax import params
+from vla_jax.build import HEADS as ALL_HEADS
 from vla_jax.models.heads import flow
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
-from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.types import HeadContext
 
-HEADS = {  # a new head is one line here
-    "lstm": LSTMHead,
-    "mlp": MLPHead,
-    "gpt": GPTHead,
-    "attention": AttentionHead,
-    "flow": FlowHead,
-}
+# Every head that learns from readouts; test_discrete.py has the one that writes tokens.
+HEADS = {name: kind for name, kind in ALL_HEADS.items() if kind.make.trains_on == "readouts"}
 B, T, N, C, K, D = 3, 4, 2, 12, 3, 7
 CONFIG = HeadConfig(
     chunk=K,
@@ -42,8 +37,9 @@ KEY = jax.random.key(0)
 @pytest.fixture(params=HEADS, scope="module")
 def head(request):
     """(graphdef, params) of a small head with jittered weights, so that no bias is zero."""
-    cls = HEADS[request.param]
-    graphdef, flat = initialise(lambda rngs: cls(C, CONFIG, rngs))
+    kind = HEADS[request.param]
+    config = kind.config(**vars(CONFIG))  # a head's own options have their defaults
+    graphdef, flat = initialise(lambda rngs: kind.make(C, config, rngs))
     return graphdef, jitter(flat)
 
 
@@ -264,6 +260,6 @@ def test_full_size_parameter_count(name, count):
     config = HeadConfig(
         chunk=10, action_dim=7, binary=(6,), layers=8 if name == "gpt" else 4, window=16
     )
-    _, shapes, logical = params.abstract(lambda rngs: HEADS[name](2048, config, rngs))
+    _, shapes, logical = params.abstract(lambda rngs: HEADS[name].make(2048, config, rngs))
     assert sum(int(np.prod(x.shape)) for x in shapes.values()) == count
     assert all(len(logical[path]) == len(x.shape) for path, x in shapes.items())

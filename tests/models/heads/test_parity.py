@@ -68,7 +68,7 @@ def test_parity_with_torch(name):
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     readouts = np.random.default_rng(0).normal(size=(2, 6, 2, C)).astype(np.float32)
-    graphdef, shapes, _ = params.abstract(lambda rngs: HEADS[name](C, config, rngs))
+    graphdef, shapes, _ = params.abstract(lambda rngs: HEADS[name].make(C, config, rngs))
     flat = from_torch(module, name)
     assert {path: x.shape for path, x in flat.items()} == {
         path: x.shape for path, x in shapes.items()
