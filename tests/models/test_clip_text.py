@@ -81,8 +81,8 @@ def errors(case: tuple[Any, Path], **changes: Any) -> dict[str, float]:
 
 
 def test_parity_with_transformers(case: tuple[Any, Path]) -> None:
-    found = errors(case)
-    assert max(found.values()) < TOLERANCE, found
+    differences = errors(case)
+    assert max(differences.values()) < TOLERANCE, differences
 
 
 def test_parity_sees_wrong_numbers(case: tuple[Any, Path]) -> None:

@@ -200,13 +200,13 @@ def test_quantities():
     _, shapes, _ = params.abstract(
         lora.attach(build_of(), CONFIG_OF("layers/*/attn/q/*", "projector/*"))
     )
-    found = lora.quantities(shapes)
-    assert found.kernels == ["layers/blocks/attn/q/kernel", "projector/kernel"]
-    assert found.adapters == DEPTH * 2 * (WIDTH + WIDTH) + 2 * (5 + WIDTH)
-    assert found.total - found.adapters == sum(
+    quantities = lora.quantities(shapes)
+    assert quantities.kernels == ["layers/blocks/attn/q/kernel", "projector/kernel"]
+    assert quantities.adapters == DEPTH * 2 * (WIDTH + WIDTH) + 2 * (5 + WIDTH)
+    assert quantities.total - quantities.adapters == sum(
         leaf.size for leaf in params.abstract(build_of())[1].values()
     )
-    assert f"lora: {found.adapters:,} of {found.total:,} parameters" in str(found)
+    assert f"lora: {quantities.adapters:,} of {quantities.total:,} parameters" in str(quantities)
 
 
 def test_adapters_are_sharded_like_their_kernels():

@@ -44,7 +44,7 @@ gradient = jax.jit(
 
 
 def make_policy(name):
-    """(graphdef, params, batch) with random readout embeddings, which are born zero."""
+    """(graphdef, params, batch) with random readout embeddings, which start at zero."""
     backbone, image_size = BACKBONES[name]
 
     def build(rngs):
@@ -59,7 +59,7 @@ def make_policy(name):
     flat["readout_embedding"] = jax.random.normal(KEY, flat["readout_embedding"].shape)
     flat |= {
         name: jnp.ones_like(x) for name, x in flat.items() if name.endswith("_gate")
-    }  # Flamingo's are born closed
+    }  # Flamingo's start closed
     return graphdef, flat, make_batch(t=T, k=K, d=D, image_size=image_size)
 
 

@@ -41,13 +41,13 @@ def assert_equal(a, b):
 @functools.cache
 def trained():
     """The state before and after 4 steps, on the host, and the losses."""
-    setup, found = setup_of(), []
+    setup, losses = setup_of(), []
     state = setup.start()
     before = jax.device_get(state)
     for position in range(4):
         state, report = setup.step(state, setup.batch(position))
-        found.append(float(report["loss"]))
-    return before, jax.device_get(state), found
+        losses.append(float(report["loss"]))
+    return before, jax.device_get(state), losses
 
 
 def test_only_adapters_and_what_is_not_backbone_train():
@@ -93,9 +93,9 @@ def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
         )
 
     plain = float(mean(moved))
-    found = [float(setup.step(state(step), setup.batch(0))[1]["loss"]) for step in (0, 0, 1)]
-    assert found[0] == found[1] != found[2]
-    for step, loss in ((0, found[0]), (1, found[2])):
+    losses = [float(setup.step(state(step), setup.batch(0))[1]["loss"]) for step in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    for step, loss in ((0, losses[0]), (1, losses[2])):
         key = jax.random.fold_in(
             jax.random.fold_in(jax.random.key(setup.config.seed), step), train.DROP
         )
@@ -107,15 +107,15 @@ def test_dropout_acts_in_training_is_new_each_step_and_never_in_evaluation():
 
 @pytest.mark.slow
 def test_mesh_and_accumulation_change_nothing():
-    found = []
+    runs = []
     for shape, accum in (((1, 1, 1), 1), ((1, 2, 2), 2)):
         setup = setup_of(shape, noise=0.0, adapter_dropout=0.5, dtype="float32", accum=accum)
         state, losses = setup.start(), []
         for position in range(4):
             state, report = setup.step(state, setup.batch(position))
             losses.append(float(report["loss"]))
-        found.append(losses)
-    np.testing.assert_allclose(*found, rtol=1e-5)
+        runs.append(losses)
+    np.testing.assert_allclose(*runs, rtol=1e-5)
 
 
 def test_train_2n_equals_n_and_n(tmp_path):
@@ -138,16 +138,16 @@ def test_a_checkpoint_gives_merged_parameters_or_adapters_alone(tmp_path):
         keeper = Checkpointer(tmp_path / name, meta, {})
         keeper.save(4, jax.tree.map(jnp.asarray, state))
         keeper.close()
-    found = load_params(tmp_path / "run")
-    assert found.keys() == params.abstract(tiny_run.Tiny)[1].keys()
-    assert all(isinstance(value, np.ndarray) for value in found.values())
+    merged = load_params(tmp_path / "run")
+    assert merged.keys() == params.abstract(tiny_run.Tiny)[1].keys()
+    assert all(isinstance(value, np.ndarray) for value in merged.values())
     name, flat = "backbone/decoder/layers/up", {**state.params, **state.frozen}
     kernel, a, b = (
         np.asarray(flat[f"{name}/{part}"], np.float32) for part in ("kernel", "lora_a", "lora_b")
     )
     assert np.abs(b).max() > 0
     np.testing.assert_array_equal(
-        found[f"{name}/kernel"], (kernel + 2.0 * a @ b).astype(ml_dtypes.bfloat16)
+        merged[f"{name}/kernel"], (kernel + 2.0 * a @ b).astype(ml_dtypes.bfloat16)
     )
     assert_equal(load_adapters(tmp_path / "run"), lora.split_adapters(flat)[1])
     with pytest.raises(ValueError, match=r"no config\.lora to merge them by"):
@@ -212,10 +212,10 @@ def test_pretrained_weights_load_around_fresh_adapters(tmp_path):
     abstract = training_state.abstract_state(
         shapes, shardings, optim.partition(shapes, freeze)[0], optimizer, run
     )
-    found = pretrain._parameters(config, make, abstract)
-    assert found.keys() == shapes.keys()
+    filled = pretrain._parameters(config, make, abstract)
+    assert filled.keys() == shapes.keys()
     for name, value in values.items():
-        np.testing.assert_array_equal(found[f"backbone/{name}"], value, err_msg=name)
-    adapters = lora.split_adapters(found)[1]
+        np.testing.assert_array_equal(filled[f"backbone/{name}"], value, err_msg=name)
+    adapters = lora.split_adapters(filled)[1]
     assert len(adapters) == 26
     assert all(value.any() == name.endswith("/lora_a") for name, value in adapters.items())

@@ -168,7 +168,7 @@ def load(
 def from_pretrained(
     path: Path | str, mesh: jax.sharding.Mesh | None = None, dtype: Any = jnp.float32
 ) -> tuple[nnx.GraphDef, flat.Params]:
-    """The encoder that a Hugging Face folder describes: (graphdef, params), born sharded over the
+    """The encoder that a Hugging Face folder describes: (graphdef, params), sharded over the
     mesh.
     """
     config = hf_config(pretrained.open_weights(path).config())

@@ -21,6 +21,7 @@ from torch.nn.functional import gelu, layer_norm
 from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
 from vla_jax.models.backbones import flamingo
+from vla_jax.models.cross_attention import GatedCrossAttention
 from vla_jax.types import Backbone, Media
 
 TOLERANCE = 1e-5
@@ -277,12 +278,12 @@ def test_parity_with_the_formulas(
     model = flat.merge(*loaded)
     np.testing.assert_array_equal(model.embed_text(jnp.asarray(case.ids)), inputs[0])
     hidden = run(*loaded, inputs)
-    found = {
+    errors = {
         "features": np.abs(features - case.features).max(),
         "hidden": np.abs(hidden - case.hidden).max(),
         "logits": np.abs(model.logits(hidden) - case.logits).max(),
     }
-    assert max(found.values()) < TOLERANCE, found
+    assert max(errors.values()) < TOLERANCE, errors
 
 
 @pytest.mark.slow
@@ -353,23 +354,22 @@ def test_a_masked_camera_and_blind_tokens(loaded: Any, inputs: Inputs) -> None:
     other = media._replace(tokens=media.tokens.at[1, LATENTS:].add(7.0).at[2].add(7.0))
     changed = run(*loaded, (*inputs[:3], other))
     np.testing.assert_array_equal(changed[:2], whole[:2])  # row 1 lacks that camera
-    np.testing.assert_array_equal(
-        changed[2, :3], whole[2, :3]
-    )  # before the image: exactly nothing of it
+    # Before the image: exactly nothing of it.
+    np.testing.assert_array_equal(changed[2, :3], whole[2, :3])
     assert np.abs(changed[2, 3:] - whole[2, 3:]).max(axis=1).min() > 1e-4
 
 
 def test_a_token_that_sees_nothing_gets_nothing() -> None:
+    config = flamingo.CONFIGS["tiny"]
     graphdef, params = flat.split(
-        flamingo.GatedCrossAttention(flamingo.CONFIGS["tiny"], nnx.Rngs(0))
+        GatedCrossAttention(config.width, config.vision.width, config.resampler, nnx.Rngs(0))
     )
     block = jax.jit(lambda p, *args: flat.merge(graphdef, p)(*args))
     rng = np.random.default_rng(0)
     x, media = (jnp.asarray(rng.normal(size=(1, size, 64)), jnp.float32) for size in (2, 3))
     seen = jnp.zeros((1, 2, 3), bool).at[0, 1, 2].set(True)
-    np.testing.assert_array_equal(
-        block(params, x, Media(media, seen)), x
-    )  # the gates are shut at birth
+    # The gates start shut.
+    np.testing.assert_array_equal(block(params, x, Media(media, seen)), x)
     out = block(params | {"attn_gate": jnp.ones(1)}, x, Media(media, seen))
     np.testing.assert_array_equal(out[0, 0], x[0, 0])
     assert np.abs(out[0, 1] - x[0, 1]).max() > 0.1

@@ -85,15 +85,15 @@ def test_released_sizes() -> None:
         ("9b", 6_649_286_656, 1_115_815_952),
     ):
         config = flamingo.CONFIGS[name]
-        _, found, _ = flat.abstract(functools.partial(flamingo.Flamingo, config))
+        _, shapes, _ = flat.abstract(functools.partial(flamingo.Flamingo, config))
         counts = dict.fromkeys(("vision", "perceiver", "embed", "gated", "decoder"), 0)
-        for path, shape in found.items():
+        for path, shape in shapes.items():
             counts[path.split("/")[0]] += math.prod(shape.shape)
         assert counts["vision"] == 303_177_728
         assert counts["perceiver"] == 63_019_008
         assert counts["gated"] == gated
         assert counts["embed"] + counts["decoder"] == decoder
-        assert set(flamingo.hf_names(config)) == set(found)
+        assert set(flamingo.hf_names(config)) == set(shapes)
 
 
 # ---------------------------------------------------------------------------------------- tokenizer

@@ -191,8 +191,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parity_with_transformers(kind: str, cases: dict[str, Case], saved: Saved) -> None:
-    found = (seen(cases[kind], saved), *said(cases[kind], saved))
-    assert max(found) < TOLERANCE, found
+    errors = (seen(cases[kind], saved), *said(cases[kind], saved))
+    assert max(errors) < TOLERANCE, errors
 
 
 def test_positions_skip_pads_from_ids_and_count_them_from_embeddings(
@@ -258,8 +258,8 @@ def test_parity_sees_a_wrong_rule(
         lambda *args: function(*args), static_argnums=0
     )  # so that what is patched has an effect
     wrong = rebuilt(saved)
-    found = seen(case, wrong, fresh) if function is see else max(said(case, wrong, run=fresh))
-    assert found > TOLERANCE
+    error = seen(case, wrong, fresh) if function is see else max(said(case, wrong, run=fresh))
+    assert error > TOLERANCE
 
 
 @pytest.mark.parametrize("changes", [{"class_token": False}, {"final_norm": False}], ids=str)

@@ -101,7 +101,7 @@ def test_tied_and_constant_arrays_of_older_files_are_ignored_and_others_named(
         assert line in str(error.value)
 
 
-def test_weights_are_born_sharded(saved: Saved) -> None:
+def test_weights_are_loaded_sharded(saved: Saved) -> None:
     _, split = from_pretrained(kosmos2, saved.folder, sharding.make_mesh(2, 2, 2))
     kernel = split["decoder/layers/blocks/mlp/up/kernel"]
     assert kernel.addressable_shards[0].data.shape == (DEPTH, WIDTH // 2, 96 // 2)

@@ -251,9 +251,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 @pytest.mark.parametrize("kind", KINDS)
 def test_parity_with_transformers(kind: str, side: str, case_of: CaseOf) -> None:
     case = case_of(kind, side)
-    found = errors(case, opened(case.folder))
-    print(f"parity llava {kind}, {side}: {found}, scale {np.abs(case.logits).max():.2f}")
-    assert max(found.values()) < TOLERANCE, found
+    differences = errors(case, opened(case.folder))
+    print(f"parity llava {kind}, {side}: {differences}, scale {np.abs(case.logits).max():.2f}")
+    assert max(differences.values()) < TOLERANCE, differences
 
 
 MUTATIONS: dict[str, tuple[str, Change, dict[str, Any]]] = {
@@ -277,8 +277,8 @@ MUTATIONS: dict[str, tuple[str, Change, dict[str, Any]]] = {
 def test_parity_sees_every_wrong_number(name: str, case_of: CaseOf) -> None:
     kind, change, body = MUTATIONS[name]
     case = case_of(kind, "left")
-    found = errors(case, opened(case.folder, change, **body))
-    assert found["logits"] > TOLERANCE, found
+    differences = errors(case, opened(case.folder, change, **body))
+    assert differences["logits"] > TOLERANCE, differences
 
 
 def test_parity_sees_the_projectors_other_gelu(

@@ -154,7 +154,7 @@ def test_a_fused_projection_that_does_not_divide_is_refused(
         llava.load(write(tmp_path, arrays), config, specs_of(config)[1])
 
 
-def test_weights_are_born_sharded(reference: Reference) -> None:
+def test_weights_are_loaded_sharded(reference: Reference) -> None:
     for kind in ("llama", "mpt"):
         _, folder = reference(kind)
         _, whole = from_pretrained(llava, folder)

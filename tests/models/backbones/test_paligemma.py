@@ -181,8 +181,8 @@ def rebuilt(graphdef: nnx.GraphDef, params: flat.Params, **changes: Any) -> pali
 
 def test_parity_with_transformers(case: Case) -> None:
     graphdef, params = from_pretrained(paligemma, case.folder)
-    found = errors(case, flat.merge(graphdef, params))
-    assert max(found.values()) < TOLERANCE, found
+    differences = errors(case, flat.merge(graphdef, params))
+    assert max(differences.values()) < TOLERANCE, differences
 
 
 def test_readout_equals_the_full_computation(case: Case) -> None:
@@ -307,8 +307,8 @@ def test_parity_sees_every_wrong_number(folders: dict[int, tuple[Any, Path]], ca
 )
 def test_parity_sees_a_wrong_array(where: str, change: Any, case: Case) -> None:
     graphdef, params = from_pretrained(paligemma, case.folder)
-    found = errors(case, flat.merge(graphdef, {**params, where: change(params[where])}))
-    assert max(found.values()) > TOLERANCE
+    differences = errors(case, flat.merge(graphdef, {**params, where: change(params[where])}))
+    assert max(differences.values()) > TOLERANCE
 
 
 def test_parity_sees_a_causal_prefix(case: Case) -> None:
@@ -338,7 +338,7 @@ def _build(config: paligemma.PaliGemmaConfig, rngs: nnx.Rngs) -> paligemma.PaliG
     return paligemma.PaliGemma(config, rngs)
 
 
-def test_weights_are_born_sharded(folders: dict[int, tuple[Any, Path]]) -> None:
+def test_weights_are_loaded_sharded(folders: dict[int, tuple[Any, Path]]) -> None:
     _, whole = from_pretrained(paligemma, folders[1][1])
     mesh = sharding.make_mesh(2, 2, 2)
     _, split = from_pretrained(paligemma, folders[1][1], mesh)

@@ -78,28 +78,8 @@ def test_parity_with_torch(name):
     assert np.std(theirs[..., :6]) > 0.05  # the agreement is about something
 
 
-def test_gpt_equals_transformers_gpt2():
-    """RoboVLMs' decoder is a GPT-2 fed with projected readouts; window 5 of a table of 6."""
-    config = HeadConfig(
-        3, 7, (6,), tokens=2, hidden=24, layers=3, mlp=(32, 8), attention_heads=4, window=6
-    )
-    torch.manual_seed(0)
-    module = TorchHead("mlp", config, C)  # for its output MLPs
-    sizes = transformers.GPT2Config(
-        n_embd=24,
-        n_layer=3,
-        n_head=4,
-        n_positions=6,
-        n_inner=96,
-        vocab_size=2,
-        activation_function="gelu_new",
-    )
-    gpt = transformers.GPT2Model(sizes).eval()  # without dropout
-    project = torch.nn.Linear(C * 2, 24)
-    module.arm, module.gripper = module.mlp(24, 32, 8, 18), module.mlp(24, 32, 8, 3)
-    with torch.no_grad():
-        for parameter in (*module.parameters(), *gpt.parameters(), *project.parameters()):
-            parameter.add_(0.1 * torch.randn_like(parameter))
+def gpt_from_torch(module, gpt, project):
+    """GPTHead's parameters from torch's output MLPs, GPT-2 and projection of the readouts."""
     flat = {path: x for path, x in from_torch(module, "mlp").items() if path.startswith("outputs/")}
     flat |= {
         "input/kernel": project.weight.T,
@@ -129,10 +109,35 @@ def test_gpt_equals_transformers_gpt2():
         flat |= {
             f"blocks/stack/blocks/{name}": torch.stack(list(each)) for name, each in stacks.items()
         }
-    flat = {
+    return {
         path: jnp.asarray(x.detach().numpy() if isinstance(x, torch.Tensor) else x)
         for path, x in flat.items()
     }
+
+
+def test_gpt_equals_transformers_gpt2():
+    """RoboVLMs' decoder is a GPT-2 fed with projected readouts; window 5 of a table of 6."""
+    config = HeadConfig(
+        3, 7, (6,), tokens=2, hidden=24, layers=3, mlp=(32, 8), attention_heads=4, window=6
+    )
+    torch.manual_seed(0)
+    module = TorchHead("mlp", config, C)  # for its output MLPs
+    sizes = transformers.GPT2Config(
+        n_embd=24,
+        n_layer=3,
+        n_head=4,
+        n_positions=6,
+        n_inner=96,
+        vocab_size=2,
+        activation_function="gelu_new",
+    )
+    gpt = transformers.GPT2Model(sizes).eval()  # without dropout
+    project = torch.nn.Linear(C * 2, 24)
+    module.arm, module.gripper = module.mlp(24, 32, 8, 18), module.mlp(24, 32, 8, 3)
+    with torch.no_grad():
+        for parameter in (*module.parameters(), *gpt.parameters(), *project.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    flat = gpt_from_torch(module, gpt, project)
     graphdef, shapes, _ = params.abstract(lambda rngs: GPTHead(C, config, rngs))
     assert {path: x.shape for path, x in flat.items()} == {
         path: x.shape for path, x in shapes.items()

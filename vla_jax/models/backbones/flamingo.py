@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax.models import mpt, tokenizer
-from vla_jax.models.attention import Cache, Mask, attend
+from vla_jax.models.attention import Cache, Mask
+from vla_jax.models.cross_attention import GatedCrossAttention
 from vla_jax.models.language import Decoder, Embed
-from vla_jax.models.resampler import EPS, Resampler, ResamplerConfig
+from vla_jax.models.resampler import Resampler, ResamplerConfig
 from vla_jax.models.stack import PreLayerFn, StackConfig
-from vla_jax.models.transformer import BlockConfig, Linear, Norm
+from vla_jax.models.transformer import BlockConfig
 from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
 from vla_jax.types import Array, Media
 from vla_jax.weights import pretrained, transforms
@@ -89,44 +89,6 @@ CONFIGS = {
 }
 
 
-class GatedCrossAttention(nnx.Module):
-    """x += tanh(gate) * attention of its norm to the media, which are not normed; x += tanh(gate) *
-    feed-forward.
-
-    Both gates are 0 at birth: the decoder starts as it was before it saw images.
-    """
-
-    def __init__(self, config: FlamingoConfig, rngs: nnx.Rngs) -> None:
-        width, media, self.config = config.width, config.vision.width, config.resampler
-        inner = self.config.heads * self.config.dim_head
-        self.norm_attn, self.norm_mlp = (Norm(width, "ln", EPS, "embed") for _ in range(2))
-        self.q = Linear((width, inner), ("embed", "heads"), False, rngs)
-        self.k = Linear((media, inner), ("vision", "kv"), False, rngs)
-        self.v = Linear((media, inner), ("vision", "kv"), False, rngs)
-        self.o = Linear((inner, width), ("heads", "embed"), False, rngs)
-        self.up = Linear((width, 4 * width), ("embed", "mlp"), False, rngs)
-        self.down = Linear((4 * width, width), ("mlp", "embed"), False, rngs)
-        self.attn_gate, self.mlp_gate = (nnx.Param(jnp.zeros(1), logical=(None,)) for _ in range(2))
-
-    def __call__(self, x: Float[Array, "f s c"], media: Media) -> Float[Array, "f s c"]:
-        heads, size = self.config.heads, self.config.dim_head
-        q, k, v = self.q(self.norm_attn(x)), self.k(media.tokens), self.v(media.tokens)
-        q, k, v = (
-            y.reshape(*y.shape[:2], heads, size)
-            for y in (q * jnp.asarray(size**-0.5, q.dtype), k, v)
-        )
-        out = attend(q, k, v, media.mask)
-        # The softmax of a token that sees nothing is a mean of everything: it gets nothing instead.
-        out = jnp.where(jnp.any(media.mask, axis=2)[:, :, None, None], out, 0)
-        x = x + _tanh(self.attn_gate, x) * self.o(out.reshape(*x.shape[:2], heads * size))
-        inside = jax.nn.gelu(self.up(self.norm_mlp(x)), approximate=False)
-        return x + _tanh(self.mlp_gate, x) * self.down(inside)
-
-
-def _tanh(gate: nnx.Param, x: Array) -> Array:
-    return jnp.tanh(gate[...].astype(jnp.float32)).astype(x.dtype)[None, None]
-
-
 class Flamingo(nnx.Module):
     """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
 
@@ -144,7 +106,10 @@ class Flamingo(nnx.Module):
         # A list and not a stack: they are never scanned, and the gradient of a slice is as large as
         # the whole.
         self.gated = nnx.List(
-            [GatedCrossAttention(config, rngs) for _ in range(config.depth // config.every)]
+            [
+                GatedCrossAttention(config.width, config.vision.width, config.resampler, rngs)
+                for _ in range(config.depth // config.every)
+            ]
         )
         self.decoder = Decoder(config.block, config.depth, run, rngs)
 

@@ -244,30 +244,25 @@ def npz_names(config: PaliGemmaConfig) -> dict[str, pretrained.Entry]:
         for leaf in ("scale", "bias"):
             table[f"{ours}{norm}/{leaf}"] = entry(f"{block}LayerNorm_{i}/{leaf}", plain)
     for name, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
-        table[f"{ours}attn/{name}/kernel"] = entry(
-            f"{attention}{theirs}/kernel", flat_in
-        )  # L D N H -> L D NH
-        table[f"{ours}attn/{name}/bias"] = entry(
-            f"{attention}{theirs}/bias", flat_in
-        )  # L N H -> L NH
+        # Kernels L D N H -> L D NH, biases L N H -> L NH.
+        table[f"{ours}attn/{name}/kernel"] = entry(f"{attention}{theirs}/kernel", flat_in)
+        table[f"{ours}attn/{name}/bias"] = entry(f"{attention}{theirs}/bias", flat_in)
     table[f"{ours}attn/o/kernel"] = entry(f"{attention}out/kernel", flat_out)  # L N H D -> L NH D
     table[f"{ours}attn/o/bias"] = entry(f"{attention}out/bias", plain)
     for i, name in enumerate(("up", "down")):
         for leaf in ("kernel", "bias"):
             table[f"{ours}mlp/{name}/{leaf}"] = entry(f"{block}MlpBlock_0/Dense_{i}/{leaf}", plain)
     ours, block = "decoder/layers/blocks/", "llm/layers/"
-    table[f"{ours}attn/o/kernel"] = entry(
-        f"{block}attn/attn_vec_einsum/w", flat_out
-    )  # L N H E -> L NH E
+    # L N H E -> L NH E
+    table[f"{ours}attn/o/kernel"] = entry(f"{block}attn/attn_vec_einsum/w", flat_out)
     if config.heads == config.kv_heads:
         for i, name in enumerate("qkv"):
             table[f"{ours}attn/{name}/kernel"] = entry(
                 f"{block}attn/qkv_einsum/w", transforms.einsum_part(i)
             )
     else:
-        table[f"{ours}attn/q/kernel"] = entry(
-            f"{block}attn/q_einsum/w", transforms.einsum_heads
-        )  # L N E H -> L E NH
+        # L N E H -> L E NH
+        table[f"{ours}attn/q/kernel"] = entry(f"{block}attn/q_einsum/w", transforms.einsum_heads)
         for i, name in enumerate("kv"):
             table[f"{ours}attn/{name}/kernel"] = entry(
                 f"{block}attn/kv_einsum/w", transforms.einsum_part(i)
