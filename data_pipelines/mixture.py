@@ -57,6 +57,7 @@ def resolve(
                 f"data.mixture: expected a mixture ({', '.join(sorted(mixtures))}) or a dataset"
                 f" (see data_pipelines/datasets/README.md), got {wanted!r}"
                 + (f"; did you mean {', '.join(near)}?" if near else "")
+                + "; describe your own with data.datasets"
             )
     listed: Sequence[Sequence[Any]] = mixtures[wanted] if isinstance(wanted, str) else wanted
     pairs = tuple((str(name), float(weight)) for name, weight in listed)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from experiments.composition.config import load_config
 from vla_jax import build
+from vla_jax.models.backbones import BackboneFile
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 
@@ -55,6 +56,14 @@ def test_an_unknown_option_is_named(
 def test_a_head_without_options_says_so() -> None:
     with pytest.raises(ValueError, match=r"the head lstm \(it has none\)"):
         made("head_options=steps=3")
+
+
+@pytest.mark.parametrize("name", build.BACKBONES)
+def test_a_backbones_file_has_all_that_is_asked_of_it(name: str) -> None:
+    """What no training run calls, too; mypy does not say which name is lacking."""
+    asked = {word for word in vars(BackboneFile) if not word.startswith("_")}
+    assert "hf_names" in asked
+    assert sorted(asked - vars(build.BACKBONES[name]).keys()) == []
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,9 @@ def _json(path: str) -> dict[str, Any]:
         return json.loads(remote.read(path))
     except FileNotFoundError:
         message = (
-            f"{path}: expected the file TFDS writes, found none; check data.root or download the"
-            " dataset"
+            f"{path}: expected the file TFDS writes, found none; check the root,"
+            " and the dataset's version and tfds_name (its folder where that is not its name),"
+            " or download it"
         )
         raise ValueError(message) from None
     except ValueError as error:  # not JSON, or not UTF-8

@@ -151,8 +151,7 @@ def make_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return make
 
 
-@pytest.fixture(scope="module")
-def case_of(reference: Reference) -> CaseOf:
+def make_case_of(reference: Reference) -> CaseOf:
     """(kind, side of the padding) -> what transformers computes."""
 
     @functools.cache
@@ -245,6 +244,11 @@ def errors(case: Case, model: llava.Llava) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return make_reference(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def case_of(reference: Reference) -> CaseOf:
+    return make_case_of(reference)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -16,6 +16,7 @@ from tests.models.backbones.test_llava import (
     WIDTH,
     CaseOf,
     Reference,
+    make_case_of,
     make_reference,
     normalised,
     renamed,
@@ -30,6 +31,11 @@ from vla_jax.models.backbones import llava
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return make_reference(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def case_of(reference: Reference) -> CaseOf:
+    return make_case_of(reference)
 
 
 def assert_same(loaded: flat.Params, wanted: flat.Params) -> None:
