@@ -81,9 +81,9 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     meta = load_meta(workdir / "checkpoints")
     config = complete(meta["config"], workdir)
     source = sources.data(config, workdir, training=False)
-    for part in source.train:
-        name = part.index.dataset.name
-        if meta["datasets"][name]["action"] != part.action_spec.to_json():
+    for member in source.train:
+        name = member.index.dataset.name
+        if meta["datasets"][name]["action"] != member.action_spec.to_json():
             raise ValueError(
                 f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data"
                 f" under {config.data.root} says; evaluate with the data it was trained on"
@@ -104,13 +104,13 @@ def evaluate(workdir: Path) -> dict[str, Any]:
     loss = jax.jit(lambda weights, batch: model(weights).loss(batch, jax.random.key(0)).metrics)
     blank = blanked(source.encode(""), config.model.prompt_length)
     by_dataset = {}
-    for part in source.held_out:
-        loader = sources.loader(config, source, [part], shuffle=False)
-        by_dataset[part.index.dataset.name] = figures(
-            loader, part.action_spec, robust(config), lambda batch: loss(weights, batch), blank
+    for member in source.held_out:
+        loader = sources.loader(config, source, [member], shuffle=False)
+        by_dataset[member.index.dataset.name] = figures(
+            loader, member.action_spec, robust(config), lambda batch: loss(weights, batch), blank
         )
-        if part is source.held_out[0]:
-            draw(model, weights, loader, part.action_spec, workdir / "actions.png")
+        if member is source.held_out[0]:
+            draw(model, weights, loader, member.action_spec, workdir / "actions.png")
     return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": by_dataset}
 
 

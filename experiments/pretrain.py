@@ -237,12 +237,12 @@ def _join_hosts() -> None:
 
 
 def _say_constant_dims(source: sources.Data) -> None:
-    for part in source.train:
-        constant = ", ".join(part.action_spec.names[i] for i in part.action_spec.constant)
+    for member in source.train:
+        constant = ", ".join(member.action_spec.names[i] for i in member.action_spec.constant)
         if constant:
             _say(
-                f"{part.index.dataset.name}: action dims that hardly vary, held in the range of the"
-                f" data: {constant}"
+                f"{member.index.dataset.name}: action dims that hardly vary, held in the range of"
+                f" the data: {constant}"
             )
 
 

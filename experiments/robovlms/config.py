@@ -18,6 +18,7 @@ from data_pipelines.datasets import DATASETS
 from data_pipelines.datasets.mixtures import MIXTURES
 from experiments.configs import oxe_paligemma
 from experiments.robovlms.keys import DATASET_KEYS, IGNORED, ONLY
+from vla_jax.saved_config import flatten
 
 BACKBONES = {
     "kosmos": "kosmos2",
@@ -62,7 +63,7 @@ class _Fields:
     """The keys of a JSON config, flattened to "a.b"; remembers what became of each."""
 
     def __init__(self, file: Path, body: dict[str, Any], config: ConfigDict) -> None:
-        self.file, self.body, self.config = file, _flat(body), config
+        self.file, self.body, self.config = file, flatten(body), config
         self.lines: list[Line] = []
 
     def take(self, key: str, default: Any) -> Any:
@@ -185,17 +186,6 @@ def _merged(file: Path, under: dict[str, Any], over: dict[str, Any]) -> dict[str
                 )
             value = _merged(file, old or {}, value)
         out[key] = value
-    return out
-
-
-def _flat(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in body.items():
-        out |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
     return out
 
 

@@ -106,12 +106,11 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
 def _head(model: VLA) -> dict[str, Any]:
     head: Any = model.head
     kind = _named(head, HEADS, "head")
-    config = head.outputs.config if hasattr(head, "outputs") else head.config
-    body = {"kind": kind, **dataclasses.asdict(config)}
+    body = {"kind": kind, **dataclasses.asdict(head.config)}
     for training in ("loss", "attention_heads"):  # the block says how many heads it has
         body.pop(training, None)
     if kind in ("gpt", "attention", "flow"):
-        body["block"] = block(config.block)
+        body["block"] = block(head.config.block)
     if kind in ("attention", "flow"):
         body["rope_theta"] = ROPE_THETA
     return body

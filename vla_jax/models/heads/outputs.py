@@ -148,6 +148,11 @@ class ContinuousHead(nnx.Module):
     num_tokens = 0
     outputs: ActionOutputs
 
+    @property
+    def config(self) -> HeadConfig:
+        """Its sizes, which the outputs hold."""
+        return self.outputs.config
+
     def features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t f"]:
         """What the head makes of the window, at every step."""
         raise NotImplementedError
