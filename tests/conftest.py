@@ -2,6 +2,7 @@
 anywhere.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,14 +12,18 @@ os.environ.setdefault(
 # Torch's threads wait for each other in a loop. Beside other tests each waits for one that is not
 # running: training the small network of the regret took 40 s with two threads, 3 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests compile much and compute little: without XLA's optimisations they take half the time, and
-# compute the same.
+# Tests compile much and compute little: without XLA's optimisations, its loop fusions written in
+# MLIR and code generation in several parts, the suite takes a third of the time. The arithmetic is
+# the same (float32, IEEE), the order of some sums is not: compiled in several parts, the same sum
+# can round differently in two programs.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     )
 )
 
@@ -28,6 +33,14 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end. Without it, every full garbage collection walks
+    through the modules of jax, torch and transformers, a second at a time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The rollout equals the window that was trained: every history, layout and way to see images."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -31,6 +32,7 @@ IO = PolicyIO(
 HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "flow": FlowHead}
 
 
+@functools.cache
 def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
     """(graphdef, jittered params) of a small policy."""
     config = VLAConfig(T, K, D, ("primary", "wrist"), layout, history, N, **fields)

@@ -34,7 +34,7 @@ TOLERANCE = 1e-5
 class Case(NamedTuple):
     """A reference output and the inputs it came from."""
 
-    folder: Path
+    generation: int
     pixels: np.ndarray
     ids: np.ndarray
     valid: np.ndarray
@@ -101,7 +101,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Any, Pa
 )
 def case(request: pytest.FixtureRequest, folders: dict[int, tuple[Any, Path]]) -> Case:
     generation, side = request.param
-    model, folder = folders[generation]
+    model, _ = folders[generation]
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (BATCH, 28, 28, 3)).astype(np.uint8)
     ids = np.concatenate(
@@ -127,40 +127,56 @@ def case(request: pytest.FixtureRequest, folders: dict[int, tuple[Any, Path]]) -
             output_hidden_states=True,
         )
     return Case(
-        folder, pixels, ids, valid, suffix,
+        generation, pixels, ids, valid, suffix,
         out.image_hidden_states.numpy().reshape(BATCH, IMAGE, WIDTH),
         out.hidden_states[-1].numpy(), out.logits.numpy(),
     )  # fmt: skip
 
 
+class Loaded(NamedTuple):
+    """A model of ours, taken apart."""
+
+    graphdef: nnx.GraphDef
+    params: flat.Params
+
+
+@pytest.fixture(scope="module")
+def loaded(folders: dict[int, tuple[Any, Path]]) -> dict[int, Loaded]:
+    """Generation -> ours, from the reference's folder."""
+    return {
+        generation: Loaded(*from_pretrained(paligemma, folder))
+        for generation, (_, folder) in folders.items()
+    }
+
+
 def run(
-    case: Case, model: paligemma.PaliGemma, causal: bool = False
+    case: Case, model: Loaded, causal: bool = False, num_queries: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image features, hidden states and logits of ours on the case's inputs."""
-    x, mask, positions, features = inputs(case, model, causal)
-    hidden = model(x, mask, positions)
-    return np.asarray(features), np.asarray(hidden), np.asarray(model.logits(hidden))
-
-
-def inputs(
-    case: Case, model: paligemma.PaliGemma, causal: bool = False
-) -> tuple[Any, Any, Any, Any]:
-    features = model.embed_image(jnp.asarray(case.pixels))
-    x = np.array(model.embed_text(jnp.asarray(case.ids)))
-    x[case.ids == IMAGE_ID] = np.asarray(features).reshape(-1, WIDTH)
     at = np.arange(case.ids.shape[1])
     prefix = ~case.suffix[:, :, None] & ~case.suffix[:, None, :]
     mask = (at[:, None] >= at)[None] | (prefix & (not causal))
-    positions = np.broadcast_to(at, case.ids.shape)
-    return (
-        jnp.asarray(x),
-        jnp.asarray(mask & case.valid[:, None, :]),
-        jnp.asarray(positions),
-        features,
+    images = np.nonzero(case.ids == IMAGE_ID)
+    out = forward(
+        *model, (case.pixels, case.ids, images), mask & case.valid[:, None, :], num_queries
     )
+    return tuple(np.asarray(x) for x in out)
 
 
-def errors(case: Case, model: paligemma.PaliGemma, causal: bool = False) -> dict[str, float]:
+@functools.partial(jax.jit, static_argnames=("graphdef", "num_queries"))
+def forward(
+    graphdef: nnx.GraphDef, params: flat.Params, inputs: Any, mask: Any, num_queries: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compiled once for all that have the same shapes: most tests change only an array."""
+    model, (pixels, ids, images) = flat.merge(graphdef, params), inputs
+    features = model.embed_image(pixels)
+    x = model.embed_text(ids).at[images].set(features.reshape(-1, WIDTH))
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    hidden = model(x, mask, positions, num_queries=num_queries)
+    return features, hidden, model.logits(hidden)
+
+
+def errors(case: Case, model: Loaded, causal: bool = False) -> dict[str, float]:
     """Largest differences from the reference, over valid positions."""
     features, hidden, logits = run(case, model, causal)
     return {
@@ -170,29 +186,23 @@ def errors(case: Case, model: paligemma.PaliGemma, causal: bool = False) -> dict
     }
 
 
-def rebuilt(graphdef: nnx.GraphDef, params: flat.Params, **changes: Any) -> paligemma.PaliGemma:
+def rebuilt(model: Loaded, **changes: Any) -> Loaded:
     """The same parameters in a model of a changed config."""
-    config = flat.merge(graphdef, params).config
-    changed, _, _ = flat.abstract(
-        lambda rngs: paligemma.PaliGemma(dataclasses.replace(config, **changes), rngs)
-    )
-    return flat.merge(changed, params)
+    config = dataclasses.replace(flat.merge(*model).config, **changes)
+    changed, _, _ = flat.abstract(lambda rngs: paligemma.PaliGemma(config, rngs))
+    return Loaded(changed, model.params)
 
 
-def test_parity_with_transformers(case: Case) -> None:
-    graphdef, params = from_pretrained(paligemma, case.folder)
-    differences = errors(case, flat.merge(graphdef, params))
+def test_parity_with_transformers(case: Case, loaded: dict[int, Loaded]) -> None:
+    differences = errors(case, loaded[case.generation])
     assert max(differences.values()) < TOLERANCE, differences
 
 
-def test_readout_equals_the_full_computation(case: Case) -> None:
-    graphdef, params = from_pretrained(paligemma, case.folder)
-    model = flat.merge(graphdef, params)
-    x, mask, positions, _ = inputs(case, model)
-    full = model(x, mask, positions)
-    np.testing.assert_allclose(
-        model(x, mask, positions, num_queries=2), full[:, -2:], atol=1e-6, rtol=0
-    )
+def test_readout_equals_the_full_computation(case: Case, loaded: dict[int, Loaded]) -> None:
+    model = loaded[case.generation]
+    _, full, _ = run(case, model)
+    _, last, _ = run(case, model, num_queries=2)
+    np.testing.assert_allclose(last, full[:, -2:], atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow
@@ -206,14 +216,15 @@ def test_readout_equals_the_full_computation(case: Case) -> None:
     ],
 )
 def test_ways_to_run_the_layers_agree_in_value_and_gradient(
-    changes: dict[str, str], folders: dict[int, tuple[Any, Path]]
+    changes: dict[str, str], loaded: dict[int, Loaded]
 ) -> None:
-    graphdef, params = from_pretrained(paligemma, folders[2][1])
+    graphdef, params = loaded[2]
     x = jax.random.normal(jax.random.key(0), (2, 9, WIDTH))
     mask, positions = jnp.ones((2, 9, 9), bool), jnp.tile(jnp.arange(9)[None], (2, 1))
 
     def value(params: flat.Params, **changes: Any) -> jax.Array:
-        return (rebuilt(graphdef, params, **changes)(x, mask, positions, num_queries=3) ** 2).sum()
+        model = flat.merge(*rebuilt(Loaded(graphdef, params), **changes))
+        return (model(x, mask, positions, num_queries=3) ** 2).sum()
 
     reference, gradient = jax.value_and_grad(value)(params)
     other, other_gradient = jax.value_and_grad(functools.partial(value, **changes))(params)
@@ -233,9 +244,9 @@ def sequence(s: int) -> tuple[jax.Array, jax.Array]:
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_decoding_after_a_prefix_equals_one_pass(
-    generation: int, folders: dict[int, tuple[Any, Path]]
+    generation: int, loaded: dict[int, Loaded]
 ) -> None:
-    model = flat.merge(*from_pretrained(paligemma, folders[generation][1]))
+    model = flat.merge(*loaded[generation])
     slots, prefix = 7, 4  # Gemma 2's window holds 7 tokens
     x, positions = sequence(slots)
     at = np.arange(slots)
@@ -251,19 +262,17 @@ def test_decoding_after_a_prefix_equals_one_pass(
 
 
 def test_decoding_refuses_a_cache_that_is_larger_than_the_window(
-    folders: dict[int, tuple[Any, Path]],
+    loaded: dict[int, Loaded],
 ) -> None:
-    model = flat.merge(*from_pretrained(paligemma, folders[2][1]))
+    model = flat.merge(*loaded[2])
     x, positions = sequence(1)
     with pytest.raises(ValueError, match="at most window = 7 tokens in the cache, got room for 8"):
         model.decode(x, jnp.ones((2, 1, 8), bool), positions, model.cache(2, 8))
 
 
 @pytest.mark.parametrize("generation", [1, 2])
-def test_a_mask_by_frames_equals_the_dense_one(
-    generation: int, folders: dict[int, tuple[Any, Path]]
-) -> None:
-    model = flat.merge(*from_pretrained(paligemma, folders[generation][1]))
+def test_a_mask_by_frames_equals_the_dense_one(generation: int, loaded: dict[int, Loaded]) -> None:
+    model = flat.merge(*loaded[generation])
     mask = random_frame_mask(
         np.random.default_rng(0), n=2, frame=5, frames=2
     )  # longer than Gemma 2's window of 7
@@ -285,11 +294,11 @@ MUTATIONS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-def test_parity_sees_every_wrong_number(folders: dict[int, tuple[Any, Path]], case: Case) -> None:
-    graphdef, params = from_pretrained(paligemma, case.folder)
+def test_parity_sees_every_wrong_number(case: Case, loaded: dict[int, Loaded]) -> None:
     for name, (generation, changes) in MUTATIONS.items():
-        if case.folder == folders[generation][1]:
-            assert errors(case, rebuilt(graphdef, params, **changes))["logits"] > TOLERANCE, name
+        if case.generation == generation:
+            wrong = rebuilt(loaded[generation], **changes)
+            assert errors(case, wrong)["logits"] > TOLERANCE, name
 
 
 @pytest.mark.parametrize(
@@ -305,22 +314,28 @@ def test_parity_sees_every_wrong_number(folders: dict[int, tuple[Any, Path]], ca
         ("decoder/layers/blocks/attn/k/kernel", lambda x: jnp.roll(x, 1, axis=2)),
     ],
 )
-def test_parity_sees_a_wrong_array(where: str, change: Any, case: Case) -> None:
-    graphdef, params = from_pretrained(paligemma, case.folder)
-    differences = errors(case, flat.merge(graphdef, {**params, where: change(params[where])}))
+def test_parity_sees_a_wrong_array(
+    where: str, change: Any, case: Case, loaded: dict[int, Loaded]
+) -> None:
+    graphdef, params = loaded[case.generation]
+    differences = errors(case, Loaded(graphdef, {**params, where: change(params[where])}))
     assert max(differences.values()) > TOLERANCE
 
 
-def test_parity_sees_a_causal_prefix(case: Case) -> None:
-    graphdef, params = from_pretrained(paligemma, case.folder)
-    assert errors(case, flat.merge(graphdef, params), causal=True)["logits"] > TOLERANCE
+def test_parity_sees_a_causal_prefix(case: Case, loaded: dict[int, Loaded]) -> None:
+    assert errors(case, loaded[case.generation], causal=True)["logits"] > TOLERANCE
 
 
-def test_parity_sees_the_other_gelu(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphdef, params = from_pretrained(paligemma, case.folder)
+def test_parity_sees_the_other_gelu(
+    case: Case, loaded: dict[int, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
     exact = functools.partial(jax.nn.gelu, approximate=False)
     monkeypatch.setattr("vla_jax.models.transformer.jax.nn.gelu", lambda x, approximate: exact(x))
-    assert errors(case, flat.merge(graphdef, params))["logits"] > TOLERANCE
+    forward.clear_cache()  # what is compiled already has the right one
+    try:
+        assert errors(case, loaded[case.generation])["logits"] > TOLERANCE
+    finally:
+        forward.clear_cache()
 
 
 def test_released_sizes() -> None:
