@@ -202,10 +202,12 @@ def rotate_hue(x: Float[Array, "*s 3"], turns: Float[Array, "*f"]) -> Float[Arra
     value = x.max(-1, keepdims=True)
     range_ = value - x.min(-1, keepdims=True)
     safe = jnp.where(range_ > 0, range_, 1.0)
+    # Not `value == red`: a compiler that computes the channels twice may round them differently, and
+    # then no channel equals the largest. Near a tie both sides of these comparisons agree.
     hue = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+        jnp.where(green >= blue, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
     )  # in sixths of a turn
     hue = hue + 6.0 * turns
     # A channel is at its largest within a sixth of a turn around its own hue (0, 2, 4), and falls
