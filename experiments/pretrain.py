@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments.composition import cotraining, datasets, estimate, plots, sources
+from experiments.composition import cotraining, estimate, plots, sources, steps
 from experiments.composition.config import check_same_run, parse_argv, save
 from vla_jax import build, sharding
 from vla_jax import params as flat
@@ -31,7 +31,6 @@ from vla_jax.training import state as training_state
 from vla_jax.training import train
 from vla_jax.training.checkpoint import Checkpointer, load_arrays
 from vla_jax.training.metrics import Recorder
-from vla_jax.training.optim import make_optimizer, partition
 
 
 def main(argv: list[str]) -> None:
@@ -59,18 +58,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     )
     _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
     _say_constant_dims(source)
-    make = build.training_model(config, source.action_end, datasets.states(config))
-    graphdef, shapes, logical = flat.abstract(make)
-    shardings = sharding.resolve(shapes, logical, mesh)
-    _say(sharding.table(shapes, shardings))
+    plan = steps.plan(config, mesh, loader.windows / config.batch_size, source.action_end)
+    _say(sharding.table(plan.shapes, plan.shardings))
     if config.lora.rank:
-        _say(str(lora.quantities(shapes)))
-    settings, freeze = build.optim(config)
-    optimizer = make_optimizer(
-        settings, freeze, shapes, config.steps, loader.windows / config.batch_size
-    )
-    trainable, run = partition(shapes, freeze)[0], _train_config(config)
-    abstract = training_state.abstract_state(shapes, shardings, trainable, optimizer, run)
+        _say(str(lora.quantities(plan.shapes)))
 
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -78,13 +69,14 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         cotraining.identity(loader, texts),
         config.keep_checkpoints,
     )
-    state = checkpointer.restore(abstract)
+    state = checkpointer.restore(plan.abstract)
     if state is None:
-        state = training_state.init_state(_parameters(config, make, abstract), abstract, optimizer)
+        params = _parameters(config, plan.make, plan.abstract)
+        state = training_state.init_state(params, plan.abstract, plan.optimizer)
     else:
         _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
     units = sources.units(source)
-    eval_step = train.make_eval_step(graphdef, run, abstract, units)
+    eval_step = steps.eval_step(plan, units)
     count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
 
     def evaluate(state: train.TrainState) -> dict[str, float]:
@@ -94,10 +86,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
 
     start = int(state.step)
     recorder = Recorder(workdir, start, config.steps)
-    step = train.make_train_step(graphdef, optimizer, run, abstract, units)
+    step = steps.train_step(plan, units)
     batches = cotraining.batches(loader, texts, start)
     try:
-        train.fit(state, step, batches, run, train.Hooks(checkpointer, recorder, evaluate))
+        train.fit(state, step, batches, plan.run, train.Hooks(checkpointer, recorder, evaluate))
     finally:
         batches.close()
         recorder.close()
@@ -119,11 +111,9 @@ def dry_run(config: ConfigDict) -> None:
     known = math.prod(size for size in sizes if size != -1)
     shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    graphdef, shapes, logical = flat.abstract(
-        build.training_model(config, states=datasets.states(config))
-    )
-    shardings = sharding.resolve(shapes, logical, mesh)
-    print(sharding.table(shapes, shardings))
+    plan = steps.plan(config, mesh)
+    shapes, state = plan.shapes, plan.abstract
+    print(sharding.table(shapes, plan.shardings))
     counts: dict[str, int] = {}
     for name, leaf in shapes.items():
         part = name.split("/")[0]
@@ -132,16 +122,9 @@ def dry_run(config: ConfigDict) -> None:
     if config.lora.rank:
         print(lora.quantities(shapes))
 
-    settings, freeze = build.optim(config)
-    # The optimizer's shapes do not depend on the length of an epoch, which only the data knows.
-    optimizer = make_optimizer(settings, freeze, shapes, config.steps, steps_per_epoch=1)
-    trainable, frozen = partition(shapes, freeze)
-    state = training_state.abstract_state(
-        shapes, shardings, trainable, optimizer, _train_config(config)
-    )
     print(
-        f"trainable: {len(trainable)} arrays, frozen: {len(frozen)}; mesh {dict(mesh.shape)}; bytes"
-        " per device:"
+        f"trainable: {len(state.params)} arrays, frozen: {len(state.frozen)}; mesh"
+        f" {dict(mesh.shape)}; bytes per device:"
     )
     total = 0
     for field in ("params", "frozen", "opt_state", "ema"):
@@ -154,7 +137,7 @@ def dry_run(config: ConfigDict) -> None:
         f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without"
         " activations)"
     )
-    cost = estimate.per_window(config, graphdef, state.params, state.frozen)
+    cost = estimate.per_window(config, plan.graphdef, state.params, state.frozen)
     print(
         f"one window: {cost.forward / 1e9:,.1f} GFLOP forward, {cost.training / 1e9:,.1f} in"
         f" training, {cost.activations / 2**20:,.1f} MiB of activations kept for the backward pass"
@@ -202,23 +185,6 @@ def _open(config: ConfigDict, workdir: Path) -> sources.Data:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("vla_jax.data")
     return source if jax.process_index() == 0 else sources.data(config, workdir)
-
-
-def _train_config(config: ConfigDict) -> train.TrainConfig:
-    return train.TrainConfig(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        accum=config.accum,
-        seed=config.seed,
-        dtype=config.model.dtype,
-        ema=config.optim.ema,
-        nan_patience=config.nan_patience,
-        log_every=config.log_every,
-        eval_every=config.eval_every,
-        save_every=config.save_every,
-        adapter_dropout=config.lora.dropout if config.lora.rank else 0.0,
-        augment=build.augmentation(config),
-    )
 
 
 def _join_hosts() -> None:

@@ -2,14 +2,19 @@
 rows of a batch.
 
 Mesh axes are `(data, fsdp, tensor)`. Examples are split over data and fsdp; parameters over fsdp
-and tensor. The mesh is passed explicitly everywhere: nothing here sets or reads an ambient one.
+and tensor. Whatever has a place is given its mesh explicitly. Activations alone read the mesh of
+the program that they are in: the step opens it (`activations_over`), the parts of a model say how
+their values are split (`constrain`), and without one they say nothing. XLA left to itself splits
+the sums of a product over the width and all-reduces the activations of the whole batch.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -18,6 +23,7 @@ from jaxtyping import Int
 from vla_jax.params import Logical, Shapes
 
 AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the mesh axes that examples are split over
 
 # Logical axis name -> mesh axis. "vision" is the width of the vision tower, "embed" that of the
 # decoder.
@@ -118,6 +124,48 @@ def table(shapes: Shapes, shardings: Shardings) -> str:
     return "\n".join(lines)
 
 
+def gathered(parameter: Any, *names: str | None) -> Any:
+    """A parameter put together from its parts along fsdp, its axes named as it declares them.
+
+    For those that are computed with in another type than they have: XLA would convert the parts and
+    send the larger type. And its gradient is then summed over the batch before it is cut into
+    parts; XLA may gather the batch instead.
+    """
+    kept = (name if name is not None and RULES[name] != "fsdp" else None for name in names)
+    return constrain(parameter, *kept)
+
+
+def take_rows(table: Any, ids: Any) -> Any:
+    """`table[ids]`: the rows of a parameter [vocab embed] for the batch's ids [f l], split over the
+    batch.
+
+    Written out, because XLA replicates the rows of the whole batch on the way. The table stays
+    split: the devices along fsdp, which hold its columns, tell each other their ids (4 bytes a
+    token), look up their columns for all of them, and each is sent its own rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    width = table.shape[1]
+    if parts == 1 or ids.shape[0] % parts or width % mesh.shape["fsdp"]:
+        return table[ids]
+    split = table.shape[0] % mesh.shape["tensor"] == 0 and mesh.shape["tensor"] > 1
+
+    def local(table: jax.Array, ids: jax.Array) -> jax.Array:
+        ids = jax.lax.all_gather(ids, "fsdp", tiled=True)
+        if split:
+            ids = ids - jax.lax.axis_index("tensor") * table.shape[0]
+            inside = (ids >= 0) & (ids < table.shape[0])
+            rows = jnp.where(inside[..., None], table[jnp.where(inside, ids, 0)], 0)
+        else:
+            rows = table[ids]
+        rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+        return jax.lax.psum(rows, "tensor") if split else rows
+
+    where = PartitionSpec("tensor" if split else None, "fsdp")
+    over = PartitionSpec(BATCH)
+    return jax.shard_map(local, in_specs=(where, over), out_specs=over)(table, ids)
+
+
 def replicated(mesh: AnyMesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -125,7 +173,30 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its first axis over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def activations_over(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Within it `constrain` splits activations over the mesh. For the body of a jitted function."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def constrain(x: Any, *names: str | None) -> Any:
+    """The activation `x` with its axes split as they are named: "batch" over data and fsdp, those
+    of RULES as parameters are, None and axes that are not named not at all.
+
+    An axis that its part of the mesh does not divide stays whole. Outside of `activations_over`
+    nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = []
+    for size, name in zip(x.shape, names, strict=False):
+        axes = () if name is None else BATCH if name == "batch" else (RULES[name],)
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        spec.append(axes if parts > 1 and size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:

@@ -3,8 +3,10 @@ between calls.
 
 Axes: f sequences, s tokens (queries), r the last of them, u tokens (keys), h heads, j key/value
 heads, g = h / j queries per key/value head, e head dim, c width, x layers. Softmax and angles are
-float32. Attention is a 3-D batched product with the grouped heads folded into the query axis: XLA's
-CPU backend runs it 20-30% faster than the 5-D form, and other backends do not care.
+float32. Attention is one product per sequence and key/value head, with the grouped heads folded
+into the query axis: XLA's CPU backend runs it 20-30% faster than the 5-D form, and other backends
+do not care. Sequences and heads stay two axes: devices split both, and one axis of both could not
+be split so.
 """
 
 import dataclasses
@@ -114,10 +116,10 @@ def attend(
     """softmax(q k + bias) v with j key/value heads, each shared by h / j query heads."""
     (f, s, h, e), (u, j) = q.shape, k.shape[1:3]
     g = h // j
-    q = q.reshape(f, s, j, g, e).transpose(0, 2, 3, 1, 4).reshape(f * j, g * s, e)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(f * j, u, e) for x in (k, v))
+    q = q.reshape(f, s, j, g, e).transpose(0, 2, 3, 1, 4).reshape(f, j, g * s, e)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # f j u e
     scores = jax.lax.dot_general(
-        q, k, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32
+        q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
     )
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -126,8 +128,8 @@ def attend(
         scores = scores + bias.reshape(f, j, g, 1, u)
     # The lowest finite number, not -inf: a row without any key stays finite, and nothing reads it.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(f * j, g * s, u)
-    out = jax.lax.dot_general(weights, v, (((2,), (1,)), ((0,), (0,))))
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(f, j, g * s, u)
+    out = jax.lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1))))
     return out.reshape(f, j, g, s, e).transpose(0, 3, 1, 2, 4).reshape(f, s, h, e)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from vla_jax.models.attention import Cache, Mask
 from vla_jax.models.stack import PreLayerFn, Stack, StackConfig
 from vla_jax.models.transformer import BlockConfig, Norm
+from vla_jax.sharding import constrain, take_rows
 from vla_jax.types import Array, Media
 
 
@@ -26,7 +27,7 @@ class Embed(nnx.Module):
         )
 
     def __call__(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
-        return self.embedding[...][tokens]
+        return take_rows(self.embedding[...], tokens)
 
     def logits(
         self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
@@ -35,9 +36,10 @@ class Embed(nnx.Module):
         table = self.embedding[...]
         if token_range is not None:
             table = table[token_range[0] : token_range[1]]
-        return jnp.einsum(
+        scores = jnp.einsum(
             "fsc,wc->fsw", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32
         )
+        return constrain(scores, "batch", None, "vocab")
 
 
 class Decoder(nnx.Module):

@@ -26,6 +26,7 @@ from vla_jax.models.attention import (
     rope,
     take_last_queries,
 )
+from vla_jax.sharding import constrain, gathered
 from vla_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -138,12 +139,13 @@ class Linear(nnx.Module):
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), sizes, jnp.float32), logical=logical)
         self.bias = nnx.Param(jnp.zeros(sizes[1]), logical=logical[1:]) if bias else None
+        self.logical = logical
         self.lora_a: nnx.Param | None = None  # in rank
         self.lora_b: nnx.Param | None = None  # rank out
         self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "*f i"]) -> Float[Array, "*f o"]:
-        kernel = self.kernel[...]
+        kernel = gathered(self.kernel[...], *self.logical)
         flat = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
         out = flat @ kernel
         if self.lora_a is not None and self.lora_b is not None:
@@ -217,8 +219,11 @@ class Attention(nnx.Module):
             q, k, v = (jnp.clip(y, -config.clip_qkv, config.clip_qkv) for y in (q, k, v))
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
-        q = q.reshape(f, -1, config.heads, config.head_dim)
-        k, v = (y.reshape(f, s, config.kv_heads, config.head_dim) for y in (k, v))
+        q = constrain(q.reshape(f, -1, config.heads, config.head_dim), "batch", None, "heads")
+        k, v = (
+            constrain(y.reshape(f, s, config.kv_heads, config.head_dim), "batch", None, "kv")
+            for y in (k, v)
+        )
         if config.rope_theta:
             q = rope(q, take_last_queries(context.positions, num_queries, mask), config.rope_theta)
             k = rope(k, context.positions, config.rope_theta)
@@ -261,6 +266,7 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "f s c"]) -> Float[Array, "f s c"]:
         up, act = self.up(x), ACTIVATIONS[self.act]
         inner = act(up) if self.gate is None else act(self.gate(x)) * up
+        inner = constrain(inner, "batch", None, "mlp")
         return self.down(inner if self.sub_norm is None else self.sub_norm(inner))
 
 
@@ -289,12 +295,14 @@ class Block(nnx.Module):
         """The block's output at the last `num_queries` tokens (of each frame under a FrameMask),
         and its keys and values.
         """
+        x = constrain(x, "batch")
         y, kept = self.attn(self.norm_attn(x), num_queries, context, past)
         x = take_last_queries(x, num_queries, context.mask) + (
             y if self.post_attn is None else self.post_attn(y)
         )
-        y = self.mlp(self.norm_mlp(x))
-        return x + (y if self.post_mlp is None else self.post_mlp(y)), kept
+        y = self.mlp(self.norm_mlp(constrain(x, "batch")))
+        x = x + (y if self.post_mlp is None else self.post_mlp(y))
+        return constrain(x, "batch"), kept
 
 
 def _row(vector: Array, ndim: int) -> Array:

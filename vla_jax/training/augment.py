@@ -202,8 +202,8 @@ def rotate_hue(x: Float[Array, "*s 3"], turns: Float[Array, "*f"]) -> Float[Arra
     value = x.max(-1, keepdims=True)
     range_ = value - x.min(-1, keepdims=True)
     safe = jnp.where(range_ > 0, range_, 1.0)
-    # Not `value == red`: a compiler that computes the channels twice may round them differently, and
-    # then no channel equals the largest. Near a tie both sides of these comparisons agree.
+    # Not `value == red`: a compiler that computes the channels twice may round them differently,
+    # and then no channel equals the largest. Near a tie both sides of these comparisons agree.
     hue = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) / safe,

@@ -63,6 +63,10 @@ def make_train_step(
     _check_parts(config, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with sharding.activations_over(mesh):
+            return update(state, batch)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         # Before accumulation: what an example looks like does not depend on how the batch is cut.
         drawn = augment(batch.obs.images, jax.random.fold_in(key, AUGMENT), config.augment)
@@ -133,9 +137,10 @@ def make_eval_step(
             name: value.astype(config.dtype) for name, value in inference_params(state).items()
         }
         model = merge(graphdef, params)
-        return microbatch_loss(
-            model, task_weights(model, batch), batch, jax.random.key(config.seed), units
-        )[1]
+        with sharding.activations_over(mesh):
+            return microbatch_loss(
+                model, task_weights(model, batch), batch, jax.random.key(config.seed), units
+            )[1]
 
     return jax.jit(
         step,

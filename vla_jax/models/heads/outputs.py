@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from vla_jax.models.losses import ActionLoss, action_loss
 from vla_jax.models.stack import Stack, StackConfig
 from vla_jax.models.transformer import BlockConfig, Norm, plain_block
+from vla_jax.sharding import constrain, gathered
 from vla_jax.types import Array, HeadContext, Loss
 
 
@@ -75,9 +76,12 @@ class Linear(nnx.Module):
         init = nnx.initializers.xavier_uniform()
         self.kernel = nnx.Param(init(rngs.params(), sizes, jnp.float32), logical=logical)
         self.bias = nnx.Param(jnp.zeros(sizes[1]), logical=logical[1:])
+        self.logical = logical
 
-    def __call__(self, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:
-        return matmul(x, self.kernel[...]) + expand(self.bias[...], x)
+    def __call__(self, x: Float[Array, "b *s i"]) -> Float[Array, "b *s o"]:
+        out = matmul(x, gathered(self.kernel[...], *self.logical)) + expand(self.bias[...], x)
+        split = "mlp" if self.logical[1] == "mlp" else None
+        return constrain(out, "batch", *[None] * (out.ndim - 2), split)
 
 
 class MLP(nnx.Module):
@@ -206,7 +210,7 @@ def in_float32(module: Any) -> Any:
 def flatten(readouts: Float[Array, "b t n c"]) -> Float[Array, "b t i"]:
     """The readouts of each frame as one float32 vector, i = n * c."""
     b, t, n, c = readouts.shape
-    return readouts.astype(jnp.float32).reshape(b, t, n * c)
+    return constrain(readouts.astype(jnp.float32).reshape(b, t, n * c), "batch")
 
 
 def matmul(x: Array, kernel: Array) -> Array:

@@ -1,0 +1,172 @@
+"""What sharded programs send: the real train step of every family, compiled, holds no collective
+over the batch.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments.composition import steps
+from experiments.composition.collectives import carries_batch, read
+from experiments.composition.config import parse_argv
+from vla_jax import sharding
+
+PRIME = 11  # divides no size of a tiny model: an axis that it divides is one of the batch
+
+
+def line(kind: str, shapes: str, groups: str) -> str:
+    return f'  %x.1 = {shapes} {kind}(%y), channel_id=3, {groups}, metadata={{op_name="jit(a)/b"}}'
+
+
+@pytest.fixture
+def mesh() -> jax.sharding.Mesh:
+    return sharding.make_mesh(2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("replica_groups={{0,2},{1,3},{4,6},{5,7}}", ("fsdp",)),
+        ("replica_groups={}", ("data", "fsdp", "tensor")),
+        ("replica_groups=[4,2]<=[8]", ("tensor",)),
+        ("replica_groups=[4,2]<=[4,2]T(1,0)", ("fsdp",)),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", ("data", "fsdp")),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", ("data",)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", ("fsdp", "tensor")),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(1)2}", ("fsdp",)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(2)2}", ("tensor",)),
+        (
+            "replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([2,2,2]T(1,0,2)) {'axis_0'}",
+            ("fsdp",),
+        ),
+        ("source_target_pairs={{0,4},{4,0}}", ("data",)),
+    ],
+)
+def test_along_which_axes_devices_exchange(groups, axes, mesh):
+    (only,) = read(line("all-gather", "f32[22,64]{1,0}", groups), mesh)
+    assert only == ("all-gather", (("f32", (22, 64)),), axes, "jit(a)/b")
+
+
+def test_every_array_of_a_tuple_counts(mesh):
+    shapes = "(bf16[3,2]{1,0:T(8,128)(2,1)}, /*index=5*/f32[]{:T(128)})"
+    text = "\n".join(
+        [
+            line("all-reduce-start", shapes, "replica_groups=[1,8]<=[8]"),
+            "  %x.2 = f32[3]{0} all-reduce-done(%x.1)",
+            line("all-reduce", "f32[5]{0}", "replica_groups=[8,1]<=[8]"),  # moves nothing
+        ]
+    )
+    (only,) = read(text, mesh)
+    assert (only.kind, only.bytes, len(only.arrays)) == ("all-reduce", 16, 2)
+
+
+def test_groups_that_cannot_be_read_are_shown(mesh):
+    with pytest.raises(ValueError, match=r"groups or pairs of devices, got: .*somehow"):
+        read(line("all-reduce", "f32[5]{0}", "replica_groups=somehow"), mesh)
+
+
+def config_of(words: str, shape: tuple[int, int, int], *fields: str):
+    data, fsdp, tensor = shape
+    sizes = (f"mesh.data={data}", f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}")
+    batch = PRIME * data * fsdp * (2 if "accum=2" in fields else 1)
+    given = ("model.layers=scan", "model.remat=full", f"batch_size={batch}", *sizes, *fields)
+    return parse_argv([f"--config={words}", *(f"--config.{field}" for field in given)]).config
+
+
+def moved(words: str, shape: tuple[int, int, int], *fields: str, evaluate: bool = False):
+    """The collectives that carry activations of several devices' windows, and the number of all."""
+    config, mesh = config_of(words, shape, *fields), sharding.make_mesh(*shape)
+    traced = steps.trace(config, steps.plan(config, mesh), evaluate)
+    found = read(traced.lower().compile().as_text(), mesh)
+    return [x for x in found if carries_batch(x, PRIME, shape[0] * shape[1])], len(found)
+
+
+FAMILIES = {
+    "lstm": ("oxe_paligemma.py:tiny",),
+    "gpt": ("oxe_paligemma.py:tiny,gpt",),
+    "attention": ("oxe_paligemma.py:tiny,attention",),
+    "flow": ("oxe_paligemma.py:tiny,flow",),
+    "discrete": ("oxe_paligemma.py:tiny,discrete",),
+    "lora": ("oxe_paligemma.py:tiny,lora",),
+    "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
+    "tasks": (
+        "oxe_paligemma.py:tiny",
+        *(f"objectives.{task}.weight=0.1" for task in ("forward", "caption", "text_align")),
+    ),
+    "robovlms layout, resampler, state, past action": (
+        "oxe_paligemma.py:tiny",
+        "model.layout=robovlms",
+        "model.resampler.depth=1",
+        "model.resampler.latents=4",
+        "model.proprio=True",
+        "model.past_action=True",
+    ),
+    "accumulation": ("oxe_paligemma.py:tiny", "accum=2"),
+    "unrolled, augmented": (
+        "oxe_paligemma.py:tiny",
+        "model.layers=unroll",
+        "model.remat=none",
+        "augment.crop_scale=(0.8,1.0)",
+        "augment.hue=0.1",
+    ),
+    "kosmos2": ("calvin_kosmos.py:tiny",),
+    "llava": ("oxe_llava.py:tiny",),
+    "flamingo": ("calvin_flamingo.py:tiny",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_activation_of_the_batch_is_communicated(family, shape):
+    carrying, number = moved(FAMILIES[family][0], shape, *FAMILIES[family][1:])
+    assert number > 5  # weights are
+    assert carrying == []
+
+
+@pytest.mark.parametrize("words", ["oxe_paligemma.py:tiny", "oxe_paligemma.py:tiny,discrete"])
+def test_nor_in_evaluation(words):
+    carrying, number = moved(words, (2, 2, 2), evaluate=True)
+    assert number > 5
+    assert carrying == []
+
+
+def test_without_the_constraints_it_is(monkeypatch):
+    monkeypatch.setattr(sharding, "activations_over", lambda mesh: contextlib.nullcontext())
+    carrying, _ = moved("oxe_paligemma.py:tiny", (2, 2, 2), evaluate=True)
+    assert len(carrying) > 5
+
+
+TEMPORARIES = """
+import sys
+import jax
+from experiments.composition import steps
+from tests.experiments.composition.test_collectives import config_of
+from vla_jax import sharding
+for shape in ((1, 2, 1), (1, 16, 1), (1, 2, 2), (2, 4, 2)):
+    config = config_of("oxe_paligemma.py:tiny", shape)
+    mesh = sharding.make_mesh(*shape, jax.devices()[: shape[0] * shape[1] * shape[2]])
+    compiled = steps.trace(config, steps.plan(config, mesh)).lower().compile()
+    print(compiled.memory_analysis().temp_size_in_bytes)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_a_device_does_not_grow_with_their_number():
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=16")
+    run = subprocess.run(
+        [sys.executable, "-c", TEMPORARIES],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    two, sixteen, two_by_two, eight_by_two = (int(number) for number in run.stdout.split())
+    assert sixteen < 1.1 * two
+    assert eight_by_two < 1.1 * two_by_two
