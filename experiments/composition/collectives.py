@@ -2,10 +2,11 @@
 one device may still move the whole batch between chips, and no number of its output shows it.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -22,31 +23,56 @@ _MESH = re.compile(
     r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
 )
 _AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
+_HEADER = re.compile(r"(?:ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
+_LOOP = re.compile(r" while\(.*condition=%(?P<condition>[\w.-]+), body=%(?P<body>[\w.-]+)")
+_KNOWN = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CALLS = re.compile(
+    r"(?:calls|to_apply|called_computations|branch_computations)=\{?((?:%[\w.-]+(?:, )?)+)"
+)
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
-    """One operation of the program's text; inside a loop it runs many times."""
+    """One operation of the program's text."""
 
     kind: str  # one of KINDS
     arrays: tuple[tuple[str, tuple[int, ...]], ...]  # type and shape of every result, on one device
     axes: tuple[str, ...]  # of the mesh, along which devices exchange
+    devices: int  # that exchange with each other
+    times: int  # it runs in one run of the program: that often in its loops
     source: str  # the operation of the traced program it comes from
 
     @property
     def bytes(self) -> int:
-        """Of all results, on one device."""
+        """Of all results, on one device, once."""
         return sum(math.prod(shape) * BYTES.get(dtype, 4) for dtype, shape in self.arrays)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in one run of the program, by the best algorithm on a ring."""
+        others = self.devices - 1
+        share = {
+            "all-gather": others / self.devices,
+            "all-reduce": 2 * others / self.devices,
+            "reduce-scatter": float(others),  # of a result that is one part of what is summed
+            "all-to-all": others / self.devices,
+            "collective-permute": 1.0,
+        }
+        return self.times * self.bytes * share[self.kind]
 
 
 def read(text: str, mesh: Mesh) -> list[Collective]:
     """The collectives of a compiled program's text (`jax.stages.Compiled.as_text`) over a mesh.
 
-    Those whose groups are single devices are left out: they move nothing. Raises ValueError for a
-    line whose devices cannot be read.
+    Those whose groups are single devices are left out: they move nothing. What a TPU computes as
+    one reduce-scatter and writes as an all-reduce with a slice behind it is a reduce-scatter.
+    Raises ValueError for a line whose devices cannot be read.
     """
-    out = []
-    for line in text.splitlines():
+    out: dict[Any, Collective] = {}
+    times = _times(text)
+    for computation, line in _lines(text):
         found = _OP.search(line)
         if found is None:
             continue
@@ -54,11 +80,69 @@ def read(text: str, mesh: Mesh) -> list[Collective]:
             (dtype, tuple(int(size) for size in sizes.split(",") if size))
             for dtype, sizes in _SHAPE.findall(found["shapes"])
         )
-        axes = _axes(line, mesh)
-        name = _NAME.search(line)
+        groups, kind = list(_groups(line, mesh.size)), found["kind"]
+        axes, devices = _axes(groups, mesh), max(len(group) for group in groups)
+        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+            arrays = tuple((dtype, _part(shape, devices)) for dtype, shape in arrays)
+        name, channel = _NAME.search(line), _CHANNEL.search(line)
         if axes:
-            out.append(Collective(found["kind"], arrays, axes, name[1] if name else ""))
-    return out
+            source = name[1] if name else ""
+            each = times.get(computation, 1)
+            # What overlaps with arithmetic a TPU writes into every piece of that, with its channel.
+            one = (channel[1], kind, arrays, each) if channel else len(out)
+            out.setdefault(one, Collective(kind, arrays, axes, devices, each, source))
+    return list(out.values())
+
+
+def _part(shape: tuple[int, ...], devices: int) -> tuple[int, ...]:
+    """The shape with its first axis that devices divide cut into their parts."""
+    for i, size in enumerate(shape):
+        if size % devices == 0:
+            return (*shape[:i], size // devices, *shape[i + 1 :])
+    return shape
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """(name of the computation, line) of every operation."""
+    computation = ""
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header is not None:
+            computation = header["name"]
+        elif line.startswith(" "):
+            yield computation, line
+
+
+def _times(text: str) -> dict[str, int]:
+    """How often each computation runs in one run of the program; 1 where a loop's length is not
+    written.
+    """
+    calls: dict[str, list[tuple[str, int]]] = {}  # computation -> (its caller, times per call)
+    limits: dict[str, list[int]] = {}  # computation -> the integers in it
+    loops: list[tuple[str, str, str, int]] = []
+    for computation, line in _lines(text):
+        constant = _CONSTANT.search(line)
+        if constant is not None:
+            limits.setdefault(computation, []).append(int(constant[1]))
+        loop = _LOOP.search(line)
+        if loop is not None:
+            known = _KNOWN.search(line)
+            length = 0 if known is None else int(known[1])
+            loops.append((computation, loop["condition"], loop["body"], length))
+            continue
+        for names in _CALLS.findall(line):
+            for name in re.findall(r"[\w.-]+", names):
+                calls.setdefault(name, []).append((computation, 1))
+    for computation, condition, body, length in loops:
+        limit = length or max(1, *limits.get(condition, [1]))
+        calls.setdefault(body, []).append((computation, limit))
+
+    @functools.cache
+    def count(name: str) -> int:
+        return sum(times * count(caller) for caller, times in calls.get(name, ())) or 1
+
+    return {name: count(name) for name in calls}
 
 
 def carries_batch(collective: Collective, factor: int, parts: int) -> bool:
@@ -81,10 +165,10 @@ def carries_batch(collective: Collective, factor: int, parts: int) -> bool:
     )
 
 
-def _axes(line: str, mesh: Mesh) -> tuple[str, ...]:
+def _axes(groups: list[list[int]], mesh: Mesh) -> tuple[str, ...]:
     moved = {
         axis
-        for group in _groups(line, mesh.size)
+        for group in groups
         for axis, places in enumerate(np.unravel_index(group, mesh.devices.shape))
         if len(set(places.tolist())) > 1
     }

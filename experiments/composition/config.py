@@ -28,9 +28,9 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def parse_argv(argv: list[str]) -> argparse.Namespace:
+def parse_argv(argv: list[str], own: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """`--config=FILE.py[:arg]`, `--config.a.b=value` (also with a space), `--workdir=DIR`,
-    `--dry_run`.
+    `--dry_run`, and the flags of a command's `own` parser (made with add_help=False).
 
     Returns a namespace with config (a locked ConfigDict), workdir (Path; default runs/<file>-<arg>)
     and dry_run. Raises ValueError as `load_config` does, and for a config with fields of its own.
@@ -47,7 +47,7 @@ def parse_argv(argv: list[str]) -> argparse.Namespace:
             overrides.append(word)
         else:
             rest.append(word)
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = argparse.ArgumentParser(allow_abbrev=False, parents=[own] if own else [])
     parser.add_argument(
         "--config", required=True, help="FILE.py[:arg], looked up here and in experiments/configs"
     )

@@ -50,7 +50,8 @@ def mesh() -> jax.sharding.Mesh:
 )
 def test_along_which_axes_devices_exchange(groups, axes, mesh):
     (only,) = read(line("all-gather", "f32[22,64]{1,0}", groups), mesh)
-    assert only == ("all-gather", (("f32", (22, 64)),), axes, "jit(a)/b")
+    assert (only.kind, only.arrays, only.source) == ("all-gather", (("f32", (22, 64)),), "jit(a)/b")
+    assert only.axes == axes
 
 
 def test_every_array_of_a_tuple_counts(mesh):
@@ -64,6 +65,49 @@ def test_every_array_of_a_tuple_counts(mesh):
     )
     (only,) = read(text, mesh)
     assert (only.kind, only.bytes, len(only.arrays)) == ("all-reduce", 16, 2)
+
+
+PROGRAM = """HloModule jit_step
+
+%body.1 (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g.1 = f32[64]{0} all-gather(%p), channel_id=1, replica_groups=[1,8]<=[8]
+}
+
+%cond.1 (x: (s32[], f32[8])) -> pred[] {
+  %c.1 = s32[]{:T(128)} constant(18)
+}
+
+%inner.2 (x: f32[8]) -> f32[8] {
+  %g.2 = f32[64]{0} all-gather(%p), channel_id=2, replica_groups=[1,8]<=[8]
+}
+
+%piece.3 (x: f32[8]) -> f32[8] {
+  %g.3 = f32[64]{0} all-gather(%p), channel_id=2, replica_groups=[1,8]<=[8]
+}
+
+%body.4 (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %f.1 = f32[8]{0} fusion(%p), kind=kCustom, calls=%inner.2
+  %f.2 = f32[8]{0} fusion(%p), kind=kCustom, calls=%piece.3
+}
+
+%all-reduce-scatter.5 (x: f32[64,3]) -> f32[8,3] {
+  %r.1 = f32[64,3]{1,0} all-reduce(%x), channel_id=3, replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+ENTRY %main.6 (x: f32[8]) -> f32[8] {
+  %w.1 = (s32[], f32[8]) while(%t), condition=%cond.1, body=%body.1
+  %w.2 = (s32[], f32[8]) while(%t), condition=%c, body=%body.4, x={"known_trip_count":{"n":"5"}}
+  %f.3 = f32[8,3]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.5
+}
+"""
+
+
+def test_loops_pieces_and_a_tpus_reduce_scatter(mesh):
+    looped, pieces, scattered = read(PROGRAM, mesh)
+    assert (looped.times, looped.sent) == (18, 18 * 256 * 7 / 8)
+    assert pieces.times == 5  # the second piece is the same one
+    assert (scattered.kind, scattered.arrays) == ("reduce-scatter", (("f32", (8, 3)),))
+    assert scattered.sent == 7 * 8 * 3 * 4
 
 
 def test_groups_that_cannot_be_read_are_shown(mesh):

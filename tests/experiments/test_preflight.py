@@ -1,0 +1,102 @@
+"""Preflight, on this machine's CPU devices in place of GPUs."""
+
+import contextlib
+
+import pytest
+
+from experiments import preflight
+from experiments.composition import steps
+from experiments.composition.collectives import Collective
+from experiments.composition.config import parse_argv
+from vla_jax import sharding
+
+TINY = ("--config=oxe_paligemma.py:tiny", "--config.model.layers=scan")
+
+
+def run(*words: str) -> int:
+    return preflight.main([*TINY, "--topology=gpu:8xH100", *words])
+
+
+def test_a_run_that_fits(capsys):
+    assert run("--config.batch_size=88", "--config.mesh.tensor=2", "--price=2") == 0
+    said = capsys.readouterr().out
+    for words in (
+        "mesh data 1 x fsdp 4 x tensor 2, batch 88",
+        "of 75: fits",
+        "all-gather         over fsdp         f32   parameters",
+        "over tensor       f32   activations",
+        "windows/s expected; 1,000 steps:",
+        "at 2.0 each",
+        "checkpoint:",
+    ):
+        assert words in said, said
+    assert "whole batch" not in said
+
+
+def test_a_batch_that_is_sent_is_named_and_fails(monkeypatch, capsys):
+    monkeypatch.setattr(sharding, "activations_over", lambda mesh: contextlib.nullcontext())
+    assert run("--config.batch_size=88") == 1
+    assert "activations of the whole batch are sent: all-reduce" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_says_what_to_change(monkeypatch, capsys):
+    small = preflight.CHIPS["H100"]._replace(memory=1e6)
+    monkeypatch.setitem(preflight.CHIPS, "H100", small)
+    assert run("--config.batch_size=88") == 1
+    said = capsys.readouterr().out
+    assert "does not fit" in said
+    assert "model.remat=full" in said
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5x:2x4", "expected v5e:AxB, v5p:AxB, v6e:AxB or gpu:NxH100, got 'v5x:2x4'"),
+        ("v5e", "got 'v5e'"),
+        ("gpu:64xH100", "expected to set 64 devices before jax starts, got 8"),
+    ],
+)
+def test_topologies_that_are_none_are_refused(topology, message):
+    with pytest.raises(ValueError, match=message):
+        preflight.main([*TINY, f"--topology={topology}"])
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="expected a multiple of data x fsdp = 8, got 12"):
+        run("--config.batch_size=12")
+
+
+def collective(kind: str, *arrays: tuple[str, tuple[int, ...]], axes=("fsdp",)) -> Collective:
+    return Collective(kind, arrays, axes, 8, 1, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (collective("all-gather", ("bf16", (1, 64, 256))), "parameters"),  # a layer's kernel
+        (collective("reduce-scatter", ("bf16", (8, 256))), "parameters"),  # a device's part of it
+        (collective("all-gather", ("bf16", (8, 1, 8))), "parameters"),  # a norm's gain, folded
+        (collective("all-reduce", ("f32", ()), ("f32", (64, 256))), "parameters"),
+        (collective("all-reduce", ("f32", ()), ("f32", (7, 13))), "numbers"),
+        (collective("all-gather", ("s32", (88, 32))), "ids and masks"),
+        (collective("all-to-all", ("f32", (1, 11, 32, 8))), "own activations"),
+        (collective("collective-permute", ("bf16", (8, 256))), "parameters"),
+        (collective("all-reduce", ("f32", (88, 49, 256))), "batch"),
+        (collective("all-reduce", ("f32", (64, 256)), ("f32", (8624, 64))), "batch"),
+        (collective("all-reduce", ("f32", (11, 49, 64)), axes=("tensor",)), "activations"),
+    ],
+)
+def test_what_is_carried(given, what):
+    config = parse_argv([*TINY, "--config.batch_size=88"]).config
+    plan = steps.plan(config, sharding.make_mesh(1, 8, 1))
+    assert preflight.carried(given, preflight.parameter_sizes(plan), 88) == what
+
+
+def test_without_the_compiler_of_tpus_it_says_how_to_get_it(monkeypatch):
+    def missing(**_):
+        raise RuntimeError("no libtpu here")
+
+    monkeypatch.setattr(preflight.topologies, "get_topology_desc", missing)
+    with pytest.raises(ValueError, match=r"pip install .libtpu==0\.0\.42"):
+        preflight.main([*TINY, "--topology=v5e:2x4"])
