@@ -172,11 +172,14 @@ def carried(collective: Collective, parameters: set[int], batch: int) -> str:
 
 
 def parameter_sizes(plan: steps.Plan) -> set[int]:
-    """How many elements a parameter has: whole and one device's, all layers and one."""
+    """How many elements a parameter has: whole and one device's, all layers and one. Not 1, which
+    is a sum's.
+    """
     mesh = plan.abstract.step.sharding.mesh
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     wholes = {math.prod(leaf.shape[i:]) for leaf in plan.shapes.values() for i in (0, 1)}
-    return {whole // parts for whole in wholes for parts in (1, fsdp, tensor, fsdp * tensor)}
+    parts = {1, fsdp, tensor, fsdp * tensor}
+    return {whole // part for whole in wholes for part in parts if whole % part == 0} - {1}
 
 
 def _bytes(leaf: Any) -> int:
