@@ -33,6 +33,7 @@ def test_a_run_that_fits(capsys):
     assert "whole batch" not in said
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_sent_is_named_and_fails(monkeypatch, capsys):
     monkeypatch.setattr(sharding, "activations_over", lambda mesh: contextlib.nullcontext())
     assert run("--config.batch_size=88") == 1
@@ -67,6 +68,12 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused():
         run("--config.batch_size=12")
 
 
+@pytest.fixture(scope="module")
+def sizes() -> set[int]:
+    config = parse_argv([*TINY, "--config.batch_size=88"]).config
+    return preflight.parameter_sizes(steps.plan(config, sharding.make_mesh(1, 8, 1)))
+
+
 def collective(kind: str, *arrays: tuple[str, tuple[int, ...]], axes=("fsdp",)) -> Collective:
     return Collective(kind, arrays, axes, 8, 1, "")
 
@@ -87,10 +94,8 @@ def collective(kind: str, *arrays: tuple[str, tuple[int, ...]], axes=("fsdp",)) 
         (collective("all-reduce", ("f32", (11, 49, 64)), axes=("tensor",)), "activations"),
     ],
 )
-def test_what_is_carried(given, what):
-    config = parse_argv([*TINY, "--config.batch_size=88"]).config
-    plan = steps.plan(config, sharding.make_mesh(1, 8, 1))
-    assert preflight.carried(given, preflight.parameter_sizes(plan), 88) == what
+def test_what_is_carried(given, what, sizes):
+    assert preflight.carried(given, sizes, 88) == what
 
 
 def test_without_the_compiler_of_tpus_it_says_how_to_get_it(monkeypatch):
