@@ -111,8 +111,12 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
         tpus = ", ".join(f"{chip}:AxB" for chip in CHIPS if chip != "H100")
         raise ValueError(f"--topology: expected {tpus} or gpu:NxH100, got {name!r}")
     jax.config.update("jax_platforms", "cpu")
-    # Else the compiler looks for a TPU around it, on the network too.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    # Else the compiler looks for a TPU around it, on the network too, and lets one process in.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     try:
         described = topologies.get_topology_desc(
             platform="tpu",
