@@ -140,7 +140,7 @@ def compiled(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     size: Any = program.memory_analysis()
     state = plan.abstract
     memory = {
-        name: sum(_bytes(leaf) for leaf in jax.tree.leaves(part))
+        name: sharding.bytes_per_device(part)
         for name, part in (
             ("parameters", state.params),
             ("frozen", state.frozen),
@@ -184,10 +184,6 @@ def parameter_sizes(plan: steps.Plan) -> set[int]:
     wholes = {math.prod(leaf.shape[i:]) for leaf in plan.shapes.values() for i in (0, 1)}
     parts = {1, fsdp, tensor, fsdp * tensor}
     return {whole // part for whole in wholes for part in parts if whole % part == 0} - {1}
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def _print_memory(step: Step, chip: Chip) -> bool:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
@@ -128,10 +127,10 @@ def dry_run(config: ConfigDict) -> None:
     )
     total = 0
     for field in ("params", "frozen", "opt_state", "ema"):
-        size = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(getattr(state, field)))
+        size = sharding.bytes_per_device(getattr(state, field))
         total += size
         print(f"  {field:10s} {size:16,}  ({size / 2**30:.3f} GiB)")
-    gradients = sum(_bytes_per_device(leaf) for leaf in jax.tree.leaves(state.params))
+    gradients = sharding.bytes_per_device(state.params)
     print(f"  gradients  {gradients:16,}  ({gradients / 2**30:.3f} GiB, float32)")
     print(
         f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without"
@@ -210,10 +209,6 @@ def _say_constant_dims(source: sources.Data) -> None:
                 f"{member.index.dataset.name}: action dims that hardly vary, held in the range of"
                 f" the data: {constant}"
             )
-
-
-def _bytes_per_device(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def _closing(batches: Iterator[Any]) -> Iterator[Any]:

@@ -27,7 +27,7 @@ BATCH = ("data", "fsdp")  # the mesh axes that examples are split over
 
 # Logical axis name -> mesh axis. "vision" is the width of the vision tower, "embed" that of the
 # decoder.
-RULES = {
+RULES: dict[str, str] = {
     "embed": "fsdp",
     "vision": "fsdp",
     "mlp": "tensor",
@@ -91,10 +91,7 @@ def resolve(
             and not any("fsdp" in axes for axes in spec)
         ):
             _force_fsdp_axis(path, shape.shape, logical[path], mesh, spec)
-        entries: list[Any] = [axes[0] if len(axes) == 1 else axes or None for axes in spec]
-        while entries and entries[-1] is None:
-            entries.pop()
-        out[path] = NamedSharding(mesh, PartitionSpec(*entries))
+        out[path] = NamedSharding(mesh, _partition(spec))
     return out
 
 
@@ -166,6 +163,11 @@ def take_rows(table: Any, ids: Any) -> Any:
     return jax.shard_map(local, in_specs=(where, over), out_specs=over)(table, ids)
 
 
+def bytes_per_device(tree: Any) -> int:
+    """Of all arrays of a tree, real or abstract, that know their shardings."""
+    return sum(_per_device(leaf, leaf.sharding) for leaf in jax.tree.leaves(tree))
+
+
 def replicated(mesh: AnyMesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -182,21 +184,17 @@ def activations_over(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
 
 
 def constrain(x: Any, *names: str | None) -> Any:
-    """The activation `x` with its axes split as they are named: "batch" over data and fsdp, those
-    of RULES as parameters are, None and axes that are not named not at all.
+    """The activation `x` with its axes split as they are named: "batch" over data and fsdp, the
+    rest by RULES, as parameters are: what "batch" has taken is not split again, and an axis that
+    the mesh does not divide stays whole, as do those that are not named.
 
-    An axis that its part of the mesh does not divide stays whole. Outside of `activations_over`
-    nothing happens.
+    Outside of `activations_over` nothing happens.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = []
-    for size, name in zip(x.shape, names, strict=False):
-        axes = () if name is None else BATCH if name == "batch" else (RULES[name],)
-        parts = math.prod(mesh.shape[axis] for axis in axes)
-        spec.append(axes if parts > 1 and size % parts == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    spec = _by_rules(x.shape[: len(names)], names, mesh, {"batch": BATCH, **RULES})
+    return jax.lax.with_sharding_constraint(x, _partition(spec))
 
 
 def rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
@@ -278,19 +276,30 @@ def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def _by_rules(
-    shape: tuple[int, ...], names: tuple[str | None, ...], mesh: AnyMesh, rules: Mapping[str, str]
+    shape: tuple[int, ...],
+    names: tuple[str | None, ...],
+    mesh: AnyMesh,
+    rules: Mapping[str, str | tuple[str, ...]],
 ) -> list[tuple[str, ...]]:
-    """The mesh axes of every axis of one parameter."""
+    """The mesh axes of every axis of one array."""
     spec: list[tuple[str, ...]] = []
     taken: set[str] = set()
     for size, name in zip(shape, names, strict=True):
-        axis = None if name is None else rules[name]
-        if axis is None or axis in taken or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
-            spec.append(())
-        else:
-            spec.append((axis,))
-            taken.add(axis)
+        wanted = () if name is None else rules[name]
+        axes = (wanted,) if isinstance(wanted, str) else wanted
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if parts == 1 or size % parts or not taken.isdisjoint(axes):
+            axes = ()
+        spec.append(axes)
+        taken.update(axes)
     return spec
+
+
+def _partition(spec: Sequence[tuple[str, ...]]) -> PartitionSpec:
+    entries: list[Any] = [axes[0] if len(axes) == 1 else axes or None for axes in spec]
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
 
 
 def _force_fsdp_axis(

@@ -71,8 +71,9 @@ def read(text: str, mesh: Mesh) -> list[Collective]:
     Raises ValueError for a line whose devices cannot be read.
     """
     out: dict[Any, Collective] = {}
-    times = _times(text)
-    for computation, line in _lines(text):
+    lines = list(_lines(text))
+    times = _times(lines)
+    for computation, line in lines:
         found = _OP.search(line)
         if found is None:
             continue
@@ -114,14 +115,14 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
             yield computation, line
 
 
-def _times(text: str) -> dict[str, int]:
+def _times(lines: list[tuple[str, str]]) -> dict[str, int]:
     """How often each computation runs in one run of the program; 1 where a loop's length is not
     written.
     """
     calls: dict[str, list[tuple[str, int]]] = {}  # computation -> (its caller, times per call)
     limits: dict[str, list[int]] = {}  # computation -> the integers in it
     loops: list[tuple[str, str, str, int]] = []
-    for computation, line in _lines(text):
+    for computation, line in lines:
         constant = _CONSTANT.search(line)
         if constant is not None:
             limits.setdefault(computation, []).append(int(constant[1]))
@@ -180,7 +181,7 @@ def _groups(line: str, devices: int) -> Iterator[list[int]]:
     written, iota, named = _GROUPS.search(line), _IOTA.search(line), _MESH.search(line)
     if written is not None:
         for group in re.findall(r"\{([\d, ]*)\}", written[1]):
-            yield [int(number) for number in group.split(",")]
+            yield _numbers(group)
     elif iota is not None:
         yield from _iota(iota[2], iota[3]).reshape(_numbers(iota[1])).tolist()
     elif named is not None:

@@ -161,6 +161,7 @@ FAMILIES = {
     ),
     "kosmos2": ("calvin_kosmos.py:tiny",),
     "llava": ("oxe_llava.py:tiny",),
+    "llava, its own output layer": ("oxe_llava.py:tiny,discrete",),
     "flamingo": ("calvin_flamingo.py:tiny",),
 }
 

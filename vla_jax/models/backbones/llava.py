@@ -24,6 +24,7 @@ from vla_jax.models.tokenizer import Tokenizer
 from vla_jax.models.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.models.transformer import BlockConfig, Linear
 from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
+from vla_jax.sharding import constrain
 from vla_jax.types import Array
 from vla_jax.weights import pretrained, transforms
 
@@ -158,9 +159,10 @@ class Llava(InSequence):
             return self.embed.logits(hidden, token_range)
         start, stop = token_range or (0, self.config.vocab)
         kernel = self.lm_head.kernel[...][:, start:stop]
-        return jnp.einsum(
+        scores = jnp.einsum(
             "nsc,cv->nsv", hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
         )
+        return constrain(scores, "batch", None, "vocab")
 
 
 MODEL, OWN_LM_HEAD = Llava, True

@@ -80,8 +80,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *s i"]) -> Float[Array, "b *s o"]:
         out = matmul(x, gathered(self.kernel[...], *self.logical)) + expand(self.bias[...], x)
-        split = "mlp" if self.logical[1] == "mlp" else None
-        return constrain(out, "batch", *[None] * (out.ndim - 2), split)
+        return constrain(out, "batch", *[None] * (out.ndim - 2), self.logical[1])
 
 
 class MLP(nnx.Module):
