@@ -1,7 +1,10 @@
 """RLDS files -> batches, in the order of this list; never imports TensorFlow.
 
-files/         paths and URLs, records, episodes; store.py, the file of an index
+files/         paths and URLs, records, episodes; store.py, the file of an index; fingerprint.py,
+               whether files are those it was made from
+reading.py     files -> blocks, one a shard; joining.py, blocks -> what an index holds
 index.py       what is known of a dataset after one pass; stats, report, quarantine
+selection.py   what is trained on, held out, left out
 standardise.py datasets/   what the numbers of a dataset mean, as data
 order.py windows.py        which window comes when, what is in it: pure functions
 frames.py images.py buffers.py   decoding, into memory that is used again

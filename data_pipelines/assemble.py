@@ -80,9 +80,11 @@ class Assembler:
         dataset_id: int,
         rows: Int64[np.ndarray, " r"],
         newest: Int64[np.ndarray, " r"],
+        draws: Int64[np.ndarray, " r"] | None = None,
     ) -> tuple[Int64[np.ndarray, "r t"], Int64[np.ndarray, "r t m"]]:
         """Fills in all but the images of `rows` of a batch: windows of one dataset, whose newest
-        steps are `newest` in its columns.
+        steps are `newest` in its columns. Each is told what its newest step is; `draws` choose
+        among alternatives, None takes the first.
 
         Returns the steps of their frames in the dataset's columns, and those of the frames in their
         future.
@@ -105,7 +107,7 @@ class Assembler:
         has = np.array([slot in split.frames for slot in config.cameras])
         batch.obs.image_mask[rows] = has
         prompt, mask = self._prompts[dataset_id]
-        sentence = split.instruction[episode]
+        sentence = split.told(newest, episode, draws)
         batch.obs.prompt[rows], batch.obs.prompt_mask[rows] = prompt[sentence], mask[sentence]
         batch.obs.step_mask[rows] = steps.step_mask
         batch.dataset_id[rows] = dataset_id

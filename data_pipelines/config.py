@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from vla_jax.types import RESIZES
+
 PREFETCH = 2  # batches made ahead of the one in use
 # Batches in memory at a time: those ahead, one that is made, the one in use and the one before it.
 ALIVE = PREFETCH + 3
@@ -17,6 +19,7 @@ class LoaderConfig:
         cameras: slots in the order the model takes them; one that a dataset lacks is black and
             masked.
         image_size: pixels, height and width, one per camera.
+        resize: how images get that size, one of types.RESIZES.
         prompt_length: tokens, l; None = as many as the longest instruction of the datasets has.
         batch_size: windows per global batch.
         seed: of the order.
@@ -33,6 +36,7 @@ class LoaderConfig:
     chunk: int = 1
     cameras: tuple[str, ...] = ("primary",)
     image_size: tuple[int, ...] = (224,)
+    resize: str = "lanczos"
     prompt_length: int | None = None
     batch_size: int = 8
     seed: int = 0
@@ -41,3 +45,9 @@ class LoaderConfig:
     shuffle: bool = True
     past_action: bool = False
     future: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(
+                f"model.resize: expected one of {', '.join(RESIZES)}, got {self.resize!r}"
+            )

@@ -61,11 +61,13 @@ class Decoder:
         swapped: list[tuple[str, ...]],
         cameras: tuple[str, ...],
         sizes: tuple[int, ...],
+        resize: str,
     ) -> None:
         """`swapped` names each split's cameras that were stored BGR; `sizes` are pixels, one per
-        camera.
+        camera, and `resize` the filter that images.decode gets them with.
         """
         self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
+        self._resize = resize
         self._buffers = [Buffers((size, size, 3), KEEP) for size in sizes]
         # Pillow decodes and resizes outside the GIL.
         self.workers = max(remote.workers(path) for split in splits for path in split.shards)
@@ -90,7 +92,7 @@ class Decoder:
         out = self._buffers[camera].take(len(shard))
         for i, (at, n) in enumerate(zip((offset - start).tolist(), length.tolist(), strict=True)):
             try:
-                out[i] = images.decode(bytes(data[at : at + n]), size, bgr)
+                out[i] = images.decode(bytes(data[at : at + n]), size, bgr, self._resize)
             except ValueError as error:
                 episode = int(np.searchsorted(split.first, steps[i], side="right")) - 1
                 frame = steps[i] - int(split.first[episode])

@@ -34,6 +34,7 @@ class ReaderConfig:
     Attributes:
         length: tokens of question and answer together, l.
         image_size: pixels, height and width.
+        resize: how images get it, one of types.RESIZES.
         batch_size: rows of the global batch.
         seed: of the order.
     """
@@ -42,6 +43,7 @@ class ReaderConfig:
     image_size: int
     batch_size: int
     seed: int
+    resize: str = "lanczos"
 
 
 class Codec(NamedTuple):
@@ -137,7 +139,9 @@ class Reader:
         where = f"{path}: record {record}"
         image, pairs = parse(data, dataset, where)
         try:
-            out.images[row] = images.decode(image, self._config.image_size)
+            out.images[row] = images.decode(
+                image, self._config.image_size, resize=self._config.resize
+            )
         except ValueError as error:
             raise ValueError(f"{where}: {dataset.image}: {error}; {AGAIN}") from error
         question, answer = pairs[draw % len(pairs)]

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.datasets.image_text import ImageTextDataset
-from data_pipelines.files import remote, store, tfds_folder, tfrecord
+from data_pipelines.files import fingerprint, remote, store, tfds_folder, tfrecord
+from data_pipelines.files.features import check_image
 from data_pipelines.files.tfds_folder import AGAIN, File
-from data_pipelines.index import place
-from data_pipelines.progress import Progress
+from data_pipelines.index import current, place
+from vla_jax.progress import Progress
 
-SCHEMA = 1
+SCHEMA = 2
 COLUMNS = {
     "shard": np.int32,
     "record": np.int32,
@@ -83,23 +84,18 @@ def open_table(
         "schema": SCHEMA,
         "revision": dataset.revision,
         "description": [dataset.image, dataset.question, dataset.answer],
-        "files": {
-            split: [[file.path.rsplit("/", 1)[-1], file.size] for file in used[split]]
-            for split in used
-        },
+        "files": {split: {f.name: f.records for f in used[split]} for split in used},
     }
     path = place(folder, f"{dataset.name}.image_text", cache_dir)
-    stored = store.load(path, key)
+    stored = current(path, key, [file for split in used for file in used[split]])
     if stored is None:
-        store.save(
-            path,
-            key,
-            {
-                name: column
-                for split in used
-                for name, column in _build(dataset, split, used[split])
-            },
-        )
+        known: fingerprint.Known = {}
+        columns = {
+            name: column
+            for split in used
+            for name, column in _build(dataset, split, used[split], known)
+        }
+        store.save(path, key, columns, {"files": known})
         stored = store.load(path, key)
         if stored is None:
             raise OSError(f"{path}: the table is not what was just written there; check the disk")
@@ -125,7 +121,7 @@ def _check_features(folder: str, dataset: ImageTextDataset) -> None:
     leaves = tfds_folder.features(folder)
     for what in ("image", "question", "answer"):
         key = getattr(dataset, what)
-        node = leaves.get(key, {})
+        node = leaves[key].node if key in leaves else {}
         text = "text" in node or node.get("tensor", {}).get("dtype") in ("string", "object")
         if key and not ("image" in node if what == "image" else text):
             got = (
@@ -138,20 +134,23 @@ def _check_features(folder: str, dataset: ImageTextDataset) -> None:
                 f" as the {'image' if what == 'image' else 'text'} feature {key!r}, got {got}; the"
                 f" records have {', '.join(sorted(leaves))}"
             )
+        if what == "image":
+            where = f"{remote.join(folder, tfds_folder.FEATURES)}: {dataset.name}: {key!r}"
+            check_image(where, node["image"])
 
 
 def _build(
-    dataset: ImageTextDataset, split: str, files: list[File]
+    dataset: ImageTextDataset, split: str, files: list[File], known: fingerprint.Known
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The columns of a split by their names in the sidecar: one pass over its files, some at a
-    time.
+    time. Adds the files' fingerprints to `known`.
     """
     with (
         Progress(f"{dataset.name}: reading {split}", sum(file.size for file in files)) as progress,
         ThreadPoolExecutor(remote.workers(files[0].path)) as threads,
     ):
         jobs = [
-            threads.submit(_read, dataset, number, file, progress)
+            threads.submit(_read, dataset, number, file, progress, known)
             for number, file in enumerate(files)
         ]
         try:
@@ -172,10 +171,18 @@ def _build(
         yield f"{split}/{name}", column.astype(kind)
 
 
-def _read(dataset: ImageTextDataset, number: int, file: File, progress: Progress) -> np.ndarray:
-    """The rows of a file, [n columns] int64: its records that have a text."""
-    rows, count = [], 0
-    for record in tfrecord.read(file.path):
+def _read(
+    dataset: ImageTextDataset,
+    number: int,
+    file: File,
+    progress: Progress,
+    known: fingerprint.Known,
+) -> np.ndarray:
+    """The rows of a file, [n columns] int64: its records that have a text. Adds the file's
+    fingerprint to `known`.
+    """
+    rows, count, checksums = [], 0, tfrecord.Checksums()
+    for record in tfrecord.read(file.path, checksums=checksums):
         _, pairs = parse(record.data, dataset, f"{file.path}: record {record.number}")
         if pairs:
             rows.append(
@@ -194,6 +201,7 @@ def _read(dataset: ImageTextDataset, number: int, file: File, progress: Progress
             f"{file.path}: expected {file.records} records ({tfds_folder.INFO}), got {count};"
             f" {AGAIN}"
         )
+    known[file.name] = list(fingerprint.of(file.version, checksums))
     return np.array(rows, np.int64).reshape(-1, len(COLUMNS))
 
 

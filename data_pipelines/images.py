@@ -7,8 +7,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 
-def decode(data: bytes, size: int, bgr: bool = False) -> UInt8[np.ndarray, "size size 3"]:
-    """RGB pixels of a JPEG or PNG, squashed to size x size with an antialiasing filter (Lanczos).
+def decode(
+    data: bytes, size: int, bgr: bool = False, resize: str = "lanczos"
+) -> UInt8[np.ndarray, "size size 3"]:
+    """RGB pixels of a JPEG or PNG, squashed to size x size with an antialiasing filter.
 
     The JPEG is decoded exactly (libjpeg's accurate integer transform), not in TensorFlow's default
     fast way.
@@ -17,12 +19,13 @@ def decode(data: bytes, size: int, bgr: bool = False) -> UInt8[np.ndarray, "size
         data: the encoded image.
         size: pixels, height and width.
         bgr: the image was stored with its red and blue swapped.
+        resize: the filter, one of types.RESIZES.
 
     Raises ValueError when the bytes are not a whole image.
     """
     image = _open(data)
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
+        image = image.resize((size, size), Image.Resampling[resize.upper()])
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
 
@@ -42,8 +45,15 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def _open(data: bytes) -> Image.Image:
+    """As RGB: gray three times, alpha dropped."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as encoded:
+            # In Pillow's words, what has 16 bits a pixel or more ("I;16", "I"): depth, not colour.
+            if encoded.mode[0] in "IF":
+                raise ValueError(
+                    "image: expected 8 bits a channel, got a picture of mode"
+                    f" {encoded.mode} {encoded.size}: depth? name a colour camera"
+                )
             return encoded.convert("RGB")
     except (OSError, SyntaxError) as error:  # a broken PNG raises the latter
         raise ValueError(

@@ -3,35 +3,29 @@ every frame.
 
 The files stay as they are. The index holds byte offsets of frames, the standardised actions and
 states, the instructions and the statistics. It lives beside the data, or in a cache where that is
-read-only or remote, and is used only for files of the sizes it was made from. It is mapped into
-memory, not read into it.
+read-only or remote, and is used only for the files it was made from (files/fingerprint.py). It is
+mapped into memory, not read into it.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import stats
+from data_pipelines import joining, reading
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import remote, rlds, store, tfds_folder
-from data_pipelines.progress import Progress
-from data_pipelines.standardise import Recipe
+from data_pipelines.files import fingerprint, remote, rlds, store, tfds_folder
+from data_pipelines.selection import HELD_OUT, OF_TRAIN, Selection
+from vla_jax.progress import Progress
 
-SCHEMA = 3
-HELD_OUT = ("val", "validation", "test")  # names of splits that are not trained on
-HELD_OUT_SHARE = 0.05  # of the episodes of a dataset that has none of these, as Octo and OpenVLA do
 FOLDER = ".vla_jax_index"
 
 Arrays = dict[str, np.ndarray]
-Quarantine = frozenset[tuple[str, int]]  # (name of the shard's file, number of the record in it)
 
 
 class Frames(NamedTuple):
@@ -44,8 +38,8 @@ class Frames(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split: E episodes whose N steps stand one after the other in all columns. The arrays are
-    read-only.
+    """One split: E episodes whose N steps stand one after the other in all columns, told what to do
+    in R runs of steps. The arrays are read-only.
     """
 
     name: str
@@ -53,12 +47,41 @@ class Split:
     first: np.ndarray  # E, int64: row of the first step of each episode
     length: np.ndarray  # E, int32: steps of each episode; 0 when standardisation leaves none
     record: np.ndarray  # E, int32: its number in the shard
-    instruction: np.ndarray  # E, int32: index into sentences
+    run: np.ndarray  # R, int64: row of the first step of each run; no run crosses an episode
+    # R alternatives, int32: index into sentences. Those that are not empty come first, then -1.
+    instruction: np.ndarray
     sentences: tuple[str, ...]  # every instruction once
     actions: np.ndarray  # N d, float32
     state: np.ndarray  # N p, float32
     frames: dict[str, Frames]  # by camera slot
     stats: dict[str, Arrays]  # "action", "state" -> mean, std, min, max, q01, q99 (float64)
+    label: str  # what messages call it: its name, or that it was held out of train
+    left_out: dict[str, int]  # episodes, by reason
+
+    def told(self, rows: np.ndarray, episode: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
+        """What steps [r] are told: indices into sentences [r].
+
+        Args:
+            rows: of the steps.
+            episode: which holds each step.
+            draws: numbers from 0 on that choose among the alternatives; None takes the first.
+        """
+        whole = self.run is self.first  # every episode is one run
+        runs = episode if whole else np.searchsorted(self.run, rows, side="right") - 1
+        if draws is None or self.instruction.shape[1] == 1:
+            return self.instruction[runs, 0]
+        choices = self.instruction[runs]
+        return choices[np.arange(len(runs)), draws % (choices >= 0).sum(1)]
+
+    def words(self, episode: int) -> str:
+        """What the first step of an episode is told; the first alternative."""
+        run = int(np.searchsorted(self.run, self.first[episode], side="right")) - 1
+        return self.sentences[int(self.instruction[run, 0])]
+
+    def encoded(self, camera: str, row: int) -> bytes:
+        """The image of one step as it is stored. Who needs many reads them together (frames.py)."""
+        shard, offset, length = (int(column[row]) for column in self.frames[camera])
+        return remote.read_range(self.shards[shard], offset, offset + length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,48 +94,118 @@ class Index:
     splits: dict[str, Split]
     digest: str
 
+    @property
+    def held_out(self) -> Split | None:
+        """The split that is evaluated on."""
+        return next((self.splits[name] for name in HELD_OUT if name in self.splits), None)
+
+    def split_names(self) -> str:
+        """The names of the splits, for a message: which one is no split of the files is said."""
+        names = {name: split.label for name, split in sorted(self.splits.items())}
+        return ", ".join(
+            name if name == label else f"{name} ({label})" for name, label in names.items()
+        )
+
+
+class _Place(NamedTuple):
+    """What is there of a dataset, and where its index goes."""
+
+    shards: reading.Shards
+    skipped: reading.Skipped
+    key: dict[str, Any]
+    path: Path
+    parts: Path  # a folder
+
+    def all_shards(self) -> list[rlds.Shard]:
+        """Those of all splits."""
+        return [shard for each in self.shards.values() for shard in each]
+
+    def files(self) -> list[tfds_folder.File]:
+        """Those of all splits."""
+        return [shard.file for shard in self.all_shards()]
+
 
 def open_index(
     root: str | Path,
     dataset: Dataset,
     cache_dir: str | Path | None = None,
-    quarantine: Quarantine = frozenset(),
+    selection: Selection | None = None,
 ) -> Index:
     """The index of root/tfds_name/version, built if there is none, or if it is stale or damaged.
+
+    Shards that `build_parts` read are not read again.
 
     Args:
         root: the folder or URL that holds the datasets.
         dataset: what to expect there.
         cache_dir: where to keep the index; by default beside the data, or if that is read-only or
             remote in $VLA_JAX_CACHE or ~/.cache/vla_jax.
-        quarantine: (shard file name, record number) of episodes to leave out; entries of other
-            datasets' files are ignored.
+        selection: what is held out and left out; None = Selection().
 
     Raises ValueError when files are missing, damaged or not what `dataset` promises, and OSError
     when the index cannot be written.
     """
-    folder = remote.join(remote.absolute(root), dataset.tfds_name, dataset.version)
-    files = _hold_out(rlds.check(folder, dataset))
-    skipped = _quarantined(files, quarantine)
-    key = _key(folder, dataset, files, skipped)
-    path = place(folder, f"{dataset.name}.index", cache_dir)
-    stored = store.load(path, key)
+    selection = selection or Selection()
+    at = _place(root, dataset, cache_dir, selection)
+    stored = current(at.path, at.key, at.files())
     if stored is None:
-        built = {}
-        for split, shards in files.items():
-            built.update(
-                {
-                    f"{split}/{name}": value
-                    for name, value in _build(dataset, split, shards, skipped).items()
-                }
-            )
-        store.save(path, key, built)
-        del built  # from here on the file holds them
-        stored = store.load(path, key)
+        made = joining.build(dataset, at.shards, at.skipped, selection, at.parts)
+        store.save(at.path, at.key, made.arrays, made.notes)
+        del made  # from here on the file holds it
+        stored = store.load(at.path, at.key)
         if stored is None:
-            raise OSError(f"{path}: the index is not what was just written there; check the disk")
-    splits = {split: _split(split, shards, stored.arrays) for split, shards in files.items()}
+            raise OSError(
+                f"{at.path}: the index is not what was just written there; check the disk"
+            )
+        shutil.rmtree(at.parts, ignore_errors=True)
+        splits = _splits(at, stored)
+        for line in (*(_indexed(each, at) for each in splits.values()), *_colours(at)):
+            print(f"{dataset.name}: {line}", flush=True)
+    else:
+        splits = _splits(at, stored)
     return Index(dataset, splits, stored.digest)
+
+
+def build_parts(
+    root: str | Path,
+    dataset: Dataset,
+    job: tuple[int, int],
+    cache_dir: str | Path | None = None,
+    selection: Selection | None = None,
+) -> bool:
+    """Reads this job's shards and leaves each as a part where `open_index` finds it. All jobs
+    together read every shard once, in any order and whatever their number; none is read where there
+    is an index (it then returns False), or the part already.
+
+    Args:
+        job: (number of the job from 0 on, number of jobs).
+
+    Others as of `open_index`. Raises ValueError and OSError as `open_index`.
+    """
+    number, count = job
+    at = _place(root, dataset, cache_dir, selection or Selection())
+    if _is_current(at):
+        return False
+    shards = at.all_shards()
+    ours = shards[number::count]
+    what = f"{dataset.name}: job {number} of {count}: indexing {len(ours)} of {len(shards)} files"
+    with Progress(what, sum(shard.file.size for shard in ours)) as progress:
+        reading.make_parts(at.parts, dataset, ours, at.skipped, progress)
+    print(f"{what} in {progress.spent()}", flush=True)
+    return True
+
+
+def parts_there(
+    root: str | Path,
+    dataset: Dataset,
+    cache_dir: str | Path | None = None,
+    selection: Selection | None = None,
+) -> tuple[int, int, Path]:
+    """How many shards need not be read any more, of how many, and the folder of their parts."""
+    at = _place(root, dataset, cache_dir, selection or Selection())
+    shards = at.all_shards()
+    read = len(shards) if _is_current(at) else reading.count_parts(at.parts, shards)
+    return read, len(shards), at.parts
 
 
 def place(folder: str, name: str, cache_dir: str | Path | None = None) -> Path:
@@ -128,214 +221,99 @@ def place(folder: str, name: str, cache_dir: str | Path | None = None) -> Path:
     return Path(cache_dir).expanduser() / hashlib.sha256(folder.encode()).hexdigest()[:16] / name
 
 
-def _hold_out(files: dict[str, list[rlds.Shard]]) -> dict[str, list[rlds.Shard]]:
-    """The same splits; the last episodes of "train" become "val" where nothing else is held out
-    (most OXE datasets).
-
-    They are taken out before the statistics are made, which describe what is trained on alone.
+def current(path: Path, key: dict[str, Any], files: list[tfds_folder.File]) -> store.Stored | None:
+    """What is stored at `path`, if it was made from `key` and these very files; None, said why,
+    when it must be made again.
     """
-    total = sum(shard.episodes for shard in files.get("train", []))
-    if total < 2 or set(HELD_OUT) & set(files):
-        return files
-    cut, at = total - max(1, round(HELD_OUT_SHARE * total)), 0
-    train, val = [], []
-    for shard in files["train"]:
-        inside = min(max(cut - at, 0), shard.episodes)
-        if inside:
-            train.append(shard._replace(keep=range(inside)))
-        if inside < shard.episodes:
-            val.append(shard._replace(keep=range(inside, shard.episodes)))
-        at += shard.episodes
-    return {**files, "train": train, "val": val}
+    stored = store.load(path, key)
+    if stored is None:
+        return None
+    changed, known = fingerprint.compare(files, stored.notes["files"])
+    if changed:
+        more = f" and {len(changed) - 1} other files" if len(changed) > 1 else ""
+        print(f"{path}: the index is stale ({changed[0]}{more}); building it again", flush=True)
+        return None
+    if known != stored.notes["files"]:  # copied or touched: next time their stamps say so
+        store.save(path, key, stored.arrays, {**stored.notes, "files": known})
+    return stored
 
 
-def _quarantined(
-    files: dict[str, list[rlds.Shard]], quarantine: Quarantine
-) -> dict[str, frozenset[int]]:
-    """The records to leave out, by shard file name."""
-    listed: dict[str, set[int]] = {}
-    for file, record in quarantine:
-        listed.setdefault(file, set()).add(record)
-    skipped = {}
-    for shard in (shard for shards in files.values() for shard in shards):
-        records = listed.get(_name(shard.path), set())
-        if records and not 0 <= min(records) <= max(records) < shard.episodes:
-            raise ValueError(
-                f"data.quarantine: expected records 0 to {shard.episodes - 1} of {shard.path}, got"
-                f" {sorted(records)}; was the list made for another version of the data?"
-            )
-        if records:
-            skipped[_name(shard.path)] = frozenset(records)
-    return skipped
+def _place(
+    root: str | Path, dataset: Dataset, cache_dir: str | Path | None, selection: Selection
+) -> _Place:
+    folder = remote.join(remote.absolute(root), dataset.tfds_name, dataset.version)
+    shards = rlds.check(folder, dataset)
+    skipped = reading.quarantined(shards, selection.quarantine)
+    own = {shard.file.name for each in shards.values() for shard in each}
+    key = reading.key(dataset, shards, skipped) | {"selection": selection.key(own)}
+    path = place(folder, f"{dataset.name}{selection.suffix()}.index", cache_dir)
+    return _Place(shards, skipped, key, path, path.parent / f"{dataset.name}.parts")
 
 
-def _build(
-    dataset: Dataset, split: str, shards: list[rlds.Shard], skipped: dict[str, frozenset[int]]
-) -> Arrays:
-    """One pass over the shards of a split. Memory: its columns, and a record per thread."""
-    columns: dict[str, bytearray] = {}
-    kinds: dict[str, np.ndarray] = {}  # an empty array of each column's dtype and width
-    ids: dict[str, int] = {}
-    running = {
-        "actions": stats.empty(len(dataset.action_names)),
-        "state": stats.empty(len(dataset.state_names)),
-    }
-    with Progress(
-        f"{dataset.name}: indexing {split}", sum(shard.size for shard in shards)
-    ) as progress:
-        for block, sentences in _blocks(dataset, shards, skipped, progress):
-            own = np.array([ids.setdefault(text, len(ids)) for text in sentences], np.int32)
-            block["instruction"] = own[block["instruction"]]
-            for name, value in block.items():
-                kinds[name] = value[:0]
-                columns.setdefault(name, bytearray()).extend(value.tobytes())
-            running = {name: stats.update(running[name], block[name]) for name in running}
-    steps = running["actions"].rows
-    if not steps:
-        raise ValueError(
-            f"{shards[0].path}: split {split!r} is empty: expected at least one step, got episodes"
-            " without any; remove it from dataset_info.json or download the dataset again"
+def _is_current(at: _Place) -> bool:
+    """Whether there is an index of these very files."""
+    notes = store.peek(at.path, at.key)
+    return notes is not None and not fingerprint.compare(at.files(), notes["files"])[0]
+
+
+def _splits(at: _Place, stored: store.Stored) -> dict[str, Split]:
+    splits = {}
+    for name, (origin, numbers) in stored.notes["shards"].items():
+        own = {
+            key.removeprefix(f"{name}/"): value
+            for key, value in stored.arrays.items()
+            if key.startswith(f"{name}/")
+        }
+        statistics: dict[str, Arrays] = {"action": {}, "state": {}}
+        frames = {}
+        for key, value in own.items():
+            kind, _, rest = key.partition("/")
+            if kind == "stats":
+                column, _, statistic = rest.partition("/")
+                statistics[column][statistic] = value
+            if kind == "offset":
+                frames[rest] = Frames(own["shard"], value, own[f"size/{rest}"])
+        run = own.get("run", own["first"])  # there is no "run" where every episode is one
+        splits[name] = Split(
+            name,
+            tuple(at.shards[origin][number].path for number in numbers),
+            own["first"],
+            own["length"],
+            own["record"],
+            run,
+            own["instruction"].reshape(len(run), -1),
+            tuple(json.loads(own["sentences"].tobytes())),
+            own["actions"],
+            own["state"],
+            frames,
+            statistics,
+            name if name == origin else OF_TRAIN,
+            stored.notes["left_out"][name],
         )
-    arrays = {
-        name: (
-            np.frombuffer(body, kinds[name].dtype).reshape(
-                -1 if body else steps, *kinds[name].shape[1:]
-            )
-        )
-        for name, body in columns.items()
-    }
-    length = arrays["length"]
-    arrays["first"] = np.cumsum(length, dtype=np.int64) - length
-    arrays["sentences"] = np.frombuffer(json.dumps(list(ids)).encode(), np.uint8)
-    for name, kind in (("actions", "action"), ("state", "state")):
-        arrays.update(
-            {f"stats/{kind}/{key}": value for key, value in stats.summary(running[name]).items()}
-        )
-    empty = int((length == 0).sum())
-    left_out = sum(
-        record in shard.keep for shard in shards for record in skipped.get(_name(shard.path), ())
-    )
-    print(
-        f"{dataset.name}: indexed split {split}: {len(length)} episodes, {steps} steps"
-        + (f" ({empty} episodes too short for a step)" if empty else "")
-        + (f" ({left_out} episodes in quarantine left out)" if left_out else "")
-        + f" in {progress.spent()}",
-        flush=True,
-    )
-    return arrays
+    return splits
 
 
-def _blocks(
-    dataset: Dataset,
-    shards: list[rlds.Shard],
-    skipped: dict[str, frozenset[int]],
-    progress: Progress,
-) -> Iterator[tuple[Arrays, list[str]]]:
-    """What `_read` makes of every shard, in their order; several are read at a time."""
-    workers = remote.workers(shards[0].path)
-    with ThreadPoolExecutor(workers, thread_name_prefix="index") as threads:
-        ahead: deque[Future[tuple[Arrays, list[str]]]] = deque()
-        try:
-            for number, shard in enumerate(shards):
-                skip = skipped.get(_name(shard.path), frozenset())
-                ahead.append(threads.submit(_read, dataset, shard, number, skip, progress))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            threads.shutdown(cancel_futures=True)  # after an error the rest need not be read
-
-
-def _read(
-    dataset: Dataset, shard: rlds.Shard, number: int, skip: frozenset[int], progress: Progress
-) -> tuple[Arrays, list[str]]:
-    """The columns of one shard, and the sentences that its column "instruction" points to."""
-    ids: dict[str, int] = {}
-    rows: dict[str, list[int]] = {name: [] for name in ("length", "record", "instruction")}
-    blocks: dict[str, list[np.ndarray]] = {
-        "actions": [np.zeros((0, len(dataset.action_names)), np.float32)],
-        "state": [np.zeros((0, len(dataset.state_names)), np.float32)],
-    }
-    blocks |= {f"offset/{slot}": [np.zeros(0, np.int64)] for slot in dataset.cameras}
-    blocks |= {f"size/{slot}": [np.zeros(0, np.int32)] for slot in dataset.cameras}
-    at = 0
-    for episode in rlds.episodes(shard, number, dataset, skip=skip):
-        rows["length"].append(len(episode.actions))
-        rows["record"].append(episode.record)
-        rows["instruction"].append(ids.setdefault(episode.instruction, len(ids)))
-        blocks["actions"].append(episode.actions)
-        blocks["state"].append(episode.state)
-        for slot in dataset.cameras:
-            blocks[f"offset/{slot}"].append(episode.offset[slot])
-            blocks[f"size/{slot}"].append(episode.size[slot])
-        progress.add(episode.end - at)
-        at = episode.end
-    progress.add(shard.size - at)
-    columns = {name: np.array(values, np.int32) for name, values in rows.items()}
-    # The first block has the dtype to store: a frame has fewer than 2 GiB, whatever its record has.
-    columns |= {
-        name: np.concatenate(values).astype(values[0].dtype) for name, values in blocks.items()
-    }
-    columns["shard"] = np.full(len(columns["actions"]), number, np.int32)
-    return columns, list(ids)
-
-
-def _split(name: str, shards: list[rlds.Shard], arrays: Arrays) -> Split:
-    own = {
-        key.removeprefix(f"{name}/"): value
-        for key, value in arrays.items()
-        if key.startswith(f"{name}/")
-    }
-    statistics: dict[str, Arrays] = {"action": {}, "state": {}}
-    frames = {}
-    for key, value in own.items():
-        kind, _, rest = key.partition("/")
-        if kind == "stats":
-            column, _, statistic = rest.partition("/")
-            statistics[column][statistic] = value
-        if kind == "offset":
-            frames[rest] = Frames(own["shard"], value, own[f"size/{rest}"])
-    return Split(
-        name,
-        tuple(shard.path for shard in shards),
-        own["first"],
-        own["length"],
-        own["record"],
-        own["instruction"],
-        tuple(json.loads(own["sentences"].tobytes())),
-        own["actions"],
-        own["state"],
-        frames,
-        statistics,
+def _indexed(split: Split, at: _Place) -> str:
+    """A line that says what a new index holds."""
+    empty = int((split.length == 0).sum())
+    files = [] if split.label == OF_TRAIN else [shard.file.name for shard in at.shards[split.name]]
+    quarantined = sum(len(at.skipped.get(file, ())) for file in files)
+    remarks = [f"{empty} episodes too short for a step"] if empty else []
+    remarks += [f"{quarantined} episodes in quarantine left out"] if quarantined else []
+    remarks += [f"left out: {count} {reason}" for reason, count in split.left_out.items()]
+    return (
+        f"indexed split {split.label}: {len(split.length)} episodes,"
+        f" {len(split.actions)} steps" + "".join(f" ({remark})" for remark in remarks)
     )
 
 
-def _key(
-    folder: str,
-    dataset: Dataset,
-    files: dict[str, list[rlds.Shard]],
-    skipped: dict[str, frozenset[int]],
-) -> dict[str, Any]:
-    """What an index must have been made from to be used."""
-    sizes = {_name(shard.path): shard.size for shards in files.values() for shard in shards}
-    sizes |= {
-        name: remote.size(remote.join(folder, name))
-        for name in (tfds_folder.FEATURES, tfds_folder.INFO)
-    }
-    return {
-        "schema": SCHEMA,
-        "revision": dataset.revision,
-        "description": {
-            "cameras": dataset.cameras,
-            "columns": dataset.columns,
-            "language": dataset.language,
-        },
-        "episodes": [dataset.require, dataset.segments],
-        "recipe": repr(dataset.standardise) if isinstance(dataset.standardise, Recipe) else "",
-        "files": sizes,
-        "quarantine": {name: sorted(records) for name, records in sorted(skipped.items())},
-    }
+def _colours(at: _Place) -> list[str]:
+    """What becomes of pictures that are not RGB."""
+    features = next(iter(at.shards.values()))[0].features
+    said = {1: "is gray: three equal channels", 4: "has alpha, which is dropped"}
+    return [
+        f"{key} {said[kind.channels]}" for key, kind in features.items() if kind.channels in said
+    ]
 
 
 def _writable(folder: Path) -> bool:
@@ -343,7 +321,3 @@ def _writable(folder: Path) -> bool:
     as it is.
     """
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]

@@ -16,6 +16,7 @@ from data_pipelines.frames import Decoder, Pool, Span, future_runs
 from data_pipelines.mixture import Member, check
 from vla_jax.types import Batch
 
+WORDS = 5  # number of the random stream that chooses among an instruction's alternatives
 VISITS_AHEAD = 4  # per decoding thread: enough that none waits while a batch is put together
 
 
@@ -64,7 +65,9 @@ class Loader:
             )
         self._assembler = Assembler(members, config, encode, target)
         swapped = [member.index.dataset.bgr for member in members]
-        self._decoder = Decoder(self._splits, swapped, config.cameras, config.image_size)
+        self._decoder = Decoder(
+            self._splits, swapped, config.cameras, config.image_size, config.resize
+        )
         self._bases = np.cumsum([0, *(int(split.length.sum()) for split in self._splits)])
         self._visits = [
             order.visits(split.length.astype(np.int64), config.windows_per_visit)
@@ -77,6 +80,7 @@ class Loader:
             ]
         )
         self._visit_counts = np.concatenate([visits.windows for visits in self._visits])
+        self._alternatives = any(split.instruction.shape[1] > 1 for split in self._splits)
         self.pool = self._pool_size()
         self._order = order.Order(
             self._visits,
@@ -110,11 +114,21 @@ class Loader:
         """The ids of the windows of an epoch in order, [windows]."""
         return self._order.epoch(number)
 
+    def ids(self, position: int) -> np.ndarray:
+        """The ids of the windows of this host's rows at a position; without shuffling the last
+        batch is filled up with the last one.
+        """
+        if not self._config.shuffle and not 0 <= position < self._batches_per_pass():
+            raise ValueError(
+                f"batch: expected a position below {self._batches_per_pass()} (one pass), got"
+                f" {position}"
+            )
+        return self._ids(position * self._config.batch_size + self._rows)
+
     def instruction(self, episode: int) -> str:
-        """The words of an episode, counted over all datasets."""
+        """What the first step of an episode, counted over all datasets, is told."""
         dataset_id, inside = self._locate(episode)
-        split = self._splits[dataset_id]
-        return split.sentences[int(split.instruction[inside])]
+        return self._splits[dataset_id].words(inside)
 
     def summary(self) -> str:
         """The mixture as a table, and how well it is mixed: what to look at before a long run."""
@@ -156,7 +170,7 @@ class Loader:
         are masked. Decodes the frames of these windows alone; `batches` is the fast way to read
         many.
         """
-        return self._read(self._at(position), position)
+        return self._read(self.ids(position), position)
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches from a position on, made ahead in a thread. Endless when shuffling. Close it to
@@ -232,7 +246,7 @@ class Loader:
                 while planned <= position + ahead and (end is None or planned < end):
                     next(plan)
                     planned += 1
-                put(self._make(self._at(position), position, pool))
+                put(self._make(self.ids(position), position, pool))
                 position += 1
             put(None)
         except BaseException as error:
@@ -277,15 +291,6 @@ class Loader:
         epoch = samples // self.windows if self._config.shuffle else np.zeros_like(samples)
         return [(self._ids(samples[epoch == number]), int(number)) for number in np.unique(epoch)]
 
-    def _at(self, position: int) -> np.ndarray:
-        """The ids of the windows in this host's rows at a position."""
-        if not self._config.shuffle and not 0 <= position < self._batches_per_pass():
-            raise ValueError(
-                f"batch: expected a position below {self._batches_per_pass()} (one pass), got"
-                f" {position}"
-            )
-        return self._ids(position * self._config.batch_size + self._rows)
-
     def _ids(self, samples: np.ndarray) -> np.ndarray:
         """The ids of the windows of samples (position x batch_size + row)."""
         if self._config.shuffle:
@@ -325,12 +330,13 @@ class Loader:
         dataset_ids = np.searchsorted(self._bases, ids, side="right") - 1
         # Steps in the dataset's own columns.
         frames = np.zeros((len(ids), self._config.window), np.int64)
+        draws = self._draws(position)
         future = np.zeros((*frames.shape, len(self._config.future)), np.int64)
         for dataset_id in np.unique(dataset_ids).tolist():
             rows = np.flatnonzero(dataset_ids == dataset_id)
             newest = ids[rows] - self._bases[dataset_id]
             frames[rows], future[rows] = self._assembler.fill_numbers(
-                batch, dataset_id, rows, newest
+                batch, dataset_id, rows, newest, None if draws is None else draws[rows]
             )
         visits = self._visit(ids)
         for visit in np.unique(visits).tolist():
@@ -345,6 +351,15 @@ class Loader:
                 future=batch.future._replace(mask=batch.future.mask & real[:, None, None, None])
             )
         return batch._replace(action_mask=batch.action_mask & real[:, None, None, None])
+
+    def _draws(self, position: int | None) -> np.ndarray | None:
+        """What chooses among the alternatives of an instruction, for this host's rows [b]; None
+        where there are none, and out of order.
+        """
+        if not self._alternatives or position is None or not self._config.shuffle:
+            return None
+        draws = order.raw(self._config.batch_size, self._config.seed, position, WORDS)
+        return (draws[self._rows] >> np.uint64(1)).astype(np.int64)
 
     def _pool_size(self) -> int:
         """Visits that fit into the RAM budget; all of them when none stays open for a second

@@ -84,9 +84,13 @@ def problems(root: str, datasets: list[Dataset]) -> list[str]:
     """
     lines = []
     for dataset in datasets:
-        info = remote.join(root, dataset.tfds_name, dataset.version, tfds_folder.INFO)
+        folder = remote.join(root, dataset.tfds_name, dataset.version)
+        info = remote.join(folder, tfds_folder.INFO)
         if not remote.exists(info):
-            lines.append(f"{dataset.name}: no {info}; {dataset.download.format(root=root)}")
+            bring = dataset.download.format(root=root)
+            instead = tfds_folder.there(folder)
+            also = f"; {instead}; or" if instead else ";"
+            lines.append(f"{dataset.name}: no {info}{also} {bring}")
     return lines
 
 
@@ -116,7 +120,7 @@ def check(members: list[Member], cameras: tuple[str, ...], window: int) -> None:
         name, splits = member.index.dataset.name, member.index.splits
         if member.split not in splits:
             wrong.append(
-                f"{name}: expected a split of {', '.join(sorted(splits))}, got {member.split!r}"
+                f"{name}: expected a split of {member.index.split_names()}, got {member.split!r}"
             )
             continue
         split = splits[member.split]
@@ -124,7 +128,7 @@ def check(members: list[Member], cameras: tuple[str, ...], window: int) -> None:
         if window > longest:
             wrong.append(
                 f"model.window: expected at most {longest}, the longest episode of"
-                f" {name}/{member.split}, got {window}"
+                f" {name}, split {split.label}, got {window}"
             )
         if not any(slot in split.frames for slot in cameras):
             has = ", ".join(sorted(split.frames)) or "no camera"

@@ -4,23 +4,25 @@ and record.
     bridge_dataset-train.tfrecord-00003-of-01024 17  # step 4: observation/image_0: not a whole JPEG
 
 `python -m experiments.index_data --validate --quarantine=FILE` writes one; a person looks through
-it, and `--config.data.quarantine=FILE` trains without these episodes.
+it, and `--config.data.quarantine=FILE` trains without these episodes. `data.held_out` takes the
+same kind of list.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_pipelines.index import Quarantine
+from data_pipelines.selection import Quarantine
 
 
-def read(path: str | Path) -> Quarantine:
-    """The (shard file name, record number) pairs of a list. Raises ValueError naming a line that is
-    none.
+def read(path: str | Path, field: str = "data.quarantine") -> Quarantine:
+    """The (shard file name, record number) pairs of a list that `field` of a config names. Raises
+    ValueError naming a line that is none.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"data.quarantine: no file {path}; index_data --validate --quarantine={path} writes one"
+            f"{field}: no file {path}; index_data --validate --quarantine={path} writes a list of"
+            " this kind"
         )
     episodes = set()
     for number, line in enumerate(path.read_text().splitlines(), 1):

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import images
+from data_pipelines import images, selection
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import remote, rlds
 from data_pipelines.index import Split
-from data_pipelines.progress import Progress
 from data_pipelines.windows import MOTION
 from vla_jax.actions import ActionSpec
+from vla_jax.progress import Progress
 
 ANGLES = frozenset(("roll", "pitch", "yaw"))
-IDLE = 0.01  # of a dim's q01 to q99 range: less motion than that is none
 LEAVE_OUT = "download the file again or list the episode in data.quarantine"
 
 Report = dict[str, Any]
@@ -27,15 +26,20 @@ def measure(dataset: Dataset, split: Split) -> Report:
     """The numbers of a split, JSON-able."""
     spec = ActionSpec.fit(dataset.action_names, dataset.binary, split.stats["action"], ("q99",))
     lengths = split.length[split.length > 0]
-    used = np.bincount(split.instruction, minlength=len(split.sentences))
-    blank = np.array([not text.strip() for text in split.sentences], bool)
-    idle, below = idle_frames(split, spec)
+    told = split.instruction[:, 0]
+    blank = np.array([not text.strip() for text in split.sentences], bool)[told]
+    runs = np.diff(split.run, append=len(split.actions))  # steps of each
+    of = np.searchsorted(split.first, split.run, side="right") - 1  # the episode of each
+    idle, below = idle_frames(dataset, split)
     return {
         "episodes": len(split.length),
+        "left_out": split.left_out,
         "frames": len(split.actions),
         "episode_length": [int(lengths.min()), float(np.median(lengths)), int(lengths.max())],
-        "instructions": int((used > 0).sum()),
-        "empty_instructions": int(used[blank].sum()),
+        "instructions": len(np.unique(split.instruction[split.instruction >= 0])),
+        "several_instructions": int((np.bincount(of[runs > 0]) > 1).sum()),
+        "alternatives": split.instruction.shape[1],
+        "steps_without_words": int(runs[blank].sum()),
         "idle_frames": idle,
         "idle_below": {name: float(value) for name, value in below.items()},
         "actions": _dims(split.actions, spec, split.stats["action"]),
@@ -49,23 +53,15 @@ def measure(dataset: Dataset, split: Split) -> Report:
     }
 
 
-def idle_frames(split: Split, spec: ActionSpec) -> tuple[int, dict[str, float]]:
+def idle_frames(dataset: Dataset, split: Split) -> tuple[int, dict[str, float]]:
     """How many steps hardly move and do not change a binary dim, and what "hardly" is in each dim's
     own units.
     """
     stats = split.stats["action"]
-    moving = [i for i, name in enumerate(spec.names) if name in MOTION]
-    below = {spec.names[i]: IDLE * float(stats["q99"][i] - stats["q01"][i]) for i in moving}
-    if not moving:
-        return 0, {}
-    still = (
-        np.abs(split.actions[:, moving]) <= np.array([below[spec.names[i]] for i in moving])
-    ).all(1)
-    binary = split.actions[:, list(spec.binary)]
-    changed = np.zeros(len(still), bool)
-    changed[1:] = (binary[1:] != binary[:-1]).any(1)
-    changed[split.first[split.length > 0]] = False  # the step before belongs to another episode
-    return int((still & ~changed).sum()), below
+    limits = selection.idle_limits(dataset, stats["q01"], stats["q99"])
+    below = zip(dataset.action_names, limits.tolist(), strict=True)
+    idle = selection.idle_steps(dataset, split.actions, split.length, limits)
+    return int(idle.sum()), {name: limit for name, limit in below if limit == limit}
 
 
 def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]:
@@ -105,15 +101,19 @@ def lines(dataset: Dataset, name: str, measured: Report) -> Iterator[str]:
     shortest, median, longest = measured["episode_length"]
     share = measured["idle_frames"] / measured["frames"]
     yield (
-        f"{dataset.name}/{name}: {measured['episodes']} episodes, {measured['frames']} frames;"
+        f"{dataset.name}, {name}: {measured['episodes']} episodes, {measured['frames']} frames;"
         f" {shortest} to {longest} steps an episode, median {median:g};"
         f" {dataset.control_hz or '?'} Hz; cameras {', '.join(dataset.cameras) or 'none'}"
     )
     yield (
-        f"  {measured['instructions']} instructions; {measured['empty_instructions']} episodes have"
-        f" an empty one; {share:.1%} of the frames are idle (every motion below {IDLE:.0%} of its"
-        " range)"
+        f"  {measured['instructions']} instructions; {measured['several_instructions']} episodes"
+        f" have several; {measured['steps_without_words']} frames have none; {share:.1%} of the"
+        f" frames are idle (every motion below {selection.IDLE:.0%} of its range)"
     )
+    if measured["alternatives"] > 1:
+        yield f"  up to {measured['alternatives']} instructions to draw from at a time"
+    for reason, count in measured["left_out"].items():
+        yield f"  left out: {count} episodes {reason}"
     head = " ".join(f"{word:>9s}" for word in ("min", "q01", "mean", "std", "q99", "max"))
     for kind in ("actions", "state"):
         yield f"  {kind:14s} {head}  clipped"
@@ -147,7 +147,9 @@ def validate(
     sizes: dict[str, tuple[int, int]] = {}
     episodes = pictures = 0
     with (
-        Progress(f"{dataset.name}: validating", sum(shard.size for _, shard in shards)) as progress,
+        Progress(
+            f"{dataset.name}: validating", sum(shard.file.size for _, shard in shards)
+        ) as progress,
         ThreadPoolExecutor() as threads,
     ):
         for number, shard in shards:
@@ -161,7 +163,7 @@ def validate(
                 episodes += 1
                 progress.add(max(0, episode.end - at))
                 at = max(at, episode.end)
-            progress.add(shard.size - at)
+            progress.add(shard.file.size - at)
     return episodes, pictures
 
 

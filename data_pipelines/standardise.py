@@ -20,8 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-OPEN, CLOSED = 0.95, 0.05  # a gripper beyond these is open or closed; in between it is on its way
-EVENT = 0.1  # a relative gripper command beyond this opens or closes
+# Limits are compared in float32, as numbers are stored: 0.1 in a file is 0.1 here, and not beyond
+# it, as a float64 0.1 would have it.
+# A gripper beyond these is open or closed; in between it is on its way.
+OPEN, CLOSED = np.float32(0.95), np.float32(0.05)
+EVENT = np.float32(0.1)  # a relative gripper command beyond this opens or closes
 UNIT = 0.01  # how far a quaternion's length may be from 1: float32 is off by 1e-6, padding by 1
 
 Columns = dict[str, np.ndarray]
@@ -133,8 +136,9 @@ class Recipe:
         actions = _vector(self.actions, columns, steps)[: len(frames)]
         state = _vector(self.state, columns, steps)[: len(frames)]
         if self.idle is not None:
-            turned = np.abs(np.diff(actions[:, -1], prepend=actions[:1, -1])) > self.idle
-            busy = (np.abs(actions[:, :-1]) > self.idle).any(axis=1) | turned
+            stored, least = actions.astype(np.float32), np.float32(self.idle)
+            turned = np.abs(np.diff(stored[:, -1], prepend=stored[:1, -1])) > least
+            busy = (np.abs(stored[:, :-1]) > least).any(axis=1) | turned
             actions, state, frames = actions[busy], state[busy], frames[busy]
         return Standardised(actions.astype(np.float32), state.astype(np.float32), frames)
 
@@ -162,7 +166,8 @@ def binarise(gripper: np.ndarray) -> np.ndarray:
     A value in between is on its way: it becomes what the gripper next settles at. A run in between
     that never settles takes its last value, thresholded at 0.5.
     """
-    decided = (gripper > OPEN) | (gripper < CLOSED)
+    stored = gripper.astype(np.float32)
+    decided = (stored > OPEN) | (stored < CLOSED)
     decided[-1:] = True
     # The first decided step at or after each step.
     filled = _fill((gripper > 0.5)[::-1], decided[::-1])
@@ -176,7 +181,7 @@ def rel2abs(gripper: np.ndarray) -> np.ndarray:
     Before its first event the gripper is the opposite of what that event makes it: a command is
     taken to do something. An episode without an event is open.
     """
-    event = np.abs(gripper) > EVENT
+    event = np.abs(gripper.astype(np.float32)) > EVENT
     opens = gripper < 0
     first = np.take_along_axis(opens, event.argmax(axis=0)[None], axis=0) if len(gripper) else opens
     before = np.where(event.any(axis=0), ~first, True)

@@ -1,39 +1,68 @@
 """Open-loop evaluation of a trained policy on held-out episodes.
 
-    python -m experiments.evaluate --workdir=DIR [--without=DIR]
+    python -m experiments.evaluate --workdir=DIR [--without=DIR] [--max_windows=N] [--batch_size=N]
+
+What is printed is what a robot would carry out: the chunk at each frame, planned from the window
+that ends there, in the units and limits of the robot, computed in model.act_dtype as a rollout is.
+experiments.replay prints the same figures of the exported policy, and begins anew where the
+instruction changes inside an episode. (val/ in metrics.jsonl is the training's own loss: it also
+counts what the model says at a window's earlier frames, which have seen less: 0.0425 for 0.0415 of
+the demo's policy.)
 
 Prints the held-out arm loss of the policy beside two figures it must beat: that of the best
 constant action, and its own with every instruction blanked. `--without` is the work directory of a
 run trained with data.blank_instruction=True: what can be had without language at all. Writes
 evaluation.json and actions.png (predicted against true over one episode) into DIR.
+
+Parameters and batches are split over all devices of this machine; --batch_size, of all of them, is
+the training's by default. --max_windows draws so many of each dataset, the same ones each time.
 """
 
 import argparse
-import sys
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jax.sharding import Mesh
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
+from data_pipelines.mixture import Member
 from experiments.composition import datasets, plots, sources
+from experiments.composition.executed import DELTA, Tally, arm, huber, recorded
 from experiments.composition.json_files import write_json
-from vla_jax import build
+from vla_jax import build, command, sharding
 from vla_jax import params as flat
-from vla_jax.actions import ActionSpec
 from vla_jax.models.tokenizer import digest
 from vla_jax.models.vla import VLA
 from vla_jax.params import merge
+from vla_jax.progress import Progress
 from vla_jax.saved_config import complete
-from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
-from vla_jax.types import Batch
+from vla_jax.training.checkpoint import complete_steps, load_arrays, load_meta
+from vla_jax.types import Observation
 
-Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
-Model = Callable[[flat.Params], VLA]
+BLOCK = 1 << 14  # windows of which recorded actions are in memory at a time
+HALVINGS = 30  # of the range in which the best constant is sought
+
+# Recorded chunks in network units [n k d], and which of their steps count [n k].
+Blocks = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+Blank = Callable[[Observation], Observation]
+
+
+class Policy(NamedTuple):
+    """The newest checkpoint of a run on the devices: `act` gives the chunks [b k d], in network
+    units, of a batch of observations that is split over the mesh; its number seeds heads that draw.
+    """
+
+    act: Callable[[Observation, int], Any]
+    place: Callable[[Any], Any]  # this process's rows -> global arrays
+    chunk: int
 
 
 def main(argv: list[str]) -> None:
@@ -45,11 +74,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--without", type=Path, default=None, help="a run trained with data.blank_instruction=True"
     )
+    parser.add_argument(
+        "--max_windows", type=command.positive, default=None, help="of each dataset"
+    )
+    parser.add_argument(
+        "--batch_size", type=command.positive, default=None, help="windows at a time"
+    )
     args = parser.parse_args(argv)
-    result = evaluate(args.workdir)
+    mesh = sharding.make_mesh(1, -1, 1)
+    result = evaluate(args.workdir, mesh, args.max_windows, args.batch_size)
     if args.without is not None:
-        for name, other in evaluate(args.without)["datasets"].items():
-            result["datasets"][name]["arm_loss_trained_without_instruction"] = other["arm_loss"]
+        other = evaluate(args.without, mesh, args.max_windows, args.batch_size)
+        for name, numbers in other["datasets"].items():
+            result["datasets"][name]["arm_loss_trained_without_instruction"] = numbers["arm_loss"]
     for name, numbers in result["datasets"].items():
         report(name, result["step"], numbers)
     write_json(args.workdir / "evaluation.json", result)
@@ -58,7 +95,10 @@ def main(argv: list[str]) -> None:
 def report(name: str, step: int, numbers: dict[str, Any]) -> None:
     """Prints the figures of one dataset."""
     policy, constant = numbers["arm_loss"], numbers["arm_loss_best_constant"]
-    print(f"held-out arm loss, {numbers['windows']} windows of {name}, step {step}:")
+    print(
+        f"held-out arm loss of whole chunks, {numbers['windows']} of {numbers['of']} windows of"
+        f" {name}, step {step}:"
+    )
     print(f"  policy                        {policy:.5f}")
     print(
         f"  best constant action          {constant:.5f}   policy / constant ="
@@ -70,17 +110,45 @@ def report(name: str, step: int, numbers: dict[str, Any]) -> None:
     ):
         if key in numbers:
             print(f"  {label}  {numbers[key]:.5f}   blanked / policy = {numbers[key] / policy:.2f}")
+    grip = numbers["gripper_accuracy"]
     print(
-        f"gripper accuracy {numbers['gripper_accuracy']:.4f}; mean absolute error in robot units:"
+        f"the next action: arm error {numbers['arm_error']:.5f}, gripper accuracy"
+        f" {'none' if grip is None else f'{grip:.4f}'}; mean absolute error in robot units:"
     )
     print("  " + "  ".join(f"{dim} {value:.4g}" for dim, value in numbers["l1"].items()))
 
 
-def evaluate(workdir: Path) -> dict[str, Any]:
-    """All figures of one run as a JSON-able dict, by dataset; draws actions.png of the first."""
+def evaluate(
+    workdir: Path, mesh: Mesh, most: int | None = None, batch_size: int | None = None
+) -> dict[str, Any]:
+    """All figures of one run as a JSON-able dict, by dataset, of at most `most` windows of each;
+    draws actions.png of the first.
+    """
     meta = load_meta(workdir / "checkpoints")
     config = complete(meta["config"], workdir)
+    parts = mesh.size
+    config.batch_size = -(-(batch_size or config.batch_size) // parts) * parts
     source = sources.data(config, workdir, training=False)
+    _check(workdir, config, meta, source)
+    policy = opened(workdir, config, source, mesh)
+    blank = blanked(source.encode(""), config.model.prompt_length)
+    by_dataset = {}
+    for number, member in enumerate(source.held_out):
+        member = dataclasses.replace(member, weight=1.0)  # each window once
+        by_dataset[member.index.dataset.name] = figures(config, source, member, policy, blank, most)
+        if number == 0:
+            whole = sources.loader(config, source, [member], shuffle=False)
+            draw(policy, whole, member, workdir / "actions.png")
+    return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": by_dataset}
+
+
+def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sources.Data) -> None:
+    """Raises ValueError unless the data and the tokenizer are those of the run."""
+    if not source.held_out:
+        raise ValueError(
+            f"{workdir}: expected held-out episodes to evaluate on, got none: the run was trained"
+            f" with data.held_out={config.data.held_out} and eval_every=0"
+        )
     for member in source.train:
         name = member.index.dataset.name
         if meta["datasets"][name]["action"] != member.action_spec.to_json():
@@ -93,136 +161,167 @@ def evaluate(workdir: Path) -> dict[str, Any]:
             f"{workdir}: the tokenizer in {source.tokenizer} is not the one the checkpoint was"
             " trained with"
         )
-    graphdef, _, _ = flat.abstract(build.model(config, source.action_end, datasets.states(config)))
-    weights = jax.device_put(
-        {k: v.astype(config.model.dtype) for k, v in load_params(workdir / "checkpoints").items()}
-    )
 
-    def model(weights: flat.Params) -> VLA:
-        return cast(VLA, merge(graphdef, weights))
 
-    loss = jax.jit(lambda weights, batch: model(weights).loss(batch, jax.random.key(0)).metrics)
-    blank = blanked(source.encode(""), config.model.prompt_length)
-    by_dataset = {}
-    for member in source.held_out:
-        loader = sources.loader(config, source, [member], shuffle=False)
-        by_dataset[member.index.dataset.name] = figures(
-            loader, member.action_spec, robust(config), lambda batch: loss(weights, batch), blank
-        )
-        if member is source.held_out[0]:
-            draw(model, weights, loader, member.action_spec, workdir / "actions.png")
-    return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": by_dataset}
+def opened(workdir: Path, config: ConfigDict, source: sources.Data, mesh: Mesh) -> Policy:
+    """The policy of the newest checkpoint, its parameters read straight into their shardings."""
+    make = build.model(config, source.action_end, datasets.states(config))
+    graphdef, shapes, logical = flat.abstract(make)
+    where = sharding.resolve(shapes, logical, mesh)
+    specs = {
+        name: jax.ShapeDtypeStruct(leaf.shape, config.model.act_dtype, sharding=where[name])
+        for name, leaf in shapes.items()
+    }
+    with Progress("reading parameters"):
+        weights = load_arrays(workdir / "checkpoints", specs)
+
+    def chunks(weights: flat.Params, obs: Observation, key: jax.Array) -> Any:
+        with sharding.activations_over(mesh):
+            return cast(VLA, merge(graphdef, weights)).act(obs, key)
+
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    act = jax.jit(chunks, in_shardings=(where, split, whole), out_shardings=whole)
+
+    def numbered(obs: Observation, number: int) -> Any:
+        key = jax.random.fold_in(jax.random.key(0), number)
+        return act(weights, obs, key)
+
+    def place(rows: Any) -> Any:
+        return sharding.global_batch(rows, mesh, config.batch_size)
+
+    return Policy(numbered, place, config.model.chunk)
 
 
 def figures(
-    loader: Loader,
-    spec: ActionSpec,
-    cost: Callable[[np.ndarray], np.ndarray],
-    loss: Callable[[Batch], Metrics],
-    blank: Callable[[Batch], Batch],
+    config: ConfigDict,
+    source: sources.Data,
+    member: Member,
+    policy: Policy,
+    blank: Blank,
+    most: int | None,
 ) -> dict[str, Any]:
-    """The figures of one dataset: one pass over its held-out windows."""
-    plain: Metrics = {}
-    without: Metrics = {}
-    wanted, valid = [], []
-    for batch in loader.batches(0):
-        plain = add(plain, jax.device_get(loss(batch)))
-        without = add(without, jax.device_get(loss(blank(batch))))
-        wanted.append(np.asarray(batch.actions))
-        valid.append(np.asarray(batch.action_mask & batch.obs.step_mask[:, :, None, None]))
-    arm = [i for i in range(len(spec.names)) if i not in spec.binary]
-    targets, masks = np.concatenate(wanted)[..., arm], np.concatenate(valid)[..., arm]
-    total, weight = plain["l1"]
-    error = total / np.maximum(weight, 1) * spec.units()
+    """The figures of one dataset: one pass over its held-out windows, or `most` drawn ones."""
+    split, spec = member.index.splits[member.split], member.action_spec
+    count = min(most or len(split.actions), len(split.actions))
+    loader = sources.loader(config, source, [member], shuffle=count < len(split.actions))
+    batches = -(-count // config.batch_size)
+    plain, without = Tally(spec), Tally(spec)
+    name = f"evaluate {member.index.dataset.name}"
+    with Progress(name, count, "windows") as progress:
+        for number, told in enumerate(chunks(loader, policy, blank, batches)):
+            rows = loader.ids(number)[: count - number * config.batch_size]
+            true, within = recorded(split, rows, policy.chunk)
+            for tally, said in zip((plain, without), told, strict=True):
+                tally.add(spec.unnormalise(said[: len(rows)]), true, within)
+            progress.add(len(rows), f"arm loss {plain.arm_loss():.5f}")
+
+    drawn = (
+        np.concatenate([loader.ids(number) for number in range(batches)])[:count]
+        if count < len(split.actions)
+        else None
+    )
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, count, BLOCK):
+            stop = min(start + BLOCK, count)
+            rows = np.arange(start, stop) if drawn is None else drawn[start:stop]
+            true, within = recorded(split, rows, policy.chunk)
+            yield spec.normalise(true)[..., arm(spec)], within
+
+    constant = best_constant(blocks, f"{name}, best constant action")
     return {
-        "windows": loader.windows,
-        "arm_loss": mean(plain["arm"]),
-        "arm_loss_best_constant": best_constant(targets, masks, cost),
-        "arm_loss_instruction_blanked": mean(without["arm"]),
-        "gripper_accuracy": mean(plain["gripper_accuracy"]),
-        "l1": {name: float(value) for name, value in zip(spec.names, error, strict=True)},
+        **plain.figures(),
+        "of": len(split.actions),
+        "arm_loss_best_constant": constant,
+        "arm_loss_instruction_blanked": without.arm_loss(),
     }
 
 
-def best_constant(
-    targets: Float[np.ndarray, "b t k d"],
-    mask: Bool[np.ndarray, "b t k d"],
-    cost: Callable[[np.ndarray], np.ndarray],
-) -> float:
-    """The least mean cost that one fixed action per (k, d) can reach on these very targets.
-
-    Fitted on the data it is judged on, so nothing constant can do better. The cost is convex in
-    each number, so a golden search finds its minimum.
+def chunks(
+    loader: Loader, policy: Policy, blank: Blank, batches: int
+) -> Iterator[tuple[Float[np.ndarray, "b k d"], Float[np.ndarray, "b k d"]]]:
+    """What the policy says at the first `batches`, and with the instruction blanked: read one batch
+    late, while the devices work on the next.
     """
-    golden = (np.sqrt(5) - 1) / 2
-    low = np.full(targets.shape[2:], np.where(mask, targets, np.inf).min())
-    high = np.full(targets.shape[2:], np.where(mask, targets, -np.inf).max())
-
-    def total(constant: np.ndarray) -> np.ndarray:
-        return np.where(mask, cost(targets - constant), 0.0).sum((0, 1))  # k d
-
-    for _ in range(40):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        worse = total(left) > total(right)
-        low, high = np.where(worse, left, low), np.where(worse, high, right)
-    return float(total((low + high) / 2).sum() / mask.sum())
-
-
-def robust(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
-    """The config's arm loss as a numpy function of the error."""
-    delta = config.loss.delta
-
-    def huber(error: np.ndarray) -> np.ndarray:
-        size = np.abs(error)
-        return np.where(size < delta, 0.5 * error**2, delta * (size - 0.5 * delta))
-
-    return huber if config.loss.kind == "huber" else lambda error: huber(error) / delta
+    running: tuple[Any, Any] | None = None
+    with closing(loader.batches(0)) as read:
+        for number, batch in enumerate(islice(read, batches)):
+            obs, other = policy.place(batch.obs), blank(batch.obs)
+            prompt, mask = policy.place((other.prompt, other.prompt_mask))
+            other = obs._replace(prompt=prompt, prompt_mask=mask)
+            before, running = running, (policy.act(obs, number), policy.act(other, number))
+            if before is not None:
+                yield np.asarray(before[0]), np.asarray(before[1])
+    if running is not None:
+        yield np.asarray(running[0]), np.asarray(running[1])
 
 
-def blanked(ids: np.ndarray, length: int) -> Callable[[Batch], Batch]:
+def best_constant(blocks: Blocks, name: str = "best constant action") -> float:
+    """The least mean arm error that one fixed action per (k, d) can reach on these very targets.
+
+    Fitted on the data it is judged on, so nothing constant can do better. The error is convex in
+    each number, so the sign of its slope says on which side the best one lies.
+
+    Args:
+        blocks: gives the targets anew at each call: network units [n k d], and their mask [n k].
+        name: of the progress.
+    """
+    limits = [
+        (np.where(m[..., None], x, np.inf).min(0), np.where(m[..., None], x, -np.inf).max(0))
+        for x, m in blocks()
+    ]
+    low = np.min([low for low, _ in limits], axis=0).astype(np.float64)  # k d
+    high = np.max([high for _, high in limits], axis=0).astype(np.float64)
+    low, high = np.where(low > high, 0.0, low), np.where(low > high, 0.0, high)  # no step there
+
+    def total(of: Callable[[np.ndarray], np.ndarray], constant: np.ndarray) -> np.ndarray:
+        return sum(
+            (np.where(m[..., None], of(constant - x), 0.0).sum(0) for x, m in blocks()),
+            start=np.zeros_like(constant),
+        )
+
+    with Progress(name, HALVINGS, "passes") as progress:
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            rises = total(lambda error: np.clip(error, -DELTA, DELTA), middle) > 0
+            low, high = np.where(rises, low, middle), np.where(rises, middle, high)
+            progress.add(1)
+    steps = sum(int(m.sum()) for _, m in blocks())
+    return float(total(huber, (low + high) / 2).sum() / (steps * low.shape[-1]))
+
+
+def draw(policy: Policy, loader: Loader, member: Member, out: Path) -> None:
+    """Predicted against true first action of every frame of the first held-out episode, in robot
+    units. `loader` reads in file order.
+    """
+    split, spec = member.index.splits[member.split], member.action_spec
+    first = int(np.flatnonzero(split.length)[0])
+    length, size = int(split.length[first]), len(loader.ids(0))
+    said = [
+        np.asarray(policy.act(policy.place(loader.batch(number).obs), number))[:, 0]
+        for number in range(-(-length // size))
+    ]
+    true, _ = recorded(split, np.arange(length), 1)
+    plots.actions(
+        spec.unnormalise(np.concatenate(said)[:length]),
+        true[:, 0],
+        spec.names,
+        f"held-out episode {first}: {loader.instruction(first)!r}",
+        out,
+    )
+
+
+def blanked(ids: np.ndarray, length: int) -> Blank:
     """A function that replaces every prompt of a batch by the given ids."""
 
-    def replace(batch: Batch) -> Batch:
-        prompt = np.zeros_like(batch.obs.prompt)
+    def replace(obs: Observation) -> Observation:
+        prompt = np.zeros_like(obs.prompt)
         prompt[:, : len(ids)] = ids
         mask = np.broadcast_to(np.arange(length) < len(ids), prompt.shape)
-        return batch._replace(
-            obs=batch.obs._replace(prompt=prompt, prompt_mask=np.ascontiguousarray(mask))
-        )
+        return obs._replace(prompt=prompt, prompt_mask=np.ascontiguousarray(mask))
 
     return replace
 
 
-def draw(model: Model, weights: flat.Params, loader: Loader, spec: ActionSpec, out: Path) -> None:
-    """Predicted against true first action of every frame of the first held-out episode, in robot
-    units.
-    """
-    batch = loader.episode(0)
-    act = jax.jit(lambda weights, obs: model(weights).act(obs, jax.random.key(0)))
-    predicted = spec.unnormalise(np.asarray(act(weights, batch.obs))[:, 0])
-    true = spec.unnormalise(np.asarray(batch.actions)[:, -1, 0])
-    plots.actions(
-        predicted, true, spec.names, f"held-out episode 0: {loader.instruction(0)!r}", out
-    )
-
-
-def add(total: Metrics, metrics: Metrics) -> Metrics:
-    """Per-example pairs summed over the batch and added up, in float64."""
-    summed = {
-        name: tuple(np.asarray(part, np.float64).sum(0) for part in pair)
-        for name, pair in metrics.items()
-    }
-    return (
-        {name: (a + total[name][0], b + total[name][1]) for name, (a, b) in summed.items()}
-        if total
-        else summed
-    )
-
-
-def mean(pair: tuple[np.ndarray, np.ndarray]) -> float:
-    """Sum over weight."""
-    return float(pair[0] / pair[1])
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)

@@ -3,14 +3,17 @@ transformers.
 
     python -m experiments.export --checkpoint runs/NAME/checkpoints --out artefacts/NAME
     python -m experiments.export --checkpoint DIR --out DIR --dtype bfloat16 [--step N] [--tokenizer
-    DIR] python -m experiments.export --checkpoint DIR --out DIR --onnx DIR --pt2 DIR --hf DIR
+    DIR] [--data ROOT]
+    python -m experiments.export --checkpoint DIR --out DIR --onnx DIR --pt2 DIR --hf DIR
     python -m experiments.export --artefact DIR --pt2 DIR --device cuda       # of an artefact that
                                                                               is there
 
 --checkpoint is the checkpoints directory of a run (averaged parameters if it kept them, adapters
 merged) or of import_weights. The folder (vla_jax/export/artefact.py says what is in it) is written
 only if the torch policy in it equals the JAX policy at three stages; the table is printed.
-Checkpoints of parts that torch does not compute are refused by name.
+Checkpoints of parts that torch does not compute are refused by name. With --data, the folder of the
+recordings it was trained on, the artefact knows how its cameras' frames look: a robot then notices
+swapped channels and pictures unlike those, beside frozen and blank ones.
 
 What is derived of an artefact is a folder of its own, written only if it computes what the artefact
 does:
@@ -24,12 +27,12 @@ does:
 import argparse
 import dataclasses
 import importlib.metadata
-import sys
 from pathlib import Path
 
-from experiments.composition import sources
-from vla_jax import saved
+from experiments.composition import footage, sources
+from vla_jax import command, saved
 from vla_jax.export import artefact, hf, onnx, pt2
+from vla_jax.progress import Progress
 from vla_jax.robot.torch_policy import golden
 from vla_jax.training.checkpoint import load_meta
 
@@ -58,12 +61,20 @@ def main(argv: list[str]) -> None:
         "--step", type=int, default=None, help="of the checkpoint; the newest by default"
     )
     parser.add_argument(
-        "--dtype", choices=tuple(artefact.BOUNDS), default="float32", help="of the weights"
+        "--dtype",
+        choices=tuple(artefact.BOUNDS),
+        default=None,
+        help="of the weights; its config's model.act_dtype by default",
     )
     parser.add_argument(
         "--tokenizer", type=Path, default=None, help="folder, where the checkpoint's has moved"
     )
+    parser.add_argument(
+        "--data", default=None, help="with --checkpoint: where the datasets it learnt from are"
+    )
     args = parser.parse_args(argv)
+    if args.data is not None and args.checkpoint is None:
+        raise ValueError("--data: expected --checkpoint with it; an artefact is not changed")
     if (args.checkpoint is None, args.out is None) != (args.artefact is not None,) * 2:
         raise ValueError("expected --checkpoint and --out, or --artefact without them")
     if args.hf is not None and args.checkpoint is None and args.tokenizer is None:
@@ -77,9 +88,12 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{', '.join(there)}: is there already; give another folder, or remove it")
     folder = args.artefact or args.out
     if args.checkpoint is not None:
-        proof = artefact.write(
-            source(args.checkpoint, args.step, args.tokenizer), folder, args.dtype
-        )
+        policy = source(args.checkpoint, args.step, args.tokenizer)
+        seen = None
+        if args.data is not None:
+            seen = footage.of_checkpoint(args.checkpoint, args.step, policy, args.data)
+        with Progress(f"exporting to {folder}"):
+            proof = artefact.write(policy, folder, args.dtype or policy.dtype, seen)
         print(f"{artefact.report(proof)}\nwritten: {folder}")
     derive(args, folder)
 
@@ -87,16 +101,22 @@ def main(argv: list[str]) -> None:
 def derive(args: argparse.Namespace, folder: Path) -> None:
     """Writes what was asked for of the artefact in `folder`."""
     if args.onnx is not None:
-        print(f"{golden.table(onnx.write(folder, args.onnx))}\nwritten: {args.onnx}")
+        with Progress(f"exporting to {args.onnx}"):
+            proof = onnx.write(folder, args.onnx)
+        print(f"{golden.table(proof)}\nwritten: {args.onnx}")
     if args.pt2 is not None:
-        for name, rows in pt2.write(folder, args.pt2, args.device).items():
+        with Progress(f"exporting to {args.pt2}"):
+            programs = pt2.write(folder, args.pt2, args.device)
+        for name, rows in programs.items():
             print(f"{name}\n{golden.table(rows)}")
         print(f"written: {args.pt2}")
     if args.hf is not None:
         words = args.tokenizer or saved.tokenizer_folder(
             args.checkpoint, load_meta(args.checkpoint, args.step)
         )
-        print(f"{golden.table(hf.write(folder, words, args.hf))}\nwritten: {args.hf}")
+        with Progress(f"exporting to {args.hf}"):
+            proof = hf.write(folder, words, args.hf)
+        print(f"{golden.table(proof)}\nwritten: {args.hf}")
 
 
 def source(
@@ -114,4 +134,4 @@ def source(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)

@@ -3,13 +3,18 @@
     python -m experiments.import_weights --from hf:DIR --out DIR
     python -m experiments.import_weights --from npz:FILE.npz --out DIR --tokenizer DIR
     python -m experiments.import_weights --from robovlms:FILE.pt --robovlms_config FILE.json --out
-    DIR [--tokenizer DIR]
+    DIR [--tokenizer DIR] [--statistics [NAME=]FILE.json ...]
 
 hf and npz give a backbone, robovlms a whole policy (FILE.pt may also be a DeepSpeed ZeRO-1 or -2
 directory). The DIR after --out becomes a checkpoints directory with one complete checkpoint of step
 0, or none: `checkpoint.load_params` reads it, and `pretrain --config.model.weights=DIR` begins with
 it. Its meta item has the config that fits; nothing else is needed but the tokenizer, which is
 copied to DIR/tokenizer from beside the weights, or from --tokenizer DIR.
+
+--statistics gives the policy what the numbers of its actions mean, so that it can be exported and
+act: the q01/q99 file that RoboVLMs evaluates with, or Octo's, OpenVLA's, openpi's
+(composition/statistics.py). NAME is our name of the dataset, where the file has none or another;
+default the config's own. May be given several times.
 
 Nothing in a file is executed, and every array must fit: what does not is named.
 """
@@ -19,7 +24,6 @@ import functools
 import hashlib
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,15 +34,16 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import DATASETS
+from experiments.composition import statistics
 from experiments.configs import oxe_paligemma
 from experiments.robovlms import config as robovlms_config
 from experiments.robovlms import names as robovlms_names
-from vla_jax import build
+from vla_jax import build, command
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.tokenizer import digest as tokenizer_digest
+from vla_jax.progress import Progress
 from vla_jax.training.checkpoint import Checkpointer, complete_steps
 from vla_jax.training.state import TrainState
 from vla_jax.weights import pretrained
@@ -81,6 +86,10 @@ def main(argv: list[str]) -> None:
         help="folder with the tokenizer's files, where the weights have none",
     )
     parser.add_argument(
+        "--statistics", action="append", default=[], metavar="[NAME=]FILE",
+        help="action statistics of a dataset, for robovlms",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, required=True, help="the checkpoints directory to write"
     )
     args = parser.parse_args(argv)
@@ -92,15 +101,20 @@ def main(argv: list[str]) -> None:
             "--robovlms_config: expected with robovlms:FILE, and only then: it says what the"
             " weights are"
         )
+    if args.statistics and kind != "robovlms":
+        raise ValueError("--statistics: expected with robovlms:FILE: a backbone has no actions")
     if complete_steps(args.out):
         raise ValueError(
             f"--out: {args.out} holds a checkpoint already; give another directory, or remove it"
         )
     path = Path(name).expanduser()
-    imported = policy(path, args.robovlms_config) if kind == "robovlms" else backbone(path, kind)
+    with Progress(f"opening {path}"):  # a compressed .pt is unpacked
+        robovlms = kind == "robovlms"
+        imported = policy(path, args.robovlms_config) if robovlms else backbone(path, kind)
     if args.tokenizer:
         imported = imported._replace(tokenizer=args.tokenizer)
-    write(imported, path, args.origin, args.out)
+    specs = statistics.specs(imported.config, args.statistics) if imported.lines else {}
+    write(imported, path, args.origin, args.out, specs)
 
 
 def backbone(path: Path, kind: str) -> Import:
@@ -154,12 +168,6 @@ def policy(path: Path, json_file: Path) -> Import:
             f"{json_file}: model: expected kosmos or paligemma, got {config.model.backbone}:"
             " RoboVLMs keeps the names of its original package, for which there is no table here"
         )
-    if config.model.history == "interleaved":
-        raise ValueError(
-            f"{json_file}: act_head.history_type: 'pre' shows later frames the last prompt token of"
-            " each frame, which stands behind the readouts; our interleaved history leaves it out,"
-            " so the weights would not mean the same"
-        )
     opened = pretrained.open_weights(path)
     if opened.kind != "torch":
         raise ValueError(
@@ -195,38 +203,44 @@ def policy(path: Path, json_file: Path) -> Import:
     return _best(candidates)
 
 
-def write(imported: Import, path: Path, origin: str, out: Path) -> None:
-    """Prints what became of everything and writes the checkpoint. Raises ValueError before it
-    writes anything.
+def write(
+    imported: Import, path: Path, origin: str, out: Path, specs: dict[str, ActionSpec]
+) -> None:
+    """Prints what became of everything and writes the checkpoint; `specs` are the actions' by
+    dataset. Raises ValueError before it writes anything.
     """
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     plan = _plan(imported)
-    specs = {
+    wanted = {
         name: jax.ShapeDtypeStruct(imported.shapes[name].shape, _dtype(views), sharding=place)
         for name, views in plan.views.items()
     }
     print(table(imported, plan))
     if not plan.problems:
         _check_tokenizer(imported)
-    values = pretrained.place(imported.files, plan, specs)
+    with Progress("reading arrays"):
+        values = pretrained.place(imported.files, plan, wanted)
     config = imported.config
     config.model.weights, config.model.tokenizer = str(out), ""
+    with Progress("hashing the files"):
+        sha256 = digest(path)
     meta = {
         "config": config.to_dict(),
         "cameras": list(config.model.cameras),
         "tokenizer": _copy_tokenizer(imported.tokenizer, out),
-        "datasets": _action_spec(config) if imported.lines else {},
+        "datasets": {name: {"action": spec.to_json()} for name, spec in specs.items()},
         "statistics": {},
         "origin": {
             "from": origin,
-            "sha256": digest(path),
+            "sha256": sha256,
             "robovlms": [line._asdict() for line in imported.lines],
         },
     }
     checkpointer = Checkpointer(out, meta, {"imported": origin})
     zero = jnp.zeros((), jnp.int32)
-    checkpointer.save(0, TrainState(zero, values, {}, (), None, zero))
-    checkpointer.close()
+    with Progress("writing the checkpoint"):
+        checkpointer.save(0, TrainState(zero, values, {}, (), None, zero))
+        checkpointer.close()
     if complete_steps(out) != [0]:
         raise ValueError(f"{out}: the checkpoint was not written whole; is the disk full?")
     print(
@@ -369,28 +383,5 @@ def _copy_tokenizer(folder: Path | str, out: Path) -> dict[str, Any]:
     return {"folder": "tokenizer", "sha256": tokenizer_digest(target), "reference": str(folder)}
 
 
-def _action_spec(config: ConfigDict) -> dict[str, Any]:
-    """The action spec of a dataset whose normalisation the config says whole; others need the
-    dataset's statistics.
-    """
-    name, rules = config.data.mixture, tuple(config.data.normalise)
-    if name not in DATASETS or any(isinstance(rule, str) and rule != "none" for rule in rules):
-        print(
-            f"\naction spec: {rules} needs the statistics of the data; they come with the data at"
-            " the first training"
-        )
-        return {}
-    dataset = DATASETS[name]
-    unread = {
-        key: np.zeros(len(dataset.action_names))
-        for key in ("mean", "std", "min", "max", "q01", "q99")
-    }
-    return {
-        name: {
-            "action": ActionSpec.fit(dataset.action_names, dataset.binary, unread, rules).to_json()
-        }
-    }
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)

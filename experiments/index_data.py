@@ -2,29 +2,35 @@
 
     python -m experiments.index_data --root DIR --dataset NAME [--datasets FILE.py] [--out DIR]
     python -m experiments.index_data --root DIR --dataset NAME --validate [--quarantine FILE]
+    python -m experiments.index_data --root DIR --dataset NAME --shard 3/8
 
 The first prints a report and writes OUT/NAME.json and a one-page picture OUT/NAME.png. The second
 reads every record and decodes every image, names each bad episode (file, record, step, field, what
 to do) and exits with 1 if there is any; --quarantine writes them as a list that, looked through by
 a person, goes to --config.data.quarantine.
+
+The third is one of eight jobs (0/8 to 7/8) that share the reading of a large dataset, on any
+machines that see the folder of the index: each leaves its files' parts there, whatever the others
+do, and goes on where it was stopped. When all are done, the first command, or a training run, joins
+them to the index that one pass makes, bit for bit.
 """
 
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 from data_pipelines import quarantine, report
 from data_pipelines.datasets import DATASETS, user
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import remote, rlds
-from data_pipelines.index import Index, open_index
-from experiments.composition import plots
+from data_pipelines.index import Index, build_parts, open_index, parts_there
+from experiments.composition import plots, selecting
+from vla_jax import command
 
 
-def main(argv: list[str]) -> None:
-    """Command line."""
+def main(argv: list[str]) -> int:
+    """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,25 +47,36 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--validate", action="store_true", help="read everything and list all that is wrong"
     )
-    parser.add_argument(
-        "--quarantine", type=Path, default=None, help="with --validate: write the bad episodes here"
-    )
+    parser.add_argument("--shard", default="", help="I/N: read the files of job I of N only")
+    selecting.add_options(parser)  # --quarantine is written with --validate, else read
     args = parser.parse_args(argv)
     known = dict(DATASETS) | (user.load(args.datasets)[0] if args.datasets else {})
     if args.dataset not in known:
-        raise SystemExit(f"--dataset: expected one of {', '.join(known)}; got {args.dataset!r}")
-    if args.quarantine is not None and not args.validate:
-        raise SystemExit("--quarantine: only --validate finds bad episodes; add it")
-    dataset = known[args.dataset]
-    root = (
-        args.root if remote.is_remote(args.root) else str(Path(args.root).expanduser().absolute())
-    )
+        raise ValueError(f"--dataset: expected one of {', '.join(known)}; got {args.dataset!r}")
+    dataset, root = known[args.dataset], remote.absolute(args.root)
+    if args.validate:
+        return validate(root, dataset, Path(args.quarantine) if args.quarantine else None)
+    chosen = selecting.of_options(args)
+    if args.shard:
+        build_parts(root, dataset, _job(args.shard), selection=chosen)
+        there, of, _ = parts_there(root, dataset, selection=chosen)
+        print(
+            f"{dataset.name}: {there} of {of} files are read"
+            + ("; without --shard this command joins them" if there == of else "")
+        )
+        return 0
     try:
-        if args.validate:
-            sys.exit(validate(root, dataset, args.quarantine))
-        describe(open_index(root, dataset), args.out)
-    except ValueError as error:
-        raise SystemExit(f"{error}\n(--validate lists everything that is wrong)") from error
+        describe(open_index(root, dataset, selection=chosen), args.out)
+    except rlds.EpisodeError as error:
+        raise ValueError(f"{error}\n(--validate lists everything that is wrong)") from error
+    return 0
+
+
+def _job(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(f"--shard: expected I/N with I from 0 to N-1, as 3/8, got {text!r}")
+    return int(number), int(count)
 
 
 def describe(index: Index, out: Path) -> None:
@@ -67,7 +84,7 @@ def describe(index: Index, out: Path) -> None:
     dataset = index.dataset
     by_split = {name: report.measure(dataset, split) for name, split in index.splits.items()}
     for name, numbers in by_split.items():
-        print("\n".join(report.lines(dataset, name, numbers)))
+        print("\n".join(report.lines(dataset, index.splits[name].label, numbers)))
     for note in dataset.notes:
         print(f"  note: {note}")
     out.mkdir(parents=True, exist_ok=True)
@@ -111,4 +128,4 @@ def validate(root: str, dataset: Dataset, listed: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)

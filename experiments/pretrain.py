@@ -5,31 +5,39 @@
 
 Run it again with the same arguments and it continues from the last complete checkpoint. On several
 hosts start it on each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on
-TPU pods and under Slurm jax finds these itself: set JAX_COORDINATOR_ADDRESS=auto).
+TPU pods and under Slurm jax finds these itself: set JAX_COORDINATOR_ADDRESS=auto), or with a script
+of experiments/launch. It exits with 143 where SIGTERM asked it to save and stop, and with 75 where
+another host was lost: start it again then.
 """
 
+import contextlib
 import math
-import os
-import sys
-from collections.abc import Iterator
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
-from experiments.composition import cotraining, estimate, plots, sources, steps
-from experiments.composition.config import check_same_run, parse_argv, save
-from vla_jax import build, sharding
+from data_pipelines.image_text import Reader
+from data_pipelines.loader import Loader
+from experiments.composition import cotraining, estimate, plots, replicas, sources, steps, workdir
+from experiments.composition.config import parse_argv
+from vla_jax import build, command, sharding
 from vla_jax import params as flat
 from vla_jax.models import lora
+from vla_jax.progress import Progress
+from vla_jax.training import compile_cache, hosts, train
 from vla_jax.training import state as training_state
-from vla_jax.training import train
-from vla_jax.training.checkpoint import Checkpointer, load_arrays
+from vla_jax.training.checkpoint import Checkpointer, complete_steps, load_arrays
+from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
+from vla_jax.training.profiler import Profiler
+from vla_jax.training.reports import Units
 
 
 def main(argv: list[str]) -> None:
@@ -38,65 +46,153 @@ def main(argv: list[str]) -> None:
     if args.dry_run:
         dry_run(args.config)
         return
-    absent = sources.missing(args.config)
-    if absent:
-        raise SystemExit("This run cannot start; missing here:\n\n" + "\n\n".join(absent))
-    _join_hosts()
-    pretrain(args.config, args.workdir)
-
-
-def pretrain(config: ConfigDict, workdir: Path) -> None:
-    """Trains to config.steps, from the last complete checkpoint in workdir if there is one."""
-    source = _open(config, workdir)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    rows = sharding.rows(mesh, config.batch_size)
-    loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
-    held_out = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
-    texts, held_out_texts = (
-        cotraining.reader(config, source.texts, split, rows) for split in ("train", "held_out")
-    )
-    _say(f"{loader.summary()}\n{held_out.windows} windows held out; mesh {dict(mesh.shape)}")
-    _say_constant_dims(source)
-    plan = steps.plan(config, mesh, loader.windows / config.batch_size, source.action_end)
-    _say(sharding.table(plan.shapes, plan.shardings))
-    if config.lora.rank:
-        _say(str(lora.quantities(plan.shapes)))
-
-    checkpointer = Checkpointer(
-        workdir / "checkpoints",
-        sources.meta(config, source),
-        cotraining.identity(loader, texts),
-        config.keep_checkpoints,
-    )
-    state = checkpointer.restore(plan.abstract)
-    if state is None:
-        params = _parameters(config, plan.make, plan.abstract)
-        state = training_state.init_state(params, plan.abstract, plan.optimizer)
-    else:
-        _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
-    units = sources.units(source)
-    eval_step = steps.eval_step(plan, units)
-    count = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
-
-    def evaluate(state: train.TrainState) -> dict[str, float]:
-        batches = islice(_closing(cotraining.batches(held_out, held_out_texts)), count)
-        whole = (sharding.global_batch(batch, mesh, config.batch_size) for batch in batches)
-        return train.evaluate(eval_step, state, whole, units)
-
-    start = int(state.step)
-    recorder = Recorder(workdir, start, config.steps)
-    step = steps.train_step(plan, units)
-    batches = cotraining.batches(loader, texts, start)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until training listens, it must not kill
+    peers = hosts.join(moved=lambda: Progress.moved)
     try:
-        train.fit(state, step, batches, plan.run, train.Hooks(checkpointer, recorder, evaluate))
+        with peers.together():
+            absent = sources.missing(args.config)
+            if absent:
+                raise ValueError("this run cannot start; missing here:\n\n" + "\n\n".join(absent))
+            _say(compile_cache.enable())
+            pretrain(args.config, args.workdir, peers)
+    finally:
+        peers.close()
+
+
+class Prepared(NamedTuple):
+    """A run of which everything is known and checked, and nothing written or compiled."""
+
+    source: sources.Data
+    loader: Loader
+    texts: Reader | None
+    plan: steps.Plan
+    step: Any  # jitted
+    evaluate: Callable[[train.TrainState], dict[str, float]] | None
+    meta: dict[str, Any]
+    identity: dict[str, Any]
+
+
+def pretrain(config: ConfigDict, folder: Path, peers: hosts.Hosts = hosts.ALONE) -> None:
+    """Trains to config.steps, from the last complete checkpoint in the work directory `folder` if
+    there is one.
+    """
+    clock = Clock(folder / "goodput.json" if peers.index == 0 else None)
+    program = replicas.program(config)
+    peers.same("start", program)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = _prepare(config, folder, Path(scratch), peers)
+        facts = {**program, **replicas.data(run.identity, run.meta)}
+
+        def agree(step: int, *parts: train.TrainState) -> None:
+            if peers.count > 1:
+                drawn = replicas.rows(run.source.train, config.seed, step)
+                peers.same(f"step {step}", {**facts, **drawn, **hosts.replicas(parts)})
+
+        agree(0)
+        state = _state(config, folder, run, peers)
+    checkpointer = Checkpointer(
+        folder / "checkpoints", run.meta, run.identity, config.keep_checkpoints
+    )
+    if state is None:
+        with _telling("restoring the checkpoint"):
+            state = checkpointer.restore(run.plan.abstract)
+        assert state is not None  # `_state` saw that it is there
+        _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
+    start = int(state.step)
+    agree(start, state)
+    recorder = Recorder(folder, start, config.steps)
+    clock.resume(start)
+    profiler = Profiler(folder / "profiles", recorder.say)
+    hooks = train.Hooks(checkpointer, recorder, clock, profiler, run.evaluate, peers, agree)
+    batches = cotraining.batches(run.loader, run.texts, start)
+    try:
+        with peers.together():  # before what follows waits for a host that is gone
+            train.fit(state, run.step, batches, run.plan.run, hooks)
     finally:
         batches.close()
         recorder.close()
-        checkpointer.close()
+        with clock.during("checkpoint"):
+            checkpointer.close()
+        clock.write()
+        _say(f"goodput: {clock.summary()}")
     if jax.process_index() == 0:
-        plots.curves(workdir / "metrics.jsonl", workdir / "curves.png")
-        files = f"{workdir / 'metrics.jsonl'}, {workdir / 'curves.png'}"
+        plots.curves(folder / "metrics.jsonl", folder / "curves.png")
+        files = f"{folder / 'metrics.jsonl'}, {folder / 'curves.png'}"
         _say(f"done: {files}, {checkpointer.directory}")
+
+
+def _prepare(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -> Prepared:
+    """Everything of the run but its state, after all checks. What no data can mend comes first:
+    reading the data may take hours. A tokenizer that has to be trained lies in `scratch`.
+    """
+    if peers.index == 0:
+        workdir.check(folder, config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    rows = sharding.rows(mesh, config.batch_size)
+    steps.plan(config, mesh, steps_per_epoch=0.0)
+    source = _open(config, folder, scratch, peers)
+    loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
+    texts = cotraining.reader(config, source.texts, "train", rows)
+    plan = steps.plan(config, mesh, loader.windows / config.batch_size, source.action_end)
+    units = sources.units(source)
+    run = Prepared(
+        source=source,
+        loader=loader,
+        texts=texts,
+        plan=plan,
+        step=steps.train_step(plan, units),
+        evaluate=_evaluation(config, source, plan, mesh, units),
+        meta=sources.meta(config, source, folder),
+        identity=cotraining.identity(loader, texts),
+    )
+    _say(f"{loader.summary()}\n{sources.held_out(source)}\nmesh {dict(mesh.shape)}")
+    _say_constant_dims(source)
+    _say(sharding.table(plan.shapes, plan.shardings))
+    if config.lora.rank:
+        _say(str(lora.quantities(plan.shapes)))
+    return run
+
+
+def _state(
+    config: ConfigDict, folder: Path, run: Prepared, peers: hosts.Hosts
+) -> train.TrainState | None:
+    """The state of a new run; None where a checkpoint is to be continued. Only when its weights are
+    read is the work directory this run's.
+    """
+    kept = complete_steps(folder / "checkpoints")
+    peers.same("newest checkpoint", {"newest complete checkpoint": kept[-1] if kept else None})
+    peers.at(0, "restoring or initialising")
+    plan, state = run.plan, None
+    if not kept:
+        with _telling("reading weights, making parameters"):
+            params = _parameters(config, plan.make, plan.abstract)
+            state = training_state.init_state(params, plan.abstract, plan.optimizer)
+    if peers.index == 0:
+        workdir.claim(folder, config, run.source)
+    peers.wait("work directory")
+    if peers.index != 0:
+        workdir.await_claim(folder)
+    return state
+
+
+def _evaluation(
+    config: ConfigDict, source: sources.Data, plan: steps.Plan, mesh: Mesh, units: Units
+) -> Callable[[train.TrainState], dict[str, float]] | None:
+    """What measures a state on held-out windows. None with eval_every=0: there need be none."""
+    if not config.eval_every:
+        return None
+    rows = sharding.rows(mesh, config.batch_size)
+    loader = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
+    texts = cotraining.reader(config, source.texts, "held_out", rows)
+    step = steps.eval_step(plan, units)
+    count = max(1, min(config.eval_batches, loader.windows // config.batch_size))
+
+    def evaluate(state: train.TrainState) -> dict[str, float]:
+        batches = islice(_closing(cotraining.batches(loader, texts)), count)
+        whole = (sharding.global_batch(batch, mesh, config.batch_size) for batch in batches)
+        return train.evaluate(step, state, whole, units)
+
+    return evaluate
 
 
 def dry_run(config: ConfigDict) -> None:
@@ -164,6 +260,13 @@ def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState
             for name, leaf in base.items()
             if name.startswith(prefix)
         }
+        released = build.backbone_module(config).CONFIGS[config.model.variant].image_size
+        if config.model.image_size != released:
+            _say(
+                f"model.image_size is {config.model.image_size}, {config.model.variant}'s is"
+                f" {released}: the positions of images are interpolated where the weights have"
+                " others"
+            )
         loaded = build.load_backbone(config, backbone)
         loaded = {prefix + name: value for name, value in loaded.items()}
     fresh = flat.initialise(
@@ -172,33 +275,23 @@ def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState
     return {name: loaded[name] if name in loaded else fresh[name] for name in specs}
 
 
-def _open(config: ConfigDict, workdir: Path) -> sources.Data:
-    """The data, after checking that workdir is this run's. Process 0 goes first: what it writes,
-    the others find.
+def _open(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -> sources.Data:
+    """The data. All hosts read their share of what is not indexed; then host 0 goes first: the
+    index that it writes, the others find, however long it takes.
     """
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        check_same_run(workdir / "config.json", config)
-        source = sources.data(config, workdir)
-        save(config, workdir / "config.json")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("vla_jax.data")
-    return source if jax.process_index() == 0 else sources.data(config, workdir)
-
-
-def _join_hosts() -> None:
-    """Joins the other processes of a multi-host job, when the environment says there are any."""
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address is None:
-        return
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if address == "auto":
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        )
+    peers.at(0, "opening the data")
+    if peers.count > 1:
+        read = sources.read_share(config, (peers.index, peers.count))
+        peers.wait("parts of the index")
+        for line in sources.unshared(config, read):
+            print(f"host {peers.index}: {line}", flush=True)
+    if peers.index == 0:
+        source = sources.data(config, folder, scratch=scratch)
+    peers.wait("data")
+    if peers.index != 0:
+        source = sources.data(config, folder, scratch=scratch)
+    peers.wait("data of all")  # who has a copy of its own has to index it
+    return source
 
 
 def _say_constant_dims(source: sources.Data) -> None:
@@ -219,10 +312,15 @@ def _closing(batches: Iterator[Any]) -> Iterator[Any]:
         batches.close()  # type: ignore[attr-defined]
 
 
+def _telling(what: str) -> contextlib.AbstractContextManager[Any]:
+    """Within, a line says now and then that this still goes on."""
+    return Progress(what) if jax.process_index() == 0 else contextlib.nullcontext()
+
+
 def _say(line: str) -> None:
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)

@@ -12,15 +12,18 @@ error as experiments.replay has it (Huber, network units) and the gripper's accu
 demonstration; how many grippers flip against float32; and the difference to float32 in robot units.
 """
 
-import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from experiments.replaying.figures import arm, arm_error, gripper_accuracy, plans
+from experiments.composition.executed import arm, arm_error
+from experiments.replaying.figures import gripper_accuracy
 from experiments.replaying.recorded import Episode, command_line, open_recording, where
+from experiments.replaying.rollout import plans
+from vla_jax import command
 from vla_jax.actions import ActionSpec
+from vla_jax.progress import Progress
 from vla_jax.robot.torch_policy import Policy, load
 from vla_jax.robot.torch_policy.quantise import KINDS
 
@@ -50,7 +53,9 @@ def main(argv: list[str]) -> None:
     tried = [("float32", None), ("bfloat16", None), *((args.dtype, kind) for kind in KINDS)]
     for dtype, kind in tried:
         try:
-            policy = load(args.artefact, args.device, dtype, args.compile, kind)
+            policy = load(
+                args.artefact, args.device, dtype, args.compile, kind, args.require_signature
+            )
         except ValueError as refused:
             # One way to load it may not exist on this device; the others still tell.
             if kind is None:
@@ -66,9 +71,14 @@ def main(argv: list[str]) -> None:
 
 
 def run(name: str, policy: Policy, episodes: list[Episode], dataset: str) -> Measured:
-    """The policy on every frame of the episodes, as it would run."""
-    plans(policy, episodes[0], dataset, 1)  # what is set up at first is not a frame's time
-    out = [each for episode in episodes for each in plans(policy, episode, dataset, 1)]
+    """The policy on every frame of the episodes, one at a time, as it would run."""
+    longest = max(len(episode.frames) for episode in episodes)
+    # What is set up at first is not a frame's time.
+    plans(policy, episodes[0], dataset, 1, longest)
+    out: list[dict[str, Any]] = []
+    with Progress(name, sum(len(episode.frames) for episode in episodes), "frames") as progress:
+        for episode in episodes:
+            out += plans(policy, episode, dataset, 1, longest, progress.add)
     times = np.array([each["timing"]["total"] for each in out])
     return Measured(name, stored(policy), times, np.stack([each["actions"][0] for each in out]))
 
@@ -111,4 +121,4 @@ def _bytes(x: Tensor) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)

@@ -18,14 +18,15 @@ are recorded early or late.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from data_pipelines.progress import Progress
 from experiments.composition.json_files import write_json
 from experiments.replaying import calibration, plots, trigger
-from experiments.replaying.figures import Replayed, figures, replay, text
-from experiments.replaying.recorded import Recording, command_line, open_recording, positive, where
+from experiments.replaying.figures import figures, text
+from experiments.replaying.recorded import Recording, command_line, open_recording, where
+from experiments.replaying.rollout import TIMED, Replayed, replay
+from vla_jax import command
+from vla_jax.progress import Progress
 from vla_jax.robot import torch_policy
 
 TRACES = 4  # episodes in the picture
@@ -35,8 +36,12 @@ def main(argv: list[str]) -> None:
     """Command line."""
     args = _arguments(argv)
     recording = open_recording(args.artefact, where(args))
-    policy = torch_policy.load(args.artefact, args.device, args.dtype)
     numbers = recording.episodes(args.episodes)
+    if args.trigger:
+        trigger.check(len(numbers))
+    policy = torch_policy.load(
+        args.artefact, args.device, args.dtype, require_signature=args.require_signature
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     replayed = run(policy, recording, numbers)
     report = {
@@ -73,14 +78,16 @@ def main(argv: list[str]) -> None:
 
 
 def run(policy: torch_policy.Policy, recording: Recording, numbers: list[int]) -> list[Replayed]:
-    """Every episode twice: planning at each step, and executing whole chunks."""
-    replayed = []
+    """Every episode twice: planning at each step, and executing whole chunks. Times are of the
+    first one.
+    """
+    dataset, replayed = recording.index.dataset.name, []
     steps = int(recording.split.length[numbers].sum())
     with Progress("replay", steps, "frames") as progress:
-        for number in numbers:
+        for i, number in enumerate(numbers):
+            timed = 0 if i else TIMED
             episode = recording.episode(number)
-            replayed.append(replay(policy, episode, recording.index.dataset.name))
-            progress.add(len(episode.frames))
+            replayed.append(replay(policy, episode, dataset, timed, progress.add))
     return replayed
 
 
@@ -96,7 +103,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--learn",
-        type=positive,
+        type=command.positive,
         default=2000,
         help="with --trigger: episodes of the training split to learn from",
     )
@@ -105,4 +112,4 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main)

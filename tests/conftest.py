@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ.setdefault(
     "JAX_PLATFORMS", "cpu"
 )  # `make test` sets it; JAX_PLATFORMS=cuda pytest -m gpu runs the others
+# What a test compiles, it compiles: nothing is left in a home, nothing is found there.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 # Torch's threads wait for each other in a loop. Beside other tests each waits for one that is not
 # running: training the small network of the regret took 40 s with two threads, 3 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

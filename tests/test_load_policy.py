@@ -42,12 +42,12 @@ def test_python_in_ten_lines(name: str, tmp_path: Path, monkeypatch) -> None:
 
 def test_images_of_any_size_are_resized_as_in_training(tmp_path: Path) -> None:
     """An artefact's own policy refuses them."""
-    from vla_jax.robot.lanczos import resize
+    from vla_jax.robot.resize import resize
 
     policy = vla_jax.load_policy(unpack("artefact", tmp_path))
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     chunks = []
-    for given in (image, resize(image, 32)):
+    for given in (image, resize(image, 32, "lanczos")):
         policy.reset("push the red block left")
         chunks.append(policy.act({"primary": given}))
     np.testing.assert_array_equal(*chunks)

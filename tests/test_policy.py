@@ -14,14 +14,16 @@ from vla_jax import params
 from vla_jax.actions import ActionSpec
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
 from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
-from vla_jax.models.sequence import MaskedTokens
+from vla_jax.models.sequence import MaskedTokens, in_row
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.policy import JaxPolicy, PolicyIO
-from vla_jax.types import newest
+from vla_jax.robot.resize import resize
+from vla_jax.types import RESIZES, newest
 
 T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
 KEY = jax.random.key(0)
@@ -29,7 +31,7 @@ SPEC = ActionSpec(("x", "y", "gripper"), binary=(2,))
 IO = PolicyIO(
     8, 5, lambda text: np.array([3, 4, 5][: len(text)]), SPEC, ActionSpec(("a", "gripper"))
 )
-HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "flow": FlowHead}
+HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "flow": FlowHead, "gpt": GPTHead}
 
 
 @functools.cache
@@ -43,7 +45,9 @@ def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
             return VLA(
                 backbone, DiscreteHead(16, DiscreteConfig(K, D, (2,), 30, bins=8)), config, rngs
             )
-        sizes = HeadConfig(K, D, (2,), tokens=N, hidden=8, layers=1, mlp=(8,), attention_heads=2)
+        sizes = HeadConfig(
+            K, D, (2,), tokens=N, hidden=8, layers=1, mlp=(8,), attention_heads=2, window=T
+        )
         return VLA(backbone, HEADS[head](backbone.width, sizes, rngs), config, rngs)
 
     graphdef, flat = initialise(make)
@@ -89,13 +93,12 @@ FAST = [
     ("head", "prefix", "lstm", False),
     ("head", "robovlms", "discrete", True),
     ("interleaved", "robovlms", "lstm", False),
-    ("interleaved", "prefix", "lstm", True),
-    ("interleaved", "prefix", "discrete", False),
 ]
 ALL = [
     *itertools.product(
         ("head", "interleaved"), ("prefix", "robovlms"), ("lstm", "discrete"), (False, True)
     ),
+    *((("interleaved", "robovlms_pre", head, False)) for head in ("lstm", "discrete")),
     ("interleaved", "prefix", "flow", False),
     ("head", "prefix", "mlp", False),
 ]
@@ -118,6 +121,40 @@ def test_rollout_equals_window(history, layout, head, cross):
     policy.reset("ab")
     again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])
     np.testing.assert_allclose(again[0], taken[0], atol=1e-6)
+
+
+GROWING = (("head", "lstm"), ("interleaved", "lstm"), ("head", "gpt"), ("head", "flow"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("history", "head"), GROWING)
+def test_a_window_that_grows_is_a_shorter_one_until_it_is_full(history, head):
+    """Step by step as a policy of the window that there is; with repeated first frames not."""
+    graphdef, flat = build(history, head=head, history_start="grow")
+    policy, (images, states) = JaxPolicy(graphdef, flat, IO), episode()
+    padded = JaxPolicy(*build(history, head=head), IO)
+    policy.reset("ab")
+    padded.reset("ab")
+    for now in range(STEPS):
+        frames = {name: each[now] for name, each in images.items()}
+        acted, repeated = policy.act(frames), padded.act(frames)
+        there = min(now + 1, T)
+        obs = window(now, np.zeros((STEPS, D)), images, states)
+        whole = params.merge(graphdef, flat)
+        in_batch = whole.act(obs, key := jax.random.fold_in(KEY, now))
+        obs = obs._replace(
+            images=tuple(x[:, -there:] for x in obs.images),
+            **{
+                name: getattr(obs, name)[:, -there:]
+                for name in ("image_mask", "proprio", "step_mask", "past_action")
+            },
+        )
+        whole.config = dataclasses.replace(whole.config, window=there)
+        expected = SPEC.unnormalise(np.asarray(whole.act(obs, key))[0])
+        np.testing.assert_allclose(acted, expected, atol=2e-5)
+        np.testing.assert_allclose(SPEC.unnormalise(np.asarray(in_batch)[0]), expected, atol=2e-5)
+        if there > 1:  # flow attends: to copies of one frame as to one
+            assert (np.abs(acted - repeated).max() > 1e-4) == (there < T)
 
 
 @pytest.mark.slow
@@ -173,6 +210,21 @@ def test_interleaved_frames_see_the_past_and_not_the_future():
     assert np.abs(readouts(hidden)[:, 1:] - before[:, 1:]).max() > 1e-3
 
 
+def test_frames_of_another_size_are_fitted_by_the_filter_of_the_policy():
+    graphdef, flat = build()
+    wide = np.random.default_rng(0).integers(0, 256, (14, 20, 3), dtype=np.uint8)
+
+    def acted(io, image):
+        policy = JaxPolicy(graphdef, flat, io)
+        policy.reset("ab")
+        return policy.act({"primary": image, "wrist": image})
+
+    for name in RESIZES:
+        got = acted(dataclasses.replace(IO, resize=name), wide)
+        np.testing.assert_array_equal(got, acted(IO, resize(wide, 8, name)))
+    assert np.abs(got - acted(IO, wide)).max() > 1e-4
+
+
 def test_the_robovlms_layout_by_hand():
     """[first word, wrist, primary, inner words, readouts], causal, learned tokens scaled like
     words.
@@ -198,6 +250,31 @@ def test_the_robovlms_layout_by_hand():
     np.testing.assert_array_equal(
         frames.order, np.broadcast_to(np.arange(valid.shape[1]), valid.shape)
     )
+
+
+@pytest.mark.slow
+def test_the_last_word_opens_the_next_frame():
+    """Layout robovlms_pre: that of robovlms but for the prompt's last token, which the next frame
+    begins with where there is one before it.
+    """
+    plain, flat = build("interleaved", "robovlms")
+    graphdef, _ = build("interleaved", "robovlms_pre")
+    obs = window(1, [np.zeros(D)], *episode())  # its first frame is not of the episode
+    frames, expected = (params.merge(each, flat).sequence(obs) for each in (graphdef, plain))
+    last = params.merge(plain, flat).backbone.embed_text(obs.prompt)[:, 1]  # of two words
+    np.testing.assert_array_equal(frames.tokens[:, 0], np.repeat(last, T, axis=0))
+    np.testing.assert_array_equal(frames.tokens[:, 1:], expected.tokens)
+    valid = np.array(in_row(frames, T).valid)
+    np.testing.assert_array_equal(valid[:, 0], [False, False, True])
+    np.testing.assert_array_equal(valid[:, 1:], expected.valid)
+    readouts = [params.merge(each, flat).readouts(obs) for each in (graphdef, plain)]
+    apart = np.abs(readouts[0] - readouts[1]).max(axis=(0, 2, 3))
+    assert apart[1] < 1e-5 < 1e-3 < apart[2]
+    with pytest.raises(ValueError, match=r"robovlms_pre expects model\.history=interleaved"):
+        build("head", "robovlms_pre")
+    crossing = params.merge(*build("interleaved", "robovlms_pre", cross=True))
+    with pytest.raises(ValueError, match="robovlms_pre is of backbones that have images in their"):
+        crossing.sequence(obs)
 
 
 def test_state_and_past_action_reach_the_readouts_and_can_be_masked():

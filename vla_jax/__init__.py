@@ -26,7 +26,7 @@ def load_policy(
     step: int | None = None,
     tokenizer: Path | str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> "vla_jax.types.Policy":
     """The policy in a folder: of a run or an import in JAX, of an artefact in torch.
 
@@ -43,7 +43,8 @@ def load_policy(
         tokenizer: its folder, where the checkpoint's has moved.
         device: "cpu", "cuda", ..., as JAX or torch says it. None: JAX's default device; for torch
             the CPU.
-        dtype: "float32" or "bfloat16": what the backbone computes in.
+        dtype: "float32" or "bfloat16": what the backbone computes in. None: for a run or an import
+            its config's model.act_dtype, for an artefact float32.
 
     Raises ValueError for a folder that is none of these or damaged, and for a dataset that is
     unknown, or not said where there are several.
@@ -55,7 +56,7 @@ def load_policy(
                 f"{folder}: is an artefact, which has one step and its own tokenizer; leave out"
                 " step and tokenizer"
             )
-        return _torch_policy(folder, dataset, device or "cpu", dtype)
+        return _torch_policy(folder, dataset, device or "cpu", dtype or "float32")
     from vla_jax import saved  # JAX, which a robot's computer has not
     from vla_jax.training.checkpoint import complete_steps
 
@@ -111,8 +112,8 @@ class _TorchPolicy:
         """The next k actions; see load_policy. Raises ValueError for missing or unknown cameras,
         images that are not uint8 RGB, and missing state.
         """
-        from vla_jax.robot.lanczos import resize
+        from vla_jax.robot.resize import resize
 
-        size = self._policy.config["image"]["size"]
-        fitted = {name: resize(image, size) for name, image in images.items()}
+        size, filter = self._policy.size, self._policy.resize
+        fitted = {name: resize(image, size, filter) for name, image in images.items()}
         return self._policy.act(fitted, proprio)["actions"]

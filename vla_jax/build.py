@@ -75,8 +75,9 @@ States = Mapping[str, tuple[str, ...]]  # dataset -> names of its state's number
 
 
 def backbone_config(config: ConfigDict) -> Any:
-    """The backbone's own config: its released sizes with this run's remat, layer loop and image
-    size checked.
+    """The backbone's own config: its released sizes with this run's image size, remat and layer
+    loop. Positions that were learned for another image size are interpolated where weights are
+    read (transforms.positions).
     """
     module = backbone_module(config)
     if config.model.variant not in module.CONFIGS:
@@ -85,12 +86,18 @@ def backbone_config(config: ConfigDict) -> Any:
             f" {config.model.variant!r}"
         )
     sizes = module.CONFIGS[config.model.variant]
-    if sizes.image_size != config.model.image_size:
+    size, patch = config.model.image_size, sizes.vision.patch
+    if size < patch or size % patch:
         raise ValueError(
-            f"model.image_size: expected {sizes.image_size} for {config.model.variant}, got"
-            f" {config.model.image_size}"
+            f"model.image_size: expected a multiple of {patch}, the patch of"
+            f" {config.model.variant} (released for {sizes.image_size}), got {size}"
         )
-    changes: dict[str, Any] = {"remat": config.model.remat, "layers": config.model.layers}
+    vision = dataclasses.replace(sizes.vision, image_size=size)
+    changes: dict[str, Any] = {
+        "vision": vision,
+        "remat": config.model.remat,
+        "layers": config.model.layers,
+    }
     tasks = config.objectives
     if module.OWN_LM_HEAD:  # it is made where tokens are scored
         changes["has_lm_head"] = writes_tokens(config) or bool(
@@ -162,6 +169,7 @@ def model(config: ConfigDict, action_end: int = 0, states: States | None = None)
         cameras=tuple(model.cameras),
         layout=model.layout,
         history=model.history,
+        history_start=model.history_start,
         readouts=model.readouts,
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
         state=_state(states or {}) if model.proprio else None,

@@ -2,7 +2,7 @@
 speaks robot units.
 
 A rollout gives what training saw: with the same frames, `act` equals VLA.act on the window that the
-loader would make, repeated first frames included.
+loader would make, its frames before the episode included (model.history_start).
 
     history "head"         the readouts of the last `window` frames are kept; the head reads them
                            again at each step
@@ -34,7 +34,7 @@ from vla_jax.models.attention import Cache
 from vla_jax.models.sequence import FrameTokens, MaskedTokens
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
-from vla_jax.types import Array, HeadContext, Media, Observation, ObservationSizes, new_observation
+from vla_jax.types import Array, Media, Observation, ObservationSizes, new_observation
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class PolicyIO:
     """What stands between a robot and the network; all of it travels with a checkpoint.
 
     Attributes:
-        image_size: pixels of a side that the network takes; other images are resized (Lanczos, as
-            in the loader).
+        image_size: pixels of a side that the network takes; other images are resized.
         prompt_length: tokens.
         encode: an instruction to its token ids.
         action_spec, state_spec: normalisation of the dataset whose robot this is.
         seed: of heads that draw (flow, discrete with a temperature).
+        resize: how, one of types.RESIZES, as in the loader.
     """
 
     image_size: int
@@ -56,6 +56,7 @@ class PolicyIO:
     action_spec: ActionSpec
     state_spec: ActionSpec
     seed: int = 0
+    resize: str = "lanczos"
 
 
 class Stages(NamedTuple):
@@ -92,9 +93,9 @@ class JaxPolicy:
         )
         self._extend = jax.jit(self._extended)
         self._act_on_readouts = jax.jit(
-            lambda params, readouts, key: self._model(params).head.act(
-                HeadContext(readouts=readouts), key
-            )[:, -1]
+            lambda params, readouts, present, key: self._model(params).act_on_readouts(
+                readouts, present, key
+            )
         )
         self._act_on_prefix = jax.jit(self._acted_on_prefix, static_argnums=2)
         self._prompt: tuple[np.ndarray, np.ndarray] | None = None
@@ -141,7 +142,9 @@ class JaxPolicy:
             for new in self._new_readouts(frame):
                 self._readouts.append(new)
             readouts = jnp.concatenate(tuple(self._readouts), axis=1)
-            chunk = self._act_on_readouts(self._params, readouts, key)
+            t = self._config.window
+            present = (np.arange(t) >= t - 1 - self._step)[None]
+            chunk = self._act_on_readouts(self._params, readouts, present, key)
         self._step += 1
         self._normalised = np.asarray(chunk, np.float32)[0]
         actions = self._io.action_spec.unnormalise(self._normalised)
@@ -186,9 +189,7 @@ class JaxPolicy:
             last = self._last if executed is None else executed
             obs.past_action[0, 0] = io.action_spec.normalise(np.asarray(last, np.float32))
         return obs._replace(
-            images=tuple(
-                _fitted(images[name], io.image_size, name)[None, None] for name in config.cameras
-            ),
+            images=tuple(_fitted(images[name], io, name)[None, None] for name in config.cameras),
             image_mask=np.ones_like(obs.image_mask),
             proprio_mask=np.full(1, proprio is not None),
             prompt=self._prompt[0],
@@ -236,6 +237,7 @@ class JaxPolicy:
         `images` is the media of the window's frames, all of which the newest one sees.
         """
         model = self._model(params)
+        frame = frame if kept is not None else sequence.in_row(frame, 1)
         s, n = frame.valid.shape[1], self._config.readouts
         shared = s - frame.num_unshared
         if kept is None:
@@ -292,12 +294,13 @@ def _stacked(frames: tuple[FrameTokens, ...]) -> FrameTokens:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *frames)
 
 
-def _fitted(image: np.ndarray, size: int, name: str) -> np.ndarray:
+def _fitted(image: np.ndarray, io: PolicyIO, name: str) -> np.ndarray:
     """The image at the network's size. Raises ValueError when it is not uint8 RGB."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"images[{name!r}]: expected uint8 [h, w, 3], got {image.dtype} {image.shape}"
         )
-    if image.shape[:2] == (size, size):
+    size = (io.image_size, io.image_size)
+    if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling[io.resize.upper()]))

@@ -17,8 +17,7 @@ from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy, PolicyIO
 from vla_jax.saved_config import complete
 from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
-
-DTYPES = ("float32", "bfloat16")
+from vla_jax.types import DTYPES
 
 
 class DatasetSpec(NamedTuple):
@@ -44,6 +43,8 @@ class SavedPolicy:
             "length": tokens}.
         encode: an instruction to its token ids.
         image_size: pixels of a side.
+        resize: how images of other sizes get it, one of types.RESIZES.
+        dtype: what it acts in unless told otherwise, one of DTYPES.
         origin: where it comes from; JSON-able.
     """
 
@@ -54,6 +55,8 @@ class SavedPolicy:
     prompt: dict[str, Any]
     encode: Callable[[str], list[int]]
     image_size: int
+    resize: str
+    dtype: str
     origin: dict[str, Any]
 
     def io(self, dataset: str) -> PolicyIO:
@@ -65,6 +68,7 @@ class SavedPolicy:
             encode=lambda text: np.asarray(self.encode(text), np.int32),
             action_spec=spec.action,
             state_spec=spec.state or ActionSpec(()),
+            resize=self.resize,
         )
 
 
@@ -106,6 +110,8 @@ def open_checkpoint(
         },
         encode=lambda text: encoder.encode("" if blank else text),
         image_size=config.model.image_size,
+        resize=config.model.resize,
+        dtype=config.model.act_dtype,
         origin={
             "checkpoint": str(directory.absolute()),
             "step": complete_steps(directory)[-1] if step is None else step,
@@ -127,16 +133,17 @@ def tokenizer_folder(directory: Path, meta: dict[str, Any]) -> Path:
 
 
 def jax_policy(
-    saved: SavedPolicy, dataset: str, device: str | None = None, dtype: str = "float32"
+    saved: SavedPolicy, dataset: str, device: str | None = None, dtype: str | None = None
 ) -> JaxPolicy:
     """The policy for rollouts on the robot of `dataset`.
 
     Args:
         device: a platform of JAX: "cpu", "cuda", "tpu". None: the default device.
-        dtype: what the backbone computes in.
+        dtype: what the backbone computes in; None: the policy's own.
 
     Raises ValueError for another dtype, and where the checkpoint lacks parameters.
     """
+    dtype = dtype or saved.dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     graphdef, shapes, _ = abstract(saved.build)

@@ -83,6 +83,19 @@ INTRODUCED: dict[str, Any] = {
     "model.start": "",
     # 2026-11-28. Heads had no options of their own.
     "model.head_options": "",
+    # 2026-11-28. Both moments were float32.
+    "optim.mu_dtype": "float32",
+    # 2026-11-28. Nothing was left out but data.quarantine, and the share was fixed.
+    "data.held_out": "0.05",
+    "data.skip_unlabelled": False,
+    "data.min_length": 0,
+    "data.max_idle": 1.0,
+    # 2026-11-28. A window before its episode held the first frame.
+    "model.history_start": "repeat",
+    # 2026-11-28. The filter was fixed.
+    "model.resize": "lanczos",
+    # 2026-11-28. Policies acted in float32 unless told otherwise.
+    "model.act_dtype": "float32",
 }
 
 

@@ -36,6 +36,9 @@ RULES: dict[str, str] = {
     "vocab": "tensor",
 }
 
+# The same for what only activations have.
+ACTIVATIONS: dict[str, str | tuple[str, ...]] = {"batch": BATCH, "tokens": "tensor"}
+
 # A parameter of at least this many bytes must be split over fsdp.
 LARGE = 16 * 2**20
 
@@ -184,16 +187,16 @@ def activations_over(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
 
 
 def constrain(x: Any, *names: str | None) -> Any:
-    """The activation `x` with its axes split as they are named: "batch" over data and fsdp, the
-    rest by RULES, as parameters are: what "batch" has taken is not split again, and an axis that
-    the mesh does not divide stays whole, as do those that are not named.
+    """The activation `x` with its axes split as they are named: "batch" over data and fsdp,
+    "tokens" over tensor, the rest by RULES, as parameters are: what one axis has taken is not split
+    again, and an axis that the mesh does not divide stays whole, as do those that are not named.
 
     Outside of `activations_over` nothing happens.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = _by_rules(x.shape[: len(names)], names, mesh, {"batch": BATCH, **RULES})
+    spec = _by_rules(x.shape[: len(names)], names, mesh, {**ACTIVATIONS, **RULES})
     return jax.lax.with_sharding_constraint(x, _partition(spec))
 
 

@@ -16,6 +16,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 Array = JaxArray | np.ndarray
 
+# How images get the network's size, in Pillow's words: a config's model.resize.
+RESIZES = ("lanczos", "bicubic", "bilinear")
+DTYPES = ("float32", "bfloat16")  # in which a policy may compute
+
 
 class Observation(NamedTuple):
     """What the policy sees. A pytree of numpy (host) or JAX (device) arrays."""

@@ -22,6 +22,7 @@ from data_pipelines import index
 from data_pipelines.builders import rlds_files
 from data_pipelines.datasets.blocks import BLOCKS
 from data_pipelines.files import tfrecord
+from vla_jax import command
 
 SIZE, CROP = 32, 14  # pixels of both cameras; pixels of the table that the wrist camera sees
 TABLE, OPEN_MARK, CLOSED_MARK = (205, 190, 160), (255, 255, 255), (0, 0, 0)
@@ -184,4 +185,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

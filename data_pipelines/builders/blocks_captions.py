@@ -20,6 +20,7 @@ from data_pipelines.builders import rlds_files
 from data_pipelines.builders.blocks import SIZE, compress, draw_table, scatter
 from data_pipelines.datasets.image_text import BLOCKS_CAPTIONS
 from data_pipelines.files import tfrecord
+from vla_jax import command
 
 CAPTIONS = (
     "from left to right: a {0}, a {1} and a {2} block",
@@ -88,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

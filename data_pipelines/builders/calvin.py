@@ -38,7 +38,8 @@ from data_pipelines.builders.calvin_source import (
     read_recording,
 )
 from data_pipelines.files import remote, tfrecord
-from data_pipelines.progress import Progress
+from vla_jax import command
+from vla_jax.progress import Progress
 
 VERSION = "1.0.0"
 STEPS = 512  # of a play record at most, unless an annotation is longer
@@ -331,4 +332,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

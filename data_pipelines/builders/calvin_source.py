@@ -145,8 +145,15 @@ def _annotations(folder: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Anno
     ]
     path = next((path for path in paths if remote.exists(path)), None)
     if path is None:
+        others = [name for name in remote.list_folder(folder) if name.startswith("lang_")]
         raise ValueError(
-            f"{folder}: expected {' or '.join(paths)}, found neither; download the annotations"
+            f"{folder}: expected {' or '.join(paths)}, found "
+            + (
+                f"{', '.join(others)}, the same sentences with other embeddings: copy one"
+                " to lang_annotations"
+                if others
+                else "neither; download the annotations"
+            )
         )
     body = _array(path)
     try:
@@ -157,7 +164,7 @@ def _annotations(folder: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Anno
             content["info"]["indx"],
         )
         annotations = [
-            Annotation(int(a), int(b), str(t), str(k))
+            Annotation(int(a), int(b), _sentence(t), _sentence(k))
             for (a, b), t, k in zip(indx, texts, tasks, strict=True)
         ]
     except (KeyError, TypeError, ValueError) as error:
@@ -181,14 +188,32 @@ def _annotations(folder: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Anno
     return tuple(annotations)
 
 
+def _sentence(value: Any) -> str:
+    """A sentence, also in a list of its own as embeddings.npy has it. Raises TypeError for anything
+    else.
+    """
+    while isinstance(value, list | tuple | np.ndarray) and len(np.atleast_1d(value)) == 1:
+        value = np.atleast_1d(value)[0]
+    if not isinstance(value, str):
+        raise TypeError(f"expected a sentence, got {value!r}")
+    return str(value)
+
+
 def _scenes(folder: str) -> tuple[tuple[str, int, int], ...]:
     path = remote.join(folder, "scene_info.npy")
     if not remote.exists(path):
         return ()
-    content = _array(path).item()
-    return tuple(
-        (str(name), int(first), int(last)) for name, (first, last) in sorted(content.items())
-    )
+    body = _array(path)
+    try:
+        return tuple(
+            (str(name), int(first), int(last))
+            for name, (first, last) in sorted(body.item().items())
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a dict of (first, last) frame by scene, got {body.dtype} of shape"
+            f" {body.shape} ({error}); download it again, or remove it: it only names scenes"
+        ) from error
 
 
 def _array(path: str) -> np.ndarray:

@@ -19,6 +19,7 @@ CALVIN = Dataset(
     robot="Franka (simulated)",
     cameras={"primary": "observation/image", "wrist": "observation/wrist_image"},
     language=STEP_TEXT,
+    first_frame="episode_metadata/first_frame",
     control_hz=30.0,
     download=BUILD,
     # The gripper is exactly -1 (closed) or 1 (open): clipping to [0, 1] makes it 0 or 1.
@@ -29,6 +30,10 @@ CALVIN = Dataset(
     state_names=(*POSE, "gripper_width", "gripper"),
     notes=(
         "One episode per annotation, whose end is exclusive as in CALVIN's own loader.",
+        (
+            "Annotations overlap: without the split of validation, what is held out is cut where"
+            " none crosses."
+        ),
         (
             "Actions are rel_actions untouched: metres / 0.02 and radians / 0.05, clipped to [-1,"
             " 1] by CALVIN itself."

@@ -18,8 +18,12 @@ class Dataset:
     Attributes:
         name: our word for it, used in mixtures and messages.
         version: TFDS version.
-        cameras: slot ("primary", "secondary", "wrist") -> feature key of an encoded image.
-        language: feature key of the instruction.
+        cameras: slot ("primary", "secondary", "wrist") -> feature key of an encoded image of 8 bits
+            a channel. Grayscale becomes RGB with three equal channels; alpha is dropped, whatever
+            it hides. Depth and other numbers in pictures are refused.
+        language: feature key of the instruction, of a step or ("episode_metadata/...") of the whole
+            episode. Several: alternatives, of which one that is not empty is drawn for each window.
+            "": the files have none.
         control_hz: steps per second after `standardise`; None where nobody says.
         download: command (or sentence) that brings it under a data root, with {root} where that
             goes.
@@ -38,8 +42,12 @@ class Dataset:
         bgr: slots whose pictures are stored blue first.
         blanked: Octo trains on it without its instructions, as uninformative. We keep them, as
             OpenVLA does.
+        instruction: what every step is told that the files have no words for.
         require: feature of the whole episode that must be true; other episodes are not read. "" =
             all are.
+        pattern: `require` is a text, in which this regular expression must be found.
+        first_frame: feature of the whole episode: the number of its first step in the recording
+            that it was cut from. Episodes that share steps are then held out together.
         segments: the records are play, and the episodes are the described stretches in them, which
             may overlap.
         episodes: in all splits, where known.
@@ -49,7 +57,7 @@ class Dataset:
     name: str
     version: str
     cameras: dict[str, str]
-    language: str
+    language: str | tuple[str, ...]
     control_hz: float | None
     download: str
     standardise: Callable[[dict[str, np.ndarray]], Standardised]
@@ -62,7 +70,10 @@ class Dataset:
     robot: str = ""
     bgr: tuple[str, ...] = ()
     blanked: bool = False
+    instruction: str = ""
     require: str = ""
+    pattern: str = ""
+    first_frame: str = ""
     segments: bool = False
     episodes: int | None = None
     notes: tuple[str, ...] = ()
@@ -71,3 +82,18 @@ class Dataset:
         object.__setattr__(self, "tfds_name", self.tfds_name or self.name)
         if isinstance(self.standardise, Recipe):
             object.__setattr__(self, "columns", self.standardise.columns)
+        if not self.languages and not self.instruction and not self.segments:
+            raise ValueError(
+                f"{self.name}: expected a feature with words (language) or words for all episodes"
+                " (instruction), got neither"
+            )
+        if self.pattern and not self.require:
+            raise ValueError(
+                f"{self.name}: expected in `require` what `pattern` looks at, got none"
+            )
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The feature keys of the instruction and its alternatives."""
+        keys = (self.language,) if isinstance(self.language, str) else self.language
+        return tuple(key for key in keys if key)

@@ -28,7 +28,9 @@ DROID = Dataset(
         "secondary": "observation/exterior_image_2_left",
         "wrist": "observation/wrist_image_left",
     },
-    language=STEP_TEXT,
+    language=(STEP_TEXT, f"{STEP_TEXT}_2", f"{STEP_TEXT}_3"),
+    require="episode_metadata/file_path",
+    pattern="success",
     control_hz=15.0,
     download=bucket("droid/1.0.1"),
     standardise=Recipe(actions=ACTIONS, state=STATE, idle=1e-5),
@@ -40,7 +42,14 @@ DROID = Dataset(
             " whatever the gripper does."
         ),
         "OpenVLA swaps the two exterior views in half of the episodes. Here each keeps its slot.",
-        "The first of three instructions is used, as OpenVLA does.",
+        (
+            "One of three instructions is drawn for each window, of those that are not empty, as"
+            " openpi does; OpenVLA uses the first."
+        ),
+        (
+            "Only episodes recorded under a path with `success` in it, as openpi does; OpenVLA"
+            " trains on failures too."
+        ),
         "Version 1.0.1 has more instructions than 1.0.0.",
         (
             "OpenVLA's registry calls the state a quaternion pose; it is six numbers (x ... yaw)"

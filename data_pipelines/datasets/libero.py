@@ -14,7 +14,7 @@ def _libero(suite: str) -> Dataset:
         language=STEP_TEXT,
         control_hz=20.0,
         download=(
-            "huggingface-cli download openvla/modified_libero_rlds --repo-type dataset --local-dir"
+            "hf download openvla/modified_libero_rlds --repo-type dataset --local-dir"
             f" {{root}} --include 'libero_{suite}_no_noops/*'"
         ),
         standardise=Recipe(

@@ -1,6 +1,6 @@
 """What features.json says of the features that a dataset promises."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,6 +9,8 @@ from data_pipelines.files import remote, tfds_folder
 from data_pipelines.files.tfds_folder import FEATURES
 
 FLAGS = ("is_first", "is_last")
+OF_EPISODE = "episode_metadata/"  # how the keys of features of a whole episode begin
+CHANNELS = (1, 3, 4)  # grayscale, RGB, RGB with alpha
 
 
 class Kind(NamedTuple):
@@ -16,6 +18,7 @@ class Kind(NamedTuple):
 
     shape: tuple[int, ...]  # of one step
     strings: bool  # byte strings instead of numbers
+    channels: int = 0  # of an image, where features.json says it
 
 
 def described_features(folder: str, dataset: Dataset) -> dict[str, Kind]:
@@ -26,17 +29,14 @@ def described_features(folder: str, dataset: Dataset) -> dict[str, Kind]:
     path, leaves = remote.join(folder, FEATURES), tfds_folder.features(folder)
     promised = [(f"camera {slot!r}", key, "image") for slot, key in dataset.cameras.items()]
     promised += [(f"column {name!r}", key, "tensor") for name, key in dataset.columns.items()]
-    promised += [("language", dataset.language, "text")] if not dataset.segments else []
+    words = () if dataset.segments else dataset.languages
+    promised += [("language", key, "text") for key in words if not key.startswith(OF_EPISODE)]
     promised += [("the flag", flag, "tensor") for flag in FLAGS if f"steps/{flag}" in leaves]
-    if dataset.require and dataset.require not in leaves:
-        raise ValueError(
-            f"{path}: {dataset.name} promises the episode feature {dataset.require!r}, got no such"
-            " feature; the episodes have"
-            f" {', '.join(sorted(k for k in leaves if not k.startswith('steps/'))) or 'none'}"
-        )
+    _check_of_episode(path, dataset, words, leaves)
     kinds = {}
     for what, key, kind in promised:
-        node = leaves.get(f"steps/{key}", {})
+        feature = leaves.get(f"steps/{key}", tfds_folder.Feature({}, ()))
+        node, inside = feature.node, feature.lengths[1:]  # the outermost sequence is the steps
         tensor = node.get("tensor", {})
         whole = tensor.get("dtype", "").startswith(("int", "uint"))
         strings = "text" in node or "image" in node or tensor.get("dtype") in ("string", "object")
@@ -57,17 +57,56 @@ def described_features(folder: str, dataset: Dataset) -> dict[str, Kind]:
                 f"{path}: {dataset.name} promises {what} as the {kind} feature 'steps/{key}', got"
                 f" {got}; the steps have {', '.join(has)}"
             )
+        channels = 0
+        if kind == "image":
+            channels = check_image(f"{path}: {what} as 'steps/{key}'", node["image"])
         encoding = tensor.get("encoding", "none").lower()
         shape = tuple(int(n) for n in tensor.get("shape", {}).get("dimensions", []))
+        shape = (*inside, *shape)
         if (
             encoding != "none"
             or min(shape, default=1) < 1
             or (strings and int(np.prod(shape)) != 1)
         ):
+            if -1 in inside:
+                raise ValueError(
+                    f"{path}: 'steps/{key}': expected as many numbers in every step, got a Sequence"
+                    " of any length; write it as a Tensor of fixed shape, padded if it must be"
+                )
             raise ValueError(
                 f"{path}: 'steps/{key}': expected plain numbers of a fixed shape, or one string a"
                 f" step, got encoding {encoding!r} of {tensor.get('dtype')} of shape {shape}; write"
                 " the dataset again that way"
             )
-        kinds[key] = Kind(shape, strings)
+        kinds[key] = Kind(shape, strings, channels)
     return kinds
+
+
+def _check_of_episode(
+    path: str, dataset: Dataset, words: tuple[str, ...], leaves: dict[str, tfds_folder.Feature]
+) -> None:
+    """Raises ValueError when a promised feature of whole episodes is missing."""
+    for key in (dataset.require, dataset.first_frame, *words):
+        if key and (key.startswith(OF_EPISODE) or key not in words) and key not in leaves:
+            raise ValueError(
+                f"{path}: {dataset.name} promises the episode feature {key!r}, got no such feature;"
+                " the episodes have"
+                f" {', '.join(sorted(k for k in leaves if not k.startswith('steps/'))) or 'none'}"
+            )
+
+
+def check_image(where: str, image: dict[str, Any]) -> int:
+    """The channels of an image feature, 0 where nobody says. `image` is what features.json says of
+    it; older TFDS says less.
+
+    Raises ValueError, which begins with `where`, when it is no picture of 8 bits a channel.
+    """
+    dtype, dimensions = image.get("dtype", "uint8"), image.get("shape", {}).get("dimensions", [])
+    channels = max(0, int(dimensions[-1])) if dimensions else 0  # -1: any
+    if dtype != "uint8" or (channels and channels not in CHANNELS):
+        raise ValueError(
+            f"{where}: expected a picture of uint8 with 1 (gray), 3 (RGB) or 4 (RGB, alpha)"
+            f" channels, got {dtype} of shape [{', '.join(map(str, dimensions))}]; depth is no"
+            " camera: name a colour feature"
+        )
+    return channels

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 
@@ -18,7 +18,19 @@ DELAYS = (0.5, 1.0, 2.0, 4.0)  # seconds before the second, third ... attempt at
 REMOTE_READS = 16  # extra threads where files are remote: they wait, they do not compute
 BLOCK = 8 * 2**20  # bytes that a remote stream fetches at a time
 
+# What stores say about the content of a file (GCS, S3, web servers), and about when it was written.
+CONTENT = ("md5Hash", "crc32c", "Content-MD5", "Digest", "etag", "ETag", "generation")
+WRITTEN = ("mtime", "updated", "LastModified", "last_modified", "Last-Modified", "created")
+
 T = TypeVar("T")
+
+
+class Version(NamedTuple):
+    """What is known of a file without reading it."""
+
+    size: int  # bytes
+    stamp: str  # another one when the file is written again; "" where the store says nothing
+    names_content: bool  # the stamp is made from the content: files of the same stamp are equal
 
 
 def is_remote(path: str) -> bool:
@@ -50,18 +62,28 @@ def workers(path: str) -> int:
     return (os.cpu_count() or 1) + REMOTE_READS * is_remote(path)
 
 
-def size(path: str) -> int:
-    """Bytes of a file. Raises FileNotFoundError when there is none."""
+def version(path: str) -> Version:
+    """Size and stamp of a file, in one request. Raises FileNotFoundError when there is none."""
     if not is_remote(path):
-        return os.path.getsize(path)
+        status = os.stat(path)
+        return Version(status.st_size, str(status.st_mtime_ns), names_content=False)
     filesystem, inside = _filesystem(path)
-    count = _attempt(path, lambda: filesystem.size(inside))
-    if count is None:
+    info = _attempt(path, lambda: filesystem.info(inside))
+    if info.get("size") is None:
         raise OSError(
             f"{path}: expected the server to tell the file's size, got none; copy the data to a"
             " disk or bucket"
         )
-    return int(count)
+    for keys in (CONTENT, WRITTEN):
+        stamp = next((str(info[key]) for key in keys if info.get(key)), "")
+        if stamp:
+            return Version(int(info["size"]), stamp, keys is CONTENT)
+    return Version(int(info["size"]), "", names_content=False)
+
+
+def size(path: str) -> int:
+    """Bytes of a file. Raises FileNotFoundError when there is none."""
+    return version(path).size
 
 
 def read(path: str) -> bytes:

@@ -32,11 +32,13 @@ class Stored(NamedTuple):
     """What a file holds."""
 
     arrays: Arrays  # read-only, mapped
+    notes: dict[str, Any]  # what belongs to the arrays and is not what they were made from
     digest: str  # of names, dtypes, shapes and contents: equal for equal arrays
 
 
-def save(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
-    """Writes the file so that a reader sees all of it or none of it.
+def save(path: Path, key: dict[str, Any], arrays: Arrays, notes: dict[str, Any]) -> None:
+    """Writes the file so that a reader sees all of it or none of it. `key` and `notes` are
+    JSON-able.
 
     Raises OSError naming the file when it cannot be written (disk full); nothing of it stays then.
     """
@@ -47,7 +49,7 @@ def save(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
         digest = hashlib.sha256(_bytes(value)).hexdigest()
         entries.append((name, value.dtype.str, list(value.shape), at, digest))
         at += value.nbytes
-    header = json.dumps({"key": key, "arrays": entries}).encode()
+    header = json.dumps({"key": key, "notes": notes, "arrays": entries}).encode()
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +80,24 @@ def save(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
             os.unlink(temporary)
 
 
+def peek(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The notes of a file that was made from `key`; None where there is none. Its arrays are not
+    verified, and nothing is said.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        header = _header(file)
+    if header is None or header["key"] != json.loads(json.dumps(key)):
+        return None
+    return header["notes"]
+
+
 def load(path: Path, key: dict[str, Any]) -> Stored | None:
     """What was made from `key`; None, with a line that says why, when it must be made again."""
     if not path.is_file():
         return None
+    key = json.loads(json.dumps(key))  # tuples were written as lists
     with path.open("rb") as file:
         header = _header(file)
         if header is None or not _intact(file, header["arrays"], _begin(header["length"])):
@@ -91,11 +107,7 @@ def load(path: Path, key: dict[str, Any]) -> Stored | None:
             )
             return None
         if header["key"] != key:
-            changed = sorted(k for k in key if header["key"].get(k) != key[k])
-            print(
-                f"{path}: the index is stale ({', '.join(changed)} changed); building it again",
-                flush=True,
-            )
+            _say_stale(path, header["key"], key)
             return None
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     arrays = {}
@@ -105,7 +117,19 @@ def load(path: Path, key: dict[str, Any]) -> Stored | None:
             mapped, dtype, math.prod(shape), min(begin, len(mapped))
         ).reshape(shape)
     listed = [[name, dtype, shape, digest] for name, dtype, shape, _, digest in header["arrays"]]
-    return Stored(arrays, hashlib.sha256(json.dumps(listed).encode()).hexdigest())
+    digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return Stored(arrays, header["notes"], digest)
+
+
+def _say_stale(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    formats = was.get("schema"), now.get("schema")
+    changed = ", ".join(sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)))
+    why = (
+        f"is stale ({changed} changed)"
+        if formats[0] == formats[1]
+        else f"has format {formats[0]}, this version reads {formats[1]}"
+    )
+    print(f"{path}: the index {why}; building it again", flush=True)
 
 
 def _header(file: BinaryIO) -> dict[str, Any] | None:

@@ -8,6 +8,8 @@ Not parsed with protobuf, which copies byte strings out: an index needs the plac
 in the file, so that one frame can be read without its episode.
 """
 
+import hashlib
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -31,12 +33,14 @@ class Record(NamedTuple):
 
 class Damaged(ValueError):
     """A record that is not what was written: `path`, `record` (its number in the file) and
-    `problem`, in words.
+    `problem`, in words, and what to do.
     """
 
-    def __init__(self, path: str, record: int, problem: str) -> None:
-        super().__init__(f"{path}: record {record} is damaged: {problem}; download the file again")
-        self.path, self.record, self.problem = path, record, problem
+    def __init__(
+        self, path: str, record: int, problem: str, fix: str = "download the file again"
+    ) -> None:
+        super().__init__(f"{path}: record {record} is damaged: {problem}; {fix}")
+        self.path, self.record, self.problem, self.fix = path, record, problem, fix
 
 
 class Spans(NamedTuple):
@@ -52,7 +56,62 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read(path: str | Path, on_damage: Callable[[Damaged], None] | None = None) -> Iterator[Record]:
+class Checksums:
+    """The checksum fields of a file's records, as they were read: what tells one file from
+    another.
+    """
+
+    def __init__(self) -> None:
+        self.places: list[int] = []  # bytes from the beginning of the file
+        self.values: list[int] = []
+
+    def add(self, place: int, value: int) -> None:
+        """The field of the next record."""
+        self.places.append(place)
+        self.values.append(value)
+
+    def digest(self) -> str:
+        """SHA-256 of all of them. The places say how long each record is."""
+        total = hashlib.sha256(np.array(self.places, "<i8").tobytes())
+        total.update(np.array(self.values, "<u4").tobytes())
+        return total.hexdigest()
+
+
+def checksum_fields(path: str) -> Checksums:
+    """Those of a local file, without reading the records: from header to header. Stops where the
+    file does; says nothing about damage.
+    """
+    fields, size = Checksums(), os.path.getsize(path)
+    with open(path, "rb", buffering=0) as file:
+        at, header = 0, os.pread(file.fileno(), 12, 0)
+        while len(header) == 12:
+            place = at + 12 + struct.unpack("<Q", header[:8])[0]
+            if place + 4 > size:
+                break
+            body = os.pread(file.fileno(), 16, place)  # the field, and the next record's header
+            fields.add(place, struct.unpack("<I", body[:4])[0])
+            at, header = place + 4, body[4:]
+    return fields
+
+
+def foreign(begin: bytes) -> tuple[str, str] | None:
+    """(what a file is that begins with these bytes, what to do); None when it may be of its own
+    kind.
+    """
+    if begin.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in its place", "run `git lfs pull` in its repository"
+    if begin.startswith(b"\x1f\x8b"):
+        return "a gzip file", "unpack it with gunzip: records are read at random"
+    if begin.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page", "the download needs a login or another address"
+    return None
+
+
+def read(
+    path: str | Path,
+    on_damage: Callable[[Damaged], None] | None = None,
+    checksums: Checksums | None = None,
+) -> Iterator[Record]:
     """The records of a file (local or URL) in order, in one pass, checksums verified.
 
     Args:
@@ -60,6 +119,7 @@ def read(path: str | Path, on_damage: Callable[[Damaged], None] | None = None) -
         on_damage: called for a record whose data are damaged, which is then left out; by default
             that is raised. What is raised in any case is damage after which the next record cannot
             be found.
+        checksums: takes the checksum field of every record, a damaged one's too.
 
     Raises Damaged (a ValueError) naming the file and the record number.
     """
@@ -75,6 +135,9 @@ def read(path: str | Path, on_damage: Callable[[Damaged], None] | None = None) -
                 )
             length, crc = struct.unpack("<QI", header)
             if masked_crc(header[:8]) != crc:
+                got = None if at else foreign(header + file.read(52))
+                if got is not None:
+                    raise Damaged(path, number, f"expected a TFRecord file, got {got[0]}", got[1])
                 raise Damaged(path, number, "the checksum of its length does not match")
             if at + 16 + length > size:
                 raise Damaged(
@@ -89,7 +152,10 @@ def read(path: str | Path, on_damage: Callable[[Damaged], None] | None = None) -
                     number,
                     f"expected {length + 4} bytes, got {len(data) + len(end)} (file changed)",
                 )
-            if masked_crc(data) == struct.unpack("<I", end)[0]:
+            stored = struct.unpack("<I", end)[0]
+            if checksums is not None:
+                checksums.add(at + 12 + length, stored)
+            if masked_crc(data) == stored:
                 yield Record(number, at + 12, data)
             else:
                 damage = Damaged(path, number, "the checksum of its data does not match")

@@ -321,9 +321,11 @@ class _Counter:
         self.frames, self.seconds = 0, 0.0
         decode = images.decode
 
-        def counted(data: bytes, size: int, bgr: bool = False) -> np.ndarray:
+        def counted(
+            data: bytes, size: int, bgr: bool = False, resize: str = "lanczos"
+        ) -> np.ndarray:
             began = time.thread_time()
-            pixels = decode(data, size, bgr)
+            pixels = decode(data, size, bgr, resize)
             self.seconds += time.thread_time() - began
             self.frames += 1
             return pixels

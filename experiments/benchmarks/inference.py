@@ -2,7 +2,7 @@
 same weights.
 
     python -m experiments.benchmark inference [--size tiny|100m|3b] [--head lstm] [--frames 50]
-    [--device cuda]
+    [--device cuda] [--lines jax,eager,compile,int8,float8,pt2]
 
 Random weights, window 8 and chunk 10 (tiny: its own), two cameras. The policy is exported first, so
 that its proof is the guarantee that all compute the same; the actions are compared once more here.
@@ -30,13 +30,12 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from experiments.benchmarks import server
+from experiments.benchmarks import policies, server
 from experiments.composition.json_files import write_json
-from experiments.configs import oxe_paligemma
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
-from vla_jax.export import artefact, derived, onnx
+from vla_jax.export import artefact, derived, onnx, pt2
 from vla_jax.models.vla import VLA
 from vla_jax.policy import JaxPolicy
 from vla_jax.robot import torch_policy
@@ -45,8 +44,16 @@ from vla_jax.saved import DatasetSpec, SavedPolicy
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 TEXTS = ("push the red block to the left", "move the green block to the right side")
 CAMERAS = ("primary", "wrist")
-VARIANTS = {"tiny": "tiny", "100m": "100m", "3b": "3b-pt-224"}
 STAGES = ("vision", "backbone", "frame", "action")
+LINES = {
+    "jax": "JAX",
+    "eager": "torch eager",
+    "compile": "torch.compile",
+    "int8": "compile, int8",
+    "float8": "compile, float8",
+    "pt2": "AOTInductor",
+    "onnx": "onnxruntime (CPU)",
+}
 # calls before the clock runs: more than the window, and than what torch.compile compiles anew
 WARM = 12
 
@@ -60,15 +67,22 @@ def main(argv: list[str]) -> None:
         prog="experiments.benchmark inference", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--size", choices=tuple(VARIANTS), default="tiny")
+    parser.add_argument("--size", choices=tuple(policies.VARIANTS), default="tiny")
     parser.add_argument(
         "--head", choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete"), default="lstm"
     )
     parser.add_argument("--frames", type=int, default=50, help="measured calls of each line")
     parser.add_argument("--device", default="cpu", help="of torch; JAX takes its own default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--lines", help=f"in this order, of {', '.join(LINES)}; default jax,eager,compile,onnx"
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the table here too")
     args = parser.parse_args(argv)
+    args.lines = args.lines or "jax,eager,compile" + ",onnx" * (args.dtype == "float32")
+    unknown = set(args.lines.split(",")) - set(LINES)
+    if unknown or not args.lines.startswith("jax"):
+        parser.error(f"--lines: expected jax and then some of {', '.join(LINES)}, got {args.lines}")
     with tempfile.TemporaryDirectory() as folder:
         table = measure(Path(folder), args)
     if args.json:
@@ -77,7 +91,8 @@ def main(argv: list[str]) -> None:
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The table, printed line by line."""
-    config = configuration(args.size, args.head)
+    config = policies.configuration(args.size, args.head)
+    config.model.cameras = CAMERAS
     source = made(config, root)
     artefact.write(source, root / "artefact", args.dtype)
     count = sum(value.size for value in source.params.values())
@@ -92,17 +107,20 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     size = config.model.image_size
     images = rng.integers(0, 256, (WARM + args.frames, len(CAMERAS), size, size, 3), dtype=np.uint8)
     lines: dict[str, Callable[[], Call]] = {
-        "JAX": lambda: _jax(source, args.dtype),
-        "torch eager": lambda: _torch(root / "artefact", args, compile=False),
-        "torch.compile": lambda: _torch(root / "artefact", args, compile=True),
+        "jax": lambda: _jax(source, args.dtype),
+        "eager": lambda: _torch(root / "artefact", args, compile=False),
+        "compile": lambda: _torch(root / "artefact", args, compile=True),
+        "int8": lambda: _torch(root / "artefact", args, compile=True, quantise="int8"),
+        "float8": lambda: _torch(root / "artefact", args, compile=True, quantise="float8"),
+        "pt2": lambda: _pt2(root, args),
+        "onnx": lambda: _onnx(root),
     }
-    if args.dtype == "float32":
-        lines["onnxruntime (CPU)"] = lambda: _onnx(root)
     stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
     print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")
     table: dict[str, Any] = {}
-    for name, line in lines.items():
-        row, actions = timed(line(), images)
+    for key in args.lines.split(","):
+        name = LINES[key]
+        row, actions = timed(lines[key](), images)
         if not table:
             expected, base = actions, row["frame"][0]
         drawn = config.model.head == "flow"  # each program draws its own noise
@@ -137,35 +155,13 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     return table
 
 
-def configuration(size: str, head: str) -> ConfigDict:
-    """The policy's config: the demo's, or the default one on a smaller or the released backbone."""
-    config = oxe_paligemma.get_config(
-        ",".join(word for word in ("tiny" * (size == "tiny"), head) if word != "lstm")
-    )
-    config.model.variant, config.model.weights = VARIANTS[size], "none"
-    config.model.dtype, config.model.layers, config.model.remat = "float32", "unroll", "none"
-    config.model.cameras = CAMERAS
-    if size == "100m":
-        config.model.head_hidden, config.model.head_layers, config.model.head_mlp = (
-            512,
-            2,
-            (512, 256),
-        )
-    return config
-
-
 def made(config: ConfigDict, root: Path) -> SavedPolicy:
     """A policy of random weights with all that belongs to it."""
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(list(TEXTS), folder)
     encoder = module.load_tokenizer(folder, config.model.layout)
     policy = build.model(config, build.backbone_config(config).vocab)
-    rng, params = np.random.default_rng(0), {}
-    for name, like in flat.abstract(policy)[1].items():
-        scale = like.shape[-2] ** -0.5 if len(like.shape) > 1 else 0.02
-        params[name] = scale * rng.standard_normal(like.shape, np.float32) + np.float32(
-            name.endswith("scale")
-        )
+    params = policies.random_params(policy, np.random.default_rng(0))
     stats = {
         key: np.full(7, value)
         for key, value in {"mean": 0, "std": 1, "min": -1, "max": 1, "q01": -1, "q99": 1}.items()
@@ -180,6 +176,8 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
         prompt=prompt | {"length": config.model.prompt_length},
         encode=encoder.encode,
         image_size=config.model.image_size,
+        resize=config.model.resize,
+        dtype=config.model.act_dtype,
         origin={"checkpoint": "random weights of experiments.benchmark"},
     )
 
@@ -225,8 +223,10 @@ def _model(graphdef: Any, params: Any) -> VLA:
     return model
 
 
-def _torch(folder: Path, args: argparse.Namespace, compile: bool) -> Call:
-    policy = torch_policy.load(folder, args.device, args.dtype, compile)
+def _torch(
+    folder: Path, args: argparse.Namespace, compile: bool, quantise: str | None = None
+) -> Call:
+    policy = torch_policy.load(folder, args.device, args.dtype, compile, quantise=quantise)
     policy.reset(TEXTS[0])
 
     def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
@@ -242,12 +242,26 @@ def _torch(folder: Path, args: argparse.Namespace, compile: bool) -> Call:
 
 
 def _onnx(root: Path) -> Call:
-    """One graph: its stages cannot be told apart."""
     onnx.write(root / "artefact", root / "onnx")
-    policy = torch_policy.load(root / "artefact")
-    given, run = derived.example(policy), onnx.session(root / "onnx")
+    return _program(torch_policy.load(root / "artefact"), onnx.session(root / "onnx"))
+
+
+def _pt2(root: Path, args: argparse.Namespace) -> Call:
+    pt2.write(root / "artefact", root / "pt2", args.device)
+    policy = torch_policy.load(root / "artefact", args.device, args.dtype)
+    step = torch._inductor.aoti_load_package(str(root / "pt2" / "compiled.pt2"))
+    return _program(policy, pt2.on_arrays(step, derived.example(policy)))
+
+
+def _program(policy: torch_policy.Policy, run: Callable[[derived.Arrays], derived.Arrays]) -> Call:
+    """A program of one step with its state: its stages cannot be told apart."""
+    given = derived.example(policy)
     policy.reset(TEXTS[0])
-    state = {name: value.numpy() for name, value in given.items() if name.startswith(derived.STATE)}
+    state = {
+        name: derived.array(value)
+        for name, value in given.items()
+        if name.startswith(derived.STATE)
+    }
 
     def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()

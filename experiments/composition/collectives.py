@@ -71,8 +71,8 @@ def read(text: str, mesh: Mesh) -> list[Collective]:
     Raises ValueError for a line whose devices cannot be read.
     """
     out: dict[Any, Collective] = {}
-    lines = list(_lines(text))
-    times = _times(lines)
+    lines = list(lines_of(text))
+    times = times_of(lines)
     for computation, line in lines:
         found = _OP.search(line)
         if found is None:
@@ -104,7 +104,7 @@ def _part(shape: tuple[int, ...], devices: int) -> tuple[int, ...]:
     return shape
 
 
-def _lines(text: str) -> Iterator[tuple[str, str]]:
+def lines_of(text: str) -> Iterator[tuple[str, str]]:
     """(name of the computation, line) of every operation."""
     computation = ""
     for line in text.splitlines():
@@ -115,7 +115,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
             yield computation, line
 
 
-def _times(lines: list[tuple[str, str]]) -> dict[str, int]:
+def times_of(lines: list[tuple[str, str]]) -> dict[str, int]:
     """How often each computation runs in one run of the program; 1 where a loop's length is not
     written.
     """

@@ -17,15 +17,27 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vla_jax.saved_config import complete, flatten, unknown_fields
+from vla_jax.types import DTYPES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 # Fields that may change when a run is continued: they decide when it reports and ends, not what it
-# learns. Data that has moved must still be the same: the checkpoint knows its digest.
+# learns. Data that has moved, and data chosen otherwise, must still be the same: the checkpoint
+# knows its digest.
 MAY_CHANGE = (
     "log_every", "eval_every", "save_every", "eval_batches", "keep_checkpoints", "nan_patience",
     "mesh.data", "mesh.fsdp", "mesh.tensor", "data.root",
+    "data.held_out", "data.skip_unlabelled", "data.min_length", "data.max_idle",
 )  # fmt: skip
+
+# The least that a number may be: what a run would find out only at its first step, or later.
+LEAST = {
+    "steps": 1, "batch_size": 1, "accum": 1, "log_every": 1, "eval_every": 0, "save_every": 1,
+    "eval_batches": 1, "keep_checkpoints": 1, "nan_patience": 1,
+    "model.window": 1, "model.chunk": 1, "model.prompt_length": 1, "model.temperature": 0.0,
+    "data.ram_budget": 1, "data.windows_per_visit": 1,
+    "optim.lr": 0.0, "optim.weight_decay": 0.0, "optim.clip": 0.0, "optim.ema": 0.0,
+}  # fmt: skip
 
 
 def parse_argv(argv: list[str], own: argparse.ArgumentParser | None = None) -> argparse.Namespace:
@@ -69,6 +81,7 @@ def parse_argv(argv: list[str], own: argparse.ArgumentParser | None = None) -> a
             f"--config={file}: has fields that nothing reads: {', '.join(unknown)}; remove them, or"
             " add them to oxe_paligemma.py and to INTRODUCED of vla_jax/saved_config.py"
         )
+    check_values(args.config)
     return args
 
 
@@ -94,10 +107,30 @@ def load_config(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
             " oxe_paligemma.py"
         )
     config = module.get_config(arg)
-    for override in overrides:
-        _override(config, override)
+    for text in overrides:
+        override(config, text)
     config.lock()
     return config
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises ValueError for numbers that no run can have, all of them at once; the model's, the
+    optimizer's and the loader's own rules are theirs.
+    """
+    values = flatten(config.to_dict())
+    wrong = [
+        f"{field}: expected {least} or more, got {values[field]}"
+        for field, least in LEAST.items()
+        if not values[field] >= least
+    ]
+    if values["optim.ema"] >= 1:
+        wrong.append(f"optim.ema: expected less than 1, got {values['optim.ema']}; 0 keeps none")
+    if values["model.dtype"] not in DTYPES:
+        wrong.append(
+            f"model.dtype: expected one of {', '.join(DTYPES)}, got {values['model.dtype']!r}"
+        )
+    if wrong:
+        raise ValueError("\n".join(f"--config.{line}" for line in wrong))
 
 
 def save(config: ConfigDict, path: Path) -> None:
@@ -108,19 +141,25 @@ def save(config: ConfigDict, path: Path) -> None:
 
 
 def check_same_run(path: Path, config: ConfigDict) -> None:
-    """Raises ValueError when a config saved at `path` is another run's: continuing would mix two
-    experiments. A field that came after it was saved is compared with what was done before.
+    """`check_same` of a config saved at `path`; nothing where there is none."""
+    if path.exists():
+        check_same(json.loads(path.read_text()), path, config)
+
+
+def check_same(saved: dict[str, Any], where: Path, config: ConfigDict) -> None:
+    """Raises ValueError when a config `saved` in the work directory of `where` is another run's:
+    continuing would mix two experiments. A field that came after it was saved is compared with what
+    was done before.
     """
-    if not path.exists():
-        return
-    saved, now = complete(json.loads(path.read_text()), path).to_dict(), config.to_dict()
-    different = {key: pair for key, pair in diff(saved, now).items() if key not in MAY_CHANGE}
+    there, now = complete(saved, where).to_dict(), config.to_dict()
+    different = {key: pair for key, pair in diff(there, now).items() if key not in MAY_CHANGE}
     if different:
         lines = "".join(
-            f"\n  {key}: there {there}, now {here}" for key, (there, here) in different.items()
+            f"\n  {key}: there {old}, now {new}" for key, (old, new) in different.items()
         )
         raise ValueError(
-            f"{path.parent} holds another run:{lines}\ngive the same config, or another --workdir"
+            f"{where.parent} holds another run:{lines}\ngive the same config, or another"
+            f" --workdir=DIR; or delete that run: rm -r {where.parent}"
         )
 
 
@@ -137,8 +176,11 @@ def diff(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[str, str
     return {key: (a.get(key, "(absent)"), b.get(key, "(absent)")) for key in keys}
 
 
-def _override(config: ConfigDict, override: str) -> None:
-    key, equals, text = override.removeprefix("--config.").partition("=")
+def override(config: ConfigDict, given: str) -> None:
+    """Sets a field: `--config.a.b=value`. Raises ValueError for an unknown one and for a value of
+    the wrong type.
+    """
+    key, equals, text = given.removeprefix("--config.").partition("=")
     known = flatten(config.to_dict())
     if key not in known:
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)

@@ -75,6 +75,7 @@ def reader(
     sizes = ReaderConfig(
         length=config.objectives.image_text.length,
         image_size=config.model.image_size,
+        resize=config.model.resize,
         batch_size=config.batch_size,
         seed=config.seed,
     )

@@ -47,6 +47,11 @@ def missing(config: ConfigDict) -> list[str]:
             + "    leave them out (a list of (name, weight) as data.mixture in a config file), or"
             " change model.cameras"
         )
+    if len(names) != config.model.action_dim:
+        lines.append(
+            f"model.action_dim: expected {len(names)}, of {datasets[0].name} ({', '.join(names)}),"
+            f" got {config.model.action_dim}"
+        )
     absent = mixture.problems(where, datasets)
     if absent:
         lines.append(

@@ -11,7 +11,6 @@ import numpy as np
 
 from data_pipelines import images
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import remote
 from data_pipelines.index import Split
 
 matplotlib.use("Agg")  # no screen on a pod
@@ -92,11 +91,11 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
         2 if strips else 1, 1, height_ratios=[2.2 * height, 1.75 * strips] if strips else None
     )
     upper, *lower = parts if isinstance(parts, np.ndarray) else [parts]
-    idle, empty = numbers["idle_frames"] / numbers["frames"], numbers["empty_instructions"]
+    idle = numbers["idle_frames"] / numbers["frames"]
     figure.suptitle(
-        f"{described.name}/{split.name}: {numbers['episodes']} episodes, {numbers['frames']}"
+        f"{described.name}, {split.label}: {numbers['episodes']} episodes, {numbers['frames']}"
         f" frames, {described.control_hz or '?'} Hz, {numbers['instructions']} instructions"
-        f" ({empty} episodes without), {idle:.1%} idle",
+        f" ({numbers['steps_without_words']} frames without), {idle:.1%} idle",
         y=0.995,
     )
     axes = list(upper.subplots(height, columns, squeeze=False).flat)
@@ -124,7 +123,7 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
             rows, ((e, s) for e in episodes for s in slots), strict=True
         ):
             axis.imshow(_strip(split, episode, slot, slot in described.bgr))
-            words = split.sentences[int(split.instruction[episode])] or "(no instruction)"
+            words = split.words(episode) or "(no instruction)"
             axis.set_title(f"episode {episode}, {slot}: {words!r}", size=9, loc="left")
             axis.axis("off")
     _save(figure, out, tight=False)
@@ -136,13 +135,8 @@ def _strip(split: Split, episode: int, slot: str, bgr: bool) -> np.ndarray:
         split.first[episode]
     )
     pictures = []
-    for row in steps:
-        shard, offset, length = (int(column[row]) for column in split.frames[slot])
-        pictures.append(
-            images.decode(
-                remote.read_range(split.shards[shard], offset, offset + length), PIXELS, bgr
-            )
-        )
+    for row in steps.tolist():
+        pictures.append(images.decode(split.encoded(slot, row), PIXELS, bgr))
     return np.concatenate(pictures, axis=1)
 
 

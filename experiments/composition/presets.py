@@ -2,6 +2,8 @@
 
 tiny                            the same path in minutes on a CPU: random weights, the embedded
                                 block-pushing data
+small, base                     PaliGemma of 30 M (128 px) and 105 M (224 px) parameters, trained
+                                from nothing on your data: overnight on a CPU, on one GPU
 lora                            adapters in a frozen backbone
 gpt, attention, flow, discrete  another policy head than the LSTM
 """
@@ -10,19 +12,22 @@ from ml_collections import ConfigDict
 
 # Head -> its blocks: GPT as in RoboVLMs; discrete has no parameters.
 HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0}
+SIZES = {"small": "small", "base": "100m"}  # word -> variant
 
 
 def parse(arg: str, own: tuple[str, ...] = ()) -> frozenset[str]:
     """The words in `arg`, where commas join them. `own` are those of the file.
 
-    Raises ValueError for an unknown word and for two heads.
+    Raises ValueError for an unknown word, and for two heads or sizes.
     """
     words = frozenset(word.strip() for word in arg.split(",") if word.strip())
-    if words - {*own, "tiny", "lora", *HEADS} or len(words & HEADS.keys()) > 1:
-        several = ", ".join(f"'{word}'" for word in (*own, "tiny"))
+    sizes = words & {"tiny", *SIZES}
+    unknown = words - {*own, "tiny", "lora", *SIZES, *HEADS}
+    if unknown or len(sizes) > 1 or len(words & HEADS.keys()) > 1:
+        several = "".join(f"'{word}', " for word in own)
         raise ValueError(
-            f"--config=FILE.py:WORDS: expected {several}, 'lora' and one of {', '.join(HEADS)} at"
-            f" most, got {arg!r}"
+            f"--config=FILE.py:WORDS: expected {several}'lora', one of tiny, {', '.join(SIZES)} and"
+            f" one of {', '.join(HEADS)} at most, got {arg!r}"
         )
     return words
 
@@ -34,12 +39,41 @@ def apply(config: ConfigDict, words: frozenset[str]) -> None:
         config.optim.lr = 5e-4  # OpenVLA's for adapters, which start at zero
     if "tiny" in words:
         _tiny(config)
+    for size in words & SIZES.keys():
+        _from_nothing(config, size)
     for head in words & HEADS.keys():
         config.model.head = head
-        config.model.head_layers = min(2, HEADS[head]) if "tiny" in words else HEADS[head]
+        config.model.head_layers = min(2, HEADS[head]) if words & {"tiny", *SIZES} else HEADS[head]
     if "discrete" in words:
         # As in RoboVLMs; this head cannot fuse time, so the backbone must.
         config.model.history = "interleaved"
+
+
+def _from_nothing(config: ConfigDict, size: str) -> None:
+    """A PaliGemma that fits one device: random weights and a tokenizer of the data's own words."""
+    if config.model.backbone != "paligemma":
+        raise ValueError(
+            f"--config=FILE.py:{size}: expected a config of PaliGemma, got {config.model.backbone}"
+        )
+    config.steps = 20_000
+    config.batch_size = 32 if size == "small" else 128
+    config.accum = 1
+    config.model.variant = SIZES[size]
+    config.model.weights = "none"
+    config.model.tokenizer = "train"
+    config.model.prompt_length = 32
+    config.model.image_size = 128 if size == "small" else 224
+    config.model.window = 2
+    config.model.head_hidden = 512
+    config.model.head_layers = 2
+    config.model.head_mlp = (512, 256)
+    config.model.remat = "none"
+    # Nothing is there that a small rate would keep.
+    config.optim.lr = 3e-4
+    config.optim.schedule = "half_cosine"
+    config.optim.min_lr_scale = 0.05
+    config.optim.warmup_steps = 1_000
+    config.optim.warmup_epochs = 0.0
 
 
 def _tiny(config: ConfigDict) -> None:

@@ -1,6 +1,9 @@
 """The data of a run: opened, normalised, tokenised, and what of it travels with a checkpoint."""
 
 import dataclasses
+import hashlib
+import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +12,20 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import quarantine
 from data_pipelines.config import LoaderConfig
-from data_pipelines.index import HELD_OUT, Index, open_index
+from data_pipelines.datasets import Dataset
+from data_pipelines.index import build_parts, open_index, parts_there
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
-from experiments.composition import cotraining, datasets
+from data_pipelines.selection import Selection
+from experiments.composition import cotraining, datasets, selecting
 from vla_jax import build
 from vla_jax.models import clip_text
 from vla_jax.models.tokenizer import digest
 from vla_jax.training.checkpoint import complete_steps, load_meta
 from vla_jax.training.reports import Units
+
+TRAINED_ON = "trained_on.sha256"  # beside a tokenizer of a run: of the sentences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Data:
     """
 
     train: list[Member]
-    held_out: list[Member]  # the same datasets in the same order
+    # The same datasets in the same order; without evaluation, those that hold something out.
+    held_out: list[Member]
     encode: Callable[[str], np.ndarray]
     tokenizer: Path
     action_end: int  # one more than the largest id of an action token; 0: there are none
@@ -47,8 +54,10 @@ def missing(config: ConfigDict) -> list[str]:
     weights = config.model.weights
     if weights != "none" and not config.model.start and not Path(weights).expanduser().exists():
         hub = build.backbone_module(config).hub(config.model.variant)
+        gated = "paligemma" in hub
+        login = "    hf auth login    # gated: accept its licence on huggingface.co first\n"
         lines.append(
-            f"weights: nothing at {Path(weights).expanduser().absolute()}\n    huggingface-cli"
+            f"weights: nothing at {Path(weights).expanduser().absolute()}\n{login * gated}    hf"
             f" download {hub} --local-dir {weights}\n    or --config.model.weights=DIR (a Hugging"
             " Face folder, a checkpoints directory), FILE.npz (big_vision) or none (random"
             " weights)"
@@ -63,47 +72,56 @@ def missing(config: ConfigDict) -> list[str]:
     if config.objectives.text_align.weight and not clip.exists():
         lines.append(
             f"text_align: nothing at {clip.absolute()}\n"
-            f"    huggingface-cli download openai/clip-vit-large-patch14 --local-dir {clip}\n"
+            f"    hf download openai/clip-vit-large-patch14 --local-dir {clip}\n"
             "    or --config.objectives.text_align.weight=0"
         )
     return lines + datasets.missing(config) + cotraining.missing(config, datasets.root(config))
 
 
-def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
+def read_share(config: ConfigDict, job: tuple[int, int]) -> list[Dataset]:
+    """Reads this host's share of the files that are not indexed yet; `job` is (host, hosts).
+    Returns their datasets, whose parts `data` puts together when all hosts have read theirs.
+    """
+    root, chosen = datasets.root(config), selecting.of_config(config)
+    members = [dataset for dataset, _ in datasets.members(config)]
+    return [each for each in members if build_parts(root, each, job, selection=chosen)]
+
+
+def unshared(config: ConfigDict, read: list[Dataset]) -> list[str]:
+    """What this host has to read itself after all: a line for each of the datasets `read` whose
+    other hosts' parts are not seen here.
+    """
+    root, chosen, lines = datasets.root(config), selecting.of_config(config), []
+    for dataset in read:
+        there, of, parts = parts_there(root, dataset, selection=chosen)
+        if there < of:
+            lines.append(
+                f"{dataset.name}: {of - there} of {of} files were read by other hosts, which do not"
+                f" share {parts.parent}: this host reads them again; set VLA_JAX_CACHE to a folder"
+                " that all hosts see, or index once with experiments.index_data and copy it"
+            )
+    return lines
+
+
+def data(
+    config: ConfigDict, workdir: Path, training: bool = True, scratch: Path | None = None
+) -> Data:
     """Opens (or builds) the indexes of the mixture, fits the specs and loads or trains the
-    tokenizer.
+    tokenizer: into `scratch` (by default workdir), from where `workdir.claim` takes it.
 
     With `training` also the images with texts that are co-trained on.
     """
-    skipped = quarantine.read(config.data.quarantine) if config.data.quarantine else frozenset()
-    wanted = datasets.members(config)
-    train, held_out = [], []
-    for dataset, weight in wanted:
-        index = open_index(datasets.root(config), dataset, quarantine=skipped)
-        member = Member.fit(index, "train", weight, _rules(config))
-        spec = member.action_spec
-        if len(spec.names) != config.model.action_dim or spec.binary != build.BINARY:
-            raise ValueError(
-                f"model.action_dim: expected {len(spec.names)} (with the binary dims {spec.binary})"
-                f" as {dataset.name} has, got {config.model.action_dim} with {build.BINARY}"
-            )
-        train.append(member)
-        held_out.append(dataclasses.replace(member, split=validation_split(index)))
+    chosen = selecting.of_config(config)
+    train, held_out = _members(config, chosen)
     files = {
         shard.rsplit("/", 1)[-1]
         for member in train
         for s in member.index.splits.values()
         for shard in s.shards
     }
-    foreign = sorted({file for file, _ in skipped} - files)
-    if foreign:
-        raise ValueError(
-            f"data.quarantine: {config.data.quarantine} names {foreign[0]} and {len(foreign) - 1}"
-            " other files that no dataset of the mixture has; is it the list of"
-            f" {config.data.mixture!r}?"
-        )
+    _check_lists(config, chosen, files)
     sentences = {text for member in train for text in member.index.splits["train"].sentences}
-    folder = tokenizer(config, sorted(sentences), workdir)
+    folder = tokenizer(config, sorted(sentences), workdir, scratch)
     encoder = build.backbone_module(config).load_tokenizer(folder, config.model.layout)
     vocab = build.backbone_config(config).vocab
     if encoder.vocab > vocab:
@@ -130,6 +148,31 @@ def data(config: ConfigDict, workdir: Path, training: bool = True) -> Data:
     return Data(train, held_out, encode, folder, end, texts, target)
 
 
+def _members(config: ConfigDict, chosen: Selection) -> tuple[list[Member], list[Member]]:
+    """The datasets to train on, and what each of them holds out."""
+    train, held_out = [], []
+    for dataset, weight in datasets.members(config):
+        index = open_index(datasets.root(config), dataset, selection=chosen)
+        member = Member.fit(index, "train", weight, _rules(config))
+        spec = member.action_spec
+        if len(spec.names) != config.model.action_dim or spec.binary != build.BINARY:
+            raise ValueError(
+                f"model.action_dim: expected {len(spec.names)} (with the binary dims {spec.binary})"
+                f" as {dataset.name} has, got {config.model.action_dim} with {build.BINARY}"
+            )
+        train.append(member)
+        if index.held_out is not None:
+            held_out.append(dataclasses.replace(member, split=index.held_out.name))
+        elif config.eval_every:
+            raise ValueError(
+                f"{dataset.name}: nothing is held out (data.held_out={config.data.held_out}, of"
+                f" {len(index.splits['train'].length)} episodes in train): expected two episodes or"
+                " more to hold one out, or a split of its own; or train without evaluation:"
+                " eval_every=0"
+            )
+    return train, held_out
+
+
 def loader(
     config: ConfigDict,
     source: Data,
@@ -148,6 +191,7 @@ def loader(
             chunk=model.chunk,
             cameras=tuple(model.cameras),
             image_size=(model.image_size,) * len(model.cameras),
+            resize=model.resize,
             prompt_length=model.prompt_length,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -164,34 +208,38 @@ def loader(
 
 
 def units(source: Data) -> Units:
-    """What turns errors into each dataset's robot units."""
-    return Units(
-        source.train[0].action_spec.names,
-        np.stack([member.action_spec.units() for member in source.train]),
-    )
+    """What turns errors into each dataset's robot units: 0 for a dim that is constant there, which
+    a robot is held in whatever the network says.
+    """
+    specs = [member.action_spec for member in source.train]
+    scale = np.stack([spec.units() for spec in specs])
+    for row, spec in zip(scale, specs, strict=True):
+        row[list(spec.constant)] = 0.0
+    return Units(specs[0].names, scale)
 
 
-def validation_split(index: Index) -> str:
-    """The held-out split's name. Raises ValueError when there is none."""
-    for name in HELD_OUT:
-        if name in index.splits:
-            return name
-    raise ValueError(
-        f"{index.dataset.name}: expected a split of {', '.join(HELD_OUT)}, or two episodes in train"
-        f" to hold one out, got {', '.join(sorted(index.splits))}"
-    )
+def held_out(source: Data) -> str:
+    """What is evaluated on, a line a dataset."""
+    lines = []
+    for member in source.held_out:
+        split = member.index.splits[member.split]
+        name = split.label if split.label != split.name else f"split {split.name}"
+        lines.append(
+            f"{member.index.dataset.name}: {len(split.length)} episodes, {len(split.actions)}"
+            f" windows to evaluate on ({name})"
+        )
+    return "\n".join(lines) or "nothing is held out"
 
 
-def tokenizer(config: ConfigDict, sentences: list[str], workdir: Path) -> Path:
+def tokenizer(
+    config: ConfigDict, sentences: list[str], workdir: Path, scratch: Path | None = None
+) -> Path:
     """The folder of the tokenizer: the config's, the weights' own, or one trained on the
-    instructions into workdir.
+    instructions, that of workdir or a new one in `scratch` (by default workdir).
     """
     model = config.model
     if model.tokenizer == "train":
-        folder = workdir / "tokenizer"
-        if not folder.is_dir():
-            build.backbone_module(config).train_tiny_tokenizer(sentences, folder)
-        return folder
+        return _trained_tokenizer(config, sentences, workdir, scratch or workdir)
     folder = Path(model.tokenizer or model.start or model.weights).expanduser()
     if not model.tokenizer and complete_steps(
         folder
@@ -207,13 +255,35 @@ def tokenizer(config: ConfigDict, sentences: list[str], workdir: Path) -> Path:
     return folder
 
 
-def meta(config: ConfigDict, source: Data) -> dict[str, Any]:
-    """What a checkpoint must carry to be used without this repository's config files."""
+def _trained_tokenizer(
+    config: ConfigDict, sentences: list[str], workdir: Path, scratch: Path
+) -> Path:
+    """The run's own tokenizer: that of workdir where it is of these sentences, or in use:
+    checkpoints know it, and the data that they were trained on. Else a new one in `scratch`.
+    """
+    known, new = workdir / "tokenizer", scratch / "tokenizer"
+    note = known / TRAINED_ON
+    made_from = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
+    in_use = bool(complete_steps(workdir / "checkpoints"))
+    if known.is_dir() and (in_use or (note.is_file() and note.read_text() == made_from)):
+        return known
+    if known.is_dir():
+        print(f"{known}: was trained on other instructions; training it again", flush=True)
+    shutil.rmtree(new, ignore_errors=True)
+    build.backbone_module(config).train_tiny_tokenizer(sentences, new)
+    (new / TRAINED_ON).write_text(made_from)
+    return new
+
+
+def meta(config: ConfigDict, source: Data, workdir: Path) -> dict[str, Any]:
+    """What a checkpoint in workdir must carry to be used without this repository's config files."""
+    own = config.model.tokenizer == "train"  # in workdir from the first step on
+    folder = workdir / "tokenizer" if own else source.tokenizer
     return {
         "config": config.to_dict(),
         "revision": revision(),
         "cameras": list(config.model.cameras),
-        "tokenizer": {"folder": str(source.tokenizer), "sha256": digest(source.tokenizer)},
+        "tokenizer": {"folder": str(folder), "sha256": digest(source.tokenizer)},
         "datasets": {
             member.index.dataset.name: {
                 "digest": member.index.digest,
@@ -250,6 +320,19 @@ def revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _check_lists(config: ConfigDict, chosen: Selection, files: set[str]) -> None:
+    """Raises ValueError when a list names files that no dataset has."""
+    held = chosen.held_out if isinstance(chosen.held_out, frozenset) else frozenset()
+    for field, listed in (("quarantine", chosen.quarantine), ("held_out", held)):
+        foreign = sorted({file for file, _ in listed} - files)
+        if foreign:
+            raise ValueError(
+                f"data.{field}: {config.data[field]} names {foreign[0]} and {len(foreign) - 1}"
+                " other files that no dataset of the mixture has; is it the list of"
+                f" {config.data.mixture!r}?"
+            )
 
 
 def _rules(config: ConfigDict) -> tuple[Any, ...]:

@@ -38,6 +38,8 @@ def plan(
 ) -> Plan:
     """The plan of a run. No shape depends on `steps_per_epoch` or `action_end`, which only the data
     knows.
+
+    Raises ValueError for what the model, the optimizer or the mesh refuses.
     """
     make = build.training_model(config, action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
@@ -45,6 +47,7 @@ def plan(
     settings, freeze = build.optim(config)
     optimizer = make_optimizer(settings, freeze, shapes, config.steps, steps_per_epoch)
     trainable, run = partition(shapes, freeze)[0], train_config(config)
+    train.check_parts(run, mesh)
     abstract = abstract_state(shapes, shardings, trainable, optimizer, run)
     return Plan(make, graphdef, shapes, shardings, optimizer, run, abstract)
 

@@ -10,7 +10,8 @@ Adam, and 1.31 GiB of activations per window of 16 frames and two cameras, 5.3 G
 task_ABCD_D by data_pipelines/builders/calvin.py. Reference: RoboVLMs (arXiv 2412.14058), its CALVIN
 config for Kosmos with the wrist camera. There: 4 windows per GPU, 5 epochs, a constant rate after
 the warm-up, no clipping of gradients, however it was configured (here 1.0), fp16 (here bfloat16),
-dropout of 0.1 in the decoder (here none). Its exact token order is --config.model.layout=robovlms.
+dropout of 0.1 in the decoder (here none). Its exact token order is --config.model.layout=robovlms,
+its episodes begin with --config.model.history_start=grow, its images are model.resize=bicubic.
 """
 
 from ml_collections import ConfigDict

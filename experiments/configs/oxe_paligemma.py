@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.accum = 1
     config.seed = 123
     config.log_every = 50
-    config.eval_every = 1_000
+    config.eval_every = 1_000  # 0: never
     config.save_every = 1_000
     config.eval_batches = 16
     config.keep_checkpoints = 3
@@ -81,6 +81,12 @@ def _data() -> ConfigDict:
     config.datasets = ""  # your own Python file that describes more datasets
     # a reviewed list of episodes to leave out (index_data --validate writes one)
     config.quarantine = ""
+    # What is held out of datasets without a split of their own for it: a share of their episodes, a
+    # number of them ("0": none), or a file that lists them as a quarantine does.
+    config.held_out = "0.05"
+    config.skip_unlabelled = True  # leaves out episodes without words
+    config.min_length = 0  # leaves out episodes of fewer steps
+    config.max_idle = 1.0  # leaves out episodes of which a larger share of steps hardly moves
     # ("q99", ("bounds", -0.65, 0.65)) is RoboVLMs' double normalisation
     config.normalise = ("q99",)
     # bytes of decoded frames over all hosts; more mixes more episodes
@@ -103,12 +109,15 @@ def _model() -> ConfigDict:
     config.tokenizer = ""
     config.prompt_length = 48
     config.image_size = 224
+    config.resize = "lanczos"  # how images get it: lanczos, bicubic, bilinear
     config.cameras = ("primary",)
     config.window = 8
     config.chunk = 10
     config.action_dim = 7
     config.history = "head"  # head, interleaved, one_step: see vla_jax/models/vla.py
-    config.layout = "prefix"  # prefix, robovlms: see vla_jax/models/sequence.py
+    # what the head reads before an episode's first frame: repeat, grow (vla_jax/models/starts.py)
+    config.history_start = "repeat"
+    config.layout = "prefix"  # prefix, robovlms, robovlms_pre: models/sequence.py
     config.readouts = 1  # action query tokens per frame
     config.head = "lstm"
     config.head_hidden = 1024
@@ -129,6 +138,7 @@ def _model() -> ConfigDict:
     config.resampler.dim_head = 64
     config.resampler.latents = 64
     config.dtype = "bfloat16"  # compute; master parameters are float32
+    config.act_dtype = "float32"  # of rollouts and exported weights, unless they are told another
     config.remat = "full"
     config.layers = "scan"
     return config
@@ -182,6 +192,7 @@ def _optim() -> ConfigDict:
     config.b1 = 0.9
     config.b2 = 0.999
     config.eps = 1e-8
+    config.mu_dtype = "float32"  # Adam's first moment; bfloat16 saves two bytes a parameter
     config.weight_decay = 0.0
     config.clip = 1.0
     config.schedule = "constant"

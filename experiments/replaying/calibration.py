@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.replaying.figures import Replayed, ahead, arm, correlation, halves
+from experiments.composition.executed import arm
+from experiments.replaying.figures import ahead, correlation, halves
+from experiments.replaying.rollout import Replayed
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.events.calibration import NEAREST, SCHEMA, Calibration, Curve, Logistic, identity
 

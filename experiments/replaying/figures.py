@@ -1,67 +1,20 @@
-"""One episode through the policy, and what the differences to the recorded actions amount to.
+"""What the differences of a policy's actions to the recorded ones amount to.
 
 Axes: t steps of an episode, n of all episodes, k chunk step, d action dim, a arm dims. "Network
 units" are normalised: an error of 1 is half of a dim's range in the training data (q99).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments.replaying.recorded import Episode, Recording
+from experiments.composition.executed import Tally, arm, arm_error, right
+from experiments.replaying.recorded import Recording
+from experiments.replaying.rollout import TIMES, Replayed
 from vla_jax.actions import ActionSpec
-from vla_jax.robot.torch_policy import Policy
 
-HUBER_DELTA = 1.0  # of the arm loss in all our configs
 LAGS = (-2, -1, 0, 1, 2)
 WORST = 5
-TIMES = ("vision", "backbone", "total")
-
-
-class Replayed(NamedTuple):
-    """What the policy did in an episode. `frames` are gone."""
-
-    episode: Episode
-    chunks: np.ndarray  # t k d, robot units: planned anew at each step
-    normalised: np.ndarray  # t k d: the same as the network says it
-    open_loop: np.ndarray  # t d, robot units: whole chunks executed, nothing seen between
-    confidence: dict[str, np.ndarray]  # name -> t ("steps": t k), NaN where there is none
-    milliseconds: np.ndarray  # t of TIMES
-
-
-def replay(policy: Policy, episode: Episode, dataset: str) -> Replayed:
-    """The episode with a plan at each step, and again with one per chunk."""
-    every = plans(policy, episode, dataset, 1)
-    chunks = np.stack([out["actions"] for out in every])
-    k = chunks.shape[1]
-    executed = [out["actions"] for out in plans(policy, episode, dataset, k)]
-    open_loop = np.concatenate(executed)[: len(chunks)]
-    confidence = {}
-    for name in ("gripper", "agreement", "token", "steps"):
-        none: Any = [np.nan] * k if name == "steps" else np.nan
-        values = [out["confidence"][name] for out in every]
-        confidence[name] = np.array([none if value is None else value for value in values])
-    times = np.array([[out["timing"][name] for name in TIMES] for out in every])
-    normalised = np.stack([out["normalised"] for out in every])
-    return Replayed(episode._replace(frames=[]), chunks, normalised, open_loop, confidence, times)
-
-
-def plans(policy: Policy, episode: Episode, dataset: str, every: int) -> list[dict[str, Any]]:
-    """What `Policy.act` gives at each `every`-th frame, and as "normalised" what the network said:
-    clipped to no range, with probabilities. The actions carried out between are the recorded ones.
-    """
-    policy.reset(episode.instruction, dataset)
-    out = []
-    for t in range(0, len(episode.frames), every):
-        before = episode.actions[t - 1] if t else None
-        plan = policy.act(episode.frames[t], state(episode, t), before)
-        out.append(plan | {"normalised": policy.stages["action"].float().cpu().numpy()})
-    return out
-
-
-def state(episode: Episode, t: int) -> np.ndarray | None:
-    """The recorded state, if there is one."""
-    return episode.state[t] if episode.state.shape[1] else None
 
 
 def halves(count: int) -> dict[str, np.ndarray]:
@@ -80,27 +33,19 @@ def figures(recording: Recording, replayed: list[Replayed]) -> dict[str, Any]:
     open_loop = np.concatenate([one.open_loop for one in replayed])
     mean = recording.index.splits["train"].stats["action"]["mean"].astype(np.float32)
     constant = spec.unnormalise(spec.normalise(np.broadcast_to(mean, true.shape)))
+    others = (("open_loop", open_loop), ("mean_action", constant))
     times = np.concatenate([one.milliseconds for one in replayed])
+    told = tally(spec, replayed).figures()
+    errors = {name: float(arm_error(spec, a, true).mean()) for name, a in others}
     return {
         "episodes": len(replayed),
         "frames": len(true),
         "chunk": k,
-        "arm_loss": chunk_loss(spec, replayed),
-        "arm_error": {
-            name: float(arm_error(spec, actions, true).mean())
-            for name, actions in (
-                ("every_step", step),
-                ("open_loop", open_loop),
-                ("mean_action", constant),
-            )
-        },
+        "arm_loss": told["arm_loss"],
+        "arm_error": {"every_step": told["arm_error"], **errors},
         "gripper_accuracy": {
-            name: gripper_accuracy(spec, actions, true)
-            for name, actions in (
-                ("every_step", step),
-                ("open_loop", open_loop),
-                ("mean_action", constant),
-            )
+            "every_step": told["gripper_accuracy"],
+            **{name: gripper_accuracy(spec, a, true) for name, a in others},
         },
         "dims": {
             name: {
@@ -125,35 +70,13 @@ def figures(recording: Recording, replayed: list[Replayed]) -> dict[str, Any]:
     }
 
 
-def huber(error: np.ndarray) -> np.ndarray:
-    """The arm loss of training, of an error in network units."""
-    size = np.abs(error)
-    return np.where(size < HUBER_DELTA, 0.5 * error**2, HUBER_DELTA * (size - 0.5 * HUBER_DELTA))
-
-
-def arm(spec: ActionSpec) -> list[int]:
-    """The dims that are not binary."""
-    return [i for i in range(len(spec.names)) if i not in spec.binary]
-
-
-def arm_error(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """[... d] in robot units -> [...]: mean Huber error of the arm in network units."""
-    return huber(spec.normalise(actions) - spec.normalise(true))[..., arm(spec)].mean(-1)
-
-
-def chunk_loss(spec: ActionSpec, replayed: list[Replayed]) -> float:
-    """Mean Huber error over all planned steps that lie within their episode: the arm loss of
-    experiments.evaluate.
-
-    That one also counts, with windows of more than one frame, what the model says at a window's
-    earlier frames.
-    """
-    total, count = 0.0, 0
+def tally(spec: ActionSpec, replayed: list[Replayed]) -> Tally:
+    """The figures that experiments.evaluate prints, of what the policy's runtime gave the robot."""
+    out = Tally(spec)
     for one in replayed:
         within, true = ahead(one.episode.actions, one.chunks.shape[1])
-        errors = huber(one.normalised - spec.normalise(true))[..., arm(spec)].mean(-1)
-        total, count = total + float(errors[within].sum()), count + int(within.sum())
-    return total / count
+        out.add(one.chunks, true, within)
+    return out
 
 
 def ahead(actions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +97,7 @@ def gripper_accuracy(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) ->
     """Share of binary numbers that are right; None without any."""
     if not spec.binary:
         return None
-    return float(np.mean((actions > 0.5)[:, spec.binary] == (true > 0.5)[:, spec.binary]))
+    return float(np.mean(right(spec, actions, true)))
 
 
 def spread(error: np.ndarray) -> dict[str, float]:
@@ -322,7 +245,9 @@ def text(body: dict[str, Any]) -> str:
             f" {row['instruction']!r}"
         )
     times = {name: f"{p['p50']:.2f} / {p['p95']:.2f}" for name, p in body["milliseconds"].items()}
-    lines.append(f"milliseconds per frame on {body['device']}, p50 / p95: " + _row(times, "{} {}"))
+    lines.append(
+        f"milliseconds per frame, alone, on {body['device']}, p50 / p95: " + _row(times, "{} {}")
+    )
     return "\n".join(lines)
 
 

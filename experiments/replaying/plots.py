@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from experiments.replaying.figures import Replayed
+from experiments.replaying.rollout import Replayed
 
 matplotlib.use("Agg")  # no screen on a pod
 from matplotlib import pyplot as plt  # after the backend is chosen

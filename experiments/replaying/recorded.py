@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import images, quarantine
+from data_pipelines import images
 from data_pipelines.datasets import DATASETS, user
 from data_pipelines.files import remote
-from data_pipelines.index import HELD_OUT, Index, Split, open_index
+from data_pipelines.index import Index, Split, open_index
+from data_pipelines.selection import Selection
+from experiments.composition import selecting
+from vla_jax import command
 from vla_jax.actions import ActionSpec, Rule
-from vla_jax.robot.lanczos import resize
+from vla_jax.robot.resize import resize
 
 Images = dict[str, np.ndarray]
 
@@ -28,7 +31,7 @@ class Episode(NamedTuple):
     takes them.
     """
 
-    number: int  # in its split
+    number: int  # in its split, see Recording.episodes
     where: str  # file and record
     instruction: str
     frames: list[Images]  # t
@@ -46,22 +49,28 @@ class Recording:
     split: Split
     cameras: tuple[str, ...]
     size: int  # of the images that the policy takes
+    resize: str  # how a robot makes them so large: a filter of vla_jax/robot/resize.py
     spec: ActionSpec
 
     def episodes(self, most: int | None) -> list[int]:
-        """Numbers of the first `most` episodes that have a step."""
-        return np.flatnonzero(self.split.length)[:most].tolist()
+        """Numbers of the first `most` episodes that have a step. One whose instruction changes is
+        as many as it has instructions: a robot begins anew with each.
+        """
+        return np.flatnonzero(np.diff(self.split.run, append=len(self.split.actions)))[
+            :most
+        ].tolist()
 
     def episode(self, number: int) -> Episode:
         """An episode, its frames decoded as recorded and resized as a robot does it."""
-        split, first = self.split, int(self.split.first[number])
-        rows = np.arange(first, first + int(split.length[number]))
+        split, first = self.split, int(self.split.run[number])
+        rows = np.arange(first, int([*split.run[number + 1 :][:1], len(split.actions)][0]))
+        record = split.record[np.searchsorted(split.first, first, side="right") - 1]
         seen = {name: self._frames(name, rows) for name in self.cameras}
         shard = split.shards[int(split.frames[self.cameras[0]].shard[first])]
         return Episode(
             number,
-            f"{shard.rsplit('/', 1)[-1]}:{split.record[number]}",
-            split.sentences[int(split.instruction[number])],
+            f"{shard.rsplit('/', 1)[-1]}:{record}",
+            split.sentences[int(split.instruction[number, 0])],
             [{name: seen[name][t] for name in self.cameras} for t in range(len(rows))],
             np.array(split.state[rows]),
             np.array(split.actions[rows]),
@@ -84,7 +93,9 @@ class Recording:
             try:
                 out.append(
                     resize(
-                        images.raw(data[at : at + size], slot in self.index.dataset.bgr), self.size
+                        images.raw(data[at : at + size], slot in self.index.dataset.bgr),
+                        self.size,
+                        self.resize,
                     )
                 )
             except ValueError as error:
@@ -101,7 +112,7 @@ class Where(NamedTuple):
     dataset: str
     split: str | None  # the held-out one by default
     datasets: str = ""  # a Python file that describes more
-    quarantine: str = ""
+    selection: Selection = Selection()
 
 
 def command_line(about: str | None) -> argparse.ArgumentParser:
@@ -121,25 +132,24 @@ def command_line(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--datasets", default="", help="your own Python file that describes datasets"
     )
-    parser.add_argument("--quarantine", default="", help="the list that the training left out")
     parser.add_argument("--split", default=None, help="the held-out one by default")
     parser.add_argument(
-        "--episodes", type=positive, default=None, help="the first N; all by default"
+        "--episodes", type=command.positive, default=None, help="the first N; all by default"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--require_signature",
+        default=None,
+        metavar="KEY",
+        help="minisign.pub, or the key in it, by whose owner SHA256SUMS must be signed",
+    )
+    selecting.add_options(parser)  # with these as the artefact was trained
     return parser
 
 
 def where(args: argparse.Namespace) -> Where:
     """Which data the options of `command_line` name."""
-    return Where(args.data, args.dataset, args.split, args.datasets, args.quarantine)
-
-
-def positive(text: str) -> int:
-    """A whole number of the command line, 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return int(text)
+    return Where(args.data, args.dataset, args.split, args.datasets, selecting.of_options(args))
 
 
 def open_recording(artefact: Path, where: Where) -> Recording:
@@ -167,11 +177,13 @@ def open_recording(artefact: Path, where: Where) -> Recording:
         if remote.is_remote(where.root)
         else str(Path(where.root).expanduser().absolute())
     )
-    skipped = quarantine.read(where.quarantine) if where.quarantine else frozenset()
-    index = open_index(root, known[where.dataset], quarantine=skipped)
-    name = where.split or next((split for split in HELD_OUT if split in index.splits), "")
+    index = open_index(root, known[where.dataset], selection=where.selection)
+    name = where.split or (index.held_out.name if index.held_out else "")
     if name not in index.splits:
-        raise ValueError(f"--split: expected one of {', '.join(index.splits)}, got {name!r}")
+        raise ValueError(
+            f"--split: expected one of {index.split_names()}, got"
+            f" {repr(name) if name else 'none, and nothing is held out'}"
+        )
     split, cameras = index.splits[name], tuple(config["cameras"])
     absent = [slot for slot in cameras if slot not in split.frames]
     if absent:
@@ -196,7 +208,8 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             stats["state"],
         )
     spec = ActionSpec.from_json(specs[where.dataset]["action"])
-    return Recording(index, split, cameras, config["image"]["size"], spec)
+    image = config["image"]
+    return Recording(index, split, cameras, image["size"], image["resize"].lower(), spec)
 
 
 def check(
@@ -226,7 +239,8 @@ def check(
         raise ValueError(
             f"{artefact}: {what}: it is normalised with other statistics than those of this data\n"
             + "\n".join(lines)
-            + "\n    give the data that it was trained on (with its --quarantine, if there was one)"
+            + "\n    give the data that it was trained on, with its --quarantine, --held_out,"
+            " --keep_unlabelled (all that was trained before 2026-11-28), --min_length, --max_idle"
         )
 
 

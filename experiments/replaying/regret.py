@@ -13,15 +13,16 @@ Axes: t steps of an episode, k chunk step, n pairs of a pass and a later step, f
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from data_pipelines.progress import Progress
-from experiments.replaying.figures import chunk_errors, plans
-from experiments.replaying.recorded import Recording
+from experiments.replaying.figures import chunk_errors
+from experiments.replaying.recorded import Episode, Recording
+from experiments.replaying.rollout import plans
+from vla_jax.progress import Progress
 from vla_jax.robot.events.regret import FAR, Regret, signals
 from vla_jax.robot.events.trigger import luminance
 from vla_jax.robot.torch_policy import Policy
@@ -52,10 +53,11 @@ def learn(policy: Policy, recording: Recording, episodes: int) -> list[Regret]:
     """
     source = dataclasses.replace(recording, split=recording.index.splits["train"])
     numbers, known = source.episodes(episodes), []
-    with Progress("regret", len(numbers), "episodes") as progress:
+    with Progress("regret", int(source.split.length[numbers].sum()), "frames") as progress:
         for number in numbers:
-            known.append(_watched(policy, source, number))
-            progress.add(1)
+            episode = source.episode(number)
+            said = plans(policy, episode, source.index.dataset.name, 1, told=progress.add)
+            known.append(_known(source, episode, said))
     mean_error = float(np.concatenate([one.error[:, 0] for one in known]).mean())
     regrets = [regret(one.error, mean_error * PRICES) for one in known]  # t k q
     pairs = np.array(
@@ -77,11 +79,12 @@ def learn(policy: Policy, recording: Recording, episodes: int) -> list[Regret]:
     target = np.stack([regrets[e][t, j] for e, t, j in pairs.tolist()])
     pictures = 2 * sum(cells.size for cells in known[0].cells[0].values())
     least = np.repeat(np.array([0, LEAST_CHANGE], np.float32), [seen.shape[1] - pictures, pictures])
-    return regress(
-        seen,
-        least,
-        np.clip(target, *np.quantile(target, (TAILS, 1 - TAILS), axis=0)).astype(np.float32),
-    )
+    with Progress("regret, learning"):
+        return regress(
+            seen,
+            least,
+            np.clip(target, *np.quantile(target, (TAILS, 1 - TAILS), axis=0)).astype(np.float32),
+        )
 
 
 def regret(error: np.ndarray, prices: np.ndarray) -> np.ndarray:
@@ -146,16 +149,13 @@ def regress(seen: np.ndarray, least: np.ndarray, target: np.ndarray) -> list[Reg
     return [Regret(mean, deviation, [*shared, layer]) for layer in last]
 
 
-def _watched(policy: Policy, recording: Recording, number: int) -> Known:
+def _known(recording: Recording, episode: Episode, planned: list[dict[str, Any]]) -> Known:
     """An episode with a plan at each step."""
-    episode = recording.episode(number)
-    outs = plans(policy, episode, recording.index.dataset.name, 1)
-    chunks = np.stack([out["actions"] for out in outs])
-    error = chunk_errors(recording.spec, chunks, episode.actions)
+    chunks = np.stack([out["actions"] for out in planned])
     return Known(
-        error,
+        chunk_errors(recording.spec, chunks, episode.actions),
         chunks,
-        [out["confidence"]["steps"] for out in outs],
+        [out["confidence"]["steps"] for out in planned],
         [luminance(images) for images in episode.frames],
     )
 

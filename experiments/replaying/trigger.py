@@ -13,17 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.progress import Progress
+from experiments.composition.executed import arm_error
 from experiments.replaying import regret
-from experiments.replaying.figures import (
-    Replayed,
-    arm_error,
-    chunk_errors,
-    gripper_accuracy,
-    halves,
-    state,
-)
+from experiments.replaying.figures import chunk_errors, gripper_accuracy, halves
 from experiments.replaying.recorded import Episode, Images, Recording
+from experiments.replaying.rollout import Replayed, state
+from vla_jax.progress import Progress
 from vla_jax.robot.events import trigger as events
 from vla_jax.robot.events.calibration import SCHEMA, identity
 from vla_jax.robot.torch_policy import Policy
@@ -89,14 +84,8 @@ def fit(
     """trigger.json: the settings that save most passes at no more than `aim.allowed` added arm
     error on the fit half.
 
-    `replayed` are the episodes, with the chunks planned at each step. Raises ValueError for less
-    than four.
+    `replayed` are the episodes, with the chunks planned at each step.
     """
-    if len(replayed) < 4:
-        raise ValueError(
-            "--trigger: expected four episodes or more, to fit and to report on, got"
-            f" {len(replayed)}"
-        )
     parts = {half: [replayed[i] for i in places] for half, places in halves(len(replayed)).items()}
     points = measure(
         policy, recording, replayed, trials(policy, recording, parts["fit"], aim.learn)
@@ -126,6 +115,14 @@ def fit(
             recording, parts["report"], base.measured("report", base)["arm_error"]
         ),
     }
+
+
+def check(episodes: int) -> None:
+    """Raises ValueError for fewer than two episodes to fit and two to report on."""
+    if episodes < 4:
+        raise ValueError(
+            f"--trigger: expected four episodes or more, to fit and to report on, got {episodes}"
+        )
 
 
 def trials(policy: Policy, recording: Recording, fitted: list[Replayed], learn: int) -> list[Trial]:

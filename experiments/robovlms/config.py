@@ -2,8 +2,8 @@
 parameters.
 
 Every key of the JSON is translated, or ignored because it has no effect there or none here
-(reported with the reason), or refused. The sequence of its policies is layout "robovlms"
-(vla_jax/models/sequence.py).
+(reported with the reason), or refused. The sequence of its policies is layout "robovlms", with its
+history_type "pre" layout "robovlms_pre" (vla_jax/models/sequence.py).
 """
 
 import fnmatch
@@ -36,6 +36,10 @@ DTYPES = {
     "16-mixed": "bfloat16",
     "32": "float32",
 }
+# What its rollouts compute in: only this very word makes them other than float32.
+ACT_DTYPES = {"bf16": "bfloat16"}
+# Classes of data without a wrist image, whatever use_hand_rgb says.
+OXE = ("OpenVLADataset",)
 GPT_DEPTH, GPT_HEADS = 8, 8  # fixed in RoboVLMs' code
 RENAMED_DATA = {"rt_1": "fractal20220817_data"}
 
@@ -136,9 +140,11 @@ def translate(file: Path) -> Translation:
     datasets = {key: body.pop(key, None) for key in ("train_dataset", "val_dataset")}
     config = oxe_paligemma.get_config()
     fields = _Fields(file, body, config)
-    _policy(fields)
+    given = datasets["train_dataset"]
+    first = given[0] if isinstance(given, list) and given else given or {}
+    _policy(fields, str(first.get("type", "")))
     _training(fields)
-    _data(fields, datasets["train_dataset"])
+    _data(fields, first)
     _known_dataset_keys(fields, datasets)
     tokenizer = fields.take(
         "tokenizer.pretrained_model_name_or_path", fields.body.get("model_path", "")
@@ -189,16 +195,36 @@ def _merged(file: Path, under: dict[str, Any], over: dict[str, Any]) -> dict[str
     return out
 
 
-def _policy(fields: _Fields) -> None:
-    """Backbone, sequence and head."""
+def _policy(fields: _Fields, dataset: str) -> None:
+    """Backbone, sequence and head; `dataset` is the class of the data it was trained on."""
     fields.among("model", "model.backbone", BACKBONES, None)
     fields.copy("image_size", "model.image_size", int, 224)
+    # Of its image_processor, in training on CALVIN and at every rollout; OXE's frames were made
+    # this large by TensorFlow's lanczos3 before.
+    fields.put("(the code)", "model.resize", "bicubic")
     fields.copy("window_size", "model.window", int, 1)
     fields.copy("fwd_pred_next_n", "model.chunk", int, 1)
     hand = fields.take("use_hand_rgb", False)
-    fields.put("use_hand_rgb", "model.cameras", ("primary", "wrist") if hand else ("primary",))
-    fields.put("(the code)", "model.layout", "robovlms")
+    if hand and dataset in OXE:
+        fields.put(
+            f"use_hand_rgb (no effect in RoboVLMs with {dataset}, which gives no wrist image)",
+            "model.cameras",
+            ("primary",),
+        )
+    else:
+        fields.put("use_hand_rgb", "model.cameras", ("primary", "wrist") if hand else ("primary",))
     fields.among("act_head.history_type", "model.history", HISTORIES, "post")
+    if fields.config.model.history == "interleaved":
+        fields.put(
+            "(the code; at rollout it carries out the oldest frame's action by mistake, this the"
+            " newest's)",
+            "model.layout",
+            "robovlms_pre",
+        )
+    else:
+        fields.put("(the code)", "model.layout", "robovlms")
+    # Its rollout keeps the readouts, or frames, that there are; its training has no others.
+    fields.put("(the code)", "model.history_start", "grow")
     fields.among("act_head.type", "model.head", HEADS, None)
     fields.copy("act_head.hidden_size", "model.head_hidden", int, 1024)
     fields.copy("act_head.action_dim", "model.action_dim", int, 7)
@@ -233,7 +259,9 @@ def _training(fields: _Fields) -> None:
     fields.among("scheduler", "optim.schedule", SCHEDULES, "constant")
     if fields.config.optim.schedule == "half_cosine":
         fields.copy("min_lr_scale", "optim.min_lr_scale", float, 0.01)
+    precision = str(fields.body.get("trainer.precision", "bf16"))
     fields.among("trainer.precision", "model.dtype", DTYPES, "bf16")
+    fields.put("trainer.precision", "model.act_dtype", ACT_DTYPES.get(precision, "float32"))
     fields.copy("trainer.accumulate_grad_batches", "accum", int, 1)
     if (fields.body.get("trainer.max_steps") or -1) > 0:
         fields.copy("trainer.max_steps", "steps", int, -1)
@@ -246,9 +274,8 @@ def _training(fields: _Fields) -> None:
     fields.copy("train_setup.train_decoder_layers", "optim.train_decoder_layers", int, -1)
 
 
-def _data(fields: _Fields, dataset: Any) -> None:
-    """Mixture, normalisation, augmentation."""
-    first = dataset[0] if isinstance(dataset, list) and dataset else dataset or {}
+def _data(fields: _Fields, first: dict[str, Any]) -> None:
+    """Mixture, normalisation, augmentation; `first` describes the data it was trained on."""
     calvin = "calvin" in str(first.get("type", "")).lower()
     name = (
         "calvin"

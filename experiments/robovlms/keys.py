@@ -13,6 +13,7 @@ _ABSENT = "no effect in RoboVLMs: what it weighs does not exist"
 _RESAMPLER = "no effect in RoboVLMs: only the width reaches the resampler, which is off"
 _LORA = "no effect without train_setup.lora_enable"
 _DISCRETE = "no effect with continuous actions"
+_DUMPED = "RoboVLMs' main.py adds it when it writes down how a run was started"
 
 # Key pattern -> reason.
 IGNORED = {
@@ -36,7 +37,7 @@ IGNORED = {
     "fwd_loss_ratio": _ABSENT,
     "kl_div_ratio": _ABSENT,
     "vl_cotrain_ratio": _ABSENT,
-    "clip_norm_ratio": "no effect without use_clip_norm",
+    "clip_norm_ratio": "of use_clip_norm, which only training computes",
     "batch_size": "per GPU, and the number of GPUs is not said: set batch_size",
     "num_workers": _RUN,
     "optimizer": "no effect in RoboVLMs: it is always AdamW",
@@ -84,6 +85,8 @@ IGNORED = {
     "tokenizer.tokenizer_type": "follows from model",
     "tokenizer.max_text_len": "no effect in RoboVLMs: limits are in its code",
     "tokenizer.additional_special_tokens": "tokens that no prompt of a continuous policy has",
+    "llava": _UNREAD,
+    "llava_config": _UNREAD,
     "vlm.type": "follows from model",
     "vlm.name": "follows from model",
     "vlm.pretrained_model_name_or_path": _PLACE,
@@ -104,6 +107,14 @@ IGNORED = {
     "x_std": "no effect without regular_action",
     "mu_val": "no effect without use_mu_law",
     "train_weights": _PIPE,
+    "use_clip_norm": "only training computes it: its head says nothing of an action",
+    **dict.fromkeys(
+        (
+            "raw_config_path", "config", "log_dir", "output_dir", "data_dir", "annotation_file",
+            "data_subfolder", "task_num", "gpus", "num_nodes", "llm", "llm.*",
+        ),
+        _DUMPED,
+    ),
 }  # fmt: skip
 
 # Key -> the values that mean what our policies do, and what another one would mean.
@@ -112,10 +123,6 @@ ONLY: dict[str, tuple[tuple[object, ...], str]] = {
     "use_vision_resampler": (
         (False, None),
         "RoboVLMs uses it with MoonDream alone, which is not read here",
-    ),
-    "use_clip_norm": (
-        (False, None),
-        "the arrays of its CLIP head are not read; they are of no use to a policy",
     ),
     "use_state": ((False, None), "RoboVLMs never feeds the state it asks for"),
     "regular_action": ((False, None), "RoboVLMs scales the gripper with it by mistake"),
@@ -150,6 +157,7 @@ DATASET_KEYS = {
     "data_dir": _PLACE,
     "data_root_dir": _PLACE,
     "model_name": "no effect in RoboVLMs: the top-level model replaces it",
+    "tokenizer_type": "follows from model",
     "shift_first": _UNREAD,
     **dict.fromkeys(
         (

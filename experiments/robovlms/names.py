@@ -19,6 +19,8 @@ BUFFERS = (
     "act_head.gpt.*.attn.masked_bias",
     "*.embed_positions.weights",
 )
+# Of use_clip_norm, a whole CLIP text encoder among them: only training looks at them.
+TRAINING = ("clip_norm_head.*",)
 
 
 def renamed(opened: WeightFiles) -> tuple[WeightFiles, list[str]]:
@@ -35,7 +37,7 @@ def renamed(opened: WeightFiles) -> tuple[WeightFiles, list[str]]:
             if short.startswith("backbone.")
             else short
         )
-        if any(fnmatch.fnmatchcase(short, pattern) for pattern in BUFFERS):
+        if any(fnmatch.fnmatchcase(short, pattern) for pattern in BUFFERS + TRAINING):
             dropped.append(short)
         elif short in arrays:
             raise ValueError(f"{opened.path}: {short} twice, with and without 'model.'; keep one")

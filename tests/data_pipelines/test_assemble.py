@@ -8,9 +8,11 @@ from PIL import Image
 
 from data_pipelines import windows
 from data_pipelines.builders.blocks import play
+from data_pipelines.config import LoaderConfig
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import open_index
 from tests.data_pipelines.loading import make, member
+from vla_jax.types import RESIZES
 
 RLDS = Path(__file__).parents[3] / "shared" / "data" / "rlds"
 needs_bridge = pytest.mark.skipif(
@@ -63,6 +65,21 @@ def test_batch_holds_the_data(index):
     n = len(words)
     assert batch.obs.prompt_mask[0, :n].all()
     assert not batch.obs.prompt_mask[0, n:].any()
+
+
+def test_images_are_made_smaller_by_the_filter_that_is_asked_for(index):
+    made = {
+        name: make(index, image_size=(16,), resize=name).episode(4).obs.images[0][:, -1].astype(int)
+        for name in RESIZES
+    }
+    table = play(0, 0, 4).primary[:3]
+    for name in made:
+        method = Image.Resampling[name.upper()]
+        expected = np.stack([Image.fromarray(x).resize((16, 16), method) for x in table])
+        errors = {other: np.abs(x[:3] - expected).mean() for other, x in made.items()}
+        assert min(errors, key=errors.get) == name, errors  # what is left is JPEG
+    with pytest.raises(ValueError, match=r"model\.resize: expected one of .* got 'nearest'"):
+        LoaderConfig(resize="nearest")
 
 
 def test_actions_past_the_end_are_neutral_in_the_robots_units(index):

@@ -114,7 +114,7 @@ def test_every_annotation_is_an_episode_of_the_recorded_frames(root, dataset):
     for split, name in (("training", "train"), ("validation", "val")):
         written = index.splits[name]
         labels = sorted(LABELS[split])
-        assert [written.sentences[i] for i in written.instruction] == [
+        assert [written.words(i) for i in range(len(written.length))] == [
             text for _, _, text, _ in labels
         ]
         # The end is exclusive.
@@ -170,6 +170,39 @@ def test_records_keep_task_scene_and_place(root):
         (3, ["calvin_scene_D"], ["open_drawer"] * 2),
         (40, ["calvin_scene_D"], ["lift"]),
     ]
+
+
+def test_sentences_in_lists_of_their_own_are_sentences(source):
+    """As some copies, and CALVIN's own embeddings.npy, have them."""
+    first, stop, text, task = zip(*LABELS["training"], strict=True)
+    wrapped = [
+        (a, b, [t], np.array([k])) for a, b, t, k in zip(first, stop, text, task, strict=True)
+    ]
+    (source / "training" / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    write_labels(source / "training", wrapped)
+    read = read_recording(str(source / "training")).annotations
+    assert [(a.text, a.task) for a in read] == list(zip(text, task, strict=True))
+    (source / "training" / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    write_labels(source / "training", [(5, 20, ["one", "two"], "open")])
+    with pytest.raises(ValueError, match=r"expected a sentence, got \['one', 'two'\]"):
+        read_recording(str(source / "training"))
+
+
+def test_another_language_folder_is_named(source):
+    folder = source / "training"
+    (folder / "lang_annotations").rename(folder / "lang_paraphrase-MiniLM-L3-v2")
+    with pytest.raises(
+        ValueError, match=r"found lang_paraphrase-MiniLM-L3-v2, .* copy one to lang_"
+    ):
+        read_recording(str(folder))
+
+
+def test_scenes_that_are_no_dict_are_refused(source):
+    path = source / "training" / "scene_info.npy"
+    path.unlink()
+    np.save(path, np.arange(3))
+    with pytest.raises(ValueError, match=r"scene_info.npy: expected a dict .* got int64 of shape"):
+        read_recording(str(source / "training"))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +336,7 @@ def test_the_real_sample(tmp_path):
         labels = read_recording(str(SAMPLE / folder)).annotations
         split = episodes.splits[name]
         assert split.length.tolist() == [a.stop - a.first for a in labels]
-        assert [split.sentences[i] for i in split.instruction] == [a.text for a in labels]
+        assert [split.words(i) for i in range(len(split.length))] == [a.text for a in labels]
         np.testing.assert_array_equal(split.actions, play.splits[name].actions)
         wanted = np.load(SAMPLE / folder / f"episode_{labels[-1].stop - 1:07d}.npz")
         np.testing.assert_array_equal(

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines import frames, images
 from data_pipelines.datasets import DATASETS
@@ -117,6 +118,25 @@ for name in sys.argv[1:]:
     assert (pixels == np.load(name + ".npy")).all(), name
 print("equal")
 """
+
+
+def encoded(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_gray_is_repeated_and_alpha_is_dropped():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    assert (images.decode(encoded(pixels), 8) == pixels[..., :3]).all()
+    assert (images.decode(encoded(pixels[..., 0]), 8) == pixels[..., :1]).all()
+
+
+def test_pictures_of_16_bits_are_no_colours():
+    depth = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    for read in (images.size, images.raw, lambda data: images.decode(data, 8)):
+        with pytest.raises(ValueError, match=r"expected 8 bits a channel, got .* mode I.* depth"):
+            read(encoded(depth))
 
 
 @needs_bridge

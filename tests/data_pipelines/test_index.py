@@ -15,11 +15,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_pipelines import images, progress
+from data_pipelines import images
 from data_pipelines.builders.blocks import play, write_blocks
 from data_pipelines.datasets import DATASETS
-from data_pipelines.files import rlds, store, tfds_folder, tfrecord
+from data_pipelines.files import store, tfds_folder, tfrecord
+from data_pipelines.files.features import FLAGS
 from data_pipelines.index import FOLDER, open_index
+from data_pipelines.selection import Selection
 from tests.data_pipelines.blocks_files import files, flip, rewrite, shard
 
 BLOCKS = DATASETS["blocks"]
@@ -36,13 +38,13 @@ def test_frames_are_found_at_their_bytes(root):
         )
         np.testing.assert_array_equal(picture, table.wrist[step])  # PNG: exact
     np.testing.assert_array_equal(split.actions[: split.length[0]], table.actions)
-    assert split.sentences[split.instruction[0]] == table.instruction
+    assert split.words(0) == table.instruction
 
 
 def test_instructions_are_kept_once_each(root):
     split = open_index(root, BLOCKS).splits["train"]
     words = [play(0, 0, i).instruction for i in range(6)]
-    assert [split.sentences[i] for i in split.instruction] == words
+    assert [split.words(i) for i in range(6)] == words
     rewritten = [b"push the thing"] * 11
     for path in files(root).glob("*-train.*"):  # the same words in two files
         rewrite(
@@ -53,7 +55,7 @@ def test_instructions_are_kept_once_each(root):
         )
     split = open_index(root, BLOCKS).splits["train"]
     words[0] = words[3] = "push the thing"
-    assert [split.sentences[i] for i in split.instruction] == words
+    assert [split.words(i) for i in range(6)] == words
     assert len(split.sentences) == len(set(words))
 
 
@@ -104,7 +106,7 @@ def test_quarantined_episodes_are_left_out(root, capsys):
     capsys.readouterr()
     val = shard(root, "val").name  # nothing is wrong with it
     quarantine = frozenset({(path.name, 1), (val, 0), ("of_another_dataset.tfrecord", 7)})
-    index = open_index(root, BLOCKS, quarantine=quarantine)
+    index = open_index(root, BLOCKS, selection=Selection(quarantine=quarantine))
     assert capsys.readouterr().out.count("(1 episodes in quarantine left out)") == 2
     split, before = index.splits["train"], whole.splits["train"]
     assert split.record.tolist() == [0, 2, 0, 1, 2]
@@ -113,7 +115,9 @@ def test_quarantined_episodes_are_left_out(root, capsys):
     left_out = before.first[1] + np.arange(before.length[1])
     np.testing.assert_array_equal(split.actions, np.delete(before.actions, left_out, axis=0))
     np.testing.assert_array_equal(split.stats["action"]["max"], split.actions.max(0))
-    assert open_index(root, BLOCKS, quarantine=quarantine).digest == index.digest
+    assert (
+        open_index(root, BLOCKS, selection=Selection(quarantine=quarantine)).digest == index.digest
+    )
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="record 1: damaged"):
         open_index(root, BLOCKS)
@@ -124,28 +128,7 @@ def test_quarantine_of_records_that_are_not_there_is_refused(root):
     with pytest.raises(
         ValueError, match=r"data.quarantine: expected records 0 to 2 of .*got \[3\]"
     ):
-        open_index(root, BLOCKS, quarantine=frozenset({(shard(root).name, 3)}))
-
-
-def test_index_is_kept_then_rebuilt_when_stale(root, capsys):
-    first = open_index(root, BLOCKS)
-    assert "indexed split train: 6 episodes" in capsys.readouterr().out
-    again = open_index(root, BLOCKS)
-    assert capsys.readouterr().out == ""
-    assert again.digest == first.digest
-    rewrite(shard(root), lambda features: features.update({"steps/extra": np.zeros(5, np.float32)}))
-    changed = open_index(root, BLOCKS)
-    out = capsys.readouterr().out
-    assert "stale (files changed)" in out
-    assert "indexed split train" in out
-    assert changed.digest != first.digest  # the offsets moved
-    np.testing.assert_array_equal(changed.splits["train"].actions, first.splits["train"].actions)
-
-
-def test_index_of_another_standardiser_is_rebuilt(root, capsys):
-    open_index(root, BLOCKS)
-    open_index(root, dataclasses.replace(BLOCKS, revision=BLOCKS.revision + 1))
-    assert "stale (revision changed)" in capsys.readouterr().out
+        open_index(root, BLOCKS, selection=Selection(quarantine=frozenset({(shard(root).name, 3)})))
 
 
 @pytest.mark.parametrize("keep", [0, 10, 5000, -1])
@@ -178,15 +161,6 @@ def test_flipped_bit_in_the_index_is_found(root, capsys, at):
     path.write_bytes(body)
     assert open_index(root, BLOCKS).digest == first.digest
     assert "damaged" in capsys.readouterr().out
-
-
-def test_index_of_other_files_is_not_used(root, tmp_path, capsys):
-    write_blocks(tmp_path / "other", train=6, val=2, seed=1)
-    other = open_index(tmp_path / "other", BLOCKS)
-    (files(root) / FOLDER).mkdir()
-    shutil.copy(files(tmp_path / "other") / FOLDER / "blocks.index", files(root) / FOLDER)
-    assert open_index(root, BLOCKS).digest != other.digest
-    assert "stale (files changed)" in capsys.readouterr().out
 
 
 def test_digest_does_not_depend_on_the_place(root, tmp_path):
@@ -251,8 +225,9 @@ def test_stored_arrays_come_back(tmp_path):
         "c": np.arange(12.0).reshape(4, 3)[:, ::2],
         "d": np.zeros(0, np.uint8),
     }
-    store.save(tmp_path / "file", {"k": 1}, arrays)
+    store.save(tmp_path / "file", {"k": 1}, arrays, {"n": [2]})
     stored = store.load(tmp_path / "file", {"k": 1})
+    assert stored.notes == {"n": [2]}
     assert set(stored.arrays) == set(arrays)
     for name, value in arrays.items():
         np.testing.assert_array_equal(stored.arrays[name], value)
@@ -274,7 +249,7 @@ def test_index_is_small_and_reads_only_what_it_needs(tmp_path):
         }
         features = {f"steps/{key}": value for key, value in numbers.items()}
         features |= {f"steps/observation/{key}": value for key, value in strings.items()}
-        features |= {f"steps/{flag}": np.zeros(steps, np.int64) for flag in rlds.FLAGS}
+        features |= {f"steps/{flag}": np.zeros(steps, np.int64) for flag in FLAGS}
         tfrecord.write(
             path,
             [tfrecord.encode({**features, "steps/language_instruction": [b"push"] * steps})] * 2,
@@ -313,13 +288,3 @@ def test_missing_shard_at_a_url_is_named(root, tmp_path):
         ValueError, match=rf"expected 2 shards .*got 1 files.*missing \['{shard(root).name}'\]"
     ):
         open_index(url, BLOCKS, tmp_path)
-
-
-def test_progress_is_printed_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
-    with progress.Progress("blocks: indexing train", 4_000_000_000) as shown:
-        shown.add(1_000_000_000)
-    assert re.search(
-        r"^blocks: indexing train: 1\.00 of 4\.00 GB, \d+ MB/s, \d+ s left$",
-        capsys.readouterr().out.strip(),
-    )

@@ -149,7 +149,7 @@ def test_closing_stops_the_threads_and_errors_arrive(root):
         (
             {"window": 99},
             "train",
-            r"model.window: expected at most \d+, the longest episode of blocks/train, got 99",
+            r"model.window: expected at most \d+, the longest .* of blocks, split train, got 99",
         ),
         (
             {"cameras": ("other",)},

@@ -10,6 +10,7 @@ from PIL import Image
 from data_pipelines import report
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import Split, open_index
+from data_pipelines.selection import Selection
 from tests.data_pipelines.blocks_files import files, flip, rewrite, shard
 
 BLOCKS = DATASETS["blocks"]
@@ -32,11 +33,12 @@ def split(actions, state, lengths, sentences=("go",), instruction=None):
             "q99": high,
         }
 
+    first = np.cumsum(lengths, dtype=np.int64) - lengths
+    told = np.zeros(len(lengths), np.int32) if instruction is None else np.array(instruction)
     return Split(
-        "train", (), np.cumsum(lengths, dtype=np.int64) - lengths, lengths, np.arange(len(lengths)),
-        np.zeros(len(lengths), np.int32) if instruction is None else np.array(instruction,
-        np.int32),
-        sentences, actions, state, {}, {"action": stats(actions), "state": stats(state)},
+        "train", (), first, lengths, np.arange(len(lengths)), first, told[:, None],
+        sentences, actions, state, {}, {"action": stats(actions), "state": stats(state)}, "train",
+        {},
     )  # fmt: skip
 
 
@@ -80,18 +82,11 @@ def test_idle_frames_stand_still_and_keep_the_gripper():
     actions[:100, :2] = np.random.default_rng(0).normal(0, 1, (100, 2))
     actions[:100, :2] += np.sign(actions[:100, :2])  # moves clearly
     actions[150:, 2] = 1  # one change of the gripper while standing still
-    idle, below = report.idle_frames(split(actions, np.zeros((200, 2)), [120, 80]), spec(actions))
+    idle, below = report.idle_frames(TOY, split(actions, np.zeros((200, 2)), [120, 80]))
     assert idle == 100 - 1
     assert below["x"] == pytest.approx(0.01 * np.diff(np.quantile(actions[:, 0], (0.01, 0.99)))[0])
     # The same change at the first step of an episode is none.
-    assert (
-        report.idle_frames(split(actions, np.zeros((200, 2)), [150, 50]), spec(actions))[0] == 100
-    )
-
-
-def spec(actions):
-    made = split(actions, np.zeros((len(actions), 2)), [len(actions)])
-    return report.ActionSpec.fit(NAMES, (2,), made.stats["action"], ("q99",))
+    assert report.idle_frames(TOY, split(actions, np.zeros((200, 2)), [150, 50]))[0] == 100
 
 
 def test_measure_counts():
@@ -99,11 +94,13 @@ def test_measure_counts():
     actions = np.column_stack(
         [draw.uniform(-1, 1, 1000), np.full(1000, 0.2), draw.random(1000) > 0.25]
     )
-    made = split(actions, np.zeros((1000, 2)), [400, 0, 600], ("", "go", " "), [1, 1, 2])
+    made = split(actions, np.zeros((1000, 2)), [400, 0, 600], ("go", " ", "no"), [0, 2, 1])
     measured = report.measure(TOY, made)
     assert (measured["episodes"], measured["frames"]) == (3, 1000)
     assert measured["episode_length"] == [400, 500.0, 600]
-    assert (measured["instructions"], measured["empty_instructions"]) == (2, 1)
+    assert measured["instructions"] == 3
+    assert measured["steps_without_words"] == 600
+    assert measured["several_instructions"] == 0
     assert measured["actions"]["x"]["clipped"] == pytest.approx(0.02, abs=0.001)
     assert not measured["actions"]["x"]["constant"]
     assert measured["actions"]["roll"]["constant"]
@@ -197,6 +194,6 @@ def test_records_can_be_read_again_after_quarantine(root):
     problems = []
     report.validate(str(files(root)), BLOCKS, problems.append)
     bad = frozenset((e.path.rsplit("/", 1)[1], e.record) for e in problems)
-    splits = open_index(root, BLOCKS, quarantine=bad).splits
+    splits = open_index(root, BLOCKS, selection=Selection(quarantine=bad)).splits
     assert len(splits["train"].length) == 3
     assert len(splits["val"].length) == 1

@@ -49,6 +49,23 @@ def test_relative_gripper_becomes_absolute(relative, absolute):
     assert rel2abs(np.array(relative, float)[:, None])[:, 0].tolist() == absolute
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_limits_are_compared_as_numbers_are_stored(sign):
+    """A stored 0.1 is the limit and not beyond it, as in the reference's float32; in float64 it is
+    0.10000000149.
+    """
+    limit = np.float32(0.1) * sign
+    beyond = np.nextafter(limit, np.float32(2 * sign), dtype=np.float32)
+    first = sign > 0  # what the opposite command did
+    for value, turned in ((limit, False), (beyond, True)):
+        commands = np.array([-sign, value, 0], np.float32)
+        opened = rel2abs(commands.astype(np.float64))
+        assert opened.tolist() == [first, first != turned, first != turned]
+    recipe = Recipe(actions=("a[0:1]", "a[1:2]"), idle=0.1)
+    rows = np.array([[limit, 0], [beyond, 0], [0, 0], [0, beyond]], np.float32)
+    assert recipe({"a": rows}).frames.tolist() == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("quaternion", "angles"),
     [

@@ -1,4 +1,6 @@
-"""The benchmark of inference runs whole, and what it compares is the same policy."""
+"""The benchmarks of inference and input run whole; what the first compares is the same
+policy.
+"""
 
 import json
 import shutil
@@ -29,3 +31,17 @@ def test_all_lines_compute_the_same(tmp_path):
     assert all(line["difference"] < 2e-5 for line in lines)
     assert all(0 < line["action"][0] < line["frame"][0] <= line["frame"][1] for line in lines)
     assert all(len(pair) == 2 for pair in table["server"].values())
+
+
+@pytest.mark.slow
+def test_every_line_of_the_input_benchmark_runs_the_same_step(tmp_path):
+    """In a process of its own, as its data flows unchecked there."""
+    command = [sys.executable, "-m", "experiments.benchmark", "input", "--size=tiny"]
+    command += ["--repeats=2", "--steps=3", f"--root={tmp_path}/data", f"--json={tmp_path}/table"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads((tmp_path / "table").read_text())
+    assert list(table) == ["synthetic", "in turn", "1 ahead", "2 ahead", "4 ahead"]
+    assert table["synthetic"]["ratios"] == [1, 1]
+    assert table["synthetic"]["input_share"] == 0
+    assert all(line["seconds"] > 0 and 0 <= line["input_share"] < 1 for line in table.values())

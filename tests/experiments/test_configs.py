@@ -1,6 +1,7 @@
 """Every config file: what it says, that it can be built, and that its small form trains."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.builders.blocks_captions import write_captions
 from experiments import evaluate, pretrain
 from experiments.composition.config import CONFIGS, diff, load_config
-from vla_jax import sharding
+from vla_jax import build, sharding
+from vla_jax import params as flat
 
 FILES = sorted(path.name for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -37,10 +39,11 @@ def test_words_mean_the_same_in_every_file(file: str) -> None:
     tiny = load_config(f"{file}:tiny")
     assert (tiny.data.mixture, tiny.model.variant, tiny.model.weights) == ("blocks", "tiny", "none")
     assert tiny.model.cameras == load_config(file).model.cameras
-    for wrong in ("huge", "gpt,flow", "tiny,mtp"):
+    for wrong in ("huge", "gpt,flow", "tiny,mtp", "tiny,small"):
         with pytest.raises(
             ValueError,
-            match=f"'tiny', 'lora' and one of gpt, attention, flow, discrete .*'{wrong}'",
+            match="'lora', one of tiny, small, base and one of gpt, attention, flow, discrete"
+            f" .*'{wrong}'",
         ):
             load_config(f"{file}:{wrong}")
 
@@ -74,8 +77,30 @@ def test_what_the_files_say() -> None:
     ]
     assert [size.variant for size in sizes] == ["1.5-7b", "mpt-7b", "tiny", "tiny-mpt", "mpt-7b"]
     assert [size.image_size for size in sizes] == [336, 224, 32, 32, 224]
-    with pytest.raises(ValueError, match=r"expected 'mpt', 'tiny', 'lora' and"):
+    with pytest.raises(ValueError, match=r"expected 'mpt', 'lora', one of tiny,"):
         load_config("oxe_llava.py:mtp")
+
+
+@pytest.mark.parametrize(("word", "millions", "pixels"), [("small", 30, 128), ("base", 105, 224)])
+def test_sizes_between(word: str, millions: int, pixels: int) -> None:
+    """Trained from nothing, with any head, on images of any whole number of patches."""
+    config = load_config(f"oxe_paligemma.py:{word},gpt")
+    assert (config.model.head, config.model.weights, config.model.image_size) == (
+        "gpt", "none", pixels
+    )  # fmt: skip
+    config = load_config(f"oxe_paligemma.py:{word}")
+    shapes = flat.abstract(build.model(config))[1]
+    assert sum(math.prod(x.shape) for x in shapes.values()) == pytest.approx(
+        1e6 * millions, rel=0.1
+    )
+    config.model.image_size = pixels + 32
+    larger = flat.abstract(build.model(config))[1]["backbone/vision/positions"]
+    assert larger.shape[0] == ((pixels + 32) // 16) ** 2
+    config.model.image_size = pixels + 3
+    with pytest.raises(ValueError, match=rf"expected a multiple of 16, .* got {pixels + 3}"):
+        build.model(config)
+    with pytest.raises(ValueError, match=f"{word}: expected a config of PaliGemma, got kosmos2"):
+        load_config(f"calvin_kosmos.py:{word}")
 
 
 # What each says of itself: millions of parameters, GiB of state on each of 8 devices, GiB of

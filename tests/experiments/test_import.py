@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
+from PIL import Image
 from transformers import AutoTokenizer
 
-from experiments import import_weights
+import vla_jax
+from experiments import export, import_weights
 from experiments.composition import sources
 from tests.experiments.robovlms import torch_reference as reference
 from tests.experiments.robovlms.released_config import (
@@ -24,12 +26,13 @@ from tests.experiments.robovlms.released_config import (
     changed,
     write_json,
 )
-from vla_jax import build
+from vla_jax import build, saved
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
-from vla_jax.models.backbones import paligemma
+from vla_jax.models.backbones import kosmos2, paligemma
 from vla_jax.models.tokenizer import digest, train_tiny_tokenizer
 from vla_jax.models.vla import VLA
+from vla_jax.policy import JaxPolicy, PolicyIO
 from vla_jax.training.checkpoint import load_meta, load_params
 from vla_jax.types import HeadContext, Observation
 
@@ -47,6 +50,7 @@ def run(origin: str, out: Path, *flags: str) -> None:
 class Case(NamedTuple):
     """What the command is given, and what the policy gave in torch."""
 
+    policy: reference.Policy
     file: Path
     json: Path
     images: tuple[np.ndarray, np.ndarray]  # b t h w 3
@@ -58,17 +62,21 @@ class Case(NamedTuple):
     gripper: np.ndarray
 
 
-def make(folder: Path, backbone: str, head: str, latent: int) -> Case:
+def make(folder: Path, backbone: str, head: str, latent: int, history: str) -> Case:
     torch.manual_seed(0)
     hidden = (
         48 if head == "GPTDecoder" else HIDDEN
     )  # as wide as the readouts, GPTDecoder has no projection
     policy = reference.Policy(
-        backbone, reference.HEADS[head](reference.WIDTH, hidden, latent, CHUNK, WINDOW), latent
+        backbone,
+        reference.HEADS[head](reference.WIDTH, hidden, latent, CHUNK, WINDOW),
+        latent,
+        history,
     ).jitter(1)
     body = changed(
-        model=backbone, act_head__type=head, act_head__latent=latent, act_head__hidden_size=hidden
-    )
+        model=backbone, act_head__type=head, act_head__latent=latent, act_head__hidden_size=hidden,
+        act_head__history_type=history,
+    )  # fmt: skip
     rng = np.random.default_rng(2)
     size = (len(LENGTHS), WINDOW, reference.IMAGE, reference.IMAGE, 3)
     images = tuple(rng.integers(0, 256, size).astype(np.uint8) for _ in range(2))
@@ -85,7 +93,8 @@ def make(folder: Path, backbone: str, head: str, latent: int) -> Case:
         features = policy.features(images[0][0])
     torch.save({"state_dict": policy.checkpoint(), "epoch": 4}, folder / "policy.pt")
     values = (tensor.numpy() for tensor in (features, readouts, arm, torch.sigmoid(gripper)))
-    return Case(folder / "policy.pt", write_json(folder, body), images, ids, valid, *values)  # type: ignore[arg-type]
+    file = folder / "policy.pt"
+    return Case(policy, file, write_json(folder, body), images, ids, valid, *values)  # type: ignore[arg-type]
 
 
 def opened(out: Path) -> VLA:
@@ -98,18 +107,20 @@ def opened(out: Path) -> VLA:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backbone", "head", "latent"),
+    ("backbone", "head", "latent", "history"),
     [
-        ("kosmos", "LSTMDecoder", 1),
-        ("kosmos", "FCDecoder", 2),
-        ("kosmos", "GPTDecoder", 1),
-        ("paligemma", "LSTMDecoder", 2),
+        ("kosmos", "LSTMDecoder", 1, "post"),
+        ("kosmos", "FCDecoder", 2, "post"),
+        ("kosmos", "GPTDecoder", 1, "post"),
+        ("paligemma", "LSTMDecoder", 2, "post"),
+        ("kosmos", "LSTMDecoder", 1, "pre"),
+        ("paligemma", "GPTDecoder", 1, "pre"),
     ],
 )
 def test_imported_policies_equal_robovlms(
-    backbone: str, head: str, latent: int, tmp_path: Path
+    backbone: str, head: str, latent: int, history: str, tmp_path: Path
 ) -> None:
-    case = make(tmp_path, backbone, head, latent)
+    case = make(tmp_path, backbone, head, latent, history)
     run(f"robovlms:{case.file}", tmp_path / "out", "--robovlms_config", str(case.json))
     policy = opened(tmp_path / "out")
     b, t = case.images[0].shape[:2]
@@ -143,6 +154,62 @@ def test_imported_policies_equal_robovlms(
         print(f"PARITY {backbone} {head} {stage}: {error:.1e} of {np.abs(expected).max():.1f}")
         assert np.abs(expected).max() > 0.1, stage
         np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0, err_msg=stage)
+    rollout(case, policy)
+
+
+def rollout(case: Case, vla: VLA) -> None:
+    """From an episode's first frame on: RoboVLMs' queues hold what there is, at most a window."""
+    state = ActionSpec(())
+    ids = case.ids[0, : LENGTHS[0]]
+    io = PolicyIO(reference.IMAGE, PROMPT, lambda text: ids, ActionSpec(("a",) * 7, (6,)), state)
+    policy = JaxPolicy(*flat.split(vla), io)
+    policy.reset("")
+    frames = [np.concatenate([camera[0], camera[1]]) for camera in case.images]  # 2t h w 3
+    for now in range(WINDOW + 2):
+        policy.act({"primary": frames[0][now], "wrist": frames[1][now]})
+        queue = slice(max(0, now + 1 - WINDOW), now + 1)
+        with torch.no_grad():
+            seen = case.policy.readouts(tuple(camera[queue] for camera in frames), ids)
+            arm, gripper = (x[0, -1] for x in case.policy.act_head(seen[None]))
+        expected = torch.cat([arm, torch.sigmoid(gripper)[:, None]], -1)
+        got = policy.stages().action
+        np.testing.assert_allclose(got, expected, atol=2 * TOLERANCE, rtol=0, err_msg=str(now))
+
+
+@pytest.mark.slow
+def test_an_import_and_its_artefact_act_as_robovlms_does_on_frames_of_a_camera(
+    tmp_path: Path,
+) -> None:
+    """All that an import sets, at once: interleaved history, a window that grows, bicubic images,
+    and the units of the actions.
+    """
+    case = make(tmp_path, "kosmos", "LSTMDecoder", 1, "pre")
+    kosmos2.train_tiny_tokenizer(["push the red block to the left"], tmp_path / "words")
+    out, artefact = tmp_path / "out", tmp_path / "artefact"
+    flags = ("--robovlms_config", str(case.json), "--tokenizer", str(tmp_path / "words"))
+    run(f"robovlms:{case.file}", out, *flags)
+    export.main(["--checkpoint", str(out), "--out", str(artefact)])
+    ids = np.array(saved.open_checkpoint(out).encode("push the red block"))
+    frames = np.random.default_rng(4).integers(0, 256, (WINDOW + 2, 2, 48, 60, 3), np.uint8)
+    size = (reference.IMAGE, reference.IMAGE)
+    fitted = np.array(
+        [
+            [Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in each]
+            for each in frames
+        ]
+    )
+    policies = [vla_jax.load_policy(folder) for folder in (out, artefact)]
+    for policy in policies:
+        policy.reset("push the red block")
+    for now, (static, hand) in enumerate(frames):
+        queue = fitted[max(0, now + 1 - WINDOW) : now + 1]
+        with torch.no_grad():
+            readouts = case.policy.readouts((queue[:, 0], queue[:, 1]), ids)
+            arm, gripper = (x[0, -1].numpy() for x in case.policy.act_head(readouts[None]))
+        for policy in policies:
+            actions = policy.act({"primary": static, "wrist": hand})
+            np.testing.assert_allclose(actions[:, :6], 0.65 * arm, atol=2 * TOLERANCE, rtol=0)
+            np.testing.assert_array_equal(actions[:, 6], gripper > 0)
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -212,6 +279,30 @@ def test_the_checkpoint_says_all_that_a_policy_needs(
         run(f"robovlms:{tmp_path / 'w.pt'}", out, "--robovlms_config", str(fc[1]))
 
 
+def test_an_oxe_policy_with_its_statistics_knows_what_its_actions_mean(
+    fc: tuple[dict[str, torch.Tensor], Path], tmp_path: Path
+) -> None:
+    """RoboVLMs' checkpoints hold none; the arrays of a CLIP head are left out."""
+    state, _ = fc
+    clip = {"model.clip_norm_head.linear.weight": torch.zeros(3, 3)}
+    torch.save({"state_dict": state | clip}, tmp_path / "w.pt")
+    oxe = {"type": "OpenVLADataset", "data_mix": "bridge"}
+    body = changed(
+        model="paligemma", act_head__type="FCDecoder", train_dataset=oxe, use_clip_norm=True
+    )
+    numbers = {key: [0.5] * 7 for key in ("mean", "std", "min", "max", "q99")} | {"q01": [-0.1] * 7}
+    file = tmp_path / "statistics.json"
+    file.write_text(json.dumps({"action": numbers}))
+    config = write_json(tmp_path, body)
+    flags = ("--robovlms_config", str(config), "--statistics", str(file))
+    run(f"robovlms:{tmp_path / 'w.pt'}", tmp_path / "out", *flags)
+    meta = load_meta(tmp_path / "out")
+    assert meta["cameras"] == ["primary"]
+    spec = ActionSpec.from_json(meta["datasets"]["bridge"]["action"])
+    assert [step.kind for step in spec.steps] == ["q99", "bounds"]
+    np.testing.assert_allclose(spec.units()[:6], 0.3 * 0.65, rtol=1e-6)
+
+
 def test_flags_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     file = write_json(tmp_path, CONFIG)
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
@@ -234,9 +325,6 @@ def test_flags_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run(origin, tmp_path / "out", *flags)
-    pre = write_json(tmp_path, changed(act_head__history_type="pre"))
-    with pytest.raises(ValueError, match="'pre' shows later frames the last prompt token"):
-        run(f"robovlms:{tmp_path / 'w.pt'}", tmp_path / "out", "--robovlms_config", str(pre))
 
 
 # ---------------------------------------------------------------------------------------- backbones

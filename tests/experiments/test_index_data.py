@@ -18,8 +18,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(*args: object) -> None:
-    index_data.main([str(arg) for arg in args])
+def run(*args: object) -> int:
+    return index_data.main([str(arg) for arg in args])
 
 
 def test_report_numbers_and_picture(
@@ -28,8 +28,8 @@ def test_report_numbers_and_picture(
     run("--root", root, "--dataset", "blocks", "--out", tmp_path)
     text = capsys.readouterr().out
     for line in (
-        "blocks/train: 6 episodes",
-        "blocks/val: 2 episodes",
+        "blocks, train: 6 episodes",
+        "blocks, val: 2 episodes",
         "  gripper: ",
         "at lag 0",
         "clipped",
@@ -45,9 +45,7 @@ def test_report_numbers_and_picture(
 
 
 def test_validate_passes_good_data(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        run("--root", root, "--dataset", "blocks", "--validate")
-    assert done.value.code == 0
+    assert run("--root", root, "--dataset", "blocks", "--validate") == 0
     assert "0 problems in 8 readable episodes" in capsys.readouterr().out
 
 
@@ -59,23 +57,16 @@ def test_validate_names_bad_episodes_and_lists_them(
     body = bytearray(file.read_bytes())
     body[200] ^= 4
     file.write_bytes(body)
-    with pytest.raises(SystemExit) as done:
-        run(
-            "--root",
-            tmp_path,
-            "--dataset",
-            "blocks",
-            "--validate",
-            "--quarantine",
-            tmp_path / "bad.txt",
-        )
-    assert done.value.code == 1
+    listed = ("--quarantine", tmp_path / "bad.txt")
+    assert run("--root", tmp_path, "--dataset", "blocks", "--validate", *listed) == 1
     text = capsys.readouterr().out
     assert f"{file}: record 0: damaged: " in text
     assert "download the file again" in text
     assert read(tmp_path / "bad.txt") == {(file.name, 0)}
-    with pytest.raises(SystemExit, match=r"record 0: damaged.*\n\(--validate lists everything"):
+    with pytest.raises(ValueError, match=r"record 0: damaged.*\n\(--validate lists everything"):
         run("--root", tmp_path, "--dataset", "blocks", "--out", tmp_path)
+    assert run("--root", tmp_path, "--dataset", "blocks", "--out", tmp_path, *listed) == 0
+    assert "(1 episodes in quarantine left out)" in capsys.readouterr().out
 
 
 def test_a_users_own_dataset_needs_no_edit_of_ours(root: Path, tmp_path: Path) -> None:
@@ -95,10 +86,14 @@ def test_a_users_own_dataset_needs_no_edit_of_ours(root: Path, tmp_path: Path) -
         (("--root", "/nowhere", "--dataset", "blogs"), "--dataset: expected one of blocks, bridge"),
         (
             ("--root", "/nowhere", "--dataset", "blocks", "--quarantine", "x"),
-            "only --validate finds bad episodes",
+            "--quarantine: no file x",
+        ),
+        (
+            ("--root", "/nowhere", "--dataset", "blocks", "--shard", "8/8"),
+            "--shard: expected I/N with I from 0 to N-1, as 3/8, got '8/8'",
         ),
     ],
 )
 def test_what_cannot_work_is_refused(args: tuple[str, ...], message: str) -> None:
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         run(*args)

@@ -125,7 +125,7 @@ def test_the_3b_job_names_all_that_is_missing_in_seconds(tmp_path: Path) -> None
     assert time.monotonic() - began < 60
     for word in (
         "weights/paligemma-3b-pt-224",
-        "huggingface-cli download",
+        "hf download",
         "fractal20220817_data",
         "bridge",
         str(tmp_path),

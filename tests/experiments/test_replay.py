@@ -21,7 +21,8 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Pa
         "--config=oxe_paligemma.py:tiny", "--config.steps=2", "--config.batch_size=4",
         "--config.eval_every=2",
         "--config.eval_batches=1", "--config.save_every=2", "--config.optim.warmup_steps=1",
-        "--config.model.window=1",
+        "--config.model.window=2",
+        "--config.model.dtype=bfloat16",  # of training: nothing is carried out in it
         "--config.model.head=mlp", "--config.model.proprio=True",
     )  # fmt: skip
     for module, args in (
@@ -54,6 +55,10 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Pa
     said = json.loads((work / "evaluation.json").read_text())["datasets"]["blocks"]
     body = json.loads((out / "replay.json").read_text())
     assert body["arm_loss"] == pytest.approx(said["arm_loss"], abs=1e-5)
+    assert body["arm_error"]["every_step"] == pytest.approx(said["arm_error"], abs=1e-5)
+    assert body["gripper_accuracy"]["every_step"] == said["gripper_accuracy"]
+    for name, row in body["dims"].items():
+        assert row["every_step"]["mae"] == pytest.approx(said["l1"][name], abs=1e-5)
     assert body["frames"] == said["windows"]
     files = {
         "replay.json",

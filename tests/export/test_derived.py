@@ -42,6 +42,13 @@ def policy(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def growing(tmp_path_factory) -> Path:
+    """An artefact whose window grows."""
+    root = tmp_path_factory.mktemp("growing")
+    return made(root, window=3, history_start="grow")
+
+
+@pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
     """An artefact with what the other has not: frames as state, media beside the sequence, a loop,
     noise.
@@ -96,6 +103,11 @@ def test_onnxruntime_computes_the_same_and_the_readme_says_how(
         np.testing.assert_allclose(action, golden["action"][i], atol=1e-5)
         units = names["robot_units"](golden["action"][i], str(golden["dataset"]))
         np.testing.assert_allclose(units, golden["robot"][i], rtol=1e-6)
+    weights = bytearray((out / "model.onnx.data").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (out / "model.onnx.data").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"model.onnx.data: not as it was exported"):
+        by_the_readme()
 
 
 @pytest.mark.slow
@@ -147,6 +159,21 @@ def test_torch_loads_both_programs_again(policy, tmp_path, monkeypatch):
             given = {name: x for name, x in inputs._asdict().items() if x is not None}
             action, state = names["step"](given, state)
             np.testing.assert_allclose(action, golden["action"][i], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_window_that_grows_is_carried_in_both(growing, tmp_path):
+    """Without `present` in the state the first steps would be read as if they were not."""
+    for rows in (
+        onnx.write(growing, tmp_path / "onnx"),
+        *pt2.write(growing, tmp_path / "p").values(),
+    ):
+        for row in rows:
+            assert row.difference <= 1e-5 * max(1, row.largest), row
+    for folder in ("onnx", "p"):
+        io = json.loads((tmp_path / folder / "io.json").read_text())
+        assert io["inputs"]["state_present"] == {"dtype": "bool", "shape": [1, 3]}
+        assert io["outputs"]["next_state_readouts"] == io["inputs"]["state_readouts"]
 
 
 @pytest.mark.slow

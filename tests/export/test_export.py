@@ -3,6 +3,7 @@ used right.
 """
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -16,14 +17,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import vla_jax
 from experiments import export
 from experiments.configs import oxe_paligemma
-from vla_jax import build
+from vla_jax import build, saved
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact
 from vla_jax.models.tokenizer import digest
 from vla_jax.robot import torch_policy
+from vla_jax.robot.resize import resize
+from vla_jax.robot.torch_policy import act_in_row, golden
 from vla_jax.training.checkpoint import Checkpointer, TrainState, load_params
 
 TEXTS = ["push the red block to the left", "move the green block to the right side"]
@@ -39,6 +43,7 @@ STATS = {
         "q99": 1.5,
     }.items()
 }
+TWO = ("primary", "wrist")
 SPEC = ActionSpec.fit(NAMES, (6,), STATS, ("q99",)).to_json()
 STATE = ActionSpec.fit(NAMES, (), STATS, ("q99",)).to_json()
 
@@ -56,7 +61,9 @@ def jittered(shapes) -> dict[str, np.ndarray]:
     return out
 
 
-def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) -> Path:
+def checkpoint(
+    root: Path, backbone="paligemma", datasets=("blocks",), mixture="bridge", **model
+) -> Path:
     """A checkpoint of a jittered tiny policy."""
     config = oxe_paligemma.get_config("tiny")
     config.model.backbone = backbone
@@ -65,7 +72,7 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
     if model.pop("resampler", False):
         config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
     config.model.update(model)
-    config.data.mixture = "bridge"
+    config.data.mixture = mixture
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(TEXTS, folder)
     states = dict.fromkeys(datasets, NAMES)
@@ -91,7 +98,9 @@ def checkpoint(root: Path, backbone="paligemma", datasets=("blocks",), **model) 
 def exported(tmp_path_factory) -> Path:
     """The artefact of a PaliGemma with the LSTM head, two cameras and two datasets."""
     root = tmp_path_factory.mktemp("exported")
-    where = checkpoint(root, datasets=("blocks", "bridge"), cameras=("primary", "wrist"), window=3)
+    where = checkpoint(
+        root, datasets=("blocks", "bridge"), cameras=TWO, window=3, resize="bilinear"
+    )
     export.main(["--checkpoint", str(where), "--out", str(root / "artefact")])
     return root / "artefact"
 
@@ -105,7 +114,6 @@ def images(policy, **changes):
 # Every backbone, head, history, layout and extra token at least once. `sizes` changes the tiny
 # backbone's config.
 GEMMA2 = {"post_norms": True, "softcap": 5.0, "final_softcap": 3.0, "window": 24}
-TWO = ("primary", "wrist")
 CASES = {
     "mlp, one step": {"head": "mlp", "history": "one_step", "window": 1, "proprio": True},
     "gpt, past action": {"head": "gpt", "past_action": True, "readouts": 2, "cameras": TWO},
@@ -118,6 +126,19 @@ CASES = {
     "llava-mpt, resampler": {"backbone": "llava", "variant": "tiny-mpt", "resampler": True,
     "history": "interleaved"},
     "flamingo": {"backbone": "flamingo", "cameras": TWO, "layout": "robovlms"},
+    "lstm, growing": {"window": 3, "history_start": "grow"},
+    "gpt, growing, interleaved": {
+        "head": "gpt", "window": 3, "history_start": "grow", "history": "interleaved",
+    },
+    "kosmos2, pre": {
+        "backbone": "kosmos2", "layout": "robovlms_pre", "history": "interleaved", "window": 3,
+        "history_start": "grow", "cameras": TWO,
+    },
+    "discrete, pre": {
+        "head": "discrete", "bins": 64, "chunk": 2, "layout": "robovlms_pre",
+        "history": "interleaved", "window": 3,
+    },
+    "flow, growing": {"head": "flow", "window": 3, "history_start": "grow"},
     "flamingo, discrete": {
         "backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1,
         "history": "interleaved",
@@ -140,6 +161,33 @@ def test_torch_equals_jax(case, tmp_path, monkeypatch):
     for row in proof["float32"]:
         assert row.difference <= 1e-5 * max(1, row.largest), row
         assert row.largest > 0.05, row  # it says something
+    frames_in_a_row_are_as_frame_by_frame(torch_policy.load(tmp_path / "artefact"))
+
+
+def frames_in_a_row_are_as_frame_by_frame(policy: torch_policy.Policy) -> None:
+    """With a second pass that begins within the window."""
+    rng = np.random.default_rng(1)
+    policy.reset("push the red block", "blocks")
+    proprio = len(policy.state_spec.names) if policy.state_spec else 0
+    given = [
+        (
+            {name: rng.integers(0, 51 * t + 9, (32, 32, 3), np.uint8) for name in policy.cameras},
+            rng.uniform(-0.1, 0.1, proprio).astype(np.float32),
+            rng.uniform(-0.1, 0.1, len(policy.action_spec.names)).astype(np.float32),
+        )
+        for t in range(5)  # brighter and brighter
+    ]
+    alone = []
+    for each in given:
+        out = policy.act(*each)
+        alone.append(out | {"normalised": policy.stages["action"].numpy()})
+    policy.reset("push the red block", "blocks")
+    rows = act_in_row(policy, given[:2]) + act_in_row(policy, given[2:])
+    assert np.ptp([out["normalised"] for out in alone], 0).max() > 1e-3  # it says something
+    for one, other in zip(alone, rows, strict=True):
+        np.testing.assert_allclose(other["normalised"], one["normalised"], atol=1e-5)
+        for name, value in one["confidence"].items():
+            assert other["confidence"][name] == pytest.approx(value, abs=1e-5), name
 
 
 @pytest.mark.slow
@@ -181,6 +229,37 @@ def test_the_artefact_is_the_policy(exported):
     assert second["timing"]["total"] >= second["timing"]["vision"] > 0
 
 
+def test_the_artefact_says_how_its_images_are_fitted(exported):
+    policy = torch_policy.load(exported)
+    assert (policy.resize, policy.config["image"]["resize"]) == ("bilinear", "bilinear")
+    assert "resize(frame, 32, 'bilinear')" in (exported / "README.md").read_text()
+    policy.reset("push", "blocks")
+    with pytest.raises(ValueError, match=r"resize\.resize\(image, 32, 'bilinear'\)"):
+        policy.act(images(policy, primary=np.zeros((64, 64, 3), np.uint8)))
+    wide = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    origin = saved.open_checkpoint(exported.parent / "checkpoints")
+    assert origin.io("blocks").resize == "bilinear"
+    loaded = vla_jax.load_policy(exported, dataset="blocks")
+    loaded.reset("push")
+    fitted = resize(wide, 32, "bilinear")
+    expected = policy.act({"primary": fitted, "wrist": fitted})["actions"]
+    np.testing.assert_array_equal(loaded.act({"primary": wide, "wrist": wide}), expected)
+
+
+@pytest.mark.slow
+def test_a_policy_acts_in_its_own_dtype_unless_it_is_told_another(tmp_path):
+    where = checkpoint(tmp_path, head="mlp", history="one_step", window=1, act_dtype="bfloat16")
+    image, acted = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), {}
+    for dtype in (None, "bfloat16", "float32"):
+        policy = vla_jax.load_policy(where, dtype=dtype)
+        policy.reset("push the red block")
+        acted[dtype] = policy.act({"primary": image})
+    np.testing.assert_array_equal(acted[None], acted["bfloat16"])
+    assert np.abs(acted[None] - acted["float32"]).max() > 1e-4
+    export.main(["--checkpoint", str(where), "--out", str(tmp_path / "artefact")])
+    assert torch_policy.load(tmp_path / "artefact").config["weights"] == "bfloat16"
+
+
 def test_confidence_is_told_of_each_action_and_agreement_of_the_next(exported):
     policy = torch_policy.load(exported)
     policy.reset("push the red block", "blocks")
@@ -213,6 +292,7 @@ def test_confidence_is_told_of_each_action_and_agreement_of_the_next(exported):
         {"head": "flow", "window": 3, "past_action": True},
         {"backbone": "flamingo", "head": "lstm", "history": "interleaved", "window": 2},
         {"head": "discrete", "bins": 64, "chunk": 2, "temperature": 0.5},
+        {"head": "gpt", "window": 3, "history_start": "grow"},
     ],
     ids=lambda model: model["head"],
 )
@@ -317,11 +397,55 @@ def test_a_missing_and_a_foreign_file_are_named(copied):
 
 
 def test_another_schema_is_refused(copied):
-    text = (copied / "config.json").read_text().replace('"schema": 1', '"schema": 9')
+    text = (copied / "config.json").read_text().replace('"schema": 2', '"schema": 9')
     (copied / "config.json").write_text(text)
     artefact.sign(copied)
-    with pytest.raises(ValueError, match="schema 1, got 9"):
+    with pytest.raises(ValueError, match="schema 1 or 2, got 9"):
         torch_policy.load(copied)
+
+
+DAMAGED = [
+    ("config.json", "network.backbone.depth", 10**9, "network.backbone.depth: expected at most"),
+    ("config.json", "network.head.mlp", [10**12], "network.head.mlp: expected at most 1600"),
+    ("config.json", "network.head.chunk", 1500, "network.head: expected at most|does not fit"),
+    ("config.json", "network.head.layers", -7, "network.head.layers: expected at most"),
+    ("config.json", "network.backbone.vision", None, "TypeError"),
+    ("config.json", "network.head", {}, "KeyError"),
+    ("config.json", "image.size", 10**6, "image.size: expected 1 to 4096"),
+    ("config.json", "prompt.length", 10**9, "prompt.length: expected 1 to 65536"),
+    ("config.json", "cameras", "primary", "cameras: expected 1 to 64 names"),
+    ("norm_stats.json", "datasets.bridge.action.names", ["x"], "expected 7 numbers"),
+    ("norm_stats.json", "datasets", [], "AttributeError"),
+    ("tokenizer.json", "model", {}, "KeyError"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "words"), DAMAGED)
+def test_what_was_damaged_and_signed_again_is_named(copied, name, key, value, words):
+    """Nothing is made by a size that the weights do not have."""
+    body = place = json.loads((copied / name).read_text())
+    *path, last = key.split(".")
+    for step in path:
+        place = place[step]
+    place[last] = value
+    (copied / name).write_text(json.dumps(body))
+    artefact.sign(copied)
+    with pytest.raises(ValueError, match=words) as refused:
+        torch_policy.load(copied)
+    assert str(refused.value).startswith(
+        (str(copied / name), str(copied / "model.safetensors: does not fit config.json"))
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "norm_stats.json", "tokenizer.json", "model.safetensors", "golden.npz"]
+)
+def test_half_a_file_that_was_signed_again_is_named(copied, name):
+    body = (copied / name).read_bytes()
+    (copied / name).write_bytes(body[: len(body) // 2])
+    artefact.sign(copied)
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        golden.replay(torch_policy.load(copied), copied / "golden.npz", "float32")
 
 
 def test_wrong_use_is_refused(exported):

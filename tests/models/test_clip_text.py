@@ -85,6 +85,7 @@ def test_parity_with_transformers(case: tuple[Any, Path]) -> None:
     assert max(differences.values()) < TOLERANCE, differences
 
 
+@pytest.mark.slow
 def test_parity_sees_wrong_numbers(case: tuple[Any, Path]) -> None:
     assert errors(case, act="gelu")["states"] > 100 * TOLERANCE
     assert errors(case, eps=1e-3)["states"] > 100 * TOLERANCE

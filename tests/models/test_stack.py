@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import initialise
-from vla_jax import params
+from vla_jax import params, sharding
 from vla_jax.models.stack import Stack, StackConfig
 from vla_jax.models.transformer import plain_block
 
@@ -80,3 +80,29 @@ def test_a_token_behind_the_cache_equals_the_whole(stack: Any, x: np.ndarray) ->
         return jnp.concatenate(parts, axis=1)
 
     np.testing.assert_allclose(decode(), whole, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "split"), [(16, ("tensor",)), (15, ())])
+def test_devices_along_tensor_split_the_tokens_between_products(
+    tokens: int, split: tuple[str, ...]
+) -> None:
+    """The residual stream, which waits for the backward pass: where tensor divides its tokens no
+    device holds it whole, and the numbers are those of one device.
+    """
+    mesh = sharding.make_mesh(2, 2, 2)
+    block = plain_block(16, 32, 4, eps=1e-5)
+    stack: Any = params.merge(*initialise(lambda rngs: Stack(block, 2, StackConfig(), rngs)))
+    x = np.random.default_rng(0).standard_normal((8, tokens, 16), np.float32)
+    mask, places = np.ones((8, tokens, tokens), bool), np.zeros((8, tokens), np.int32)
+
+    @jax.jit
+    def run(stack: Any, x: jax.Array) -> jax.Array:
+        with sharding.activations_over(mesh):
+            return stack(x, mask, places)
+
+    placed = jax.device_put(stack, sharding.replicated(mesh))
+    out = run(placed, jax.device_put(x, sharding.batch_sharding(mesh)))
+    spec = jax.sharding.PartitionSpec(("data", "fsdp"), *split)
+    assert out.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), 3)
+    np.testing.assert_allclose(out, stack(x, mask, places), atol=1e-5)

@@ -1,5 +1,6 @@
 """The model: what reaches a readout and what does not."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -238,6 +239,28 @@ def test_steps_before_the_episode_are_left_out_of_the_loss(fake):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("history_start", ["repeat", "grow"])
+def test_what_stands_before_the_episode_is_read_only_where_it_repeats(fake, history_start):
+    """Row 0 has one frame of its episode. Grown, its loss is that of a window of one, whatever
+    pictures stand before it.
+    """
+    model = params.merge(*fake[:2])
+    model.config = dataclasses.replace(CONFIG, history_start=history_start)
+    batch = jax.tree.map(lambda x: x[:1], fake[2])
+    before = [
+        np.where(batch.obs.step_mask[..., None, None, None], x, 255 - x) for x in batch.obs.images
+    ]
+    other = batch._replace(obs=batch.obs._replace(images=tuple(before)))
+    alone = batch._replace(
+        obs=newest(batch.obs), actions=batch.actions[:, -1:], action_mask=batch.action_mask[:, -1:]
+    )
+    whole, changed = (model.loss(each, KEY).sums["action"] for each in (batch, other))
+    model.config = dataclasses.replace(model.config, window=1)
+    apart = np.abs(np.array([changed, model.loss(alone, KEY).sums["action"]]) - whole) / whole
+    assert (apart < 1e-5).all() if history_start == "grow" else (apart > 1e-3).all()
+
+
 def test_rollout_equals_training_window(fake):
     """A rollout that encodes one frame at a time and repeats its first readouts acts like the
     left-padded window.
@@ -294,6 +317,7 @@ def test_a_loss_weight_without_its_task_is_refused(weights):
         ({"layout": "interleaved"}, "model.layout"),
         ({"loss_weights": (("caption", 0.0),)}, "VLAConfig.loss_weights"),
         ({"history": "video"}, "model.history"),
+        ({"history_start": "zeros"}, "model.history_start"),
         ({"history": "one_step", "window": 2}, "model.window"),
         ({"cameras": ()}, "a camera"),
         ({"readouts": 0}, "a readout"),

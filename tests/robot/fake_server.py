@@ -18,10 +18,10 @@ from vla_jax.robot.client import Waits, pack, unpack
 K = 4
 IMAGES = {"primary": np.zeros((2, 2, 3), np.uint8)}
 HANDSHAKE = {
-    "server": "vla_jax", "protocol": 1, "artefact": "a" * 64, "cameras": ["primary"],
+    "server": "vla_jax", "protocol": 2, "artefact": "a" * 64, "cameras": ["primary"],
     "image": {"size": 2}, "chunk": K,
     "control_hz": 10.0, "datasets": {"blocks": {"action": ["x", "gripper"], "state": None}},
-    "limits": True,
+    "limits": "c",
 }  # fmt: skip
 QUICK = Waits(open=2.0, reply=2.0, total=2.0, first=0.001, longest=0.01)
 
@@ -68,13 +68,14 @@ class Server:
             message = unpack(data)
             self.received.append(message)
             if message["type"] == "reset":
-                connection.send(pack({"type": "ready"}))
+                connection.send(pack({"type": "ready", "id": message["id"]}))
             elif message["type"] in ("stop", "safety_reset"):
                 latched = "emergency" if message["type"] == "stop" else None
                 connection.send(
                     pack(
                         {
                             "type": "safety",
+                            "id": message["id"],
                             "session": message.get("session", "1"),
                             "latched": latched,
                         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import runpy
 import shutil
 import socket
 import ssl
@@ -14,10 +15,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
@@ -34,6 +37,7 @@ from tests.robot.fake_server import (
 )
 from vla_jax.robot import client as module
 from vla_jax.robot.client import Client, Report, ServerError, Waits, pack
+from vla_jax.robot.safety.filter import Reading
 
 
 @pytest.fixture
@@ -48,14 +52,16 @@ def test_a_request_and_its_answer(server: Server) -> None:
         client.reset("push the block", seed=3)
         image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
         out = client.act({"primary": image}, np.zeros(3), 7.5, Report(distance=1))
-        np.testing.assert_array_equal(out["actions"], np.ones((K, 2)))
+        np.testing.assert_array_equal(out["actions"], np.full((K, 2), 2))
     assert server.headers == ["Bearer secret"]
     reset, act = server.received
-    assert reset == {"type": "reset", "instruction": "push the block", "dataset": None, "seed": 3}
+    body = {"type": "reset", "instruction": "push the block", "dataset": None, "seed": 3}
+    assert reset == {**body, "id": 1}
     np.testing.assert_array_equal(act.pop("images")["primary"], image)
     np.testing.assert_array_equal(act.pop("proprio"), np.zeros(3))
-    rest = {"executed": None, "steps": None, "pose": None, "distance": 1.0}
-    assert act == {"type": "act", "id": 1, "observed_at": 7.5, **rest}
+    rest = dict.fromkeys(("executed", "chunk", "row", "pose", "gripper", "limits"))
+    assert act.pop("age") == pytest.approx(time.monotonic() - 7.5, abs=5)
+    assert act == {"type": "act", "id": 2, "observed_at": 7.5, "distance": 1.0, **rest}
     assert type(act["distance"]) is float
 
 
@@ -84,7 +90,7 @@ def test_what_the_server_refuses_is_raised_and_not_sent_again(
         with pytest.raises(ServerError, match=f"{code}: because") as raised:
             client.act(IMAGES)
         assert raised.value.code == code
-        assert client.act(IMAGES)["id"] == 2
+        assert client.act(IMAGES)["id"] == 3
         assert client.reconnects == 0
     assert server.types() == ["reset", "act", "act"]
 
@@ -93,7 +99,7 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
     server.script = [refuse("busy"), refuse("busy")]
     with Client(server.url, waits=QUICK) as client:
         client.reset("go")
-        assert client.act(IMAGES)["id"] == 1
+        assert client.act(IMAGES)["id"] == 4
     assert server.types() == ["reset", "act", "act", "act"]
 
 
@@ -102,17 +108,15 @@ def test_a_lost_connection_comes_back_with_the_episode(server: Server, lose: Any
     server.script = [lose]
     with Client(server.url, waits=QUICK._replace(reply=0.2)) as client:
         client.reset("go", "blocks")
-        out = client.act(IMAGES, report=Report(steps=2))
-        assert out["id"] == 1
+        out = client.act(IMAGES, report=Report(chunk=7, row=2))
+        assert out["id"] == 4
         assert client.reconnects == 1
         assert client.handshake["session"] == "2"
         assert client.trouble == ""
     assert server.types() == ["reset", "act", "reset", "act"]
-    assert server.received[2] == server.received[0]
-    assert [server.received[i]["steps"] for i in (1, 3)] == [
-        2,
-        None,
-    ]  # the new session sent no chunk
+    assert server.received[2] == {**server.received[0], "id": 3}
+    # The new session sent no chunk.
+    assert [server.received[i]["chunk"] for i in (1, 3)] == [7, None]
 
 
 def test_without_resend_a_lost_connection_is_raised_at_once(server: Server) -> None:
@@ -122,7 +126,7 @@ def test_without_resend_a_lost_connection_is_raised_at_once(server: Server) -> N
         with pytest.raises(ConnectionError, match="expected an answer, got Connection"):
             client.act(IMAGES, resend=False)
         client.connect()
-        assert client.act(IMAGES, resend=False)["id"] == 2
+        assert client.act(IMAGES, resend=False)["id"] == 4
         assert client.reconnects == 1
 
 
@@ -136,9 +140,70 @@ def test_answers_to_earlier_requests_and_to_stops_are_passed_over(server: Server
     with Client(server.url, waits=QUICK) as client:
         client.reset("go")
         client.stop("button")
-        assert client.act(IMAGES)["actions"][0, 0] == 1
+        assert client.act(IMAGES)["actions"][0, 0] == 3
     assert server.types() == ["reset", "stop", "act"]
-    assert server.received[1] == {"type": "stop", "why": "button"}
+    assert server.received[1] == {"type": "stop", "id": 2, "why": "button"}
+
+
+def test_a_reset_of_safety_does_not_take_the_answer_to_a_stop(server: Server) -> None:
+    with Client(server.url, waits=QUICK) as client:
+        client.stop("button")
+        message = {"type": "safety_reset", "session": "1"}
+        assert client.ask(message, "safety")["latched"] is None
+
+
+class FakeFilter:
+    """Halves actions at 10 Hz, and writes down what it is told."""
+
+    limits = SimpleNamespace(control_rate=10.0, digest="d")
+    new_reading = Reading
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def step(self, action: Any, reading: Any) -> np.ndarray:
+        self.told.append(reading)
+        return np.asarray(action, np.float64) / 2
+
+    def rest(self) -> np.ndarray:
+        self.told.append("rest")
+        return np.zeros(2)
+
+
+def test_a_filter_is_the_last_and_says_so() -> None:
+    safety, pose = FakeFilter(), np.ones(6)
+    with contextlib.closing(Server(limits="d")) as server:
+        now = [20.0]
+        waits = QUICK._replace(clock=lambda: now[0])
+        with Client(server.url, waits=waits, filter=safety) as client:
+            client.reset("go")
+            with pytest.raises(ValueError, match=r"Client.command: expected .* a chunk"):
+                client.command(0)
+            client.act(IMAGES)
+            now[0] = 20.4
+            np.testing.assert_array_equal(client.command(3, pose, 0.5), [1.0, 1.0])
+            # The action is for 0.3 s after its frame; the pose is of now.
+            observed_at, measured, distance, measured_at, *_ = safety.told[0]
+            assert (observed_at, distance, measured_at) == (pytest.approx(20.3), 0.5, 20.4)
+            assert measured is pose
+            assert client.command(4 - 1) is not None
+            with pytest.raises(ValueError, match=r"one of its actions 0 to 3, got 4"):
+                client.command(4)
+            stopped = {"latched": None, "causes": {"stale": 4}, "stopped": True}
+            server.script = [
+                lambda connection, message: connection.send(reply(message, safety=stopped))
+            ]
+            client.act(IMAGES)
+            assert not client.command(0).any()
+            assert safety.told[-1] == "rest"
+        acts = [message for message in server.received if message["type"] == "act"]
+        assert [message["limits"] for message in acts] == ["d", "d"]
+        np.testing.assert_array_equal(acts[1]["executed"], [1.0, 1.0])
+
+
+def test_a_filter_of_other_limits_is_refused(server: Server) -> None:
+    with pytest.raises(ValueError, match="limits: expected those of this robot's filter, d, got"):
+        Client(server.url, waits=QUICK, filter=FakeFilter())
 
 
 def test_a_stop_that_goes_nowhere_is_raised(server: Server) -> None:
@@ -198,9 +263,9 @@ def test_what_is_no_message_is_refused(server: Server, data: Any) -> None:
     [
         (
             {"server": "openpi"},
-            "expected a vla_jax server of protocol 1, got {'server': 'openpi', 'protocol': 1}",
+            "expected a vla_jax server of protocol 2, got {'server': 'openpi', 'protocol': 2}",
         ),
-        ({"protocol": 2}, "expected a vla_jax server of protocol 1"),
+        ({"protocol": 1}, "expected a vla_jax server of protocol 2"),
         ({"artefact": "b" * 64}, "artefact: expected a+, got b+"),
     ],
 )
@@ -235,7 +300,7 @@ def test_a_server_that_is_restarted_is_found_again() -> None:
         again: list[Server] = []
         timer = threading.Timer(0.1, lambda: again.append(Server(server.port)))
         timer.start()
-        assert client.act(IMAGES)["id"] == 3
+        assert client.act(IMAGES)["id"] == 5
         timer.join()  # the server may answer before the timer's thread has kept it
         again[0].close()
 
@@ -295,8 +360,8 @@ def test_a_server_that_stops_reading_ends_the_call() -> None:
             connection = stack.enter_context(listener.accept()[0])
             protocol.receive_data(connection.recv(1 << 16))
             protocol.send_response(protocol.accept(protocol.events_received()[0]))
-            protocol.send_binary(pack({**HANDSHAKE, "session": "1"}))
-            protocol.send_binary(pack({"type": "ready"}))
+            protocol.send_binary(pack({**HANDSHAKE, "image": {"size": 2000}, "session": "1"}))
+            protocol.send_binary(pack({"type": "ready", "id": 1}))
             connection.sendall(b"".join(protocol.data_to_send()))
             rescue = threading.Timer(5.0, connection.close)  # a hanging test helps nobody
             rescue.start()
@@ -331,7 +396,7 @@ def test_tls_trusts_what_it_is_told_to_trust(tmp_path: Path) -> None:
             Client(url, waits=QUICK._replace(sleep=lambda seconds: pytest.fail("tried again")))
         with Client(url, waits=QUICK, tls=ssl.create_default_context(cafile=cert)) as client:
             client.reset("go")
-            assert client.act(IMAGES)["id"] == 1
+            assert client.act(IMAGES)["id"] == 2
 
 
 def test_a_reset_of_safety_is_sent_once(server: Server) -> None:
@@ -340,6 +405,38 @@ def test_a_reset_of_safety_is_sent_once(server: Server) -> None:
         with pytest.raises(ConnectionError):
             client.ask({"type": "safety_reset"}, "safety")
     assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("said", "filter"),
+    [("Lanczos", Image.Resampling.LANCZOS), ("bicubic", Image.Resampling.BICUBIC)],
+)
+def test_frames_of_any_size_arrive_as_training_made_its_own(
+    server: Server, said: str, filter: Image.Resampling
+) -> None:
+    """Artefacts of before write the filter with a capital."""
+    frame = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    server.handshake["image"] = {"size": 16, "resize": said}
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("push")
+        client.act({"primary": frame})
+        small = Image.fromarray(frame).resize((16, 16), filter)
+        np.testing.assert_array_equal(server.received[-1]["images"]["primary"], np.asarray(small))
+        client.act({"primary": np.asarray(small)})
+        np.testing.assert_array_equal(server.received[-1]["images"]["primary"], np.asarray(small))
+        del client.handshake["image"]["resize"]
+        with pytest.raises(ValueError, match=r"expected 16 x 16 pixels, got \(37, 53, 3\)"):
+            client.act({"primary": frame})
+
+
+def test_the_filter_is_a_file_beside_it(tmp_path: Path) -> None:
+    """The client is copied, alone or with resize.py."""
+    shutil.copy(module.__file__, tmp_path / "client.py")
+    look = [sys.executable, "-c", "import client; print(client._resize is None)"]
+    for expected in ("True", "False"):
+        run = subprocess.run(look, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert run.stdout.strip() == expected, run.stderr
+        shutil.copy(Path(module.__file__).with_name("resize.py"), tmp_path / "resize.py")
 
 
 def test_the_file_is_python_3_8() -> None:
@@ -388,3 +485,9 @@ def test_one_copied_file_runs_on_python_3_8(server: Server, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "20 1\n"
+
+
+def test_an_old_websockets_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("websockets.version.version", "12.0")
+    with pytest.raises(ImportError, match=r"expected websockets 13 or newer, got 12\.0"):
+        runpy.run_path(module.__file__)

@@ -7,12 +7,14 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from vla_jax.robot.client import ChunkBroker, Client, Report, ServerError, Step, TooSlow, Waits
+from vla_jax.robot.safety.filter import Reading
 
 P, K = 0.1, 8
 IMAGES = {"primary": np.zeros((2, 2, 3), np.uint8)}
@@ -24,15 +26,16 @@ class FakeClient(Client):
     raised.
     """
 
-    def __init__(self, **handshake: Any) -> None:
+    def __init__(self, filter: Any = None, **handshake: Any) -> None:
         self.now = 50.0
         self.waits = Waits(clock=lambda: self.now, sleep=lambda seconds: self.slept.append(seconds))
         self.handshake = {
             "chunk": K,
             "datasets": {"blocks": {"action": NAMES}},
-            "limits": False,
+            "limits": None,
             **handshake,
         }
+        self.filter = filter
         self.reconnects, self.trouble = 0, ""
         self.slept: list[float] = []
         self.asked: queue.Queue[tuple[str, Any]] = queue.Queue()
@@ -68,6 +71,24 @@ class FakeClient(Client):
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+class FakeFilter:
+    """Of limits for the period P; a stop is 0, and it writes down what it is told."""
+
+    limits = SimpleNamespace(control_rate=1 / P, digest="digest")
+    new_reading = Reading
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def step(self, action: Any, reading: Any) -> np.ndarray:
+        self.told.append(reading)
+        return np.asarray(action) + 0.5
+
+    def rest(self) -> np.ndarray:
+        self.told.append("rest")
+        return np.zeros(2)
 
 
 class Robot:
@@ -131,7 +152,7 @@ def test_chunks_follow_each_other_without_a_gap(robot: Robot) -> None:
     assert not robot.asks()  # five are left, half of a chunk is four
     assert robot.tick().action[0] == 3
     kind, (observed_at, _, _, report, resend) = robot.request()
-    assert (kind, resend, report.steps) == ("act", False, 2)
+    assert (kind, resend) == ("act", False)
     assert observed_at == robot.client.now
     np.testing.assert_array_equal(report.executed, [2, 0])  # what was done when the frame was taken
     assert [robot.tick().action[0] for _ in range(2)] == [4, 5]
@@ -186,6 +207,8 @@ def test_times_that_go_backwards_are_refused_by_name(robot: Robot) -> None:
     robot.client.now = 49.9
     with pytest.raises(ValueError, match=r"clock: expected at least 50.0, the last time, got 49.9"):
         robot.broker.next()
+    robot.broker.reset("do it again")  # which forgets the last time
+    robot.broker.observe(IMAGES, None, 40.0)
     robot.answer(0.0)
 
 
@@ -265,23 +288,79 @@ def test_a_busy_server_is_asked_again_with_the_next_frame(robot: Robot) -> None:
     robot.answer(0.0)
 
 
-def test_a_stop_holds_until_a_reset() -> None:
-    robot = Robot(FakeClient(limits=True))
+@pytest.fixture
+def filtered() -> Iterator[Robot]:
+    robot = Robot(FakeClient(FakeFilter(), limits="digest"))
+    yield robot
+    robot.broker.close()
+
+
+def test_a_filter_runs_last_and_a_stop_is_its_action(filtered: Robot) -> None:
+    robot, safety = filtered, filtered.client.filter
+    robot.begin()
+    robot.tick()
+    robot.request()
+    step = robot.tick()  # nothing has come yet
+    assert step.action is not None
+    assert not step.action.any()
+    assert step.why.startswith("no chunk has arrived yet; a reply is outstanding for 100 ms")
+    robot.replied(0.0, chunk=7)
+    robot.client.now += P
+    pose = np.ones(6)
+    robot.broker.observe(IMAGES, None, robot.client.now - 0.02, Report(pose=pose, distance=0.3))
+    step = robot.broker.next()
+    assert (step.action[0], step.chunk, step.row) == (2.5, 7, 2)
+    told = safety.told[-1]
+    assert told.observed_at == pytest.approx(robot.client.now)  # the time that the action is for
+    assert (told.distance, told.measured_at) == (0.3, robot.client.now - 0.02)
+    np.testing.assert_array_equal(told.pose, pose)
+    early = robot.broker.next()
+    assert early.action is None
+    assert "call once per period" in early.why
+    assert safety.told[-1] is told
+
+
+def test_a_chunk_that_the_server_stopped_is_a_stop(filtered: Robot) -> None:
+    robot = filtered
+    robot.begin()
+    robot.tick()
+    robot.request()
+    robot.replied(5.0, safety={"latched": None, "causes": {"stale": 8}, "stopped": True})
+    step = robot.tick()
+    assert not step.action.any()
+    assert step.why == "stopped by the server's limits"
+
+
+def test_a_server_with_limits_wants_a_filter() -> None:
+    with pytest.raises(ValueError, match="expected a client with a filter, since the server has"):
+        ChunkBroker(FakeClient(limits="digest"))
+
+
+@pytest.mark.parametrize("period", [0.9 * P, 1.5 * P])
+def test_a_loop_of_another_rate_than_the_filters_is_refused(period: float) -> None:
+    with pytest.raises(ValueError, match=r"period: expected 0.1 s, for which the filter's limits"):
+        ChunkBroker(FakeClient(FakeFilter()), period)
+
+
+def test_a_stop_holds_until_a_reset(filtered: Robot) -> None:
+    robot = filtered
     robot.begin()
     robot.tick()
     robot.request()
     robot.replied(0.0)
     robot.broker.stop("hand in the cell")
-    assert robot.tick() == Step(None, "stopped: hand in the cell")
+    step = robot.tick()
+    assert step.why == "stopped: hand in the cell"
+    assert not step.action.any()
     assert robot.request() == ("stop", "hand in the cell")
     assert not robot.asks()
     robot.begin()
-    assert robot.tick().action is None  # nothing of the last episode
+    assert not robot.tick().action.any()  # nothing of the last episode
     robot.request()
     robot.replied(0.0)
-    assert robot.tick().action is not None
+    assert robot.tick().action.any()
     robot.broker.close()
-    assert robot.broker.next() == Step(None, "stopped: closed")
+    assert robot.broker.next().why == "stopped: closed"
 
 
 def test_a_reply_to_the_last_episode_is_not_executed(robot: Robot) -> None:
@@ -299,7 +378,7 @@ def test_a_reply_to_the_last_episode_is_not_executed(robot: Robot) -> None:
     assert robot.tick().action[0] == 101
 
 
-def test_a_reply_that_the_servers_limits_touched_is_not_blended(robot: Robot) -> None:
+def test_a_reply_that_the_servers_limits_stopped_is_not_blended(robot: Robot) -> None:
     robot.begin()
     robot.tick()
     robot.request()
@@ -307,7 +386,7 @@ def test_a_reply_that_the_servers_limits_touched_is_not_blended(robot: Robot) ->
     for _ in range(3):
         robot.tick()
     robot.request()
-    robot.replied(100.0, safety={"latched": None, "causes": {"velocity": 2}})
+    robot.replied(100.0, safety={"latched": None, "causes": {"stale": 8}, "stopped": True})
     assert robot.tick().action[0] == 101
 
 
@@ -324,34 +403,6 @@ def test_a_robot_that_the_servers_limits_hold_still_says_so(robot: Robot) -> Non
     robot.request()
     robot.replied(0.0, safety={"latched": None, "causes": {}})
     assert robot.tick().why == ""
-
-
-def test_after_a_failure_the_server_is_not_told_of_steps(robot: Robot) -> None:
-    robot.begin()
-    robot.tick()
-    robot.request()
-    robot.replied(0.0)
-    for _ in range(3):
-        robot.tick()
-    assert robot.request()[1][3].steps == 2
-    robot.client.answers.put(ServerError("internal", "it failed"))
-    assert robot.request()[0] == "reset"
-    robot.client.answers.put(None)
-    robot.tick()
-    assert robot.request()[1][3].steps is None
-    robot.answer(0.0)
-
-
-def test_a_new_session_is_not_told_of_steps_of_the_last(robot: Robot) -> None:
-    robot.begin()
-    robot.tick()
-    robot.request()
-    robot.replied(0.0)
-    robot.client.reconnects += 1
-    for _ in range(4):
-        robot.tick()
-    assert robot.request()[1][3].steps is None
-    robot.answer(0.0)
 
 
 def test_what_the_robot_really_did_is_sent(robot: Robot) -> None:

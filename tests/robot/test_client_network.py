@@ -83,7 +83,7 @@ def test_jitter_loss_and_outages(blend: str) -> None:
     it comes back.
     """
     rng, weather = np.random.default_rng(3), Weather(loss=0.15)
-    server = Server(chunk=HORIZON)
+    server = Server(chunk=HORIZON, limits=None)
     server.script = weather  # type: ignore[assignment]
     with ChunkBroker(Client(server.url, waits=ROUGH), PERIOD, 0.7, blend) as broker:
         broker.reset("go")
@@ -95,6 +95,6 @@ def test_jitter_loss_and_outages(blend: str) -> None:
         why = broker.next().why
         assert "the plan ended" in why
         assert "refused" in why
-        with contextlib.closing(Server(server.port, chunk=HORIZON)) as server:
+        with contextlib.closing(Server(server.port, chunk=HORIZON, limits=None)) as server:
             server.script = weather  # type: ignore[assignment]
             assert drive(broker, 2.0, rng)[-1]

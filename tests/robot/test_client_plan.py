@@ -179,15 +179,15 @@ def test_a_frame_of_the_future_is_refused() -> None:
         Plan(P).add(chunk(0), 5.1, 5.0)
 
 
-def test_steps_executed_of_the_last_chunk() -> None:
+def test_an_action_knows_its_chunk_its_place_and_its_time() -> None:
     plan = Plan(P, "newest")
-    assert plan.executed(5.0) is None
-    plan.slot(5.0)
-    plan.add(chunk(0, 8), 5.0, 5.2)
-    for i in range(2, 5):
-        plan.take(5.0 + i * P)
-    assert plan.executed(5.4) == 2
-    assert plan.executed(5.5) == 3
+    plan.add(chunk(0, 8), 5.0, 5.2, number=4)
+    step = plan.take(5.2)
+    assert (step.chunk, step.row, step.observed_at) == (4, 2, 5.0)
+    assert step.due == pytest.approx(5.0 + 2 * P)
+    plan.add(chunk(100, 8), 5.3, 5.3, number=5)
+    step = plan.take(5.3)
+    assert (step.chunk, step.row, step.due) == (5, 0, 5.3)
 
 
 EVENTS = st.lists(

@@ -14,10 +14,11 @@ import sys
 # vla_jax itself imports numpy alone, until load_policy is called; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.safety", "vla_jax.robot.safety.limits",
         "vla_jax.robot.safety.braking", "vla_jax.robot.safety.decision",
-        "vla_jax.robot.safety.filter", "vla_jax.robot.events",
+        "vla_jax.robot.safety.filter", "vla_jax.robot.safety.cameras", "vla_jax.robot.events",
         "vla_jax.robot.events.trigger", "vla_jax.robot.events.calibration",
         "vla_jax.robot.events.regret",
-        "vla_jax.robot.mobile", "vla_jax.robot.navigation", "vla_jax.robot.lanczos",
+        "vla_jax.robot.mobile", "vla_jax.robot.navigation", "vla_jax.robot.resize",
+        "vla_jax.robot.conventions",
         "vla_jax.robot.runtime"}
 allowed = {"numpy", *sys.stdlib_module_names, *sys.builtin_module_names}
 
@@ -28,7 +29,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import numpy as np
-from vla_jax.robot import lanczos, mobile, navigation, runtime
+from vla_jax.robot import conventions, mobile, navigation, resize, runtime
 from vla_jax.robot.safety.limits import STOP_CAUSES, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
 
@@ -40,11 +41,15 @@ for name in ("jax", "flax", "torch", "jaxtyping", "vla_jax.actions"):
     raise SystemExit(f"{name} was not refused")
 six = (1.0,) * 6
 limits = Limits(10.0, six, six, six, (-1.0,) * 6, six, 1.0, None, 1.0, 0.5, None, "hold",
-                dict.fromkeys(STOP_CAUSES), 0, 10)
-safety = SafetyFilter(limits, 1.0, lambda: 0.0)
+                dict.fromkeys(STOP_CAUSES), 0, 10, {}, 10)
+now = [0.0]
+safety = SafetyFilter(limits, 1.0, lambda: now[0])
 safety.reset("test", pose=np.zeros(6))
-sent = safety.step([0.001, 0, 0, 0, 0, 0, 1], Reading(0.0))
-lanczos.resize(np.zeros((4, 6, 3), np.uint8), 3)
+safety.rest()
+now[0] = 0.1
+sent = safety.step([0.001, 0, 0, 0, 0, 0, 1], Reading(0.1))
+resize.resize(np.zeros((4, 6, 3), np.uint8), 3, "lanczos")
+conventions.Calvin().act(sent)
 print(mobile.to_base(sent).tolist())
 """
 

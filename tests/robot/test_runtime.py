@@ -14,7 +14,7 @@ from tests.robot.safety.limits_of_tests import HZ, make_limits
 from vla_jax.robot.events.trigger import Settings
 from vla_jax.robot.runtime import Runtime
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
-from vla_jax.robot.safety.limits import NAMES
+from vla_jax.robot.safety.limits import NAMES, Limits
 
 __all__ = ["exported"]  # the fixture
 FRAME = {"primary": np.zeros((8, 8, 3), np.uint8)}
@@ -25,7 +25,7 @@ class Fake:
 
     def __init__(self, *chunks: Any, names: tuple[str, ...] = NAMES) -> None:
         self.chunks, self.given = list(chunks), []
-        self.action_spec = SimpleNamespace(names=names)
+        self.action_spec, self.camera_statistics = SimpleNamespace(names=names), None
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         self.instruction = instruction
@@ -41,12 +41,15 @@ class Fake:
 class Loop:
     """A runtime with a clock that goes on by one period a step, begun at rest."""
 
-    def __init__(self, policy: Fake, settings: Settings | None = None) -> None:
+    def __init__(
+        self, policy: Fake, settings: Settings | None = None, limits: Limits | None = None
+    ) -> None:
         self.now = 10.0
-        safety = SafetyFilter(make_limits(), gripper=1.0, clock=lambda: self.now)
+        safety = SafetyFilter(limits or make_limits(), gripper=1.0, clock=lambda: self.now)
         self.robot = Runtime(policy, safety, settings or Settings(horizon=1))
         self.robot.reset("push")
         safety.reset("test", pose=np.zeros(6))
+        safety.rest()
 
     def step(self, age: float = 0.0, pose: np.ndarray | None = None) -> Any:
         self.now += 1 / HZ
@@ -69,6 +72,15 @@ def test_a_chunk_goes_out_step_by_step_and_what_was_sent_comes_back() -> None:
     assert third.action[0] < 0.02
     assert policy.given[0] is None
     np.testing.assert_array_equal(policy.given[1], second.action.astype(np.float32))
+
+
+def test_a_failed_camera_is_a_stop() -> None:
+    loop = Loop(Fake(*[[small(0.001)]] * 3), limits=make_limits(cameras={"blank": 2}))
+    for latched in (False, True, True):
+        command = loop.step()
+        assert not command.action[:6].any()
+        assert (command.error, loop.robot.safety.latched is not None) == (None, latched)
+    assert loop.robot.safety.counts == {"no_action": 1, "blank": 2, "latched": 1}
 
 
 def test_a_robot_that_is_not_where_it_was_sent_plans_anew() -> None:
@@ -171,6 +183,8 @@ filter = safety.SafetyFilter(limits.load("policy_torch/limits_example.yaml"), gr
 robot = runtime.Runtime(policy, filter, trigger.Settings(horizon=1))
 robot.reset("push the red block", "blocks")
 filter.reset("test", pose=np.array([0.4, 0, 0.2, 0, 0, 0]))
+filter.rest()
+time.sleep(0.2)
 images = {name: np.zeros((32, 32, 3), np.uint8) for name in policy.cameras}
 command = robot.step(images, safety.Reading(time.monotonic()))
 assert command.reason == "start" and command.error is None and command.wanted.shape == (7,), command

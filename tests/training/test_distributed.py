@@ -3,18 +3,14 @@ the others'.
 """
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
+from tests.processes import Hosts
 from tests.training import tiny_run
 from vla_jax import sharding
 from vla_jax.training import train
@@ -22,29 +18,15 @@ from vla_jax.training import train
 pytestmark = pytest.mark.slow
 
 
-def two_processes(workdir, *flags):
-    """Starts both; each has one CPU device."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "tests.training.tiny_run",
-        "--workdir",
-        str(workdir),
-        "--processes=2",
-        f"--port={port}",
-        *flags,
-    ]
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": env}
-    return [subprocess.Popen([*command, f"--process={i}"], **pipes) for i in range(2)]
+def start(workdir, count, *flags, **options):
+    """Starts `count` tiny runs as one."""
+    return Hosts(count, "tests.training.tiny_run", [f"--workdir={workdir}", *flags], **options)
 
 
-def finish(processes, code=0):
-    said = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [code, code], "\n".join(said)
+def finish(hosts, code=0):
+    codes, _ = hosts.finish()
+    said = [hosts.said(index) for index in range(hosts.count)]
+    assert codes == [code] * hosts.count, "\n".join(said)
     return said
 
 
@@ -54,15 +36,19 @@ def losses(workdir):
     return [row["loss"] for row in rows] + [row["val/loss"] for row in rows if "val/loss" in row]
 
 
+def rows(workdir):
+    """How many steps were logged so far."""
+    log = workdir / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
 def test_three_ways(tmp_path):
     one = tiny_run.Setup(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), tiny_run.config())
     eight = tiny_run.Setup(sharding.make_mesh(2, 2, 2), tiny_run.config())
     runs = {
         "one": lambda workdir, steps: one.fit(workdir, steps=steps),
         "eight": lambda workdir, steps: eight.fit(workdir, steps=steps),
-        "two": lambda workdir, steps: finish(
-            two_processes(workdir, "--mesh=1,2,1", f"--steps={steps}")
-        ),
+        "two": lambda workdir, steps: finish(start(workdir, 2, "--mesh=1,2,1", f"--steps={steps}")),
     }
     whole = {}
     for name, run in runs.items():
@@ -89,15 +75,23 @@ def test_three_ways(tmp_path):
         )
 
 
+def test_killed_on_four_hosts_continues_on_two_bit_for_bit(tmp_path):
+    """The same mesh on other processes: the run that two begin and end has the same losses."""
+    finish(start(tmp_path / "whole", 2, "--mesh=2,2,1", devices=2))
+    cut = start(tmp_path / "cut", 4, "--mesh=2,2,1", "--slow", "--silent=10")
+    cut.wait_for(lambda: rows(tmp_path / "cut") >= 4)
+    cut.processes[2].kill()
+    codes, _ = cut.finish()
+    assert codes == [75, 75, -signal.SIGKILL, 75], cut.said(0)
+    finish(start(tmp_path / "cut", 2, "--mesh=2,2,1", devices=2))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
 def test_sigterm_on_one_host_stops_both(tmp_path):
-    processes = two_processes(
-        tmp_path, "--mesh=2,1,1", "--steps=1000", "--save_every=1000", "--slow"
-    )
-    log, end = tmp_path / "metrics.jsonl", time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < end:
-        time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
-    said = finish(processes, train.SIGTERM_EXIT)
+    hosts = start(tmp_path, 2, "--mesh=2,1,1", "--steps=1000", "--save_every=1000", "--slow")
+    hosts.wait_for(lambda: rows(tmp_path) >= 3)
+    hosts.processes[1].send_signal(signal.SIGTERM)
+    said = finish(hosts, train.SIGTERM_EXIT)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert len(saved) == 1
     assert f"step {saved[0]} is saved" in said[0]

@@ -137,3 +137,28 @@ def test_bad_freezes_are_refused():
         optim.make_optimizer(OptimConfig(), FreezeConfig(train_decoder_layers=5), SHAPES, 10, 1)
     with pytest.raises(ValueError, match=r"backbone/vision/\*"):
         optim.partition({"head/bias": SHAPES["head/bias"]}, FreezeConfig(train_vision=False))
+
+
+def test_first_moment_in_bfloat16():
+    """Kept in half the bytes, it moves as the float32 one does but for its last bits; the second
+    moment stays float32.
+    """
+    shapes = {"head/w_ih": SHAPES["head/w_ih"]}
+    steps = {}
+    for dtype in optim.MU_DTYPES:
+        made = optim.make_optimizer(OptimConfig(mu_dtype=dtype), FreezeConfig(), shapes, 9, 1)
+        params = {"head/w_ih": jnp.zeros((3, 3))}
+        state = made.transform.init(params)
+        for i in range(4):
+            grads = {"head/w_ih": jnp.sin(jnp.arange(9.0).reshape(3, 3) + i)}
+            steps[dtype], state = made.transform.update(grads, state, params)
+        adam = state[0]
+        assert adam.mu["head/w_ih"].dtype == dtype
+        assert adam.nu["head/w_ih"].dtype == jnp.float32
+    exact, rounded = (steps[dtype]["head/w_ih"] for dtype in optim.MU_DTYPES)
+    assert 0 < float(jnp.abs(exact - rounded).max()) < 2**-7 * float(jnp.abs(exact).max())
+
+
+def test_another_type_of_the_first_moment_is_refused():
+    with pytest.raises(ValueError, match="expected one of float32, bfloat16, got 'int8'"):
+        OptimConfig(mu_dtype="int8")

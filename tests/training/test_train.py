@@ -16,8 +16,9 @@ import pytest
 
 from tests.training import tiny_run
 from vla_jax import sharding
-from vla_jax.training import augment, metrics, optim, train
+from vla_jax.training import augment, hosts, metrics, optim, train
 from vla_jax.training import state as training_state
+from vla_jax.training.clock import KINDS
 
 
 @functools.cache
@@ -241,6 +242,22 @@ def test_a_host_transfer_in_the_step_is_refused(tmp_path, monkeypatch):
         setup.fit(tmp_path)
 
 
+def test_hosts_agree_before_each_save(tmp_path, monkeypatch):
+    """What they do not agree on is not saved."""
+    asked = []
+
+    def agree(where, facts):
+        asked.append(where)
+        if where == "step 6":
+            raise ValueError("hosts differ")
+
+    monkeypatch.setattr(hosts.ALONE, "same", agree)
+    with pytest.raises(ValueError, match="hosts differ"):
+        setup_of().fit(tmp_path, steps=9)
+    assert asked == ["step 0", "step 3", "step 6"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
 def test_batches_that_end_are_an_error(tmp_path):
     setup = setup_of()
     with pytest.raises(ValueError, match="got none at position 2"):
@@ -249,20 +266,68 @@ def test_batches_that_end_are_an_error(tmp_path):
         )
 
 
-def test_sigterm_saves_the_running_step(tmp_path, capsys):
-    def feed(start, own):
-        for position, batch in enumerate(tiny_run.batches(start, own), start):
-            if position == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+def test_sigterm_saves_the_running_step(tmp_path, capsys, monkeypatch):
+    write = metrics.Recorder.write
 
+    def asked_for(self, row):
+        if row["step"] == 3:  # its row is written while step 4 runs
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, row)
+
+    monkeypatch.setattr(metrics.Recorder, "write", asked_for)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left:
-        setup_of().fit(tmp_path / "stopped", feed, steps=9, save_every=100)
+        setup_of().fit(tmp_path / "stopped", steps=9, save_every=100)
     assert left.value.code == train.SIGTERM_EXIT == 143
     assert signal.getsignal(signal.SIGTERM) == before
     assert "SIGTERM: step 4 is saved" in capsys.readouterr().out
+    monkeypatch.undo()
     assert_continues(tmp_path, "stopped", 9)
+
+
+def test_steps_that_a_restart_repeats_are_lost_time(tmp_path):
+    def feed(start, own):
+        for position, batch in enumerate(tiny_run.batches(start, own), start):
+            if position == 6 and start == 0:
+                raise OSError("the disk is gone")
+            yield batch
+
+    def record():
+        return json.loads((tmp_path / "goodput.json").read_text())
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        setup_of().fit(tmp_path, feed, steps=7)
+    before = record()
+    assert before["seconds"]["lost"] == 0
+    assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [3]
+    setup_of().fit(tmp_path, feed, steps=7)
+    after = record()
+    repeated = before["seconds"]["productive"] - before["productive_at_saves"]["3"]
+    assert after["seconds"]["lost"] == pytest.approx(repeated)
+    assert repeated > 0
+    assert after["starts"] == 2
+    assert all(seconds > 0 for kind, seconds in after["seconds"].items() if kind != "input")
+
+
+def test_sigusr1_has_the_next_steps_traced(tmp_path, capsys, monkeypatch):
+    write = metrics.Recorder.write
+
+    def asked_for(self, row):
+        if row["step"] in (1, 2):  # asked again while the trace runs: another one follows
+            os.kill(os.getpid(), signal.SIGUSR1)
+        write(self, row)
+
+    monkeypatch.setattr(metrics.Recorder, "write", asked_for)
+    before = signal.getsignal(signal.SIGUSR1)
+    setup_of().fit(tmp_path, steps=7, save_every=100, eval_every=100)
+    assert signal.getsignal(signal.SIGUSR1) == before
+    said = capsys.readouterr().out
+    for step in (3, 6):  # of 3 steps; the second is cut short by the end
+        where = tmp_path / "profiles" / f"step_{step}"
+        assert f"SIGUSR1: a profile is in {where}" in said
+        assert [path.stat().st_size > 0 for path in where.rglob("*.xplane.pb")] == [True]
+    assert len(list((tmp_path / "profiles").iterdir())) == 2
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 8))
 
 
 @pytest.mark.slow
@@ -301,6 +366,17 @@ def test_evaluation_of_nothing_is_an_error():
     setup = setup_of()
     with pytest.raises(ValueError, match="at least one batch"):
         train.evaluate(setup.eval_step, setup.start(), [], tiny_run.UNITS)
+
+
+def test_speed_is_that_of_training_and_waiting_is_a_share_of_it():
+    meter = metrics.Meter(8, 5e12, setup_of().mesh)
+    spent = dict.fromkeys(KINDS, 3.0)
+    assert meter.read(1, spent)["windows_per_s"] is None
+    more = {"productive": 6, "input": 2, "checkpoint": 2, "evaluation": 90, "other": 5}
+    read = meter.read(11, {kind: seconds + more.get(kind, 0) for kind, seconds in spent.items()})
+    assert read["windows_per_s"] == pytest.approx(8)
+    assert read["input_wait"] == pytest.approx(0.2)
+    assert read["tflops"] == pytest.approx(5)
 
 
 def test_flops_count_every_turn_of_a_scan():

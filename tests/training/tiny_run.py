@@ -1,12 +1,14 @@
 """A tiny model, its data and a whole run of it, for the tests of training; also a command, for
 those of processes.
 
-python -m tests.training.tiny_run --workdir DIR --mesh 1,1,1 --steps 6 [--processes 2 --process 0
---port 12345]
+python -m tests.training.tiny_run --workdir DIR --mesh 1,1,1 --steps 6 [--silent 5]
+
+Several of them join as real runs do, by JAX_COORDINATOR_ADDRESS and the rest.
 """
 
 import argparse
 import dataclasses
+import resource
 import time
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from flax import nnx
 from vla_jax import params, sharding
 from vla_jax.models import lora
 from vla_jax.models.transformer import Linear
-from vla_jax.training import metrics, optim, train
+from vla_jax.training import hosts, metrics, optim, train
 from vla_jax.training import state as training_state
 from vla_jax.training.checkpoint import Checkpointer
+from vla_jax.training.clock import Clock
+from vla_jax.training.profiler import Profiler
 from vla_jax.types import Batch, Objective, Observation
 
 B, T, K, D, L, WIDTH, LAYERS = 8, 2, 3, 4, 5, 8, 3
@@ -192,7 +196,7 @@ class Setup:
             self.eval_step, state, (self.batch(1000 + i) for i in range(2)), UNITS
         )
 
-    def fit(self, workdir, feed=batches, **changes):
+    def fit(self, workdir, feed=batches, peers=hosts.ALONE, **changes):
         """Trains in `workdir`, continuing what is there; returns the final state. `changes` to the
         loop's config.
         """
@@ -202,11 +206,20 @@ class Setup:
         state = self.start() if state is None else state
         done = int(state.step)
         recorder = metrics.Recorder(workdir, done, config.steps)
-        hooks = train.Hooks(checkpointer, recorder, self.evaluate)
+
+        def agree(step, state):
+            peers.same(f"step {step}", hosts.replicas(state))
+
+        clock = Clock(Path(workdir) / "goodput.json" if peers.index == 0 else None)
+        clock.resume(done)
+        profiler = Profiler(Path(workdir) / "profiles", recorder.say)
+        hooks = train.Hooks(checkpointer, recorder, clock, profiler, self.evaluate, peers, agree)
+        agree(done, state)
         try:
-            return train.fit(
-                state, self.step, feed(done, sharding.rows(self.mesh, B)), config, hooks
-            )
+            with peers.together():
+                return train.fit(
+                    state, self.step, feed(done, sharding.rows(self.mesh, B)), config, hooks
+                )
         finally:
             recorder.close()
             checkpointer.close()
@@ -219,6 +232,14 @@ def slow_batches(start, rows=None):
         yield batch
 
 
+def drifted(state):
+    """The state with this process's replica of the head's bias changed."""
+    bias = state.params["head/bias"]
+    own = [shard.data + 1e-3 for shard in bias.addressable_shards]
+    other = jax.make_array_from_single_device_arrays(bias.shape, bias.sharding, own)
+    return state._replace(params={**state.params, "head/bias": other})
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
@@ -226,16 +247,23 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--save_every", type=int, default=3)
     parser.add_argument("--slow", action="store_true")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--process", type=int, default=0)
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--silent", type=float, default=30.0, help="see hosts.Times")
+    parser.add_argument("--join", type=int, default=300, help="see hosts.Times")
+    parser.add_argument("--drift", action="store_true", help="this replica begins elsewhere")
+    parser.add_argument("--file_size", type=int, default=0, help="more bytes fail, as a full disk")
     args = parser.parse_args()
-    if args.processes > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"localhost:{args.port}", args.processes, args.process)
-    mesh = sharding.make_mesh(*map(int, args.mesh.split(",")))
-    setup = Setup(mesh, config(steps=args.steps, save_every=args.save_every))
-    setup.fit(args.workdir, slow_batches if args.slow else batches)
+    if args.file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (args.file_size, args.file_size))
+    peers = hosts.join(hosts.Times(join=args.join, silent=args.silent))
+    with peers.together():
+        mesh = sharding.make_mesh(*map(int, args.mesh.split(",")))
+        setup = Setup(mesh, config(steps=args.steps, save_every=args.save_every))
+        feed = slow_batches if args.slow else batches
+        if args.drift:
+            begin = setup.start
+            setup.start = lambda: drifted(begin())
+        setup.fit(args.workdir, feed, peers)
+    peers.close()
 
 
 if __name__ == "__main__":

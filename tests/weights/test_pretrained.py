@@ -257,7 +257,7 @@ def test_a_truncated_file_is_refused(params: dict[str, np.ndarray], tmp_path: Pa
 
 
 def test_nothing_there_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="huggingface-cli download"):
+    with pytest.raises(ValueError, match="hf download"):
         pretrained.open_weights(tmp_path)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def test_state_dicts_under_every_key(key: str | None, tmp_path: Path) -> None:
     body: Any = tensors() if key is None else {key: tensors(), **others}
     torch.save(body, tmp_path / "w.pt")
     assert_same(torch_files.open_torch(tmp_path / "w.pt"), tensors())
+
+
+def test_a_file_that_was_zipped_anew_is_read(tmp_path: Path) -> None:
+    """Compressed entries cannot be mapped, but are whole."""
+    torch.save({"state_dict": tensors()}, tmp_path / "w.pt")
+    packed = zipfile.ZIP_DEFLATED
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as old,
+        zipfile.ZipFile(tmp_path / "z.pt", "w", packed) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert_same(torch_files.open_torch(tmp_path / "z.pt"), tensors())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_forward_module.", "_forward_module.module."])

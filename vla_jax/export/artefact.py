@@ -4,7 +4,8 @@ renamed.
 model.safetensors  every array by our flat name, one per layer, float32 or bfloat16
 config.json        schema, network, cameras, image size and resize rule, prompt, origin
 norm_stats.json    per dataset: what the numbers of an action and of a state mean, their
-                   normalisation, control_hz
+                   normalisation, control_hz; where its recordings were there, how its cameras'
+                   frames look and an instruction
 tokenizer.json     read by policy_torch/tokenizer.py
 policy_torch/      the standalone policy: torch, numpy, safetensors and the standard library; and
                    beside it what stands between it and motors: runtime.py and what that imports,
@@ -18,8 +19,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -46,11 +48,12 @@ EXTRA_STEPS = 3  # steps of the proof beyond the window
 # artefact, which is flat.
 RUNTIME = {
     "runtime.py": "runtime.py",
-    "lanczos.py": "lanczos.py",
+    "resize.py": "resize.py",
     "events/trigger.py": "trigger.py",
     "events/regret.py": "regret.py",
     "events/calibration.py": "calibration.py",
     "safety/filter.py": "safety.py",
+    "safety/cameras.py": "cameras.py",
     "safety/decision.py": "decision.py",
     "safety/braking.py": "braking.py",
     "safety/limits.py": "limits.py",
@@ -69,8 +72,20 @@ TEXTS = (
 Proof = dict[str, list[golden.Row]]  # type computed in -> a row per stage
 
 
-def write(source: SavedPolicy, out: Path, dtype: str) -> Proof:
-    """Writes the artefact `out` with weights in `dtype` and returns its proof.
+class Footage(NamedTuple):
+    """Of a dataset's recordings: what cameras.statistics says of each camera's frames, and an
+    instruction that the prompt has room for, if there is one.
+    """
+
+    cameras: dict[str, dict[str, Any]]
+    instruction: str | None
+
+
+def write(
+    source: SavedPolicy, out: Path, dtype: str, footage: Mapping[str, Footage] | None = None
+) -> Proof:
+    """Writes the artefact `out` with weights in `dtype` and returns its proof. `footage` is by
+    dataset; without it a robot notices only cameras that are frozen or blank.
 
     Raises ValueError for a folder that is there, for what has no torch counterpart, and when a
     stage of the replay exceeds BOUNDS; no folder is left behind then.
@@ -86,6 +101,7 @@ def write(source: SavedPolicy, out: Path, dtype: str) -> Proof:
     part.mkdir(parents=True)
     try:
         _files(source, model, body, part, dtype)
+        _norm_stats(source, footage or {}, part)
         proof = prove(source, part, dtype)
         os.replace(part, out)
     finally:
@@ -113,7 +129,7 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
         "image": {
             "size": source.image_size,
             "format": "uint8 RGB, rows first",
-            "resize": "Lanczos",
+            "resize": source.resize,
         },
         "prompt": source.prompt,
         "weights": dtype,
@@ -154,7 +170,8 @@ def prove(source: SavedPolicy, part: Path, dtype: str) -> Proof:
                 f" written\n{report(proof)}\nthe first stage that differs is where to look"
             )
     body = json.loads((part / "config.json").read_text())
-    (part / "README.md").write_text(readme(body, source, report(proof)), encoding="utf-8")
+    stats = json.loads((part / "norm_stats.json").read_text(encoding="utf-8"))["datasets"]
+    (part / "README.md").write_text(readme(body, source, stats, report(proof)), encoding="utf-8")
     sign(part)
     return proof
 
@@ -166,8 +183,8 @@ def report(proof: Proof) -> str:
     )
 
 
-def readme(body: dict[str, Any], source: SavedPolicy, proof: str) -> str:
-    """What the one who gets the folder must know."""
+def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], proof: str) -> str:
+    """What the one who gets the folder must know; tests run its code."""
     head, sequence = body["network"]["head"], body["network"]["sequence"]
     specs = "\n".join(
         f"- `{name}`, {numbers.control_hz or 'unknown'} steps per second:"
@@ -176,6 +193,9 @@ def readme(body: dict[str, Any], source: SavedPolicy, proof: str) -> str:
     )
     state = next(iter(source.specs.values())).state if sequence["state"] else None
     proprio = ", ".join(state.names) if state else "not looked at"
+    dataset = next(iter(stats))
+    said = stats[dataset].get("instruction")
+    begin = f"{said!r}, {dataset!r}" if said else f'str(frames["instruction"]), {dataset!r}'
     return f"""# A robot policy
 
 Backbone {body["network"]["backbone"]["kind"]}, head {head["kind"]}, from
@@ -184,11 +204,14 @@ nothing else.
 
 ```python
 import sys; sys.path.insert(0, "this folder")
+import numpy as np
 from policy_torch import load
-policy = load("this folder", device="cuda", dtype="{body["weights"]}")
-policy.reset("put the red block on the plate"{"" if len(source.specs) == 1 else ", dataset=..."})
-# once per control step
-out = policy.act({{{", ".join(f'"{name}": image' for name in body["cameras"])}}})
+policy = load("this folder", device="cpu", dtype="{body["weights"]}")
+frames = np.load("this folder/golden.npz")  # recorded ones; your robot has its own
+images = {{name: frames[f"image/{{name}}"][0] for name in policy.cameras}}
+{"proprio = frames['proprio'][0]" if state else "proprio = None"}
+policy.reset({begin})  # what to do, whose robot it is
+out = policy.act(images, proprio)  # once per control step
 out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units
 ```
 
@@ -197,18 +220,21 @@ policy; on a robot run it behind limits of speed and workspace (policy_torch/run
 limits_example.yaml; reading a file of limits needs pyyaml):
 
 ```python
+import time
 from policy_torch import limits, runtime, safety, trigger
-bounds = safety.SafetyFilter(limits.load("limits.yaml"), gripper=1.0)
+bounds = safety.SafetyFilter(limits.load("this folder/policy_torch/limits_example.yaml"), 1.0)
 robot = runtime.Runtime(policy, bounds, trigger.Settings(horizon=1))
-robot.reset("put the red block on the plate")
-# x y z roll pitch yaw; without it the robot stands still
+robot.reset({begin})
+# A person's word, without which the robot stands still: where it is, x y z roll pitch yaw.
+pose = np.array([0.4, 0, 0.2, 0, 0, 0])
 bounds.reset("your name", gripper=1.0, pose=pose)
-# at each control step
-command = robot.step(images, safety.Reading(observed_at=time.monotonic(), pose=pose))
+for step in range(2):  # control steps, at control_rate of the limits; the first commands rest
+    command = robot.step(images, safety.Reading(time.monotonic(), pose), proprio)
+    time.sleep(0.2)  # and send command.action at once
 ```
 
-- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized with
-  {body["image"]["resize"]} (policy_torch/lanczos.py).
+- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized by
+  `policy_torch.resize.resize(frame, {source.image_size}, {body["image"]["resize"]!r})`.
 - History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
 - State: {proprio}.
 
@@ -228,19 +254,23 @@ The same inputs through JAX and through this folder, {sequence["window"] + EXTRA
 """
 
 
-def _files(source: SavedPolicy, model: VLA, body: dict[str, Any], part: Path, dtype: str) -> None:
-    """Everything but README.md and SHA256SUMS."""
-    text = json.dumps(body, indent=1)
-    (part / "config.json").write_text(text)
-    stats = {
-        name: {
+def _norm_stats(source: SavedPolicy, footage: Mapping[str, Footage], part: Path) -> None:
+    stats: dict[str, Any] = {}
+    for name, numbers in source.specs.items():
+        stats[name] = {
             "action": numbers.action.to_json(),
             "state": numbers.state.to_json() if numbers.state else None,
             "control_hz": numbers.control_hz,
         }
-        for name, numbers in source.specs.items()
-    }
+        if name in footage:
+            stats[name] |= footage[name]._asdict()
     (part / "norm_stats.json").write_text(json.dumps({"datasets": stats}, indent=1))
+
+
+def _files(source: SavedPolicy, model: VLA, body: dict[str, Any], part: Path, dtype: str) -> None:
+    """Everything but norm_stats.json, README.md and SHA256SUMS."""
+    text = json.dumps(body, indent=1)
+    (part / "config.json").write_text(text)
     (part / "tokenizer.json").write_text(
         json.dumps(source.tokenizer, ensure_ascii=False), encoding="utf-8"
     )

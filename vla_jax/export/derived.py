@@ -27,12 +27,26 @@ from torch.utils._pytree import tree_map
 
 from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
-from vla_jax.robot.torch_policy.network import Decoded, Frame, Inputs, Network, State, repeated
+from vla_jax.robot.torch_policy.network import (
+    Decoded,
+    Frame,
+    Grown,
+    Inputs,
+    Network,
+    State,
+    repeated,
+)
 
 Named = dict[str, Tensor]
 Arrays = dict[str, np.ndarray]
 COPIED = ("config.json", "norm_stats.json", "tokenizer.json", "golden.npz")
 STATE = "state"
+# For the code in a README.md: nothing is loaded that is not as it was written.
+CHECK = """for line in Path("SHA256SUMS").read_text().splitlines():
+    found, name = line.split("  ", 1)
+    if hashlib.sha256(Path(name).read_bytes()).hexdigest() != found:
+        raise ValueError(f"{name}: not as it was exported; copy or export it again")
+"""
 
 
 class OneStep(nn.Module):
@@ -200,13 +214,14 @@ def array(x: Tensor) -> np.ndarray:
 
 def _named(state: State) -> Named:
     """The tensors of a state under their names."""
-    if isinstance(state, Frame):
+    if isinstance(state, Frame | Grown):
         return {f"{STATE}_{name}": x for name, x in state._asdict().items() if x is not None}
     return {} if state is None else {STATE: state}
 
 
 def _gathered(given: Named) -> State:
     """The inverse of `_named`."""
-    if f"{STATE}_tokens" in given:
-        return Frame(*(given.get(f"{STATE}_{name}") for name in Frame._fields))  # type: ignore[arg-type]
+    for kind, field in ((Frame, "tokens"), (Grown, "readouts")):
+        if f"{STATE}_{field}" in given:
+            return kind(*(given.get(f"{STATE}_{name}") for name in kind._fields))  # type: ignore[arg-type]
     return given.get(STATE)

@@ -41,6 +41,7 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
         "sequence": {
             "layout": config.layout,
             "history": config.history,
+            "history_start": config.history_start,
             "window": config.window,
             "readouts": config.readouts,
             "resampler": dataclasses.asdict(config.resampler) if config.resampler else None,
@@ -54,6 +55,7 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
             config.resampler.latents if config.resampler else model.backbone.tokens_per_image
         )
         frame = cameras + prompt_length + config.readouts + bool(config.state) + bool(config.past)
+        frame += config.layout == "robovlms_pre"
         slots = (
             frame * (config.window if config.history == "interleaved" else 1)
             + model.head.num_tokens

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,7 +39,6 @@ from vla_jax.weights import transforms
 FLAG = "--hf"
 BACKBONE = "backbone/"
 IMAGE = "<image>"
-LANCZOS = 1  # of PIL: how the policy's images are resized
 # The hub's spelling of the names that pretrained.normalise makes.
 HUB = {"language_model.": "language_model.model.", "vision_tower.": "vision_tower.vision_model."}
 
@@ -255,7 +255,7 @@ def _files(
     hub.dtype = kind
     hub.save_pretrained(part)
     (part / "preprocessor_config.json").write_text(
-        json.dumps(_preprocessor(config.vision), indent=1)
+        json.dumps(_preprocessor(config.vision, body["image"]["resize"]), indent=1)
     )
     with safe_open(origin / "model.safetensors", "pt") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
@@ -272,13 +272,14 @@ def _files(
     shutil.copyfile(origin / "norm_stats.json", part / "norm_stats.json")
 
 
-def _preprocessor(vision: VisionConfig) -> dict[str, Any]:
+def _preprocessor(vision: VisionConfig, resize: str) -> dict[str, Any]:
     """What transformers must do with an image to make of it what the policy saw."""
+    resample = int(Image.Resampling[resize.upper()])
     return {
         "image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor",
         "do_convert_rgb": None, "do_resize": True,
         "size": {"height": vision.image_size, "width": vision.image_size},
-        "resample": LANCZOS, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "resample": resample, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
         "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_seq_length": vision.tokens,
     }  # fmt: skip
 

@@ -61,9 +61,10 @@ def readme(config: dict[str, Any]) -> str:
 and `golden.npz`, whose frames this program was checked with.
 
 ```python
-import json, numpy as np, onnxruntime
+import hashlib, json, numpy as np, onnxruntime
 from pathlib import Path
 
+{derived.CHECK}
 io = json.loads(Path("io.json").read_text())
 stats = json.loads(Path("norm_stats.json").read_text())["datasets"]
 session = onnxruntime.InferenceSession("model.onnx")

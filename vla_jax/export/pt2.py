@@ -73,9 +73,10 @@ go in normalised, `action` comes out so), `tokenizer.json`, and `golden.npz`, wh
 programs were checked with.
 
 ```python
-import json, torch
+import hashlib, json, torch
 from pathlib import Path
 
+{derived.CHECK}
 io = json.loads(Path("io.json").read_text())
 # or torch.export.load("step.pt2").module()
 program = torch._inductor.aoti_load_package("compiled.pt2")

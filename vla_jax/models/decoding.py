@@ -19,6 +19,7 @@ def prefill(
 
     With t = 1 every frame is a sequence of its own.
     """
+    frames = sequence.in_row(frames, t)
     f, slots = frames.valid.shape[0] // t, t * frames.valid.shape[1]
     x, mask = sequence.concat_frames(frames, t)
     positions = sequence.positions(frames.valid, t, frames.num_unshared)

@@ -19,7 +19,14 @@ with one row):
     tokens      [ prompt[0] | wrist 0..v | primary 0..v | prompt[1:-1] | state | readout readout ]
 
 Causal throughout, cameras in reverse order, learned tokens scaled like words. RoboVLMs puts the
-prompt's last token behind the readouts, where nothing ever sees it: it is left out.
+prompt's last token behind the readouts, where nothing of the same frame sees it: it is left out.
+
+Layout "robovlms_pre" (RoboVLMs' history_type "pre", which is history "interleaved") keeps it, for
+later frames see it. It stands where it is seen from, at the next frame's beginning, so that a frame
+still ends with its readouts; in the first frame of a row it is not there:
+
+    tokens      [ prompt[-1] | prompt[0] | wrist 0..v | primary 0..v | prompt[1:-1] | state |
+                  readout readout ]
 
 What `extra` holds (action tokens, queries for future frames) follows the readouts, causal. With
 history "interleaved"
@@ -34,6 +41,7 @@ Axes: b batch, t window step, f = b * t frames, s tokens of a frame, c width, w 
 tokens, v visual tokens of a frame.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -46,7 +54,7 @@ from jaxtyping import Bool, Float, Int
 from vla_jax.models.attention import FrameMask
 from vla_jax.types import Array, Media
 
-LAYOUTS = ("prefix", "robovlms")
+LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
 
 
 class MaskedTokens(NamedTuple):
@@ -59,12 +67,12 @@ class MaskedTokens(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("tokens", "valid", "order", "media"),
-    meta_fields=("num_unshared",),
+    meta_fields=("num_unshared", "opens"),
 )
 @dataclass(frozen=True)
 class FrameTokens:
     """The tokens of every frame. `num_unshared` counts those at its end that later frames do not
-    see.
+    see. `opens`: the first token belongs to the frame before, see `in_row`.
     """
 
     tokens: Float[Array, "f s c"]
@@ -72,6 +80,7 @@ class FrameTokens:
     order: Int[Array, "f s"]
     media: MaskedTokens | None
     num_unshared: int
+    opens: bool = False
 
 
 def assemble(
@@ -95,6 +104,11 @@ def assemble(
     readouts, extra = after
     media = concat_tokens(cameras if layout == "prefix" else cameras[::-1])
     images = [] if cross else [media]
+    if layout == "robovlms_pre" and cross:
+        raise ValueError(
+            "model.layout: robovlms_pre is of backbones that have images in their sequence; this"
+            " one looks at them by cross-attention: set model.layout=robovlms"
+        )
     if layout == "prefix":
         prefix = [*images, words, *before]
     else:
@@ -102,11 +116,15 @@ def assemble(
         first, rest = MaskedTokens(words.tokens[:, :1], words.valid[:, :1]), words.tokens[:, 1:]
         inner = words.valid[:, 1:] & (jnp.arange(1, words.valid.shape[1])[None] < length - 1)
         prefix = [first, *images, MaskedTokens(rest, inner), *before]
+    if layout == "robovlms_pre":
+        index = jnp.maximum(length - 1, 0)[..., None]  # f 1 1
+        last = jnp.take_along_axis(words.tokens, index, axis=1)
+        prefix = [MaskedTokens(last, length > 1), *prefix]
     whole = concat_tokens([*prefix, readouts] if extra is None else [*prefix, readouts, extra])
     behind = 0 if extra is None else extra.tokens.shape[1]
     causal = behind + readouts.tokens.shape[1]
     s = whole.tokens.shape[1]
-    order = np.arange(s) if layout == "robovlms" else np.maximum(np.arange(s) - (s - causal) + 1, 0)
+    order = np.maximum(np.arange(s) - (s - causal) + 1, 0) if layout == "prefix" else np.arange(s)
     num_unshared = causal if layout == "prefix" else behind
     return FrameTokens(
         whole.tokens,
@@ -114,7 +132,20 @@ def assemble(
         jnp.broadcast_to(order[None], whole.valid.shape),
         media if cross else None,
         num_unshared,
+        layout == "robovlms_pre",
     )
+
+
+def in_row(sequence: FrameTokens, t: int) -> FrameTokens:
+    """Frames of windows of t, as they stand in a row: what opens one is there where the frame
+    before is, of which the prompt's first token tells.
+    """
+    if not sequence.opens:
+        return sequence
+    there = sequence.valid[:, 1].reshape(-1, t)
+    before = jnp.pad(there[:, :-1], ((0, 0), (1, 0))).reshape(-1, 1)
+    valid = jnp.concatenate([sequence.valid[:, :1] & before, sequence.valid[:, 1:]], axis=1)
+    return dataclasses.replace(sequence, valid=valid)
 
 
 def of_text(
@@ -126,7 +157,7 @@ def of_text(
     media = image
     whole = text if cross else concat_tokens([image, text])
     pad = whole.tokens.shape[1] - text.tokens.shape[1]
-    if layout == "robovlms":
+    if layout != "prefix":
         order = jnp.broadcast_to(jnp.arange(whole.tokens.shape[1])[None], whole.valid.shape)
     else:
         order = jnp.pad(jnp.cumsum(target, axis=1), ((0, 0), (pad, 0)))

@@ -136,4 +136,8 @@ def train_tiny_tokenizer(
     tokenizer = GemmaTokenizer.from_pretrained(str(part))
     tokenizer.add_special_tokens({"additional_special_tokens": list(added)})
     tokenizer.save_pretrained(str(part))
+    settings = part / "tokenizer_config.json"
+    kept = json.loads(settings.read_text())
+    kept.pop("vocab_file", None)  # where it was made: hosts that each make it must have the same
+    settings.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
     os.replace(part, out)

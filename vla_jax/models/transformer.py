@@ -295,14 +295,20 @@ class Block(nnx.Module):
         """The block's output at the last `num_queries` tokens (of each frame under a FrameMask),
         and its keys and values.
         """
-        x = constrain(x, "batch")
-        y, kept = self.attn(self.norm_attn(x), num_queries, context, past)
+        # Between the products, which split heads and mlp, devices along tensor split the tokens: no
+        # one then holds the whole residual stream, which waits for the backward pass. Products get
+        # all tokens.
+        x = constrain(x, "batch", "tokens")
+        inside = constrain(self.norm_attn(x), "batch")
+        y, kept = self.attn(inside, num_queries, context, past)
+        y = constrain(y, "batch", "tokens")
         x = take_last_queries(x, num_queries, context.mask) + (
             y if self.post_attn is None else self.post_attn(y)
         )
-        y = self.mlp(self.norm_mlp(constrain(x, "batch")))
+        x = constrain(x, "batch", "tokens")
+        y = constrain(self.mlp(constrain(self.norm_mlp(x), "batch")), "batch", "tokens")
         x = x + (y if self.post_mlp is None else self.post_mlp(y))
-        return constrain(x, "batch"), kept
+        return constrain(x, "batch", "tokens"), kept
 
 
 def _row(vector: Array, ndim: int) -> Array:

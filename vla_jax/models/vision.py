@@ -161,7 +161,10 @@ def hf_vision_names(config: VisionConfig, prefix: str) -> dict[str, pretrained.E
         "vision/patch/kernel": entry(
             f"{prefix}embeddings.patch_embedding.weight", transforms.conv_patches
         ),
-        "vision/positions": entry(f"{prefix}embeddings.position_embedding.weight", plain),
+        "vision/positions": entry(
+            f"{prefix}embeddings.position_embedding.weight",
+            transforms.positions(config.patches, config.clip),
+        ),
     }
     norms = {"norm": "post_layernorm"} if config.final_norm else {}
     if config.clip:

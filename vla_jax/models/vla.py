@@ -10,10 +10,9 @@ Time is fused by
     history "one_step"     nobody: the window is a single frame
 
 Left padding: a window that reaches back before its episode repeats the first frame there, with
-`step_mask` False. With history "head" these slots are read like any other and only the loss leaves
-them out: a rollout fills its window by repeating the first frame (equivalently, that frame's
-readouts). With "interleaved" nobody looks at them. Either way training and rollout agree exactly;
-policy.py is the rollout.
+`step_mask` False, and the loss leaves these slots out. The backbone does not look at them with
+history "interleaved"; whether the head does is `history_start` (starts.py). Either way training and
+rollout agree exactly; policy.py is the rollout.
 
 What a head looks at is its own affair (types.HeadContext): most read the readouts; one that writes
 tokens of the language model has them behind the readouts, the first predicted by the last readout;
@@ -33,7 +32,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
-from vla_jax.models import sequence
+from vla_jax.models import sequence, starts
 from vla_jax.models.decoding import prefill
 from vla_jax.models.losses import counted_steps
 from vla_jax.models.objectives import Encoded, MakeTask, Task
@@ -75,6 +74,7 @@ class VLAConfig:
     state: StateConfig | None = None
     past: PastConfig | None = None
     loss_weights: tuple[tuple[str, float], ...] = (("action", 1.0),)
+    history_start: str = "repeat"  # see starts.py
 
     def __post_init__(self) -> None:
         if not all(weight > 0 for _, weight in self.loss_weights):
@@ -86,6 +86,15 @@ class VLAConfig:
             raise ValueError(f"model.layout: expected one of {LAYOUTS}, got {self.layout!r}")
         if self.history not in HISTORIES:
             raise ValueError(f"model.history: expected one of {HISTORIES}, got {self.history!r}")
+        if self.history_start not in starts.STARTS:
+            raise ValueError(
+                f"model.history_start: expected one of {starts.STARTS}, got {self.history_start!r}"
+            )
+        if self.layout == "robovlms_pre" and self.history != "interleaved":
+            raise ValueError(
+                "model.layout: robovlms_pre expects model.history=interleaved, got"
+                f" {self.history!r}"
+            )
         if self.history == "one_step" and self.window != 1:
             raise ValueError(
                 f"model.window: history 'one_step' expects 1, got {self.window}; "
@@ -164,7 +173,10 @@ class VLA(nnx.Module):
                 f" {batch.actions.shape}; give loader and model the same config"
             )
         context, queries = self._encode_batch(batch, jax.random.fold_in(key, 1))
-        action = self.head.loss(context, batch.actions, action_mask(batch), key)
+        given = (context, batch.actions, action_mask(batch))
+        if config.history_start == "grow" and self.head.trains_on == "readouts":
+            given = starts.grown(*given, batch.obs.step_mask)
+        action = self.head.loss(*given, key)
         out = Objective({"action": action.sum}, dict(action.metrics))
         for name, task in self.tasks().items():
             if task.counted(batch) is None:
@@ -240,13 +252,23 @@ class VLA(nnx.Module):
                 f" {obs.step_mask.shape[1]}; keep the last frames and repeat the first one before"
                 " the episode began"
             )
-        if self.head.acts_on == "prefix":
-            # With frames that are encoded each alone nobody would look at the others.
-            obs = obs if self.config.history == "interleaved" else newest(obs)
-            context = self.prefix_context(self.sequence(obs), obs.step_mask.shape[1])
-        else:
-            context = HeadContext(readouts=self.readouts(obs))
+        if self.head.acts_on == "readouts":
+            return self.act_on_readouts(self.readouts(obs), obs.step_mask, key)
+        # With frames that are encoded each alone nobody would look at the others.
+        obs = obs if self.config.history == "interleaved" else newest(obs)
+        context = self.prefix_context(self.sequence(obs), obs.step_mask.shape[1])
         return self.head.act(context, key)[:, -1]
+
+    def act_on_readouts(
+        self, readouts: Float[Array, "b t n c"], present: Bool[Array, "b t"], key: jax.Array
+    ) -> Float[Array, "b k d"]:
+        """The chunk at the newest step, for a head that acts on readouts. `present` is False before
+        the episode began.
+        """
+        if self.config.history_start == "repeat":
+            return self.head.act(HeadContext(readouts=readouts), key)[:, -1]
+        read = starts.present_first(readouts, present)
+        return starts.newest(self.head.act(HeadContext(readouts=read), key), present)
 
     def prefix_context(self, frames: FrameTokens, t: int) -> HeadContext:
         """What a head that acts on a prefix looks at: all before its tokens, of windows of t."""
@@ -317,6 +339,7 @@ class VLA(nnx.Module):
     def encode(self, whole: FrameTokens, num_queries: int, t: int) -> Float[Array, "b t n c"]:
         """float32 hidden states at the last `num_queries` tokens of each frame, of windows of t."""
         if self.config.history == "interleaved":
+            whole = sequence.in_row(whole, t)
             x, mask = sequence.concat_frames(whole, t)
             places = sequence.positions(whole.valid, t, whole.num_unshared)
             hidden = self.backbone(x, mask, places, num_queries, sequence.media(whole, t))
@@ -375,7 +398,7 @@ class VLA(nnx.Module):
 
     def _learned(self, tokens: Float[Array, "*s c"]) -> Float[Array, "*s c"]:
         """Learned tokens on the scale on which the layout has them."""
-        scale = self.backbone.text_scale if self.config.layout == "robovlms" else 1.0
+        scale = 1.0 if self.config.layout == "prefix" else self.backbone.text_scale
         return tokens * jnp.asarray(scale, tokens.dtype)
 
     def _query_tokens(self, table: Float[Array, "q c"], frames: int) -> MaskedTokens:

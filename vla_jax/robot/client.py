@@ -1,17 +1,29 @@
-"""The robot's side of a server: one file to copy, Python 3.8, numpy + msgpack + websockets.
+"""The robot's side of a server: one file to copy, Python 3.8, numpy + msgpack + websockets; for
+cameras of another size than the policy's, resize.py beside it, which makes of their frames what
+training made of its own.
 
-    client = Client("ws://gpu-box:8000", token, expect_artefact="9f2c...")
+    safety = SafetyFilter(limits.load("limits.yaml"), gripper=1.0)  # vla_jax/robot/safety
+    client = Client("ws://gpu-box:8000", token, filter=safety)
     client.reset("put the red block on the plate")
-    out = client.act({"primary": image}, proprio)  # waits; out["actions"][0] is for this frame
+    safety.reset("Ada", gripper=1.0, pose=pose)  # a person's word: nothing moves before it
+    while True:
+        client.act({"primary": image}, proprio, observed_at)  # waits
+        for index in range(4):  # of the chunk's actions, one per period
+            robot.move(client.command(index, pose))
 
 or, in a control loop that must not wait,
 
-    broker = ChunkBroker(client, period=0.1)
+    broker = ChunkBroker(client)
     broker.reset("put the red block on the plate")
     while True:  # once per period
-        broker.observe({"primary": image}, proprio, observed_at)
-        action, why, seen = broker.next()
-        robot.stop(why) if action is None else robot.move(safety.step(action, Reading(seen)))
+        broker.observe({"primary": image}, proprio, observed_at, Report(pose=pose))
+        step = broker.next()
+        if step.action is not None:  # else the call came too early
+            robot.move(step.action)
+
+The filter is the last thing before the motors, and what keeps the limits: a server does not see
+when an action is carried out. A server with limits gives a client without a filter one small step
+at a time, and no more than one per period.
 
 The wire. A message is one binary websocket frame that holds one msgpack map. An array is the map
 {b"__ndarray__": True, b"data": its bytes in C order, b"dtype": as numpy spells it ("<f4"),
@@ -24,6 +36,8 @@ Axes: k chunk step, d action dim, n overlapping steps or chunks.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import math
 import random
 import socket
@@ -40,14 +54,32 @@ import msgpack
 import numpy as np
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect
+from websockets.version import version as websockets_version
 
-PROTOCOL = 1
+if int(websockets_version.split(".")[0]) < 13:
+    raise ImportError(
+        f"client.py: expected websockets 13 or newer, got {websockets_version}; pip install"
+        " 'websockets>=13'"
+    )
+
+
+def _beside() -> Any:
+    """`resize` of resize.py; None where this file was copied alone."""
+    try:
+        return importlib.import_module(f"{__package__}.resize" if __package__ else "resize").resize
+    except ImportError:
+        return None
+
+
+_resize = _beside()
+PROTOCOL = 2
 DTYPE_KINDS = "biuf"
 MAX_PARTS = 1000
 MAX_REPLY = 1 << 24  # bytes
 RETRIED = ("busy",)  # error codes after which the same request is tried again
 ANEW = ("internal", "not_ready")  # error codes after which the episode has to begin again
 SLACK = 0.25  # of a period: how long before a control step its frame may have been taken
+PAUSE = 1.5  # periods of a filter from one step to the next, after which it commands rest
 EARLY = 0.75  # of a period: how long before its time a control step may be carried out
 PATIENCE = 3  # replies in a row that come too late as a whole, until that is an error
 BLENDS = ("freeze", "ensemble", "newest")
@@ -83,12 +115,14 @@ class Waits(NamedTuple):
 
 class Report(NamedTuple):
     """What the robot says of itself beside its state; the server's limits and models of past
-    actions ask for it.
+    actions ask for it. A client with a filter knows by itself which action was the last.
     """
 
-    executed: np.ndarray | None = None  # [d], the last action carried out
-    steps: int | None = None  # how many actions of the last chunk were carried out
-    pose: np.ndarray | None = None  # [6], x y z roll pitch yaw, m and rad
+    executed: np.ndarray | None = None  # [d], the last action carried out; or which one it was:
+    chunk: int | None = None  # the number of its chunk, as the reply said, and
+    row: int | None = None  # its place in it, from 0
+    pose: np.ndarray | None = None  # [6], x y z roll pitch yaw, m and rad, of the frame's time
+    gripper: float | None = None  # measured, 1 = open
     distance: float | None = None  # to the nearest obstacle, m
 
 
@@ -111,6 +145,7 @@ class Client:
         expect_artefact: str | None = None,
         waits: Waits = WAITS,
         tls: ssl.SSLContext | None = None,
+        filter: Any = None,
     ) -> None:
         """Connects.
 
@@ -123,9 +158,12 @@ class Client:
                 do not change under a moving robot.
             waits: timeouts.
             tls: to trust a certificate of one's own: ssl.create_default_context(cafile=...).
+            filter: a SafetyFilter, through which `command` and ChunkBroker send every action. Its
+                clock must be that of `waits`. It is used from one thread.
 
         Raises ConnectionError after `waits.total`, ServerError for a wrong token, ValueError for
-        another artefact, protocol or kind of server.
+        another artefact, protocol or kind of server, and for a filter of other limits than the
+        server's.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
@@ -139,7 +177,10 @@ class Client:
         self._episode: dict[str, Any] | None = None
         self._connection: Any = None
         self._closing = contextlib.ExitStack()
-        self._closed, self._requests = False, 0
+        self._closed, self._numbers = False, itertools.count(1)
+        self.filter = filter
+        self._reply: dict[str, Any] | None = None  # the last chunk's
+        self._last = SILENT  # what `command` sent last
         self.connect()
 
     def __enter__(self) -> Client:
@@ -164,7 +205,9 @@ class Client:
         refuses them.
         """
         episode = {"type": "reset", "instruction": instruction, "dataset": dataset, "seed": seed}
-        self._episode = None  # a connection that comes back meanwhile is not to begin the old one
+        # A connection that comes back meanwhile is not to begin the old one.
+        self._episode = self._reply = None
+        self._last = SILENT
         self._call(episode, "ready")
         self._episode = episode
 
@@ -180,10 +223,11 @@ class Client:
         "confidence", "timing" ...
 
         Args:
-            images: uint8 RGB [size, size, 3] of the handshake's cameras.
+            images: uint8 RGB [h, w, 3] of the handshake's cameras; those that are not of the
+                handshake's size are resized here.
             proprio: the state [p].
-            observed_at: when the frame was taken, on any clock that never goes back; by default
-                now.
+            observed_at: when the frame was taken, on the clock of `waits` (time.monotonic); by
+                default now.
             report: of the robot.
             resend: whether to try again, with the same frame, when the connection is lost.
 
@@ -192,17 +236,19 @@ class Client:
         """
         if self._episode is None:
             raise ValueError("Client.act: expected reset(instruction) before the first frame")
-        self._requests += 1
         seen = self.waits.clock() if observed_at is None else float(observed_at)
+        if report.executed is None and report.chunk is None:
+            last = self._last
+            report = report._replace(executed=last.executed, chunk=last.chunk, row=last.row)
+        report = report._replace(gripper=_number(report.gripper), distance=_number(report.distance))
+        with_filter = self.filter is not None and self.handshake["limits"]
         request = {
             "type": "act",
-            "id": self._requests,
             "observed_at": seen,
-            "images": images,
+            "images": {name: self._fitted(name, image) for name, image in images.items()},
             "proprio": proprio,
+            "limits": self.filter.limits.digest if with_filter else None,
         }
-        if report.distance is not None:
-            report = report._replace(distance=float(report.distance))
         reply = self._call({**request, **report._asdict()}, "actions", resend)
         actions: Any = reply.get("actions")
         k = self.handshake["chunk"]
@@ -217,7 +263,58 @@ class Client:
                 f"{self.url}: reply: expected {k} finite actions of the frame of {seen}, got"
                 f" {reply}"
             )
+        self._reply = reply
         return reply
+
+    def _fitted(self, name: str, image: Any) -> Any:
+        """A frame at the policy's size. What is no frame at all is for the server to refuse."""
+        about = self.handshake["image"]
+        size = about["size"]
+        frame = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+        if not frame or image.shape[2] != 3 or image.shape == (size, size, 3):
+            return image
+        how = about.get("resize")
+        if how is None or _resize is None:
+            raise ValueError(
+                f"images[{name!r}]: expected {size} x {size} pixels, got {image.shape}; copy"
+                f" resize.py of this server's version beside client.py, or resize with {how} as"
+                " in training"
+            )
+        return _resize(image, size, how.lower())  # artefacts of before say Lanczos
+
+    def command(
+        self,
+        index: int,
+        pose: np.ndarray | None = None,
+        distance: float | None = None,
+        measured_at: float | None = None,
+    ) -> np.ndarray:
+        """Action `index` of the last chunk as the filter lets it through, float64 [d]: send it to
+        the motors at once. Call it once per control step, of the filter's limits.
+
+        Args:
+            pose, distance: of the robot, see Report.
+            measured_at: when the pose was, on the clock of `waits`; by default now.
+
+        Raises ValueError without a filter, before the first chunk, and for an index that it does
+        not have.
+        """
+        reply, k = self._reply, self.handshake["chunk"]
+        if self.filter is None or reply is None or not 0 <= index < k:
+            raise ValueError(
+                f"Client.command: expected a client with a filter, a chunk from `act`, and one of"
+                f" its actions 0 to {k - 1}, got {index}"
+            )
+        now = self.waits.clock()
+        due = reply["observed_at"] + index / self.filter.limits.control_rate
+        if (reply.get("safety") or {}).get("stopped"):
+            sent = self.filter.rest()
+        else:
+            measured = now if measured_at is None else measured_at
+            reading = self.filter.new_reading(min(due, now), pose, distance, measured)
+            sent = self.filter.step(reply["actions"][index], reading)
+        self._last = Report(executed=sent.astype(np.float32))
+        return sent
 
     def stop(self, why: str) -> None:
         """Latches the stop of this session's limits at the server. From any thread; does not wait
@@ -231,7 +328,7 @@ class Client:
                 f"{self.url}: stop: this server has no limits to latch; stop the robot itself"
             )
         try:
-            self._connection.send(pack({"type": "stop", "why": why}))
+            self._connection.send(pack({"type": "stop", "id": next(self._numbers), "why": why}))
         except (AttributeError, OSError, WebSocketException) as error:
             raise ConnectionError(
                 f"{self.url}: the stop was not sent: {error}; stop the robot itself"
@@ -271,9 +368,9 @@ class Client:
             except (OSError, WebSocketException) as error:
                 self._drop()
                 last = error
-                if request and "steps" in request:
-                    # They are of a chunk that a new session knows nothing of.
-                    request = {**request, "steps": None}
+                if request and "chunk" in request:
+                    # A new session knows nothing of it.
+                    request = {**request, "chunk": None, "row": None}
             self.trouble = f"{type(last).__name__}: {last}"
             wait = pause * (0.5 + 0.5 * waits.random())
             if self._closed or not resend or waits.clock() + wait > end:
@@ -321,7 +418,7 @@ class Client:
                 f"{self.url}: expected a vla_jax server of protocol {PROTOCOL}, got {got};"
                 " update one"
             )
-        needed = {"artefact", "cameras", "chunk", "datasets", "limits", "session"}
+        needed = {"artefact", "cameras", "chunk", "datasets", "image", "limits", "session"}
         missing = needed - handshake.keys()
         if missing:
             raise ValueError(
@@ -338,13 +435,22 @@ class Client:
                 raise ValueError(
                     f"{self.url}: {name}: expected {wanted[name]}, got {handshake.get(name)}: {fix}"
                 )
+        mine = None if self.filter is None else self.filter.limits.digest
+        if mine is not None and handshake["limits"] not in (None, mine):
+            raise ValueError(
+                f"{self.url}: limits: expected those of this robot's filter, {mine}, got"
+                f" {handshake['limits']}; give both the same file"
+            )
         self.handshake = handshake
 
     def _exchange(self, connection: Any, request: dict[str, Any], answer: str) -> dict[str, Any]:
-        """Sends, and waits for the answer; answers to an earlier request, or to a `stop`, are
+        """Sends, and waits for the answer; those to an earlier request, or to a `stop`, are
         skipped.
         """
-        number = request.get("id")
+        number = next(self._numbers)
+        request = {**request, "id": number}
+        if "observed_at" in request and self.handshake["limits"]:
+            request["age"] = self.waits.clock() - request["observed_at"]
         connection.send(pack(request))
         end = self.waits.clock() + self.waits.reply
         while True:
@@ -406,21 +512,29 @@ def ensemble(actions: np.ndarray, decay: float, keep: Sequence[int] = ()) -> np.
 
 class Step(NamedTuple):
     """What to do in this period: `action` [d] in the robot's units, or None and why, which means:
-    stop the robot.
+    stop the robot. With a filter the stop is an action too, and None is a call that came too early.
 
-    There is also a `why` while the server's limits hold the robot still; the action is then theirs.
-    `observed_at` is that of the newest frame in it, for a watchdog.
+    There is also a `why` where the action is not the policy's: while the server's limits hold the
+    robot still, and in a stop.
+
+    Attributes:
+        observed_at: of the newest frame in it. due: the time it is for, on the same clock.
+        chunk, row: the number of that frame's chunk, and its place there, from 0.
     """
 
     action: np.ndarray | None
     why: str = ""
     observed_at: float | None = None
+    due: float | None = None
+    chunk: int | None = None
+    row: int | None = None
 
 
 class _Chunk(NamedTuple):
     slot: int  # the control step its frame belongs to, and its first action
     observed_at: float
     actions: np.ndarray  # [k d]
+    number: int | None = None  # of the reply
 
 
 class Plan:
@@ -438,12 +552,12 @@ class Plan:
     ) -> None:
         self.period, self.keep = period, keep
         self.counts: Counter[str] = Counter()
+        self.chunks = 0  # that came in time
         self.too_late = 0  # replies in a row of which nothing was left
         self.end = -math.inf  # the control step at which the chunks are used up
         self._blend, self._decay, self._origin, self._last = blend, decay, math.nan, -math.inf
         self._chunks: list[_Chunk] = []
         self._newest = -math.inf
-        self._done: deque[float] = deque(maxlen=1000)
 
     def slot(self, at: float) -> int:
         """The control step that a frame belongs to: it may have been taken a little before it
@@ -466,20 +580,19 @@ class Plan:
         """Control steps that are still to come, this one included; not positive without any."""
         return float(self.end - self.due(now))
 
-    def executed(self, observed_at: float) -> int | None:
-        """How many actions of the newest chunk's time were carried out before a later frame; None
-        without a chunk.
-        """
-        if not math.isfinite(self._newest):
-            return None
-        first, before = self.slot(self._newest), self.slot(observed_at)
-        return sum(first <= slot < before for slot in self._done)
-
-    def add(self, actions: np.ndarray, observed_at: float, now: float, whole: bool = False) -> None:
+    def add(
+        self,
+        actions: np.ndarray,
+        observed_at: float,
+        now: float,
+        whole: bool = False,
+        number: int | None = None,
+    ) -> None:
         """A chunk [k d] has come. Its actions whose time has passed are dropped, and all of it if a
         newer one is there.
 
-        whole: it replaces the plan as it stands, and is not blended with it. Raises ValueError for
+        whole: it replaces the plan as it stands, and is not blended with it. number: of the reply.
+        Raises ValueError for
         a frame after `now`.
         """
         if not observed_at <= now:
@@ -498,7 +611,7 @@ class Plan:
         self.too_late = self.too_late + 1 if late == k else 0
         if late == k:
             return
-        chunk = _Chunk(slot, observed_at, np.array(actions, np.float64))
+        chunk = _Chunk(slot, observed_at, np.array(actions, np.float64), number)
         if self._chunks and self._blend == "freeze" and not whole:
             before = self._chunks[-1]
             present = before.actions[slot - before.slot :]
@@ -507,6 +620,7 @@ class Plan:
             self._chunks.clear()
         self._chunks.append(chunk)
         self.end = slot + k
+        self.chunks += 1
 
     def take(self, now: float) -> Step:
         """The action of this control step, and it counts as carried out. `why` is empty where
@@ -525,9 +639,9 @@ class Plan:
             return Step(None)
         self.counts["used"] += 1
         self._last = due
-        self._done.append(due)
-        action = ensemble(np.array(actions), self._decay, self.keep)
-        return Step(action, "", self._chunks[-1].observed_at)
+        action, newest = ensemble(np.array(actions), self._decay, self.keep), self._chunks[-1]
+        seen, row = newest.observed_at, due - newest.slot
+        return Step(action, "", seen, seen + row * self.period, newest.number, row)
 
 
 class ChunkBroker:
@@ -540,9 +654,9 @@ class ChunkBroker:
     gaps where a reply takes more than half of a chunk. Where nothing valid is left, `next` gives no
     action and says why; an old one it never gives.
 
-    A blend is not what the server's limits have passed: on the robot, `next` goes through a
-    SafetyFilter of its own. A chunk that the server's limits changed or stopped replaces the plan
-    as it is.
+    With a filter, the client's, what `next` gives has passed it and is to be sent at once. On a
+    server with limits there must be one: chunks overlap, and what is carried out of them, and when,
+    the server does not see. A chunk that the server stopped replaces the plan, as a stop.
     """
 
     def __init__(
@@ -558,7 +672,9 @@ class ChunkBroker:
 
         Args:
             client: nobody else is to use it, and `close` closes it.
-            period: of the control loop, s; by default that of the data the policy was trained on.
+            period: of the control loop, s; by default that of the filter, and without one that of
+                the data the policy was trained on. A filter is for loops of its own rate: none
+                faster, and none so slow that each step would come after a pause.
             share: of a chunk; when to ask.
             blend: where chunks overlap: "freeze", "ensemble" (see these functions; best with
                 share=1) or "newest".
@@ -566,7 +682,13 @@ class ChunkBroker:
             keep: dims never averaged; by default those with "gripper" in their name. Absolute
                 angles belong there too.
         """
-        self.period = _trained_period(client) if period is None else float(period)
+        self._filter = client.filter
+        if client.handshake["limits"] and self._filter is None:
+            raise ValueError(
+                "ChunkBroker: expected a client with a filter, since the server has limits: only"
+                " beside the motors can they be kept; Client(..., filter=SafetyFilter(limits, 1.0))"
+            )
+        self.period = _own_period(client) if period is None else float(period)
         if (
             not 0 < self.period < math.inf
             or not 0 <= share <= 1
@@ -577,6 +699,14 @@ class ChunkBroker:
             raise ValueError(
                 f"ChunkBroker: expected {wanted}; got {self.period}, {share}, {blend!r}, {decay}"
             )
+        if self._filter is not None:
+            least = 1 / self._filter.limits.control_rate
+            if not least * (1 - 1e-6) <= self.period < PAUSE * least:
+                raise ValueError(
+                    f"period: expected {least} s, for which the filter's limits are, and less than"
+                    f" {PAUSE} times that, got {self.period}; give the limits the loop's own"
+                    " control_rate"
+                )
         self._client, self._clock = client, client.waits.clock
         self._settings, self._keep, self._k = (
             (self.period, blend, decay),
@@ -593,9 +723,12 @@ class ChunkBroker:
         # The newest frame, not yet sent.
         self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = None
         self._action: np.ndarray | None = None  # the last one carried out
-        self._asked, self._replies, self._session = 0, 0, -1
+        self._sensed: tuple[float, Report] | None = None  # the newest, with its time
+        self._asked, self._replies = 0, 0
+        self._waiting: float | None = None  # since when a reply is outstanding
         self._told = self._now = -math.inf
         self._trouble, self._held, self._stopped = "", "", "before the first reset"
+        self._halted = False  # by the server, since the last reply
         self._fatal: Exception | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ChunkBroker", daemon=True)
@@ -625,7 +758,9 @@ class ChunkBroker:
             self._episode += 1
             self._begin = self._current = (instruction, dataset, seed)
             self._seen = self._action = None
+            self._told = -math.inf  # one wrong time is not for ever
             self._fatal, self._stopped, self._held, self._trouble = None, "", "", ""
+            self._halted, self._waiting = False, None
             self._changed.notify()
 
     def observe(
@@ -636,7 +771,7 @@ class ChunkBroker:
         report: Report = SILENT,
     ) -> None:
         """The newest frame, copied; arguments as of `Client.act`. `report` needs `executed` only if
-        the robot did not do what `next` said, and never `steps`.
+        the robot did not do what `next` said. Its pose is of the frame's time.
 
         Raises ValueError for a time before the last frame's or after now: times are of the clock in
         the client's waits (time.monotonic), and it does not go backwards.
@@ -650,6 +785,7 @@ class ChunkBroker:
                     " clock"
                 )
             self._told = seen
+            self._sensed = seen, report._replace(pose=_copied(report.pose))
             if report.executed is None:
                 report = report._replace(executed=self._action)
             self._seen = (
@@ -678,13 +814,32 @@ class ChunkBroker:
             if self._fatal is not None:
                 raise self._fatal
             if self._stopped:
-                return Step(None, f"stopped: {self._stopped}")
+                return self._still(f"stopped: {self._stopped}")
             step = self._plan.take(now)
             self._changed.notify()
-            if step.action is not None:
-                self._action = step.action
-                return step._replace(why=self._held)
-            return step if step.why else Step(None, self._why(now))
+            if step.action is None:
+                return step if step.why else self._still(self._why(now))
+            if self._filter is not None:
+                if self._halted:
+                    return self._still(self._held or "stopped by the server's limits")
+                step = step._replace(action=self._filtered(step, now))
+            self._action = step.action
+            return step._replace(why=self._held)
+
+    def _still(self, why: str) -> Step:
+        """No action, and the filter's stop where there is a filter."""
+        if self._filter is None:
+            return Step(None, why)
+        self._action = self._filter.rest()
+        return Step(self._action, why)
+
+    def _filtered(self, step: Step, now: float) -> np.ndarray:
+        measured_at, report = self._sensed or (now, SILENT)
+        reading = self._filter.new_reading(
+            min(step.due or now, now), report.pose, report.distance, measured_at
+        )
+        sent: np.ndarray = self._filter.step(step.action, reading)
+        return sent
 
     def stop(self, why: str) -> None:
         """No action any more until `reset`, from this very step on. Does not wait; the server is
@@ -724,8 +879,12 @@ class ChunkBroker:
         """Why there is no action."""
         if self._told < now - 1e9:
             reasons = ["no frame yet"]
+        elif self._waiting is not None:
+            reasons = [f"a reply is outstanding for {1e3 * (now - self._waiting):.0f} ms"]
         else:
             reasons = [f"the newest frame is {1e3 * (now - self._told):.0f} ms old"]
+        if not self._plan.chunks:
+            reasons.insert(0, "no chunk has arrived yet")
         if math.isfinite(self._plan.end):
             reasons.append(f"the plan ended {-self._plan.left(now):.0f} steps ago")
         if self._latencies:
@@ -768,33 +927,41 @@ class ChunkBroker:
                 self._begin = None
 
     def _ask(self, episode: int) -> None:
+        asked = self._request(episode)
+        if asked is None:
+            return
+        seen, images, proprio, report = asked
+        reply = self._client.act(images, proprio, seen, report, resend=False)
+        self._answered(reply, episode)
+
+    def _request(self, episode: int) -> tuple[float, dict[str, np.ndarray], Any, Report] | None:
+        """The newest frame, which is sent now."""
         with self._changed:
             if self._seen is None or episode != self._episode:
-                return
-            (seen, images, proprio, report), self._seen = self._seen, None
-            # Only the session that sent the last chunk knows of it.
-            same = self._session == self._client.reconnects
-            report = report._replace(steps=self._plan.executed(seen) if same else None)
+                return None
+            asked, self._seen = self._seen, None
             self._asked += 1
-        began = self._clock()
-        reply = self._client.act(images, proprio, seen, report, resend=False)
+            self._waiting = self._clock()
+            return asked
+
+    def _answered(self, reply: dict[str, Any], episode: int) -> None:
         with self._changed:
             if episode != self._episode:
                 return
-            now = self._clock()
-            self._session, self._trouble = self._client.reconnects, ""
-            self._latencies.append(now - began)
+            now, seen = self._clock(), reply["observed_at"]
+            self._trouble = ""
+            self._latencies.append(now - (now if self._waiting is None else self._waiting))
+            self._waiting = None
             self._replies += 1
             safety = reply.get("safety") or {}
             held = safety.get("latched")
+            self._halted = bool(safety.get("stopped"))
             self._held = (
                 f"held still by the server's limits: {held}; an operator resets them"
                 if held
                 else ""
             )
-            self._plan.add(
-                reply["actions"], reply["observed_at"], now, bool(held or safety.get("causes"))
-            )
+            self._plan.add(reply["actions"], seen, now, self._halted, reply.get("chunk"))
             if self._plan.too_late:
                 lasts = f"{self._k} steps of {1e3 * self.period:.0f} ms"
                 self._trouble = (
@@ -820,7 +987,7 @@ class ChunkBroker:
             if self._closed or episode != self._episode:
                 return
             self._trouble = f"{type(error).__name__}: {error}"
-            self._session = -1  # what the server remembers of the last chunk is unknown
+            self._waiting = None
             if code in ANEW:
                 self._begin = self._begin or self._current
             elif code not in RETRIED and not isinstance(error, ConnectionError):
@@ -828,16 +995,22 @@ class ChunkBroker:
         self._client.waits.sleep(self._client.waits.first)
 
 
-def _trained_period(client: Client) -> float:
-    """Seconds per control step of the data the policy was trained on. Raises ValueError where it
-    does not know.
+def _own_period(client: Client) -> float:
+    """Seconds per control step of the filter's limits, or else of the data the policy was trained
+    on. Raises ValueError where neither is known.
     """
+    if client.filter is not None:
+        return float(1 / client.filter.limits.control_rate)
     hertz: Any = client.handshake.get("control_hz")
     if not hertz:
         raise ValueError(
             "period: expected seconds, got None; this policy does not know the rate of its data"
         )
     return float(1 / hertz)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _copied(values: Any) -> np.ndarray | None:

@@ -5,11 +5,12 @@ to move again.
     python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator \\
         --stop "hand in the cell"
     python -m vla_jax.robot.operator_cli --url ... --operator_token_file operator \\
-        --reset_safety --session 3f... --by Ada --gripper 1
+        --reset_safety --session 3f... --by Ada --gripper 1 --pose 0.4 0 0.2 0 0 0
 
 A stop concerns the robots of all sessions, or of --session; a robot's session is in its client's
 `handshake` and in the server's log. Whoever resets has looked at the robot: --gripper says what its
-gripper does now (1 is open).
+gripper does now (1 is open), and --pose where its tool is (m, rad), which limits of a workspace
+need unless the robot reports it.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .events.trigger import Acting, EventPolicy, Settings, Trigger
+from .safety.cameras import CameraWatch
 from .safety.decision import Reading, vector
 from .safety.filter import SafetyFilter
 from .safety.limits import NAMES
@@ -28,9 +29,12 @@ POSE, ANGLES = 6, slice(3, 6)  # of an action, as limits.NAMES has them
 
 
 class Named(Acting, Protocol):
-    """The torch policy: after `reset`, `action_spec.names` says what its numbers are."""
+    """The torch policy: after `reset`, `action_spec.names` says what its numbers are, and
+    `camera_statistics` what its cameras showed in the training data, if that is known.
+    """
 
     action_spec: Any
+    camera_statistics: dict[str, Any] | None
 
 
 class Command(NamedTuple):
@@ -68,7 +72,7 @@ class Runtime:
                 f" {settings.tracking}"
             )
         self.safety, self.policy = safety, EventPolicy(policy, Trigger(settings))
-        self._inner = policy
+        self._inner, self._watch = policy, CameraWatch(safety.limits.frozen_after)
         self._sent: np.ndarray | None = None
         self._expected: np.ndarray | None = None
 
@@ -90,13 +94,16 @@ class Runtime:
         that stays.
 
         Args:
-            images, proprio: as of the policy's act.
+            images, proprio: as of the policy's act. Frames that show that a camera failed are a
+                stop, see `cameras` in the limits.
             reading: when the images were taken, by the filter's clock, and what sensors say; see
                 decision.Reading.
         """
         wanted = reason = error = None
         before, pose = self.safety.counts, vector(reading.pose, POSE)
         try:
+            seen = self._watch.look(images, self._inner.camera_statistics)
+            reading = reading._replace(cameras=seen)
             wanted, reason = self.policy.act(
                 images, proprio, self._sent, pose, _turned(self._expected, pose)
             )

@@ -68,7 +68,7 @@ class Checkpointer:
             keep: how many checkpoints stay.
         """
         self.directory = Path(directory).absolute()
-        self._meta = {**_json(meta), "schema": SCHEMA, "libraries": _versions()}
+        self._meta = {**_json(meta), "schema": SCHEMA, "libraries": library_versions()}
         self._data = _json(data)
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -384,7 +384,8 @@ def _read_meta(where: Path) -> dict[str, Any]:
     return meta
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """{name: version} of the libraries that a run's numbers depend on."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 

@@ -9,8 +9,6 @@ import json
 import math
 import os
 import resource
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+
+from vla_jax.progress import Progress
 
 # Dense bf16 peak of one device in FLOP/s, by a part of its `device_kind`; the first that matches
 # counts.
@@ -47,10 +47,7 @@ class Recorder:
         """
         self._primary = jax.process_index() == 0
         self._steps = steps
-        self._first: tuple[int, float] | None = (
-            None  # the first row and its time: before it lies compilation
-        )
-        self._bar: Any = None
+        self._progress: Progress | None = None
         self._board: Any = None
         if not self._primary:
             return
@@ -59,16 +56,14 @@ class Recorder:
         truncate(path, start)
         self._board = _tensorboard(path.parent, start)
         self._file = path.open("a")
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+        self._step = start
+        self._progress = Progress("training", steps, "steps", start)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One row: "step", "loss", and the rest. What is not finite is written as null, which JSON
         has.
         """
-        if not self._primary:
+        if self._progress is None:
             return
         row = {key: _plain(value) for key, value in row.items()}
         self._file.write(json.dumps(row) + "\n")
@@ -82,42 +77,29 @@ class Recorder:
             for key in SHOWN
             if row.get(key) is not None
         )
-        if self._bar is not None:
-            self._bar.set_postfix_str(shown)
-        else:
-            print(f"step {step}/{self._steps}  {shown}{self._left(step)}", flush=True)
+        self._progress.row(f"step {step}/{self._steps}", shown)
 
-    def progress(self, step: int) -> None:
-        """Moves the bar, if there is one."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+    def progress(self, step: int, loss: Any = None) -> None:
+        """Counts the steps until this one, and tells of them where no row has for a minute; `loss`
+        is the newest that is known.
+        """
+        if self._progress is not None:
+            self._progress.add(step - self._step, "" if loss is None else f"loss {loss:.4g}")
+            self._step = step
 
     def say(self, line: str) -> None:
         """A line to the reader, without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(line)
-        elif self._primary:
-            print(line, flush=True)
+        if self._progress is not None:
+            self._progress.say(line)
 
     def close(self) -> None:
         """Flushes and closes everything."""
-        if not self._primary:
+        if self._progress is None:
             return
         self._file.close()
-        for sink in (self._bar, self._board):
-            if sink is not None:
-                sink.close()
-
-    def _left(self, step: int) -> str:
-        if self._first is None:
-            self._first = (step, time.perf_counter())
-            return ""
-        rate = (step - self._first[0]) / (time.perf_counter() - self._first[1])
-        seconds = int((self._steps - step) / max(rate, 1e-9))
-        return (
-            f"  {rate:.2f} steps/s  {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-            " left"
-        )
+        self._progress.close()
+        if self._board is not None:
+            self._board.close()
 
 
 SHOWN = (
@@ -140,29 +122,26 @@ class Meter:
         self._peak = None if peak is None else peak * mesh.size
         self._last: tuple[int, float, float] | None = None
 
-    def read(self, step: int, at: float, waited: float) -> dict[str, float | None]:
-        """Speed since the last call, for a step dispatched at time `at`; null at the first.
+    def read(self, step: int, spent: Mapping[str, float]) -> dict[str, float | None]:
+        """Speed since the last call, for a step that was dispatched when so many seconds of each
+        kind (clock.py) had been spent; null at the first.
 
-        `input_wait` is the share of the time spent waiting for batches: the most the devices can
-        have stood idle for want of input. `waited` counts these seconds from the start of the run.
+        What is not training, evaluation say, is left out. `input_wait` is the share of the time in
+        which the devices stood still for want of a batch.
         """
-        last, self._last = self._last, (step, at, waited)
+        trained = spent["productive"] + spent["input"] + spent["checkpoint"]
+        last, self._last = self._last, (step, trained, spent["input"])
         memory = {"memory_gib": memory_bytes() / 2**30}
         if last is None or step == last[0]:
             return dict.fromkeys(("windows_per_s", "input_wait", "tflops", "mfu"), None) | memory
-        seconds = max(at - last[1], 1e-9)
+        seconds = max(trained - last[1], 1e-9)
         rate = (step - last[0]) / seconds
         return {
             "windows_per_s": rate * self._batch_size,
-            "input_wait": (waited - last[2]) / seconds,
+            "input_wait": (spent["input"] - last[2]) / seconds,
             "tflops": rate * self._flops / 1e12,
             "mfu": None if self._peak is None else rate * self._flops / self._peak,
         } | memory
-
-    def pause(self, seconds: float) -> None:
-        """Leaves out time that was not spent on training."""
-        if self._last is not None:
-            self._last = (self._last[0], self._last[1] + seconds, self._last[2])
 
 
 def truncate(path: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from vla_jax.models.lora import ADAPTERS, split_adapters
 from vla_jax.params import Params, Shapes
 
 SCHEDULES = ("constant", "cosine", "half_cosine")
+MU_DTYPES = ("float32", "bfloat16")
 
 # Leaves that weight decay touches: matrices. Norm gains, biases and learned tokens are left alone
 # whatever their rank: a stacked norm gain is [layers, width], so the usual rule "two axes or more"
@@ -39,6 +40,8 @@ class OptimConfig:
             a linear warm-up.
         min_lr_scale: where "half_cosine" ends, as a fraction of lr.
         warmup_steps, warmup_epochs: the length of the warm-up is their sum.
+        mu_dtype: what the first moment is kept in. "bfloat16" saves two bytes a parameter; the
+            second, whose small changes it would round away, stays float32.
     """
 
     lr: float = 2e-5
@@ -51,6 +54,13 @@ class OptimConfig:
     min_lr_scale: float = 0.0
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
+    mu_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.mu_dtype not in MU_DTYPES:
+            raise ValueError(
+                f"optim.mu_dtype: expected one of {', '.join(MU_DTYPES)}, got {self.mu_dtype!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +145,7 @@ def make_optimizer(
     schedule = make_schedule(config, steps, steps_per_epoch)
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     parts += [
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
     ]
     return Optimizer(optax.chain(*parts), schedule, _layer_masks(shapes, freeze))

@@ -35,7 +35,7 @@ class TrainConfig:
     ema: float = 0.0
     nan_patience: int = 10
     log_every: int = 10
-    eval_every: int = 1000
+    eval_every: int = 1000  # 0: never
     save_every: int = 1000
     adapter_dropout: float = 0.0
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

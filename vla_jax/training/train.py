@@ -7,7 +7,6 @@ counter, so training 2n steps equals training n, stopping, and training n more, 
 import contextlib
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,10 +20,13 @@ from jax.experimental import multihost_utils
 from vla_jax import sharding
 from vla_jax.models import lora
 from vla_jax.params import Params, merge
-from vla_jax.training import metrics, optim, reports
+from vla_jax.training import compile_cache, hosts, metrics, optim, reports
 from vla_jax.training.augment import augment
 from vla_jax.training.checkpoint import Checkpointer
+from vla_jax.training.clock import Clock
+from vla_jax.training.feed import Feed
 from vla_jax.training.objective import microbatch_loss, task_weights
+from vla_jax.training.profiler import Profiler
 from vla_jax.training.reports import Metrics, Pairs, Units
 from vla_jax.training.state import TrainConfig, TrainState, inference_params, shardings_of
 from vla_jax.types import Batch
@@ -42,7 +44,12 @@ class Hooks(NamedTuple):
 
     checkpointer: Checkpointer
     recorder: metrics.Recorder
+    clock: Clock
+    profiler: Profiler
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    peers: hosts.Hosts = hosts.ALONE
+    # before a save: whether all hosts still train the same; raises where they do not
+    agree: Callable[[int, TrainState], None] | None = None
 
 
 def make_train_step(
@@ -60,7 +67,7 @@ def make_train_step(
     the compute type.
     """
     where, mesh = shardings_of(abstract), abstract.step.sharding.mesh
-    _check_parts(config, mesh)
+    check_parts(config, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with sharding.activations_over(mesh):
@@ -162,7 +169,8 @@ def evaluate(
     return {name: float(value) for name, value in reports.means(sums, units).items()}
 
 
-def _check_parts(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+def check_parts(config: TrainConfig, mesh: sharding.AnyMesh) -> None:
+    """Raises ValueError unless every device has as many examples of every part of a batch."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % (config.accum * parts):
         raise ValueError(
@@ -209,67 +217,62 @@ def fit(
     if done >= config.steps:
         hooks.recorder.say(f"already at step {done} of {config.steps}: nothing to train")
         return state
-    mesh = state.step.sharding.mesh
-    feed = _Feed(batches, mesh, config.batch_size)
-    batch = feed.next(done)
-    traced = step.trace(state, batch)
-    compiled = (
-        traced.lower().compile()
-    )  # one program for the whole run: another shape is an error, not a recompilation
-    meter = metrics.Meter(config.batch_size, metrics.count_flops(traced.jaxpr.jaxpr), mesh)
-    log = _Log(config, hooks, meter)
-    with _asked_to_stop() as asked:
+    mesh, clock = state.step.sharding.mesh, hooks.clock
+    with contextlib.ExitStack() as stack:
+        feed = Feed(batches, mesh, config.batch_size)
+        stack.callback(feed.close)
+        stack.enter_context(hooks.profiler.listening())
+        hooks.peers.at(done, "compiling")
+        hooks.recorder.say("compiling the train step, or reading it from disk")
+        batch = feed.next(done, None, clock)
+        before = clock.seconds()["compile"]
+        with clock.during("compile"), compile_cache.hits() as found:
+            traced = step.trace(state, batch)
+            # One program for the whole run: another shape is an error, not a recompilation.
+            compiled = traced.lower().compile()
+        how = "read from the compiled programs on disk" if found else "compiled"
+        hooks.recorder.say(f"train step {how} in {clock.seconds()['compile'] - before:.1f} s")
+        asked = stack.enter_context(_asked_to_stop())
+        stack.enter_context(clock.during("productive"))
+        meter = metrics.Meter(config.batch_size, metrics.count_flops(traced.jaxpr.jaxpr), mesh)
+        log = _Log(config, hooks, meter)
         for number in range(done + 1, config.steps + 1):
+            hooks.peers.at(number)
+            hooks.profiler.before(number)
             with jax.transfer_guard("disallow"):
                 state, report = compiled(state, batch)
-            at, waited = time.perf_counter(), feed.waited
+            spent = clock.seconds()
             if number == done + 1:
-                meter.read(number, at, waited)  # from here on
+                meter.read(number, spent)  # from here on
             if number < config.steps:
-                batch = feed.next(number)  # while the device works on this step
+                batch = feed.next(number, report, clock)  # while the devices work on this step
             log.flush()  # the step before: its numbers are there without waiting for this one
-            log.pending = _Pending(number, report, at, waited)
+            log.pending = _Pending(number, report, spent)
+            hooks.profiler.after(number, report)
             stop, last = asked(number), number == config.steps
-            if last or number % config.eval_every == 0:
+            if config.eval_every and (last or number % config.eval_every == 0):
                 log.flush(evaluating=state)
             if stop or log.diverged or last or number % config.save_every == 0:
                 log.flush()  # before saving: who resumes from this step must find its row
-                hooks.checkpointer.save(number, state)
-            hooks.recorder.progress(number)
+                with clock.during("checkpoint"):
+                    if hooks.agree is not None:
+                        hooks.agree(number, state)
+                    clock.saving(number)
+                    hooks.checkpointer.save(number, state)
+            hooks.recorder.progress(number, log.last.get("loss"))
             if stop or log.diverged:
                 _leave(number, log, hooks)
-    hooks.checkpointer.wait()
+    with clock.during("checkpoint"):
+        hooks.checkpointer.wait()
     return state
 
 
-class _Feed:
-    """Puts batches on the devices and counts the seconds spent waiting for them."""
-
-    def __init__(self, batches: Iterator[Batch], mesh: jax.sharding.Mesh, batch_size: int) -> None:
-        self._batches, self._mesh, self._batch_size = batches, mesh, batch_size
-        self.waited = 0.0
-
-    def next(self, position: int) -> Batch:
-        began = time.perf_counter()
-        try:
-            batch = next(self._batches)
-        except StopIteration:
-            raise ValueError(
-                f"batches: expected one for every step, got none at position {position}"
-            ) from None
-        self.waited += time.perf_counter() - began
-        return sharding.global_batch(batch, self._mesh, self._batch_size)
-
-
 class _Pending(NamedTuple):
-    """A step that runs: its metrics, when it was dispatched, and the seconds waited for input until
-    then.
-    """
+    """A step that runs: its metrics, and the seconds of each kind when it was dispatched."""
 
     number: int
     report: Metrics
-    at: float
-    waited: float
+    spent: dict[str, float]
 
 
 class _Log:
@@ -287,7 +290,7 @@ class _Log:
         """
         if self.pending is None:
             return
-        (number, report, at, waited), self.pending = self.pending, None
+        (number, report, spent), self.pending = self.pending, None
         values = jax.device_get(report)
         self.last = {"step": number, "loss": values.pop("loss")}
         self.last |= {f"train/{name}": value for name, value in values.items()}
@@ -296,18 +299,20 @@ class _Log:
         due = number % self._config.log_every == 0 or number == self._config.steps
         if not (due or evaluate or self.diverged):
             return
-        speed = self._meter.read(number, at, waited)
+        speed = self._meter.read(number, spent)
         self.last |= {f"train/{name}": value for name, value in speed.items()}
         if evaluate is not None and evaluating is not None:
-            began = time.perf_counter()
-            self.last |= {f"val/{name}": value for name, value in evaluate(evaluating).items()}
-            self._meter.pause(time.perf_counter() - began)
+            with self._hooks.clock.during("evaluation"):
+                held_out = evaluate(evaluating)
+            self.last |= {f"val/{name}": value for name, value in held_out.items()}
         self._hooks.recorder.write(self.last)
+        self._hooks.clock.write()
 
 
 def _leave(number: int, log: _Log, hooks: Hooks) -> None:
     """Waits for the checkpoint of step `number`, then exits or raises."""
-    hooks.checkpointer.wait()
+    with hooks.clock.during("checkpoint"):
+        hooks.checkpointer.wait()
     where = f"{hooks.checkpointer.directory}/{number}"
     if log.diverged:
         raise RuntimeError(

@@ -109,7 +109,7 @@ def open_weights(path: Path | str) -> WeightFiles:
     if absent:
         raise ValueError(
             "weights: expected a big_vision .npz, a .pt or a Hugging Face folder with safetensors"
-            f" at {path.absolute()}, not found: {', '.join(absent)}; get one by `huggingface-cli"
+            f" at {path.absolute()}, not found: {', '.join(absent)}; get one by `hf"
             " download google/paligemma-3b-pt-224 --local-dir DIR`"
         )
     arrays = {name: array for file in shards for name, array in _open_safetensors(file).items()}

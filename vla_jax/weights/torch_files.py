@@ -86,6 +86,10 @@ def _load(file: Path) -> Any:
     with file.open("rb") as handle:
         head = handle.read(4)
     zipped = zipfile.is_zipfile(file)
+    # Who zips a checkpoint anew compresses it: readable, but nothing to map.
+    stored = zipped and all(
+        entry.compress_type == zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()
+    )
     if head[:2] == b"PK" and not zipped:
         raise ValueError(
             f"{file}: its end is missing ({file.stat().st_size} bytes): truncated or half-written;"
@@ -96,8 +100,8 @@ def _load(file: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             # What torch cannot read of that protocol, it refuses.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            # Files of torch < 1.6 are no zip archives and cannot be mapped.
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            # Files of torch < 1.6 are no zip archives and cannot be mapped either.
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=stored)
     except pickle.UnpicklingError as error:
         wants = re.search(r"GLOBAL (\S+)", str(error))
         got = (

@@ -1,5 +1,6 @@
 """What is done to an array of a pretrained file to make it ours: views where numpy can."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -78,6 +79,43 @@ def fused(i: int, parts: int) -> Transform:
         return x[i * size : (i + 1) * size].T
 
     return take
+
+
+def positions(patches: int, extra: int = 0) -> Transform:
+    """Learned positions [extra + s*s, c] of square images of s patches a side -> those of images of
+    `patches` in all; the `extra` first rows (a class token's) stay. None changes where the sizes
+    are equal. Otherwise bicubic between the patches' centres, with a = -0.75 and the border
+    repeated, as `interpolate_pos_encoding` of transformers has it.
+
+    Tables that are no square's stay as they are, and are refused by their shape.
+    """
+
+    def fitted(x: np.ndarray) -> np.ndarray:
+        before, after = math.isqrt(x.shape[0] - extra), math.isqrt(patches)
+        if before**2 + extra != x.shape[0] or before == after:
+            return x
+        grid = x[extra:].astype(np.float32).reshape(before, before, -1)
+        along = _bicubic(before, after)
+        grid = np.einsum("ij,kl,jlc->ikc", along, along, grid, optimize=True)
+        return np.concatenate([x[:extra], grid.reshape(after**2, -1).astype(x.dtype)])
+
+    return fitted
+
+
+def _bicubic(before: int, after: int) -> np.ndarray:
+    """[after, before]: what each new point takes of the old ones. Keys' convolution (IEEE TASSP
+    1981) with torch's a.
+    """
+    a, centres = -0.75, (np.arange(after) + 0.5) * before / after - 0.5
+    left = np.floor(centres).astype(int)
+    out = np.zeros((after, before))
+    for i in range(-1, 3):
+        x = np.abs(centres - (left + i))
+        near = ((a + 2) * x - (a + 3)) * x**2 + 1
+        far = ((x - 5) * x + 8) * x * a - 4 * a
+        index = np.clip(left + i, 0, before - 1)
+        np.add.at(out, (np.arange(after), index), np.where(x <= 1, near, far))
+    return out.astype(np.float32)
 
 
 def pad_rows(rows: int) -> Transform:

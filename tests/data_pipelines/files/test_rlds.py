@@ -13,10 +13,17 @@ import pytest
 from data_pipelines.builders import rlds_files
 from data_pipelines.datasets import DATASETS
 from data_pipelines.files import rlds, tfds_folder, tfrecord
+from data_pipelines.files.features import FLAGS
 from data_pipelines.index import FOLDER, open_index
 from tests.data_pipelines.blocks_files import edit, files, flip, rewrite, shard
 
 BLOCKS = DATASETS["blocks"]
+
+
+def step(body):
+    """The features of a step in features.json."""
+    steps = body["featuresDict"]["features"]["steps"]
+    return steps["sequence"]["feature"]["featuresDict"]["features"]
 
 
 @pytest.mark.parametrize("where", ["header", "data", "end"])
@@ -80,6 +87,43 @@ def test_missing_step_feature_is_named(root, key):
     edit(files(root) / tfds_folder.FEATURES, drop)
     with pytest.raises(ValueError, match=rf"'steps/{key}', got no such feature"):
         open_index(root, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels"),
+    [("uint16", "1"), ("float32", "1"), ("uint8", "2"), ("float32", "4"), ("uint16", "3")],
+)
+def test_depth_is_no_camera(root, dtype, channels):
+    """16 bits in a PNG, or a float32 in the four bytes of an RGBA one: colours out of nothing."""
+
+    def declare(body):
+        image = step(body)["observation"]["featuresDict"]["features"]["image"]["image"]
+        image["dtype"], image["shape"]["dimensions"][-1] = dtype, channels
+
+    edit(files(root) / tfds_folder.FEATURES, declare)
+    with pytest.raises(
+        ValueError,
+        match=rf"'steps/observation/image': expected a picture of uint8 .* got {dtype} of shape"
+        rf" \[32, 32, {channels}\]; depth is no camera",
+    ):
+        open_index(root, BLOCKS)
+
+
+@pytest.mark.parametrize("change", ["1", "4", "", "no shape", "no dtype"])
+def test_pictures_that_are_taken(root, change, capsys):
+    """Gray, with alpha, and where features.json does not say."""
+
+    def declare(body):
+        image = step(body)["observation"]["featuresDict"]["features"]["image"]["image"]
+        if change.startswith("no "):
+            del image[change[3:]]
+        else:
+            image["shape"]["dimensions"][-1] = change or "-1"
+
+    edit(files(root) / tfds_folder.FEATURES, declare)
+    open_index(root, BLOCKS)
+    said = {"1": "image is gray: three equal channels", "4": "image has alpha, which is dropped"}
+    assert (f"observation/{said.get(change, '')}" in capsys.readouterr().out) == (change in said)
 
 
 def test_feature_missing_from_a_record_is_named(root):
@@ -163,7 +207,7 @@ def test_order_of_steps_that_contradicts_the_flags_is_refused(root, flag, step, 
 def test_reversed_steps_are_refused(root):
     rewrite(
         shard(root),
-        lambda f: f.update({f"steps/{k}": f[f"steps/{k}"][::-1].copy() for k in rlds.FLAGS}),
+        lambda f: f.update({f"steps/{k}": f[f"steps/{k}"][::-1].copy() for k in FLAGS}),
     )
     with pytest.raises(
         ValueError,
@@ -173,9 +217,7 @@ def test_reversed_steps_are_refused(root):
 
 
 def test_an_episode_cut_out_of_a_longer_one_is_read(root):
-    rewrite(
-        shard(root), lambda f: f.update({f"steps/{k}": np.zeros(11, np.int64) for k in rlds.FLAGS})
-    )
+    rewrite(shard(root), lambda f: f.update({f"steps/{k}": np.zeros(11, np.int64) for k in FLAGS}))
     assert len(open_index(root, BLOCKS).splits["train"].length) == 6
 
 

@@ -139,6 +139,13 @@ FAMILIES = {
     "discrete": ("oxe_paligemma.py:tiny,discrete",),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
+    "growing": ("oxe_paligemma.py:tiny", "model.history_start=grow"),
+    "robovlms_pre": (
+        "oxe_paligemma.py:tiny",
+        "model.history=interleaved",
+        "model.layout=robovlms_pre",
+        "model.history_start=grow",
+    ),
     "tasks": (
         "oxe_paligemma.py:tiny",
         *(f"objectives.{task}.weight=0.1" for task in ("forward", "caption", "text_align")),
@@ -175,9 +182,9 @@ def test_no_activation_of_the_batch_is_communicated(family, shape):
     assert carrying == []
 
 
-@pytest.mark.parametrize("words", ["oxe_paligemma.py:tiny", "oxe_paligemma.py:tiny,discrete"])
-def test_nor_in_evaluation(words):
-    carrying, number = moved(words, (2, 2, 2), evaluate=True)
+@pytest.mark.parametrize("family", ["lstm", "discrete", "growing"])
+def test_nor_in_evaluation(family):
+    carrying, number = moved(FAMILIES[family][0], (2, 2, 2), *FAMILIES[family][1:], evaluate=True)
     assert number > 5
     assert carrying == []
 

@@ -12,6 +12,7 @@ from experiments.composition import sources
 from experiments.composition.config import load_config
 from vla_jax.models import clip_text
 from vla_jax.models.backbones import paligemma
+from vla_jax.models.tokenizer import digest
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,25 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(
     monkeypatch.setitem(paligemma.CONFIGS, "tiny", small)
     with pytest.raises(ValueError, match=r"model\.tokenizer: .* tokens, paligemma tiny embeds 100"):
         sources.data(config(root, "tiny"), tmp_path)
+
+
+def test_a_tokenizer_does_not_outlive_the_instructions_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_blocks(tmp_path / "data", train=4, val=2)
+    wanted = config(tmp_path / "data", "tiny")
+    before = digest(sources.data(wanted, tmp_path / "run").tokenizer)
+    assert digest(sources.data(wanted, tmp_path / "run").tokenizer) == before
+    assert "trained on other instructions" not in capsys.readouterr().out
+    write_blocks(tmp_path / "data", train=9, val=2, seed=7)
+    assert digest(sources.data(wanted, tmp_path / "run").tokenizer) != before
+    assert "trained on other instructions" in capsys.readouterr().out
+    # Checkpoints know theirs: it stays, and the data's digest is what refuses them.
+    after = digest(tmp_path / "run" / "tokenizer")
+    write_blocks(tmp_path / "data", train=4, val=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "complete_steps", lambda folder: [4])
+        assert digest(sources.data(wanted, tmp_path / "run").tokenizer) == after
 
 
 def test_action_tokens_stand_apart_from_the_words(root: Path, tmp_path: Path) -> None:
@@ -78,3 +98,12 @@ def test_the_target_is_clips_embedding(
 def test_a_start_that_is_not_there_is_missing(root: Path) -> None:
     (line,) = sources.missing(config(root, "tiny", "--config.model.start=nowhere"))
     assert "no complete checkpoint" in line
+
+
+def test_a_dim_that_is_constant_has_no_error_in_robot_units(root: Path, tmp_path: Path) -> None:
+    """The robot is held there, whatever the network says."""
+    source = sources.data(config(root, "tiny"), tmp_path)
+    units = sources.units(source)
+    assert units.names[3:5] == ("roll", "pitch")
+    assert (units.scale[0, 3:5] == 0).all()
+    assert units.scale[0, 0] == source.train[0].action_spec.units()[0] > 0

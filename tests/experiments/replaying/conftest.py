@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import open_index
-from experiments.replaying import regret
+from experiments.replaying import regret, rollout
 from experiments.replaying.recorded import Recording, Where, open_recording
 from tests.experiments.replaying.fake_policy import K
 from vla_jax.actions import ActionSpec
@@ -36,7 +37,7 @@ def artefact(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     config = {
         "cameras": ["primary", "wrist"],
-        "image": {"size": 24},
+        "image": {"size": 24, "resize": "bicubic"},
         "network": {
             "sequence": {"state": {"dims": 7}, "window": 2},
             "head": {"kind": "mlp", "chunk": K},
@@ -59,3 +60,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regret, "HIDDEN", 32)
     monkeypatch.setattr(regret, "EPOCHS", 6)
     monkeypatch.setattr(regret, "LEAST_UPDATES", 400)
+
+
+@pytest.fixture(autouse=True)
+def in_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fakes have no network to go through at once."""
+
+    def act(policy: Any, given: list[Any]) -> list[Any]:
+        outs = []
+        for each in given:
+            out = policy.act(*each)
+            out |= {"normalised": policy.stages["action"].numpy()}
+            outs.append({name: value for name, value in out.items() if name != "timing"})
+        return outs
+
+    monkeypatch.setattr(rollout, "act_in_row", act)

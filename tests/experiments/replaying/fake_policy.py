@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.replaying import figures
-from experiments.replaying.figures import Replayed
+from experiments.replaying import rollout
 from experiments.replaying.recorded import Episode, Recording
 from vla_jax.actions import ActionSpec
 
@@ -53,22 +52,25 @@ class FakePolicy:
         return {
             "actions": actions,
             "confidence": confidence,
-            "timing": dict.fromkeys(figures.TIMES, 1.0),
+            "timing": dict.fromkeys(rollout.TIMES, 1.0),
         }
 
 
-def fake_of_all(recording: Recording, offset: tuple[float, ...]) -> FakePolicy:
+def fake_of_all(
+    recording: Recording, offset: tuple[float, ...], kind: type[FakePolicy] = FakePolicy
+) -> FakePolicy:
     """It knows the training split too."""
     train = dataclasses.replace(recording, split=recording.index.splits["train"])
-    return FakePolicy(
+    return kind(
         recording.spec,
         [part.episode(i) for part in (recording, train) for i in part.episodes(None)],
         offset=offset,
     )
 
 
-def replayed(recording: Recording, number: int = 0, late: int = 0, offset: float = 0.0) -> Replayed:
+def replayed(
+    recording: Recording, number: int = 0, late: int = 0, offset: float = 0.0
+) -> rollout.Replayed:
     episode = recording.episode(number)
-    return figures.replay(
-        FakePolicy(recording.spec, [episode], late, (offset,) * K), episode, "blocks"
-    )
+    policy = FakePolicy(recording.spec, [episode], late, (offset,) * K)
+    return rollout.replay(policy, episode, "blocks", rollout.TIMED)

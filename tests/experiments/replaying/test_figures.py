@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.replaying import figures
+from experiments.replaying import figures, rollout
 from experiments.replaying.recorded import Recording
 from tests.experiments.replaying.fake_policy import FakePolicy, K, replayed
 
@@ -48,7 +48,7 @@ def test_actions_that_come_a_step_late_show(recording: Recording) -> None:
 def test_whole_chunks_are_planned_at_their_first_frame_alone(recording: Recording) -> None:
     episode = recording.episode(0)
     policy = FakePolicy(recording.spec, [episode])
-    figures.plans(policy, episode, "blocks", K)
+    rollout.plans(policy, episode, "blocks", K)
     said = [
         None if t == 0 else episode.actions[t - 1].tolist()
         for t in range(0, len(episode.frames), K)
@@ -67,11 +67,22 @@ def test_jerk_at_borders_is_apart_from_that_inside(recording: Recording) -> None
 
 def test_the_chunk_loss_leaves_out_what_lies_after_the_episode(recording: Recording) -> None:
     one = replayed(recording)
-    normalised = one.normalised.copy()
-    normalised[-1, 1:] = 1e3
-    assert figures.chunk_loss(recording.spec, [one._replace(normalised=normalised)]) == 0
-    normalised[0, 1] += 1
-    assert figures.chunk_loss(recording.spec, [one._replace(normalised=normalised)]) > 0
+    chunks = one.chunks.copy()
+    chunks[-1, 1:] = 1e3
+    assert figures.tally(recording.spec, [one._replace(chunks=chunks)]).arm_loss() == 0
+    chunks[0, 1, 0] += 0.01
+    assert figures.tally(recording.spec, [one._replace(chunks=chunks)]).arm_loss() > 0
+
+
+def test_a_dim_that_is_constant_is_counted_as_the_robot_gets_it(recording: Recording) -> None:
+    """The network's noise there is no error: the runtime holds the dim in its range."""
+    one, spec = replayed(recording), recording.spec
+    assert spec.names[spec.constant[0]] == "roll"
+    said = spec.normalise(one.chunks)
+    said[..., spec.constant[0]] += 0.02
+    executed = spec.unnormalise(said)
+    body = figures.tally(spec, [one._replace(chunks=executed)]).figures()
+    assert body["l1"]["roll"] == body["arm_loss"] == 0
 
 
 def test_halves_share_no_episode_and_no_pattern() -> None:

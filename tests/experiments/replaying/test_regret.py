@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.builders.blocks import write_blocks
 from experiments.replaying import recorded, regret, trigger
 from experiments.replaying.recorded import Where, open_recording
-from tests.experiments.replaying.fake_policy import K, fake_of_all
+from tests.experiments.replaying.fake_policy import FakePolicy, K, fake_of_all
 from vla_jax.robot.events.trigger import Settings
 
 
@@ -55,6 +55,16 @@ def test_the_network_learns_a_mean_for_each_price(small: None) -> None:
         assert second(signals) / 3 == pytest.approx(x, abs=0.15)
 
 
+class HalfBad(FakePolicy):
+    """Its third action is off while the gripper is open, and it is sure of none."""
+
+    def act(self, images: Any, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
+        out = super().act(images, proprio, executed)
+        out["actions"][2, 0] += 0.1 * out["actions"][0, 6]
+        out["confidence"]["steps"] = None
+        return out
+
+
 @pytest.mark.slow
 def test_the_regret_tells_what_no_confidence_says(
     artefact: Path, tmp_path: Path, small: None, monkeypatch
@@ -67,16 +77,7 @@ def test_the_regret_tells_what_no_confidence_says(
     )  # these are other statistics, which nothing here uses
     write_blocks(tmp_path, train=40, val=4)
     recording = open_recording(artefact, Where(str(tmp_path), "blocks", None))
-    policy = fake_of_all(recording, (0.01, 0.01, 0.01))
-    act = policy.act
-
-    def half_bad(images: Any, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
-        out = act(images, proprio, executed)
-        out["actions"][2, 0] += 0.1 * out["actions"][0, 6]
-        out["confidence"]["steps"] = None
-        return out
-
-    policy.act = half_bad  # type: ignore[method-assign]
+    policy = fake_of_all(recording, (0.01, 0.01, 0.01), HalfBad)
     regrets = regret.learn(policy, recording, 40)
     assert len(regrets) == len(regret.PRICES)
 

@@ -1,5 +1,6 @@
 """RoboVLMs' configs: every key is accounted for; what cannot be translated is refused by name."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def test_every_key_of_a_released_config_is_accounted_for(tmp_path: Path) -> None
         "head",
         "lstm",
     )
+    assert (model.history_start, model.resize) == ("grow", "bicubic")  # of its rollouts
     assert (model.window, model.chunk, model.cameras, model.readouts) == (
         WINDOW,
         CHUNK,
@@ -94,7 +96,9 @@ def test_other_values_are_translated(tmp_path: Path) -> None:
     assert (config.model.backbone, config.model.cameras, config.model.history) == (
         "paligemma", ("primary",), "interleaved",
     )  # fmt: skip
+    assert config.model.layout == "robovlms_pre"
     assert (config.model.dtype, config.steps, config.accum) == ("bfloat16", 50000, 4)
+    assert config.model.act_dtype == "float32"  # RoboVLMs acts in it but for "bf16"
     assert (config.optim.schedule, config.optim.min_lr_scale, config.optim.clip) == (
         "half_cosine",
         0.01,
@@ -172,3 +176,39 @@ def test_parents_are_merged_under_a_config(tmp_path: Path) -> None:
         ValueError, match="window_size: expected int as in the parent, got an object"
     ):
         robovlms_config.read(write_json(tmp_path, {"parent": "base.json", "window_size": {"a": 1}}))
+
+
+def test_the_json_that_a_run_dumps_is_read_like_the_one_it_was_started_with(tmp_path: Path) -> None:
+    """main.py writes down its arguments among the keys."""
+    dumped = copy.deepcopy(CONFIG) | {
+        "raw_config_path": "configs/a.json", "config": "configs/a.json", "gpus": 8, "num_nodes": 1,
+        "log_dir": None, "output_dir": None, "data_dir": None, "annotation_file": None,
+        "data_subfolder": None, "task_num": None, "exp_name": "2025-01-01", "finetune": False,
+        "llm": {"type": None, "n_embd": None, "n_layer": None, "n_head": None},
+    }  # fmt: skip
+    shipped = robovlms_config.translate(write_json(tmp_path, CONFIG)).config
+    translation = robovlms_config.translate(write_json(tmp_path, dumped))
+    assert translation.config == shipped
+    assert {line.key for line in translation.lines} >= {"raw_config_path", "llm.n_head", "gpus"}
+
+
+def test_oxe_gives_no_wrist_image_whatever_the_config_says(tmp_path: Path) -> None:
+    body = changed(train_dataset={"type": "OpenVLADataset", "data_mix": "bridge"})
+    assert body["use_hand_rgb"]
+    translation = robovlms_config.translate(write_json(tmp_path, body))
+    assert translation.config.model.cameras == ("primary",)
+    (line,) = (line for line in translation.lines if line.key.startswith("use_hand_rgb"))
+    assert "gives no wrist image" in line.key
+
+
+@pytest.mark.parametrize("word", ["bf16", "bf16-mixed", "16-mixed", "32"])
+def test_only_bf16_acts_in_bfloat16(word: str, tmp_path: Path) -> None:
+    """RoboVLMs' wrapper knows no other word: the rest is evaluated in float32."""
+    body = changed(trainer__precision=word)
+    config = robovlms_config.translate(write_json(tmp_path, body)).config
+    assert config.model.act_dtype == ("bfloat16" if word == "bf16" else "float32")
+
+
+def test_use_clip_norm_is_of_training_alone(tmp_path: Path) -> None:
+    translation = robovlms_config.translate(write_json(tmp_path, changed(use_clip_norm=True)))
+    assert ("use_clip_norm", False) in {(line.key, line.used) for line in translation.lines}

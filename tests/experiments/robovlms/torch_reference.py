@@ -169,11 +169,15 @@ HEADS = {"LSTMDecoder": LSTM, "FCDecoder": FC, "GPTDecoder": GPT}
 
 
 class Policy(nn.Module):
-    """A RoboVLMs policy: one pass of the backbone per frame, and a head over the window."""
+    """A RoboVLMs policy: one pass of the backbone per frame, or with history_type "pre" over all
+    frames in a row, and a head over the window.
+    """
 
-    def __init__(self, backbone: str, head: Head, latent: int, released: bool = False) -> None:
+    def __init__(
+        self, backbone: str, head: Head, latent: int, history: str = "post", released: bool = False
+    ) -> None:
         super().__init__()
-        self.kind, self.latent = backbone, latent
+        self.kind, self.latent, self.history = backbone, latent, history
         self.backbone = kosmos(released) if backbone == "kosmos" else paligemma()
         self.action_token = nn.Parameter(torch.zeros(self.text().embed_tokens.weight.shape[1]))
         self.act_head = head
@@ -215,9 +219,12 @@ class Policy(nn.Module):
             # images by it.
             text, act = text * scale, act * scale
         x = torch.cat([text[:, :1], images, text[:, 1:-1], act, text[:, -1:]], dim=1)
+        shape = x.shape
+        if self.history == "pre":
+            x = x.flatten(0, 1)[None]
         hidden = self.text()(
             inputs_embeds=x, attention_mask=torch.ones(x.shape[:2])
-        ).last_hidden_state
+        ).last_hidden_state.view(shape)
         return hidden[:, -1 - self.latent : -1]
 
     def text(self) -> Any:

@@ -25,6 +25,7 @@ PATCHES, TEXT, BATCH = 4, 9, 3
 IMAGE_ID, WIDTH, VOCAB = 119, 48, 120
 TOLERANCE = 1e-5
 KINDS = ("llama", "llama full", "mpt", "mpt 6 heads")
+FAST = ("llama", "mpt 6 heads")
 Reference = Callable[[str], tuple[Any, Path]]
 Change = Callable[[llava.LlavaConfig], llava.LlavaConfig]
 
@@ -252,7 +253,10 @@ def case_of(reference: Reference) -> CaseOf:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in KINDS],
+)
 def test_parity_with_transformers(kind: str, side: str, case_of: CaseOf) -> None:
     case = case_of(kind, side)
     differences = errors(case, opened(case.folder))
@@ -277,6 +281,7 @@ MUTATIONS: dict[str, tuple[str, Change, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_parity_sees_every_wrong_number(name: str, case_of: CaseOf) -> None:
     kind, change, body = MUTATIONS[name]

@@ -141,7 +141,7 @@ def test_configs_of_other_models_are_refused_by_name(
 
 
 def test_a_file_of_the_original_llama_release_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"huggingface-cli download llava-hf/llava-1\.5-7b-hf"):
+    with pytest.raises(ValueError, match=r"hf download llava-hf/llava-1\.5-7b-hf"):
         llava.hf_config({"model_type": "llava", "hidden_size": 4096})
 
 

@@ -4,6 +4,7 @@ hides bugs.
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
 from vla_jax import sharding
 from vla_jax.models.backbones import paligemma
+from vla_jax.models.tokenizer import digest
+from vla_jax.weights import pretrained
 
 IMAGE, TEXT, SUFFIX, BATCH = (
     4,
@@ -326,6 +329,7 @@ def test_parity_sees_a_causal_prefix(case: Case, loaded: dict[int, Loaded]) -> N
     assert errors(case, loaded[case.generation], causal=True)["logits"] > TOLERANCE
 
 
+@pytest.mark.slow
 def test_parity_sees_the_other_gelu(
     case: Case, loaded: dict[int, Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +371,7 @@ def test_the_tiny_tokenizer_is_laid_out_like_the_released_one(tmp_path: Path) ->
     texts = ["push the red block left", "move the blue block up", "slide the green block down"]
     paligemma.train_tiny_tokenizer(texts, tmp_path / "a")
     paligemma.train_tiny_tokenizer(texts, tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")  # hosts compare it
     tokenizer = paligemma.load_tokenizer(tmp_path / "a")
     ids = tokenizer.encode("push the  red\nblock left")
     assert ids == tokenizer.encode("push the red block left")  # one clean line
@@ -389,6 +394,30 @@ def test_the_tiny_tokenizer_is_laid_out_like_the_released_one(tmp_path: Path) ->
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a folder with tokenizer files"):
         paligemma.load_tokenizer(tmp_path / "none")
+
+
+@pytest.mark.parametrize("pixels", [14, 42, 56])
+def test_images_of_another_size_have_their_positions_interpolated(
+    pixels: int, folders: dict[int, tuple[Any, Path]]
+) -> None:
+    """As transformers' tower does when it is asked to."""
+    model, folder = folders[1]
+    sizes = paligemma.hf_config(json.loads((folder / "config.json").read_text()))
+    config = dataclasses.replace(sizes, vision=dataclasses.replace(sizes.vision, image_size=pixels))
+    graphdef, params = pretrained.init_from_pretrained(
+        lambda rngs: paligemma.PaliGemma(config, rngs),
+        lambda specs: paligemma.load(folder, config, specs),
+        None,
+        jnp.float32,
+    )
+    images = np.random.default_rng(0).integers(0, 256, (2, pixels, pixels, 3)).astype(np.uint8)
+    ours = flat.merge(graphdef, params).vision(images)
+    with torch.no_grad():
+        theirs = model.model.vision_tower(
+            torch.tensor((images / 127.5 - 1).transpose(0, 3, 1, 2).astype(np.float32)),
+            interpolate_pos_encoding=True,
+        ).last_hidden_state
+    np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), atol=TOLERANCE)
 
 
 def test_images_of_another_size_are_refused() -> None:

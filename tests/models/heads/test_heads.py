@@ -34,7 +34,13 @@ CONFIG = HeadConfig(
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(params=HEADS, scope="module")
+SLOW = ("flow",)  # test_flow.py is in the fast lane
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in HEADS],
+    scope="module",
+)
 def head(request):
     """(graphdef, params) of a small head with jittered weights, so that no bias is zero."""
     kind = HEADS[request.param]

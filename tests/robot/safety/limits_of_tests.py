@@ -28,6 +28,8 @@ def make_limits(**changes: Any) -> Limits:
         "latch_after": dict.fromkeys(STOP_CAUSES),
         "clean_steps": 0,
         "events": 1000,
+        "cameras": {},
+        "frozen_after": 10,
     }
     return Limits(**{**body, **changes})
 

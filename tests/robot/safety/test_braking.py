@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.robot.safety.limits_of_tests import make_limits
-from vla_jax.robot.safety.braking import MARGIN, bounds_per_step, brake
+from vla_jax.robot.safety.braking import MARGIN, brake
 
 FREE = {"low": (-np.inf,) * 6, "high": (np.inf,) * 6}
 
@@ -28,7 +28,7 @@ def test_braking_keeps_its_limits_and_ends_in_rest(
     """
     a = tuple(x * 10 * acceleration for x in (0.2, 0.2, 0.1, 1.0, 1.0, 1.0))
     limits = make_limits(acceleration=a, jerk=tuple(x * 10 * jerk for x in a), **FREE)
-    bounds = bounds_per_step(limits)
+    bounds = limits.per_step
     velocity, change = v * bounds.velocity, c * bounds.change * (1 - MARGIN)
     for _ in range(2 * limits.braking_steps(0)):
         after = brake(velocity, change, bounds)
@@ -50,7 +50,7 @@ def test_braking_takes_the_fewest_steps(speed: float, steps: int) -> None:
     limits = make_limits(
         control_rate=1.0, velocity=(20.0,) * 6, acceleration=(4.0,) * 6, jerk=(1.0,) * 6, **FREE
     )  # fmt: skip
-    bounds = bounds_per_step(limits)
+    bounds = limits.per_step
     # Already decelerating by the step before the first, so that only letting go is left.
     first = min(steps, 4)
     velocity, change, taken = np.full(6, speed * (1 - 1e-5)), np.full(6, -float(first)), 0

@@ -37,13 +37,24 @@ def test_the_example_in_numbers() -> None:
     assert got.gripper_at_stop == "hold"
     assert got.latch_after["stale"] == 10
     assert (got.clean_steps, got.events) == (3, 1000)
+    assert got.cameras == {"frozen": 1, "blank": 3, "swapped": 3, "unlike": 10}
+    assert got.frozen_after == 10
+
+
+def test_a_cause_of_cameras_may_be_ignored() -> None:
+    some = body()
+    some["cameras"]["latch_after"] |= {"frozen": "ignore", "unlike": "none"}
+    assert parse(some).cameras == {"blank": 3, "swapped": 3, "unlike": None}
 
 
 def test_the_example_drives_a_robot() -> None:
-    safety = SafetyFilter(load(EXAMPLE), gripper=1.0, clock=lambda: 9.0)
+    now = [9.0]
+    safety = SafetyFilter(load(EXAMPLE), gripper=1.0, clock=lambda: now[0])
     safety.reset("test", pose=np.array([0.4, 0, 0.2, 0, 0, 0]))
+    safety.rest()
+    now[0] = 9.2
     np.testing.assert_array_equal(
-        safety.step([0.01, 0, 0, 0, 0, 0, 1], Reading(8.9)), [0.01, 0, 0, 0, 0, 0, 1]
+        safety.step([0.01, 0, 0, 0, 0, 0, 1], Reading(9.1)), [0.01, 0, 0, 0, 0, 0, 1]
     )
 
 
@@ -76,6 +87,9 @@ WRONG = [
     ("stop.clean_steps", "1.5 steps", "expected a whole number of steps"),
     ("stop.latch_after.stale", "0 steps", "expected 1 step or more, or none"),
     ("stop.latch_after.fire", "1 steps", "unknown: fire"),
+    ("cameras.frozen_after", "1 frames", "frozen_after: expected 2 frames or more"),
+    ("cameras.latch_after.blank", "0 steps", "cameras.latch_after.blank: expected 1 step or more"),
+    ("cameras.latch_after.dark", "1 steps", "unknown: dark"),
     ("log.events", "0 events", "1 to 1000000 events"),
     ("version", 2, "version: expected 1, got 2"),
     ("version", True, "version: expected 1, got True"),

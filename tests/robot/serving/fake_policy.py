@@ -22,6 +22,7 @@ class FakePolicy:
 
     def __init__(self, log: "Log") -> None:
         self.log, self.frames, self.instruction, self.action_spec = log, 0, "", Spec()
+        self.camera_statistics = log.camera_statistics
 
     def new_session(self) -> "FakePolicy":
         return FakePolicy(self.log)
@@ -49,6 +50,7 @@ class FakePolicy:
         if proprio is not None and (proprio.shape != (7,) or not np.isfinite(proprio).all()):
             raise ValueError(f"proprio: expected 7 finite numbers,\ngot {proprio}")
         self.log.executed.append(executed)
+        self.log.states.append(proprio)
         return images["primary"]
 
 
@@ -59,8 +61,10 @@ class Log:
         self.resets: list[tuple[str, str | None, int]] = []
         self.batches: list[list[str]] = []
         self.executed: list[np.ndarray | None] = []
+        self.states: list[np.ndarray | None] = []
         self.gate, self.begun, self.broken = threading.Event(), threading.Event(), False
         self.gate.set()
+        self.camera_statistics: dict[str, Any] | None = None
         self.scale = 1.0  # of the arm's motion
 
     def together(self, policies: list[Any], inputs: list[Any]) -> list[dict[str, Any]]:

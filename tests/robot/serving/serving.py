@@ -75,7 +75,8 @@ class Robot:
 
     async def begin(self, instruction: str = "push", **fields: Any) -> None:
         assert await self.ask({"type": "reset", "instruction": instruction, **fields}) == {
-            "type": "ready"
+            "type": "ready",
+            "id": None,
         }
 
 
@@ -94,6 +95,14 @@ async def refused_with(server: Server) -> int:
     with pytest.raises(ConnectionClosed) as closed:
         async with robot(server):
             pass
+    assert closed.value.rcvd is not None
+    return closed.value.rcvd.code
+
+
+async def closed_with(bot: Robot) -> int:
+    """The code with which the server closes a connection next."""
+    with pytest.raises(ConnectionClosed) as closed:
+        await bot.hear()
     assert closed.value.rcvd is not None
     return closed.value.rcvd.code
 

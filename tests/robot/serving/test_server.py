@@ -19,6 +19,7 @@ from tests.robot.serving.serving import (
 )
 from vla_jax.robot.client import PROTOCOL, pack
 from vla_jax.robot.serving import inference
+from vla_jax.robot.serving.messages import Names
 
 
 @run
@@ -28,7 +29,7 @@ async def test_an_episode_over_the_wire():
         told = bot.handshake
         assert told.pop("session")
         assert told == {
-            "server": "vla_jax", "protocol": PROTOCOL, "limits": False, "artefact": "ab" * 32,
+            "server": "vla_jax", "protocol": PROTOCOL, "limits": None, "artefact": "ab" * 32,
             "cameras": ["primary", "wrist"], "image": {"size": 8}, "chunk": CHUNK,
             "control_hz": 10.0,
             "datasets": {key: {"action": NAMES, "state": None,
@@ -131,10 +132,10 @@ BAD = {
         "bad_request",
         "proprio: expected 7 finite numbers, got [nan",
     ),
-    "more steps than a chunk": (
-        {"steps": CHUNK + 1},
+    "a chunk that was not sent": (
+        {"chunk": 999, "row": 0},
         "bad_request",
-        f"steps: expected 0 to {CHUNK}, got 5",
+        "chunk, row: expected one of the chunks",
     ),
     "pose of 7": ({"pose": np.zeros(7)}, "bad_request", "pose: expected [6]"),
     "too long": (
@@ -257,9 +258,69 @@ async def test_messages_of_openpis_client():
 
 @run
 async def test_openpis_keys_are_the_servers_to_name():
-    async with serving(Log(), keys={"primary": "cam_high"}) as served, robot(served) as bot:
+    async with serving(Log(), names=Names({"primary": "cam_high"})) as served, robot(served) as bot:
         reply = await bot.ask(observation(cam_high=images(6)["primary"]))
         np.testing.assert_array_equal(reply["actions"], actions(images(6)["primary"], 1))
+
+
+ROBOTS = {
+    "droid": (
+        Names(
+            {
+                "primary": "observation/exterior_image_1_left",
+                "wrist": "observation/wrist_image_left",
+            },
+            ("observation/joint_position", "observation/gripper_position"),
+        ),
+        {
+            "observation/exterior_image_1_left": images(6)["primary"],
+            "observation/wrist_image_left": images()["wrist"],
+            "observation/joint_position": np.arange(6.0),
+            "observation/gripper_position": np.float32(0.5),
+            "prompt": "push",
+        },
+    ),
+    "aloha": (
+        Names({"primary": "images/cam_high", "wrist": "images/cam_left_wrist"}, ("state",), "task"),
+        {
+            "images": {
+                "cam_high": images(6)["primary"].transpose(2, 0, 1),
+                "cam_left_wrist": images()["wrist"].transpose(2, 0, 1),
+            },
+            "state": np.array([0, 1, 2, 3, 4, 5, 0.5]),
+            "task": "push",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+@run
+async def test_robots_with_other_keys(name):
+    names, message = ROBOTS[name]
+    log = Log()
+    async with serving(log, names=names) as served, robot(served) as bot:
+        reply = await bot.ask(message)
+        np.testing.assert_array_equal(reply["actions"], actions(images(6)["primary"], 1))
+        np.testing.assert_array_equal(log.states[-1], [0, 1, 2, 3, 4, 5, 0.5])
+        camera = next(iter(message)) if name == "droid" else "images"
+        wrong = {**message, camera: "an image"}
+        assert "bad_image" in await bot.ask(wrong)
+        first = names.state[0]
+        refused = await bot.ask({**message, first: np.zeros((2, 7))})
+        assert f"expected an array of numbers in '{first}', got ndarray (2, 7)" in refused
+        del wrong[camera]
+        assert f"expected camera primary under '{names.cameras['primary']}'" in await bot.ask(wrong)
+        reply = await bot.ask({k: v for k, v in message.items() if k not in names.state})
+        assert log.states[-1] is None
+
+
+@run
+async def test_an_image_of_numbers_from_0_to_1_is_refused():
+    async with serving(Log()) as served, robot(served) as bot:
+        floats = np.zeros((8, 8, 3), np.float32)
+        refused = await bot.ask(observation(**{"observation/image": floats}))
+        assert refused.startswith("bad_image: images: camera primary: expected bytes (uint8), got")
 
 
 @run

@@ -1,10 +1,15 @@
 """Who gets into a server, when, and what it says of itself over HTTP."""
 
 import asyncio
+import contextlib
+import resource
 import shutil
+import socket
 import ssl
 import subprocess
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -13,6 +18,7 @@ from experiments import serve as command
 from tests.robot.safety.limits_of_tests import make_limits
 from tests.robot.serving.fake_policy import Log
 from tests.robot.serving.serving import MAX_BYTES, page, refused_with, robot, run, serving, token
+from vla_jax.robot.serving.messages import Names
 from vla_jax.robot.serving.server import Server
 from vla_jax.robot.serving.sessions import Settings
 
@@ -76,7 +82,7 @@ async def test_a_policy_that_does_not_load_ends_the_server():
         await Server(Settings(port=0), MAX_BYTES, broken).run()
     for settings, words in (
         ({"dataset": "?"}, "--dataset"),
-        ({"keys": {"left": "a"}}, "--camera: expected primary"),
+        ({"names": Names({"left": "a"})}, "--camera: expected primary"),
     ):
         with pytest.raises(ValueError, match=words):
             await Server(Settings(port=0, **settings), MAX_BYTES, Log().model).run()
@@ -115,10 +121,36 @@ async def test_the_page_of_metrics():
             assert line in text.splitlines()
 
 
+@run
+async def test_without_descriptors_sessions_go_on_and_the_log_stays_short(caplog):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving(Log()) as served, robot(served) as bot:
+        await bot.begin()
+        flood = []
+        with socket.socket() as next_one:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno() + 12, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    flood.append(socket.create_connection(("127.0.0.1", served.port)))
+            for _ in range(20):
+                assert (await bot.ask(bot.act()))["type"] == "actions"
+            assert served.metrics.count("refused_total", "no_files", 0) > 0
+        finally:
+            for each in flood:
+                each.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert await page(served, "/healthz") == (200, "ok\n")
+    told = [record for record in caplog.records if "descriptor" in record.message]
+    assert len(told) == 1
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_unsafe_settings_are_refused(tmp_path):
     for words, settings in (
         ("--host 0.0.0.0: expected --token_file", {"host": "0.0.0.0"}),
         ("--limits: expected --operator_token_file", {"limits": make_limits()}),
+        ("expected two tokens, got one", {"token": b"t" * 16, "operator_token": b"t" * 16}),
         ("--max_sessions, --idle_timeout: expected", {"sessions": 0}),
     ):
         with pytest.raises(ValueError, match=words):
@@ -135,6 +167,13 @@ def test_unsafe_settings_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             command.main(["--artefact", str(tmp_path), *arguments])
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    nothing = SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=nothing, __version__="2.13"))
+    with pytest.raises(ValueError, match=r"--device cuda:0: expected a GPU that torch can use"):
+        command.main(["--artefact", "none", "--device", "cuda:0"])
 
 
 def test_tls(tmp_path):

@@ -261,7 +261,8 @@ def hostile(rng, valid):
         [[1]] * 9,
     )
     names = (
-        "type", "id", "observed_at", "images", "proprio", "executed", "steps", "pose", "distance",
+        "type", "id", "observed_at", "images", "proprio", "executed", "chunk", "row", "pose",
+        "distance", "age", "limits", "gripper",
         "prompt", "by",
         "why", "observation/image", "observation/state", "instruction", "seed", "dataset",
         "session",

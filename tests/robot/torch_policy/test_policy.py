@@ -5,8 +5,9 @@ import torch
 
 from vla_jax.robot.torch_policy import Policy
 from vla_jax.robot.torch_policy.heads import Head
-from vla_jax.robot.torch_policy.network import ActionToken, Frame, Inputs, Network, State, Step
+from vla_jax.robot.torch_policy.network import Frame, Inputs, Network, State, Step
 from vla_jax.robot.torch_policy.tokenizer import Tokenizer
+from vla_jax.robot.torch_policy.tokens import ActionToken
 
 SIZE, CHUNK = 4, 3
 NAMES = ("x", "yaw", "gripper")
@@ -53,7 +54,11 @@ class TwoTokens(Tokenizer):
 
 def make_policy(chunks: np.ndarray) -> tuple[Policy, ChunkNetwork]:
     network = ChunkNetwork(chunks)
-    config = {"image": {"size": SIZE}, "cameras": ["primary"], "prompt": {"length": 4}}
+    config = {
+        "image": {"size": SIZE, "resize": "bicubic"},
+        "cameras": ["primary"],
+        "prompt": {"length": 4},
+    }
     step = {"low": [None] * 3, "high": [None] * 3, "offset": OFFSET.tolist()}
     action = {
         "names": list(NAMES),

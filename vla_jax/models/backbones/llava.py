@@ -302,7 +302,7 @@ def hf_config(body: dict[str, Any]) -> LlavaConfig:
     ):  # liuhaotian's own files say "llava" too
         raise ValueError(
             f"config.json: expected text_config and vision_config, got {sorted(body)}; download the"
-            " conversion: huggingface-cli download llava-hf/llava-1.5-7b-hf"
+            " conversion: hf download llava-hf/llava-1.5-7b-hf"
         )
     text, vision = body["text_config"], body["vision_config"]
     expect("projector_hidden_act", body.get("projector_hidden_act", "gelu"), ("gelu",))

@@ -103,8 +103,19 @@ CONFIGS = {
         q_scale=256**-0.5,
         **GEMMA2,
     ),
-    # Ours, between the tiny one and the released: for latency on CPUs and for ablations; there are
-    # no weights of it.
+    # Ours, between the tiny one and the released: trained from nothing; there are no weights of
+    # them.
+    "small": PaliGemmaConfig(
+        VisionConfig(image_size=128, patch=16, width=256, mlp=1024, depth=6, heads=4),
+        vocab=8192,
+        width=384,
+        mlp=1536,
+        depth=8,
+        heads=6,
+        kv_heads=1,
+        head_dim=64,
+        q_scale=64**-0.5,
+    ),
     "100m": PaliGemmaConfig(
         VisionConfig(image_size=224, patch=16, width=384, mlp=1536, depth=12, heads=6),
         vocab=8192,
@@ -115,6 +126,19 @@ CONFIGS = {
         kv_heads=1,
         head_dim=128,
         q_scale=128**-0.5,
+    ),
+    # Another one, with the vocabulary and the two towers of the measurements that its training step
+    # is held to (experiments.benchmark train).
+    "100m-32k": PaliGemmaConfig(
+        VisionConfig(image_size=224, patch=14, width=384, mlp=1536, depth=6, heads=6),
+        vocab=32_000,
+        width=768,
+        mlp=4096,
+        depth=6,
+        heads=8,
+        kv_heads=1,
+        head_dim=96,
+        q_scale=96**-0.5,
     ),
     "tiny": PaliGemmaConfig(
         VisionConfig(image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4),
@@ -232,7 +256,10 @@ def npz_names(config: PaliGemmaConfig) -> dict[str, pretrained.Entry]:
     table = {
         "vision/patch/kernel": entry("img/embedding/kernel", transforms.merge_to_last),
         "vision/patch/bias": entry("img/embedding/bias", plain),
-        "vision/positions": entry("img/pos_embedding", transforms.first),
+        "vision/positions": entry(
+            "img/pos_embedding",
+            lambda x: transforms.positions(config.vision.patches)(transforms.first(x)),
+        ),
         "vision/norm/scale": entry("img/Transformer/encoder_norm/scale", plain),
         "vision/norm/bias": entry("img/Transformer/encoder_norm/bias", plain),
         "projector/kernel": entry("img/head/kernel", plain),
@@ -350,4 +377,4 @@ def load_tokenizer(folder: Path | str, layout: str = "prefix") -> Tokenizer:
     """The tokenizer of a local Hugging Face folder: `<bos> instruction \\n`, the newline a piece of
     its own as big_vision tokenises it. RoboVLMs begins with <eos> instead.
     """
-    return Tokenizer(folder, prompt, ("eos" if layout == "robovlms" else "bos",), ("newline",))
+    return Tokenizer(folder, prompt, ("bos" if layout == "prefix" else "eos",), ("newline",))

@@ -5,44 +5,34 @@ A velocity is admissible if it is within all limits *and* the hardest braking af
 acceleration and jerk, comes to rest without leaving velocity and box. After an admissible step the
 first step of that braking is admissible, so one exists always (from rest inside the box on). numpy
 only; every array is [6], per step.
+
+A step that comes early lasts only `scale` of a period, and so much less may change in it; the
+braking after it is planned in whole ones. Braking is planned with a reserve, which such steps use
+up; only where that is gone, with all that is allowed.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from .limits import MAX_BRAKING_STEPS, Limits
+from .limits import MAX_BRAKING_STEPS, Bounds
 
 # Braking plans keep this part of a limit away from it, so that rounding never crosses it.
 MARGIN = 1e-9
+RESERVE = 0.2  # of acceleration and jerk
+GAP = 0.02  # to the box, of the way of a step at full speed
 FRACTIONS = np.linspace(0, 1, 17)[:, None]
 
 
 class Motion(NamedTuple):
-    """Where the tool is, its last delta, and how much that differed from the one before."""
+    """Where the tool can be, from lowest to highest in each axis, its velocity (of the last delta,
+    per whole step), and how much that differed from the one before.
+    """
 
-    pose: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
     velocity: np.ndarray
     change: np.ndarray
-
-
-class Bounds(NamedTuple):
-    """Limits per step, [6] each: |delta|, |delta's change|, |change of that|, and the box."""
-
-    velocity: np.ndarray
-    change: np.ndarray
-    ramp: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def bounds_per_step(limits: Limits) -> Bounds:
-    """The limits in robot units per step. What an axis cannot exceed anyway replaces infinity."""
-    rate = limits.control_rate
-    velocity = np.array(limits.velocity) / rate
-    change = np.minimum(np.array(limits.acceleration) / rate**2, 2 * velocity)
-    ramp = np.minimum(np.array(limits.jerk) / rate**3, 2 * change)
-    return Bounds(velocity, change, ramp, np.array(limits.low), np.array(limits.high))
 
 
 def brake(velocity: np.ndarray, change: np.ndarray, bounds: Bounds) -> np.ndarray:
@@ -64,56 +54,89 @@ def brake(velocity: np.ndarray, change: np.ndarray, bounds: Bounds) -> np.ndarra
     return sign * (speed - np.minimum(np.maximum(deceleration, -most), most))
 
 
-def fence(pose: np.ndarray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """The box, as far as a pose needs it: one outside of it may stay or come back, never go further
-    out.
+def fence(motion: Motion, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """The box, as far as a place needs it: one outside of it may stay or come back, never go
+    further out.
     """
-    return np.minimum(bounds.low, pose), np.maximum(bounds.high, pose)
+    return np.minimum(bounds.low, motion.lowest), np.maximum(bounds.high, motion.highest)
 
 
-def admissible(velocity: np.ndarray, motion: Motion, bounds: Bounds) -> np.ndarray:
-    """For candidate velocities [c 6]: which keep all limits and can be braked from within them.
+def reserved(bounds: Bounds) -> Bounds:
+    """What braking is planned with, at first."""
+    part, gap = 1 - RESERVE, np.minimum(GAP * bounds.velocity, (bounds.high - bounds.low) / 4)
+    change, ramp = bounds.change * part, bounds.ramp * part
+    return bounds._replace(change=change, ramp=ramp, low=bounds.low + gap, high=bounds.high - gap)
+
+
+def admissible(
+    velocity: np.ndarray, motion: Motion, bounds: Bounds, plan: Bounds, scale: float = 1.0
+) -> np.ndarray:
+    """For candidate velocities [c 6]: which keep all limits and can be braked from as planned.
     Axes are independent.
 
     The braking is simulated with exactly the arithmetic that the coming steps will use: rounding
     cannot make a difference between what is promised here and what is done then.
     """
-    low, high = fence(motion.pose, bounds)
+    low, high = fence(motion, bounds)
     good: np.ndarray = np.ones(velocity.shape, bool)
-    pose, before, change = (value[None] for value in motion)
+    lowest, highest, before, change = (value[None] for value in motion)
     for _ in range(MAX_BRAKING_STEPS):
-        change, last = velocity - before, change
-        pose = pose + velocity
-        good = good & (low <= pose) & (pose <= high) & (abs(velocity) <= bounds.velocity)
-        good = good & (abs(change) <= bounds.change) & (abs(change - last) <= bounds.ramp)
+        change, last = (velocity - before) / scale, change
+        lowest, highest = lowest + velocity * scale, highest + velocity * scale
+        good = good & (low <= lowest) & (highest <= high) & (abs(velocity) <= bounds.velocity)
+        good = good & (abs(change) <= bounds.change) & (abs(change - last) <= bounds.ramp * scale)
         moving = good & ((velocity != 0) | (abs(change) > bounds.ramp * (1 - MARGIN)))
         if not moving.any():
             return good
         # A candidate that has failed may have any value, even NaN: it goes on as one at rest.
         before, change = np.where(good, velocity, 0.0), np.where(good, change, 0.0)
-        velocity = brake(before, change, bounds)
+        velocity, scale = brake(before, change, plan), 1.0
+        low, high = fence(motion, plan)
     return good & ~moving
 
 
-def project(request: np.ndarray, motion: Motion, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """The admissible velocity [6] nearest to a finite request [6] on the way to braking; and where
-    there is none.
+def project(
+    request: np.ndarray, motion: Motion, bounds: Bounds, scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The admissible delta [6] nearest to a finite requested one [6] on the way to braking, its
+    velocity, and where there is none.
     """
-    good = admissible(request[None], motion, bounds)[0]
+    wanted, plan = request / scale, reserved(bounds)
+    good = admissible(wanted[None], motion, bounds, plan, scale)[0]
     if good.all():
-        return request, ~good
-    room, reach = bounds.change * (1 - MARGIN), bounds.ramp * (1 - MARGIN)
-    (low, high), steady = fence(motion.pose, bounds), motion.velocity + motion.change
-    lowest = (-bounds.velocity, motion.velocity - room, steady - reach, low - motion.pose)
-    highest = (bounds.velocity, motion.velocity + room, steady + reach, high - motion.pose)
-    lower, upper = np.max(lowest, 0), np.min(highest, 0)
-    near = np.minimum(np.maximum(request, lower), upper)
-    far = brake(motion.velocity, motion.change, bounds)
+        return request, wanted, ~good
+    velocity, lost = _nearest(wanted, motion, bounds, plan, scale)
+    if (lost & ~good).any():
+        last, none = _nearest(wanted, motion, bounds, bounds, scale)
+        velocity, lost = np.where(lost, last, velocity), lost & none
+    delta = np.where(good, request, velocity * scale)
+    return delta, np.where(good, wanted, velocity), lost & ~good
+
+
+def _nearest(
+    wanted: np.ndarray, motion: Motion, bounds: Bounds, plan: Bounds, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The admissible velocity [6] nearest to a wanted one, and where there is none."""
+    room, reach = bounds.change * (1 - MARGIN) * scale, bounds.ramp * (1 - MARGIN) * scale
+    (low, high), steady = fence(motion, bounds), motion.velocity + motion.change * scale
+    lowest = (
+        -bounds.velocity, motion.velocity - room, steady - reach * scale,
+        (low - motion.lowest) / scale,
+    )  # fmt: skip
+    highest = (
+        bounds.velocity, motion.velocity + room, steady + reach * scale,
+        (high - motion.highest) / scale,
+    )  # fmt: skip
+    near = np.minimum(np.maximum(wanted, np.max(lowest, 0)), np.min(highest, 0))
+    far = brake(motion.velocity, motion.change, plan)
+    if scale < 1:
+        change = np.clip(far - motion.velocity, motion.change - reach, motion.change + reach)
+        far = motion.velocity + change * scale
     lost = np.zeros(6, bool)
     for _ in range(2):  # a grid, then a finer one where the first changed its mind
         tries = near[None] + FRACTIONS * (far - near)[None]
         tries[-1] = far
-        ok = admissible(tries, motion, bounds)
+        ok = admissible(tries, motion, bounds, plan, scale)
         first, lost = ok.argmax(0), np.asarray(~ok.any(0))
         near, far = tries[np.maximum(first - 1, 0), np.arange(6)], tries[first, np.arange(6)]
-    return np.where(good, request, far), lost & ~good
+    return far, lost

@@ -9,13 +9,15 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .decision import Causes, Decision, Reading, State, decide, halt, real, start, vector
+from .decision import Causes, Decision, Reading, State, decide, real, rest, start, vector
 from .limits import Limits
+
+Rule = Callable[[Limits, State, Any, Any, float], Decision]
 
 # With Reading, which every caller of a filter needs.
 __all__ = ["Event", "Reading", "SafetyFilter"]
@@ -51,19 +53,28 @@ class SafetyFilter:
     a person's word. Then every executed step is `sent = safety.step(action, Reading(...))`.
     """
 
+    # For client.py, which is copied without this package.
+    new_reading = Reading
+
     def __init__(
-        self, limits: Limits, gripper: float, clock: Callable[[], float] = time.monotonic
+        self,
+        limits: Limits,
+        gripper: float,
+        clock: Callable[[], float] = time.monotonic,
+        unseen: bool = False,
     ) -> None:
-        """`gripper` is what it does now, 1 = open. Raises ValueError outside of [0, 1]."""
+        """`gripper` is what it does now, 1 = open. `unseen`: not beside the motors but at a server,
+        for the rules of unseen.py. Raises ValueError for a gripper outside of [0, 1].
+        """
         self.limits, self._clock = limits, clock
         # Reentrant: a signal handler may press the button in the middle of a step.
         self._lock = threading.RLock()
-        self._state = start(limits, _checked_gripper(gripper))
+        self._state = start(limits, _checked_gripper(gripper), None, -math.inf)._replace(
+            unseen=unseen
+        )
         self._events: deque[Event] = deque(maxlen=limits.events)
         self._counts: Counter[str] = Counter()
         self._step, self._logged = 0, 0
-        self._plan: list[State] = []  # before each step of the last plan, and after it
-        self._planned_at = math.nan
         self._latched: Event | None = None
         self._latch("start", "no motion before the first reset", self._now())
 
@@ -91,74 +102,41 @@ class SafetyFilter:
             return dict(self._counts)
 
     def step(self, action: Any, reading: Reading) -> np.ndarray:
-        """The action to send, float64 [7], for one control step.
+        """The action to send now, float64 [7]. Every action that reaches the motors comes out of
+        here, once per control step, and is sent at once.
 
         Whatever `action` and the fields of `reading` are, it answers and does not raise.
         """
-        with self._lock:
-            self._plan = []
-            return self._one(action, reading, self._now())
+        return self.apply(decide, action, reading)
 
-    def plan(self, actions: Any, reading: Reading, steps: int | None = None) -> np.ndarray:
-        """The actions to send in the next k control steps, float64 [k 7], one per period, the first
-        one now.
+    def rest(self) -> np.ndarray:
+        """The action to send now, float64 [7], where there is none to ask for: a stop for this
+        step.
+        """
+        return self.apply(rest, None, None)
 
-        For a caller that gets chunks and executes as much of one as it likes before it asks again.
-        A stop pressed after this call comes with the next one: who must stop within one step runs
-        `step` beside the robot as well.
-
-        Args:
-            actions: [k 7]. What is not k > 0 rows is answered by one stop.
-            reading: as the first of them is sent; later ones count on the commands.
-            steps: of the last plan were executed. None: one per period since then.
-
-        Raises ValueError, and moves nothing, when the last plan has no so many steps.
+    def apply(self, rule: Rule, action: Any, reading: Any) -> np.ndarray:
+        """What `rule` makes of an action: `decide`, or one of unseen.py. A server takes the same
+        ones always.
         """
         with self._lock:
-            now, period = self._now(), 1 / self.limits.control_rate
-            last = max(len(self._plan) - 1, 0)
-            if steps is None:
-                passed = (now - self._planned_at) / period if self._plan else 0.0
-                steps = min(max(round(passed), 0), last) if math.isfinite(passed) else 0
-            if not 0 <= steps <= last:
-                raise ValueError(
-                    f"steps: expected 0 to {last}, the steps of the last plan, got {steps}"
-                )
-            if self._plan:
-                # A caller who executed more steps than there was time for is early, not from the
-                # future: its state's time may not be after now.
-                before = self._plan[steps]
-                self._state = before._replace(
-                    time=min(before.time, now) if math.isfinite(now) else before.time
-                )
-            self._plan, self._planned_at, out = [self._state], now, []
-            for i, action in enumerate(_steps(actions)):
-                later = reading._replace(observed_at=real(reading.observed_at) + i * period)
-                if i:  # the pose was measured before the first step
-                    later = later._replace(pose=None)
-                out.append(self._one(action, later, now + i * period))
-                self._plan.append(self._state)
-            return np.stack(out)
-
-    def _one(self, action: Any, reading: Reading, now: float) -> np.ndarray:
-        self._step += 1
-        if self._latched is None:
-            decision = decide(self.limits, self._state, action, reading, now)
-            if decision.causes:
-                self._log(now, decision, vector(action, 7))
-            if decision.latch is not None and self._latched is None:
-                self._latch(
-                    decision.latch,
-                    f"stop {self.limits.latch_after[decision.latch]} of its cause",
-                    now,
-                )
-            # The button may have been pressed by a handler since the top; it wins.
-            if self._latched is None or decision.stopped:
-                self._state = decision.state
-                return decision.action
-        self._counts["latched"] += 1
-        action, self._state = halt(self.limits, self._state)
-        return action
+            self._step += 1
+            now = self._now()
+            if self._latched is None:
+                decision = rule(self.limits, self._state, action, reading, now)
+                if decision.causes:
+                    self._log(now, decision, vector(action, 7))
+                if decision.latch is not None and self._latched is None:
+                    patience = self.limits.patience[decision.latch]
+                    self._latch(decision.latch, f"stop {patience} of its cause", now)
+                # The button may have been pressed by a handler since the top; it wins.
+                if self._latched is None or decision.stopped:
+                    self._state = decision.state
+                    return decision.action
+            self._counts["latched"] += 1
+            decision = rest(self.limits, self._state, None, None, now)
+            self._state = decision.state
+            return decision.action
 
     def emergency_stop(self, why: str) -> None:
         """The button: the next step is a stop, and so is every one until `reset`. Pressed again, it
@@ -168,7 +146,8 @@ class SafetyFilter:
             self._latch("emergency", why, self._now())
 
     def reset(self, by: str, gripper: float | None = None, pose: np.ndarray | None = None) -> None:
-        """Clears the latch and begins at rest. `by` says who took the decision; it is logged.
+        """Clears the latch; the next step commands rest, and motion begins after it. `by` says who
+        took the decision; it is logged.
 
         `gripper` and `pose` ([6], m and rad) tell where the robot is now; by default the gripper is
         where it was, and the pose comes with the next reading. Raises ValueError, and stays
@@ -181,12 +160,12 @@ class SafetyFilter:
                     f"reset: expected a pose of 6 finite numbers (m, rad), got {pose!r}; measure it"
                     " again"
                 )
-            now, self._plan = self._now(), []
-            self._state = start(
-                self.limits, self._state.gripper if gripper is None else _checked_gripper(gripper),
-                place,
-                now if math.isfinite(now) else -math.inf,
-            )  # fmt: skip
+            at = self._state.gripper if gripper is None else _checked_gripper(gripper)
+            now = self._now()
+            # Without a clock, the first time that there is one.
+            begun = now if math.isfinite(now) else math.inf
+            unseen = self._state.unseen
+            self._state = start(self.limits, at, place, begun)._replace(unseen=unseen)
             self._latched = None
             self._add(Event(self._step, now, {"reset": ()}, True, note=str(by)[:200]))
 
@@ -212,7 +191,7 @@ class SafetyFilter:
             self._events[-1] = dataclasses.replace(last, steps=last.steps + 1)
             return
         requested = None if request is None else tuple(request.tolist())
-        sent = tuple(decision.action.tolist())
+        sent = tuple(np.atleast_2d(decision.action)[0].tolist())
         self._add(Event(self._step, now, decision.causes, decision.stopped, requested, sent))
 
     def _add(self, event: Event) -> None:
@@ -227,11 +206,3 @@ def _checked_gripper(gripper: float) -> float:
             f"gripper: expected 0 (closed) to 1 (open), got {gripper!r}; say where it is now"
         )
     return value
-
-
-def _steps(actions: Any) -> Sequence[Any]:
-    """The steps of a chunk; a single None, which is no action, for what has none."""
-    try:
-        return list(actions) or [None]
-    except Exception:  # whatever the object does: its answer is a stop, as of `vector`
-        return [None]

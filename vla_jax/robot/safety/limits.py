@@ -7,10 +7,17 @@ is a complete, commented file.
 """
 
 import dataclasses
+import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .cameras import CAUSES as CAMERA_CAUSES
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 NAMES = (*AXES, "gripper")
@@ -21,12 +28,23 @@ STOP_CAUSES = (
     "no_braking_room",
 )  # fmt: skip
 GRIPPERS = ("hold", "open", "close")
+IGNORE = "ignore"  # of a cause in cameras.latch_after: it is no stop
 # A braking manoeuvre is simulated in every step, so that its length bounds the time of one; 1 s at
 # 500 Hz.
 MAX_BRAKING_STEPS = 500
 MAX_BYTES = 1 << 16
 
 Six = tuple[float, float, float, float, float, float]
+
+
+class Bounds(NamedTuple):
+    """Limits per step, [6] each: |delta|, |its change|, |change of that|, and the box."""
+
+    velocity: np.ndarray
+    change: np.ndarray
+    ramp: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +68,8 @@ class Limits:
             None is never.
         clean_steps: steps without a cause, at rest, before motion goes on. events: how many the log
             holds.
+        cameras: of cameras.CAUSES those that are a stop, with the stops until one latches, as in
+            latch_after; others are ignored. frozen_after: equal frames in a row.
     """
 
     control_rate: float
@@ -67,6 +87,8 @@ class Limits:
     latch_after: Mapping[str, int | None]
     clean_steps: int
     events: int
+    cameras: Mapping[str, int | None]
+    frozen_after: int
 
     def __post_init__(self) -> None:
         _need(
@@ -133,14 +155,33 @@ class Limits:
             sorted(STOP_CAUSES),
             sorted(self.latch_after),
         )
-        for cause, count in self.latch_after.items():
-            _need(
-                count is None or count >= 1,
-                f"stop.latch_after.{cause}",
-                "1 step or more, or none",
-                count,
-            )
+        unknown = sorted(self.cameras.keys() - set(CAMERA_CAUSES))
+        _need(not unknown, "cameras", f"some of {', '.join(CAMERA_CAUSES)}", unknown)
+        _need(self.frozen_after >= 2, "cameras.frozen_after", "2 frames or more", self.frozen_after)
+        for cause, count in self.patience.items():
+            where = "cameras.latch_after" if cause in CAMERA_CAUSES else "stop.latch_after"
+            _need(count is None or count >= 1, f"{where}.{cause}", "1 step or more, or none", count)
         _need(self.clean_steps >= 0, "stop.clean_steps", "0 steps or more", self.clean_steps)
+
+    @functools.cached_property
+    def patience(self) -> Mapping[str, int | None]:
+        """Stops of each cause until one latches; None is never."""
+        return {**self.latch_after, **self.cameras}
+
+    @functools.cached_property
+    def per_step(self) -> Bounds:
+        """In robot units. What an axis cannot exceed anyway replaces infinity."""
+        rate = self.control_rate
+        velocity = np.array(self.velocity) / rate
+        change = np.minimum(np.array(self.acceleration) / rate**2, 2 * velocity)
+        ramp = np.minimum(np.array(self.jerk) / rate**3, 2 * change)
+        return Bounds(velocity, change, ramp, np.array(self.low), np.array(self.high))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The same for the same limits: by it a server and a robot know that theirs are."""
+        body = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(body.encode()).hexdigest()
 
     def braking_steps(self, axis: int) -> int:
         """A bound on the steps that the jerk-limited stop of `axis` takes from any
@@ -215,7 +256,7 @@ def parse(body: Any, where: str = "limits") -> Limits:
     top = _keys(body, where, (
         "version", "control_rate", "velocity", "acceleration", "jerk", "workspace", "rotation",
         "gripper", "collision",
-        "watchdog", "distribution", "stop", "log",
+        "cameras", "watchdog", "distribution", "stop", "log",
     ))  # fmt: skip
     _need(
         top["version"] == 1 and not isinstance(top["version"], bool),
@@ -226,6 +267,8 @@ def parse(body: Any, where: str = "limits") -> Limits:
     watchdog = _keys(top["watchdog"], f"{where}: watchdog", ("max_age", "jitter"))
     stop = _keys(top["stop"], f"{where}: stop", ("gripper", "clean_steps", "latch_after"))
     latch = _keys(stop["latch_after"], f"{where}: stop.latch_after", STOP_CAUSES)
+    cameras = _keys(top["cameras"], f"{where}: cameras", ("frozen_after", "latch_after"))
+    seen = _keys(cameras["latch_after"], f"{where}: cameras.latch_after", CAMERA_CAUSES)
     box = {
         **_ranges(top["workspace"], f"{where}: workspace", AXES[:3], "m"),
         **_ranges(top["rotation"], f"{where}: rotation", AXES[3:], "rad"),
@@ -248,13 +291,18 @@ def parse(body: Any, where: str = "limits") -> Limits:
             expected=_expected(top["distribution"], f"{where}: distribution"),
             gripper_at_stop=stop["gripper"],
             latch_after={
-                cause: None if value == "none" else _count(value,
-                f"{where}: stop.latch_after.{cause}", "steps")
+                cause: _steps(value, f"{where}: stop.latch_after.{cause}")
                 for cause, value in latch.items()
             },
             clean_steps=_count(stop["clean_steps"], f"{where}: stop.clean_steps", "steps"),
             events=_count(_keys(top["log"], f"{where}: log", ("events",))["events"],
             f"{where}: log.events", "events"),
+            cameras={
+                cause: _steps(value, f"{where}: cameras.latch_after.{cause}")
+                for cause, value in seen.items() if value != IGNORE
+            },
+            frozen_after=_count(cameras["frozen_after"], f"{where}: cameras.frozen_after",
+            "frames"),
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(
@@ -321,6 +369,10 @@ def _signed(value: Any, where: str, unit: str) -> float:
 
 def _optional(value: Any, where: str, unit: str) -> float:
     return math.inf if value == "none" else _number(value, where, unit)
+
+
+def _steps(value: Any, where: str) -> int | None:
+    return None if value == "none" else _count(value, where, "steps")
 
 
 def _count(value: Any, where: str, unit: str) -> int:

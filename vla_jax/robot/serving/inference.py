@@ -50,9 +50,17 @@ class Job(NamedTuple):
     answer: "asyncio.Future[dict[str, Any]]"
 
 
-def open_model(artefact: Path, device: str, dtype: str, compile: bool, sessions: int) -> Model:
+def open_model(
+    artefact: Path,
+    device: str,
+    dtype: str,
+    compile: bool,
+    sessions: int,
+    require_signature: str | None = None,
+) -> Model:
     """Loads an artefact, proves it on this machine by its golden file, and runs the batches that
-    `sessions` can make, so that nothing is left to be compiled later.
+    `sessions` can make, so that nothing is left to be compiled later. Arguments as of
+    torch_policy.load.
 
     Raises ValueError for an artefact that is not whole, and when a stage of the replay differs by
     more than its bound.
@@ -64,7 +72,7 @@ def open_model(artefact: Path, device: str, dtype: str, compile: bool, sessions:
     )
     from vla_jax.robot.torch_policy.folder import SUMS, digest
 
-    policy = load(artefact, device, dtype, compile)
+    policy = load(artefact, device, dtype, compile, require_signature=require_signature)
     file = artefact / "golden.npz"
     rows = golden.replay(policy, file, dtype)
     if any(row.exceeds for row in rows):

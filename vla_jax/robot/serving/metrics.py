@@ -19,9 +19,8 @@ HELP = {
     "sessions_total": "sessions begun",
     "failures_total": "internal errors; the first of them are in the log",
     "refused_total": "connections refused, by reason",
-    "safety_steps_total": (
-        "steps of planned chunks that a safety filter changed or stopped, by cause"
-    ),
+    "camera_frames_total": "answers whose frames show that a camera failed, by cause",
+    "safety_steps_total": ("answers that a safety filter changed or stopped, by cause"),
 }
 
 

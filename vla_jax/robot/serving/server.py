@@ -1,11 +1,18 @@
 """A websocket server round a policy: who may connect, what goes over the wire, and how it begins
 and ends.
 
-On connecting a client gets the handshake (`Server.handshake`), one map; sessions.py says what
+On connecting a client gets the handshake (`Server.handshake`), one map; messages.py says what
 messages follow. Every connection is a session with an episode of its own and, with limits, a safety
 filter of its own, which no message but an operator's safety_reset lets move. /healthz answers 200
 once the policy is warm and 503 before, /metrics in Prometheus' text, both while the policy loads,
 compiles and computes.
+
+What is promised, with limits. Beside the motors, by a SafetyFilter that every command passes last:
+all limits, whatever this server, the network, the policy and the loop's timing do, on a clock whose
+jumps show (backwards, or forward by more than 1.5 periods). By this server alone, to a client that
+does not say that it has such a filter: the same, as long as an answer's actions are carried out in
+order, each once or never, before the next request is sent; the robot creeps, see
+safety/unseen.py. Nothing is promised for a client that says it has a filter and has none.
 
 stop and safety_reset act on the sender's session, or on the one they name, which takes the
 operator's token; stop on "*" concerns all. A stop is in every chunk that is sent after its answer;
@@ -19,9 +26,11 @@ reach a robot on loopback.
 """
 
 import asyncio
+import errno
 import hmac
 import http
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -33,14 +42,18 @@ from websockets.http11 import Request, Response
 
 from vla_jax.robot.client import PROTOCOL, pack, unpack
 from vla_jax.robot.serving.inference import Inference, Model
+from vla_jax.robot.serving.messages import Refusal, checked
 from vla_jax.robot.serving.metrics import Metrics
-from vla_jax.robot.serving.sessions import Refusal, Session, Settings, checked
+from vla_jax.robot.serving.sessions import Session, Settings
 
 log = logging.getLogger("vla_jax.serve")
 
 HANDSHAKE_TIMEOUT = 10.0  # s for TLS and the opening of a websocket
 PING = 20.0  # s between pings, and until a silent client is gone
 CLOSE_TIMEOUT = 2.0  # s for a client to say goodbye
+WRONG_TOKEN = 0.2  # s until a wrong token is answered
+WRONG_TOKENS = 5  # of an operator, after which a session ends
+BACKLOG = 16  # connections that wait for being taken; asyncio tries as many without a pause
 DRAIN_TIMEOUT = 30.0  # s for requests in flight at the end
 ALL = "*"
 
@@ -64,6 +77,11 @@ class Server:
                 "--limits: expected --operator_token_file with it: without one no robot could ever"
                 " move"
             )
+        if settings.token is not None and settings.token == settings.operator_token:
+            raise ValueError(
+                "--token_file, --operator_token_file: expected two tokens, got one: a robot could"
+                " reset its own safety"
+            )
         if settings.sessions < 1 or not settings.idle > 0:
             raise ValueError(
                 "--max_sessions, --idle_timeout: expected one session and a time or more, got"
@@ -77,6 +95,8 @@ class Server:
         self._model: Model | None = None
         self._sessions: dict[str, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._wrong_at = -math.inf  # when a wrong token was last logged
+        self._full_at = -math.inf  # when it was, that there were no more descriptors
 
     def stop(self) -> None:
         """Ends `run`: requests in flight are answered first. For handlers of SIGTERM; call it in
@@ -89,6 +109,7 @@ class Server:
 
         Raises what `open_model` raises, and OSError when the port is taken.
         """
+        asyncio.get_running_loop().set_exception_handler(self._no_files)
         quiet = logging.getLogger("vla_jax.serve.wire")
         quiet.setLevel(logging.CRITICAL)  # strangers' failed handshakes would flood the log
         async with serve(
@@ -97,7 +118,7 @@ class Server:
             process_request=self._authorize, origins=[None], compression=None,
             max_size=2 * self.max_bytes, max_queue=2,
             open_timeout=HANDSHAKE_TIMEOUT, ping_interval=PING, ping_timeout=PING,
-            close_timeout=CLOSE_TIMEOUT,
+            close_timeout=CLOSE_TIMEOUT, backlog=BACKLOG,
         ) as wire:  # fmt: skip
             self.port = wire.sockets[0].getsockname()[1]
             log.info("listening on %s:%d, warming up", self.settings.host, self.port)
@@ -123,7 +144,7 @@ class Server:
             raise ValueError(
                 f"--dataset: expected one of {', '.join(about['datasets'])}, got {dataset!r}"
             )
-        if unknown := self.settings.keys.keys() - set(about["cameras"]):
+        if unknown := self.settings.names.cameras.keys() - set(about["cameras"]):
             raise ValueError(
                 f"--camera: expected {', '.join(about['cameras'])}, got"
                 f" {', '.join(sorted(unknown))}"
@@ -148,7 +169,7 @@ class Server:
 
     def handshake(self, session: str) -> dict[str, Any]:
         """What a client is told first. With limits `control_hz` is their rate, for which actions
-        are filtered.
+        are filtered, and "limits" their digest.
         """
         assert self._model is not None
         limits = self.settings.limits
@@ -156,12 +177,12 @@ class Server:
         fixed = {
             "server": "vla_jax",
             "protocol": PROTOCOL,
-            "limits": limits is not None,
+            "limits": None if limits is None else limits.digest,
             "session": session,
         }
         return {**fixed, **self._model.about, **rate}
 
-    def _authorize(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _authorize(self, connection: ServerConnection, request: Request) -> Response | None:
         """An HTTP answer instead of a websocket, or None to let a client in."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
@@ -171,6 +192,8 @@ class Server:
         if self.settings.token is not None and not (
             _carries(request, self.settings.token) or self._is_operator(request)
         ):
+            self._wrong((connection.remote_address or ("?",))[0])
+            await asyncio.sleep(WRONG_TOKEN)
             return self._refused(
                 connection,
                 http.HTTPStatus.UNAUTHORIZED,
@@ -194,6 +217,26 @@ class Server:
     def _refused(self, connection: ServerConnection, status: http.HTTPStatus, why: str) -> Response:
         self.metrics.count("refused_total", status.name.lower())
         return connection.respond(status, why + "\n")
+
+    def _no_files(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Of what asyncio has to say, a connection that cannot be taken is counted, and logged once
+        a second at most: it says so hundreds of times, each with a traceback.
+        """
+        if getattr(context.get("exception"), "errno", None) not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+            return
+        self.metrics.count("refused_total", "no_files")
+        now = time.monotonic()
+        if now - self._full_at > 1:
+            self._full_at = now
+            log.warning("no more file descriptors: connections wait; see ulimit -n")
+
+    def _wrong(self, who: str) -> None:
+        """Logs a wrong token, once a second at most."""
+        now = time.monotonic()
+        if now - self._wrong_at > 1:
+            self._wrong_at = now
+            log.warning("a wrong token, from %s", who)
 
     def _is_operator(self, request: Request) -> bool:
         token = self.settings.operator_token
@@ -257,7 +300,10 @@ class Server:
             kind = message.get("type")
             if isinstance(kind, str) and kind in ("stop", "safety_reset"):
                 await connection.send(self._command(session, message))
-                continue
+                if session.errors["unauthorised"] < WRONG_TOKENS:
+                    continue
+                await connection.close(1008, "wrong tokens")
+                return f"{WRONG_TOKENS} wrong tokens of an operator"
             session.openpi = "type" not in message
             if session.task is not None and not session.task.done():
                 await connection.send(
@@ -308,7 +354,7 @@ class Server:
             if message["type"] == "stop" and name == ALL:
                 for session in self._sessions.values():
                     session.stop(fields["why"])
-                return pack({"type": "safety", "session": ALL, "latched": "emergency"})
+                return _told(fields, ALL, "emergency")
             target = self._sessions.get(name)
             if target is None:
                 raise Refusal(
@@ -321,13 +367,20 @@ class Server:
                 target.safety_reset(fields["by"], float(fields["gripper"]), fields["pose"])
         except Refusal as error:
             return sender.error(error.code, error, message)
-        return pack({"type": "safety", "session": name, "latched": target.latched})
+        return _told(fields, name, target.latched)
 
     def _check_operator(self, token: str | None) -> None:
         if not _equal(token or "", self.settings.operator_token):
+            self._wrong("a session")
             raise Refusal(
                 "unauthorised", "operator_token: expected the one of --operator_token_file"
             )
+
+
+def _told(fields: dict[str, Any], session: str, latched: str | None) -> bytes:
+    """The answer to a stop or a safety_reset."""
+    body = {"type": "safety", "id": fields["id"], "session": session, "latched": latched}
+    return pack(body)
 
 
 def _carries(request: Request, token: bytes) -> bool:

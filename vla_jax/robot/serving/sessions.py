@@ -1,25 +1,5 @@
-"""One robot's connection: messages in, answers out, an episode and a safety filter of its own.
-
-Two kinds of messages, both maps (client.py says how they are bytes):
-
-Our own have a "type"; FIELDS lists what they hold.
-    reset         begins an episode -> {"type": "ready"}
-    act           a new frame -> {"type": "actions", "id", "observed_at", "actions": float32 [k d],
-                  "arm", "gripper", "confidence", "timing": ms, "safety": {"latched": cause or None,
-                  "causes": {cause: steps}} or None}
-    stop, safety_reset  of the safety filter, see server.py -> {"type": "safety", "session",
-                        "latched"}
-    anything wrong -> {"type": "error", "id", "code": see Refusal, "message": one line}
-`observed_at` is on the client's clock: it is echoed, and must not go backwards. The watchdog of the
-safety filter counts from the arrival of the message, on the clock of this machine; how old a frame
-was then, only the client knows.
-
-Those of openpi's client (openpi_client.websocket_client_policy 0.1) have none:
-{"observation/image": uint8 [h w 3] or [3 h w], "observation/wrist_image", "observation/state": [p],
-"prompt": text}, names by `Settings.keys` -> {"actions": float32 [k d], "server_timing":
-{"infer_ms"}, "policy_timing"}; an error is a text frame. The first prompt, and one that differs
-from the last, begins an episode; its client has no other word for that, so connect anew for each
-episode.
+"""One robot's connection: messages in (messages.py), answers out, an episode and a safety filter of
+its own.
 """
 
 import asyncio
@@ -28,50 +8,37 @@ import logging
 import math
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vla_jax.robot.client import pack
+from vla_jax.robot.safety import cameras, unseen
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
-from vla_jax.robot.safety.limits import Limits
+from vla_jax.robot.safety.limits import STOP_CAUSES, Limits
 from vla_jax.robot.serving.inference import BadInput, Inference, Model
+from vla_jax.robot.serving.messages import (
+    CLOCK,
+    FIELDS,
+    SAFETY,
+    Names,
+    Refusal,
+    check_types,
+    checked,
+    observed,
+    printable,
+    reading_of,
+)
 from vla_jax.robot.serving.metrics import Metrics
 
 log = logging.getLogger("vla_jax.serve")
 
-STATE, PROMPT = "observation/state", "prompt"
-CAMERA_KEYS = {"primary": "observation/image", "wrist": "observation/wrist_image"}
 # Of an instruction, before the tokenizer sees it; the policy has its own limit in tokens.
 MAX_CHARACTERS = 4096
 TRACEBACKS = 20  # of internal errors, in the log of a process; more are counted
-
-_NONE = type(None)
-_NUMBER = (float, int)
-# What each request may hold; a field that may be None may be left out.
-FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "reset": {"instruction": (str,), "dataset": (str, _NONE), "seed": (int, _NONE)},
-    "act": {
-        "id": (int,), "observed_at": _NUMBER, "images": (dict,), "proprio": (np.ndarray, _NONE),
-        "executed": (np.ndarray, _NONE), "steps": (int, _NONE), "pose": (np.ndarray, _NONE),
-        "distance": (*_NUMBER, _NONE),
-    },
-    "stop": {"why": (str,), "session": (str, _NONE), "operator_token": (str, _NONE)},
-    "safety_reset": {
-        "by": (str,), "gripper": _NUMBER, "pose": (np.ndarray, _NONE), "session": (str, _NONE),
-        "operator_token": (str,),
-    },
-}  # fmt: skip
-
-
-class Refusal(Exception):
-    """A request that is not done: a line that says why, and a code: bad_request, bad_image,
-    not_ready, unauthorised, too_large, busy or internal.
-    """
-
-    def __init__(self, code: str, message: object) -> None:
-        super().__init__(" ".join(str(message).split())[:500])
-        self.code = code
+AHEAD = 60.0  # s that a client's clock may go on more than ours between two frames
+KEPT = 8  # chunks sent of which a client may still say what was carried out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +50,7 @@ class Settings:
         token: that every connection must carry; None: not asked for.
         operator_token: that lets a robot move again after a stop; None: nobody can.
         limits: of the safety filter that every session then has; no client can switch it off.
-        keys: camera -> its key in openpi's messages, where CAMERA_KEYS has another or none.
+        names: where openpi's messages have what the policy sees.
         dataset: of sessions that name none.
         sessions: how many at once.
         idle: s without a message until a session ends.
@@ -95,17 +62,33 @@ class Settings:
     token: bytes | None = None
     operator_token: bytes | None = None
     limits: Limits | None = None
-    keys: dict[str, str] = dataclasses.field(default_factory=dict)
+    names: Names = dataclasses.field(default_factory=Names)
     dataset: str | None = None
     sessions: int = 8
     idle: float = 600.0
+
+
+class Times(NamedTuple):
+    """Where a session's time comes from, s; the clock never goes back."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+TIMES = Times()
 
 
 class Session:
     """An episode on the model, from connection to disconnection. Used from the event loop alone."""
 
     def __init__(
-        self, name: str, model: Model, inference: Inference, settings: Settings, metrics: Metrics
+        self,
+        name: str,
+        model: Model,
+        inference: Inference,
+        settings: Settings,
+        metrics: Metrics,
+        times: Times = TIMES,
     ) -> None:
         self.name, self.model, self.settings = name, model, settings
         self.errors: Counter[str] = Counter()
@@ -115,13 +98,20 @@ class Session:
         self._inference, self._metrics = inference, metrics
         self._policy = model.policy.new_session()
         self._instruction: str | None = None  # of the episode; None: there is none
-        self._observed_at = -math.inf
-        self._sent: np.ndarray | None = None  # the last actions
+        self._times = times
+        self._observed_at, self._heard_at = -math.inf, -math.inf  # the last frame's, its arrival
+        self._chunks = 0
+        self._sent: dict[int, np.ndarray] = {}  # the last chunks of this episode, by number
         # Made by the first safety_reset, which says where the gripper is: before it no stop could
         # hold the gripper there.
         self._filter: SafetyFilter | None = None
-        # Whether a chunk was sent since that reset; the filter knows nothing of earlier chunks.
-        self._planned = False
+        # Whether the robot has a filter of its own; None: no frame has said since the reset.
+        self._seen: bool | None = None
+        limits = settings.limits
+        self._watch = cameras.CameraWatch(
+            cameras.FROZEN_AFTER if limits is None else limits.frozen_after
+        )
+        self._failed_cameras: cameras.Causes = {}
 
     def error(
         self, code: str, message: object, request: dict[Any, Any] | None = None
@@ -175,11 +165,12 @@ class Session:
 
     async def _reset(self, fields: dict[str, Any]) -> dict[str, Any]:
         await self._begin(fields["instruction"], fields["dataset"], fields["seed"] or 0)
-        return {"type": "ready"}
+        return {"type": "ready", "id": fields["id"]}
 
     async def _begin(self, instruction: str, dataset: str | None, seed: int) -> None:
         # If the new episode cannot begin, the last one must not go on.
-        self._instruction = self._sent = None
+        self._instruction, self._observed_at = None, -math.inf
+        self._sent.clear()
         if len(instruction) > MAX_CHARACTERS:
             raise Refusal(
                 "bad_request",
@@ -195,58 +186,77 @@ class Session:
         self._instruction = instruction
 
     async def _act(self, fields: dict[str, Any], arrived: float) -> dict[str, Any]:
-        observed_at, steps = fields["observed_at"], fields["steps"]
-        chunk = self.model.about["chunk"]
-        if not self._observed_at <= observed_at < math.inf:  # NaN fails too
+        observed_at = fields["observed_at"]
+        latest = CLOCK
+        if math.isfinite(self._observed_at):
+            latest = min(CLOCK, self._observed_at + arrived - self._heard_at + AHEAD)
+        if not max(self._observed_at, -CLOCK) <= observed_at <= latest:  # NaN fails too
             raise Refusal(
                 "bad_request",
-                f"observed_at: expected at least the last one, {self._observed_at}, got"
-                f" {observed_at}; send a clock that never goes backwards (time.monotonic)",
-            )
-        if steps is not None and not 0 <= steps <= chunk:
-            raise Refusal("bad_request", f"steps: expected 0 to {chunk}, got {steps}")
-        if fields["pose"] is not None and fields["pose"].shape != (6,):
-            raise Refusal(
-                "bad_request",
-                f"pose: expected [6] (x y z roll pitch yaw), got {fields['pose'].shape}",
+                f"observed_at: expected at least the last one, {self._observed_at}, and at most"
+                f" {latest}, got {observed_at}; send a clock that never goes backwards"
+                " (time.monotonic), or begin the episode again",
             )
         if self._instruction is None:
             raise Refusal("not_ready", "act: expected a reset with the instruction first")
-        self._observed_at = observed_at
-        distance = fields["distance"]
-        reading = Reading(arrived, fields["pose"], None if distance is None else float(distance))
+        reading = reading_of(fields, arrived)
+        executed = fields["executed"]
+        if fields["chunk"] is not None and executed is None:
+            executed = self._carried_out(fields["chunk"], fields["row"])
+        self._check_seen(fields["limits"])
+        self._observed_at, self._heard_at = observed_at, arrived
         out, safety = await self._chunk(
-            fields["images"], fields["proprio"], fields["executed"], reading, steps
+            fields["images"], fields["proprio"], executed, reading, arrived
         )
         return {
             "type": "actions",
             "id": fields["id"],
             "observed_at": observed_at,
+            "chunk": self._chunks,
             **out,
             "safety": safety,
         }
 
-    async def _observation(self, message: dict[Any, Any], arrived: float) -> dict[str, Any]:
-        images = {}
-        for camera in self.model.about["cameras"]:
-            key = self.settings.keys.get(camera) or CAMERA_KEYS.get(camera)
-            if key is None or key not in message:
-                at = f"under {key!r}" if key else "under a key: start the server with --camera"
-                present = ", ".join(str(name)[:40] for name in message)
-                raise Refusal(
-                    "bad_image", f"images: expected camera {camera} {at}, got the keys {present}"
-                )
-            images[camera] = _rows_first(message[key], self.model.about["image"]["size"])
-        prompt, state = message.get(PROMPT), message.get(STATE)
-        if type(prompt) is not str or type(state) not in FIELDS["act"]["proprio"]:
+    def _carried_out(self, number: int, row: int | None) -> np.ndarray:
+        """The action that a client says was the last."""
+        sent = self._sent.get(number)
+        if sent is None or row is None or not 0 <= row < len(sent):
+            known = ", ".join(map(str, self._sent)) or "none"
             raise Refusal(
                 "bad_request",
-                f"observation: expected text in {PROMPT!r} and an array or nothing in {STATE!r},"
-                f" got {type(prompt).__name__}, {type(state).__name__}",
+                f"chunk, row: expected one of the chunks {known} of this episode and an action of"
+                f" it, got {number}, {row}; leave both out where it is not known",
             )
+        return sent[row]
+
+    def _check_seen(self, digest: str | None) -> None:
+        """Whether the robot has a filter beside its motors is said once, by the first frame."""
+        limits, seen = self.settings.limits, digest is not None
+        if limits is None:
+            return
+        if digest is not None and digest != limits.digest:
+            raise Refusal(
+                "bad_request",
+                f"limits: expected the digest {limits.digest}, got {digest[:80]}; the robot's"
+                " filter and the server need the same file of limits",
+            )
+        if self._seen not in (None, seen):
+            raise Refusal(
+                "bad_request",
+                "limits: expected what the first frame said of a filter beside the motors; connect"
+                " anew",
+            )
+        self._seen = seen
+
+    async def _observation(self, message: dict[Any, Any], arrived: float) -> dict[str, Any]:
+        images, state, prompt = observed(message, self.settings.names, self.model.about["cameras"])
+        fields = {name: message.get(f"safety/{name}") for name in SAFETY}
+        check_types("safety", fields, FIELDS["act"])
+        reading = reading_of(fields, arrived)
+        self._check_seen(fields["limits"])
         if prompt != self._instruction:
             await self._begin(prompt, None, 0)
-        out, _ = await self._chunk(images, state, None, Reading(arrived), None)
+        out, _ = await self._chunk(images, state, None, reading, arrived)
         timing = out["timing"]
         return {
             "actions": out["actions"],
@@ -255,7 +265,7 @@ class Session:
         }
 
     async def _chunk(
-        self, images: Any, proprio: Any, executed: Any, reading: Reading, steps: int | None
+        self, images: Any, proprio: Any, executed: Any, reading: Reading, arrived: float
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The policy's answer, through the filter where there is one, and what the filter did."""
         if self.settings.limits is not None and self._filter is None:
@@ -263,20 +273,15 @@ class Session:
                 "not_ready",
                 "the robot stands still until an operator sends safety_reset with its gripper",
             )
-        if executed is None and self._sent is not None:
+        if executed is None and self._sent:
             # What was sent, not what the policy asked for.
-            executed = self._sent[max(steps or 1, 1) - 1]
-        arrived = reading.observed_at
+            executed = next(reversed(self._sent.values()))[0]
         out = await self._inference.act(self._policy, images, proprio, executed, arrived)
+        reading = reading._replace(cameras=self._look(images))
         safety = None
         if self._filter is not None:
-            begun, before, held = time.monotonic(), Counter(self._filter.counts), self.latched
-            # In the event loop, not on the inference thread: a stop that was answered before this
-            # line is in the plan.
-            actions = self._filter.plan(
-                out["actions"], reading, steps if self._planned else None
-            ).astype(np.float32)
-            self._planned = True
+            before, held = Counter(self._filter.counts), self.latched
+            actions = await self._limited(self._filter, out["actions"], reading, arrived)
             spec = self._policy.action_spec
             out |= {
                 "actions": actions,
@@ -286,14 +291,47 @@ class Session:
             causes = Counter(self._filter.counts) - before
             for cause, count in causes.items():
                 self._metrics.count("safety_steps_total", cause, count)
-            safety = {"latched": self.latched, "causes": dict(causes)}
+            stopped = bool(causes.keys() & {*STOP_CAUSES, *cameras.CAUSES, "latched", "resting"})
+            safety = {"latched": self.latched, "causes": dict(causes), "stopped": stopped}
             if self.latched != held:
                 log.warning("session %s: stopped by its filter: %s", self.name, self.latched)
-            out["timing"]["safety"] = 1e3 * (time.monotonic() - begun)
-        self._sent = out["actions"]
-        out["timing"]["total"] = 1e3 * (time.monotonic() - arrived)
+        self._chunks += 1
+        self._sent[self._chunks] = out["actions"]
+        self._sent.pop(self._chunks - KEPT, None)
+        out["timing"]["total"] = 1e3 * (self._times.now() - arrived)
         self._metrics.timing(out["timing"])
         return out, safety
+
+    def _look(self, images: dict[str, np.ndarray]) -> cameras.Causes:
+        """What CameraWatch says of frames that the policy took: counted, and logged when it
+        changes.
+        """
+        found = self._watch.look(images, self._policy.camera_statistics)
+        for cause in found:
+            self._metrics.count("camera_frames_total", cause)
+        if found != self._failed_cameras:
+            told = "; ".join(f"{cause}: {', '.join(names)}" for cause, names in found.items())
+            log.warning("session %s: cameras: %s", self.name, told or "good again")
+        self._failed_cameras = found
+        return found
+
+    async def _limited(
+        self, safety: SafetyFilter, actions: np.ndarray, reading: Reading, arrived: float
+    ) -> np.ndarray:
+        """What is sent in place of the policy's actions, float32 [k 7]."""
+        shape = (len(actions), 7)
+        if self._seen:
+            sent = safety.apply(unseen.look, actions, reading)
+            return np.broadcast_to(sent, shape).astype(np.float32)
+        # An answer leaves a period after its request came, see unseen.py; a stop that is answered
+        # meanwhile is in it.
+        leaves = arrived + 1 / safety.limits.control_rate
+        while (wait := leaves - self._times.now()) > 0:
+            await self._times.sleep(wait)
+        sent = safety.apply(unseen.creep, actions[0], reading)
+        chunk = np.broadcast_to(sent, shape).astype(np.float32)
+        chunk[1:, :6] = 0
+        return chunk
 
     @property
     def latched(self) -> str | None:
@@ -313,7 +351,7 @@ class Session:
             )
         if self._filter is not None:
             self._filter.emergency_stop(why)
-        log.warning("session %s: stopped: %s", self.name, " ".join(why.split())[:200])
+        log.warning("session %s: stopped: %s", self.name, printable(why))
 
     def safety_reset(self, by: str, gripper: float, pose: np.ndarray | None) -> None:
         """Lets the robot move again, from where it stands. Raises Refusal without limits, for a
@@ -328,12 +366,14 @@ class Session:
                 " first",
             )
         try:
-            fresh = self._filter or SafetyFilter(self.settings.limits, gripper)
+            fresh = self._filter or SafetyFilter(
+                self.settings.limits, gripper, self._times.now, unseen=True
+            )
             fresh.reset(by, gripper, pose)
         except ValueError as error:
             raise Refusal("bad_request", error) from None
-        self._filter, self._planned = fresh, False
-        log.warning("session %s: may move again, by %s", self.name, " ".join(by.split())[:200])
+        self._filter, self._seen = fresh, None
+        log.warning("session %s: may move again, by %s", self.name, printable(by))
 
     def close(self) -> str:
         """After the connection. Returns what there was, for the log."""
@@ -346,36 +386,3 @@ class Session:
             if counts
         )
         return "; ".join((f"{self.answered} answered", *told))
-
-
-def checked(message: dict[Any, Any]) -> dict[str, Any]:
-    """The fields of one of our requests; those left out are None. Raises Refusal for unknown,
-    missing and mistyped ones.
-    """
-    kind = message.get("type")
-    fields = FIELDS.get(kind) if isinstance(kind, str) else None
-    if fields is None:
-        raise Refusal(
-            "bad_request", f"type: expected one of {', '.join(FIELDS)}, got {str(kind)[:40]!r}"
-        )
-    unknown = [str(name)[:40] for name in message if name not in fields and name != "type"]
-    if unknown:
-        raise Refusal(
-            "bad_request", f"{kind}: expected {', '.join(fields)}, got {', '.join(unknown)} too"
-        )
-    values = {name: message.get(name) for name in fields}
-    for name, types in fields.items():
-        if type(values[name]) not in types:
-            expected = " or ".join(each.__name__ for each in types)
-            raise Refusal(
-                "bad_request",
-                f"{kind}.{name}: expected {expected}, got {type(values[name]).__name__}",
-            )
-    return values
-
-
-def _rows_first(image: Any, size: int) -> Any:
-    """An image of openpi's client, whose cameras may come channels first."""
-    if isinstance(image, np.ndarray) and image.shape == (3, size, size):
-        return np.ascontiguousarray(image.transpose(1, 2, 0))
-    return image

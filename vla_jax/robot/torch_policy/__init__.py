@@ -12,7 +12,8 @@ The exporter copies this folder into every artefact as `policy_torch`; hence the
                                                  machine
 """
 
+from . import waiting  # before torch  # isort: skip
 from .folder import load, verify
-from .policy import Policy, act_together
+from .policy import Policy, act_in_row, act_together
 
-__all__ = ["Policy", "act_together", "load", "verify"]
+__all__ = ["Policy", "act_in_row", "act_together", "load", "verify", "waiting"]

@@ -1,24 +1,25 @@
 """An artefact's folder: its files, their hashes, and the policy in it."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from . import contents, signature
 from .heads import DiscreteHead
 from .network import Network
-from .policy import Policy
+from .policy import Policy, Spec
 from .quantise import to_8_bits
 from .tokenizer import Tokenizer
 
-SCHEMA = 1
-SUMS = "SHA256SUMS"
+# 2 since a window may grow and images have filters: code of before would read neither.
+SCHEMA, READ = 2, (1, 2)
+SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.minisig"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,6 +29,7 @@ def load(
     dtype: str = "float32",
     compile: bool = False,
     quantise: str | None = None,
+    require_signature: str | None = None,
 ) -> Policy:
     """The policy of an artefact's folder.
 
@@ -40,9 +42,11 @@ def load(
         quantise: "int8", "int8_dynamic" or "float8": the backbone's weights in 8 bits, see
             quantise.py; needs torchao. The artefact's proof does not hold for it:
             experiments.quantise says what it costs.
+        require_signature: the public key, or its file, by whose owner SHA256SUMS must be signed:
+            see signature.py.
 
     Raises ValueError for a file that is damaged, missing or not the exporter's, another schema,
-    weights that do not fit, and int8 compiled in bfloat16 for a CPU.
+    weights that do not fit, a wrong signature, and int8 compiled in bfloat16 for a CPU.
     """
     path = Path(path)
     if dtype not in DTYPES:
@@ -52,19 +56,20 @@ def load(
             "compile: int8 in bfloat16 on a CPU kills the process (seen with torch 2.13, torchao"
             " 0.18); use dtype float32, or int8_dynamic"
         )
-    verify(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if config.get("schema") != SCHEMA:
+    verify(path, require_signature)
+    file, weights = path / "config.json", path / "model.safetensors"
+    config = contents.read_json(file)
+    if config.get("schema") not in READ:
         raise ValueError(
-            f"{path}: expected artefact schema {SCHEMA}, got {config.get('schema')}; export it"
-            " again"
+            f"{path}: expected artefact schema {' or '.join(map(str, READ))}, got"
+            f" {config.get('schema')}; export it again"
         )
+    shapes = contents.shapes(weights)
+    contents.made(file, lambda: contents.check_sizes(file, config, shapes))
     with torch.device("meta"):
-        network = Network(config["network"])
-    with safe_open(path / "model.safetensors", "pt", device=str(device)) as file:
-        names = list(file.keys())
-        arrays = {name.replace("/", "."): file.get_tensor(name).to(DTYPES[dtype]) for name in names}
-    _check_fit(path, network, arrays)
+        network = contents.made(file, lambda: Network(config["network"]))
+    contents.check_fit(weights, network, shapes)
+    arrays = contents.arrays(weights, str(device), DTYPES[dtype])
     network.load_state_dict(arrays, strict=True, assign=True)
     network.requires_grad_(False).eval()
     network.head.float()
@@ -72,8 +77,25 @@ def load(
         to_8_bits(network, quantise)
     if compile:
         _compile(network)
-    stats = json.loads((path / "norm_stats.json").read_text(encoding="utf-8"))
-    return Policy(network, config, stats, Tokenizer.open(path / "tokenizer.json", config["prompt"]))
+    stats = contents.read_json(path / "norm_stats.json")
+    contents.made(path / "norm_stats.json", lambda: _check_specs(config, stats))
+    words = path / "tokenizer.json"
+    tokenizer = contents.made(words, lambda: Tokenizer.open(words, config["prompt"]))
+    return Policy(network, config, stats, tokenizer)
+
+
+def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
+    """Raises something where what is said of a dataset's numbers is not of this network's."""
+    network = config["network"]
+    wanted = {"action": network["head"]["action_dim"]}
+    if network["sequence"]["state"]:
+        wanted["state"] = network["sequence"]["state"]["dims"]
+    for name, body in stats["datasets"].items():
+        for kind, width in wanted.items():
+            spec = Spec(body[kind])
+            spec.unnormalise(spec.normalise(np.zeros(width)))
+            if len(spec.names) != width:
+                raise ValueError(f"{name}: {kind}: expected {width} numbers, got {spec.names}")
 
 
 def _compile(network: Network) -> None:
@@ -96,19 +118,39 @@ def _copying(run: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, run(*args))
 
 
-def verify(path: Path) -> None:
+def verify(path: Path, require_signature: str | None = None) -> None:
     """Raises ValueError unless the folder holds exactly the files of SHA256SUMS, each with its
-    hash.
+    hash, and no link, and, with a key, SHA256SUMS is signed by its owner. What Python wrote into a
+    folder `__pycache__` beside them is not looked at: whoever does not trust the folder imports
+    nothing from it, as experiments.serve.
     """
     listed = path / SUMS
     if not listed.is_file():
         raise ValueError(f"{path}: expected an artefact with {SUMS}; experiments.export writes one")
-    sums = dict(line.split("  ", 1)[::-1] for line in listed.read_text().splitlines())
-    there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    there = {name for name in there if name != SUMS and "__pycache__" not in name}
-    wrong = [f"{name}: missing" for name in sorted(sums.keys() - there)]
+    data, signed = listed.read_bytes(), path / SIGNATURE
+    if require_signature is not None:
+        key = signature.public_key(require_signature)
+        if not signed.is_file():
+            raise ValueError(
+                f"{path}: expected {SIGNATURE}, by the owner of --require_signature, got none;"
+                f" minisign -Sm {SUMS} writes it"
+            )
+        signature.check(
+            data, signed.read_text(encoding="utf-8", errors="replace"), key, str(signed)
+        )
+    sums = contents.made(listed, lambda: dict(_sum(line) for line in data.decode().splitlines()))
+    found = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
+    inside = {file.relative_to(path) for file in found if file not in (listed, signed)}
+    there = {
+        str(name)
+        for name in inside
+        if not (name.parent.name == "__pycache__" and name.suffix == ".pyc")
+    }
+    links = sorted(str(file.relative_to(path)) for file in found if file.is_symlink())
+    wrong = [f"{name}: expected a file, got a link" for name in links]
+    wrong += [f"{name}: missing" for name in sorted(sums.keys() - there)]
     wrong += [f"{name}: not among the exported files" for name in sorted(there - sums.keys())]
-    for name in sorted(sums.keys() & there):
+    for name in sorted((sums.keys() & there) - set(links)):
         got = digest(path / name)
         if got != sums[name]:
             wrong.append(f"{name}: expected sha256 {sums[name]}, got {got}")
@@ -120,6 +162,12 @@ def verify(path: Path) -> None:
         )
 
 
+def _sum(line: str) -> tuple[str, str]:
+    """A line of SHA256SUMS: the file, and its hash."""
+    found, name = line.split("  ", 1)
+    return name, found
+
+
 def digest(file: Path) -> str:
     """sha256 of a file."""
     sha = hashlib.sha256()
@@ -127,18 +175,3 @@ def digest(file: Path) -> str:
         while chunk := handle.read(1 << 20):
             sha.update(chunk)
     return sha.hexdigest()
-
-
-def _check_fit(path: Path, network: Network, arrays: dict[str, torch.Tensor]) -> None:
-    wanted = network.state_dict()
-    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - arrays.keys())]
-    wrong += [f"{name} is not wanted" for name in sorted(arrays.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & arrays.keys()):
-        if wanted[name].shape != arrays[name].shape:
-            wrong.append(
-                f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(arrays[name].shape)}"
-            )
-    if wrong:
-        raise ValueError(
-            f"{path}: model.safetensors does not fit config.json:\n  " + "\n  ".join(wrong)
-        )

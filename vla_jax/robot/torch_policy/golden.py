@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import contents
 from .policy import Policy
 
 STAGES = ("vision", "readout", "action")
@@ -32,9 +33,13 @@ def replay(policy: Policy, file: Path, dtype: str) -> list[Row]:
     """The rows of STAGES, and of "units": JAX's normalised actions in robot units.
 
     `dtype` is what the policy computes in. Raises ValueError when the artefact was not proven in
-    it.
+    it, and where the file, or the policy, is none that can be replayed.
     """
-    with np.load(file, allow_pickle=False) as golden:
+    return contents.made(file, lambda: _replayed(policy, file, dtype))
+
+
+def _replayed(policy: Policy, file: Path, dtype: str) -> list[Row]:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as golden:
         arrays = {name: golden[name] for name in golden.files}
     if f"bound/{dtype}" not in arrays:
         raise ValueError(

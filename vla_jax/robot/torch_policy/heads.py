@@ -1,8 +1,9 @@
 """The policy heads in torch, in float32: a window of readouts -> the newest step's chunk of
 normalised actions.
 
-Each does what its namesake in vla_jax/models/heads does at the last step of the window. `body` is
-"head" of config.json; binary dims leave as the probability of 1.
+Each does what its namesake in vla_jax/models/heads does at the newest step of the window: the last
+one, or where `newest` [b] says. `body` is "head" of config.json; binary dims leave as the
+probability of 1.
 
 Axes: b episodes, t window step, f features of a step (at first the numbers of its readouts), k
 chunk step, d action dim, a arm dims, g binary dims, q action tokens.
@@ -61,12 +62,13 @@ class CausalStack(nn.Module):
         self.stack = Stack(config, depth)
         self.norm = Norm(config.width, "ln", config.eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, newest: Tensor | None) -> Tensor:
         """[b t f] -> the newest step's [b f]."""
         b, t = x.shape[:2]
         mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril().expand(b, t, t)
         positions = torch.arange(t, device=x.device).expand(b, t)
-        return self.norm(self.stack(x, mask, positions, 1))[:, -1]
+        num_queries = 1 if newest is None else t
+        return self.norm(at_step(self.stack(x, mask, positions, num_queries), newest))
 
 
 class Head(nn.Module):
@@ -74,7 +76,7 @@ class Head(nn.Module):
 
     noise_shape: tuple[int, ...] | None = None
 
-    def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
+    def act(self, window: Tensor, noise: Tensor | None, newest: Tensor | None = None) -> Tensor:
         """Readouts [b t f] and noise [b *noise_shape] -> the newest step's chunk [b k d]."""
         raise NotImplementedError
 
@@ -84,13 +86,13 @@ class ContinuousHead(Head):
 
     outputs: Outputs
 
-    def features(self, window: Tensor) -> Tensor:
+    def features(self, window: Tensor, newest: Tensor | None) -> Tensor:
         """Readouts [b t f] -> features [b f] of the newest step."""
         raise NotImplementedError
 
-    def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
+    def act(self, window: Tensor, noise: Tensor | None, newest: Tensor | None = None) -> Tensor:
         del noise
-        return self.outputs(self.features(window))
+        return self.outputs(self.features(window, newest))
 
 
 class MLPHead(ContinuousHead):
@@ -99,8 +101,8 @@ class MLPHead(ContinuousHead):
         inputs, features = width * body["tokens"], body["hidden"] * body["tokens"]
         self.mlp, self.outputs = MLP(inputs, inputs // 2, features), Outputs(features, body)
 
-    def features(self, window: Tensor) -> Tensor:
-        return self.mlp(window[:, -1])
+    def features(self, window: Tensor, newest: Tensor | None) -> Tensor:
+        return self.mlp(at_step(window, newest))
 
 
 class LSTMLayer(nn.Module):
@@ -134,10 +136,10 @@ class LSTMHead(ContinuousHead):
         self.layers = nn.ModuleList([LSTMLayer(size, hidden) for size in inputs])
         self.outputs = Outputs(hidden, body)
 
-    def features(self, window: Tensor) -> Tensor:
+    def features(self, window: Tensor, newest: Tensor | None) -> Tensor:
         for layer in self.layers:
             window = layer(window)
-        return window[:, -1]
+        return at_step(window, newest)
 
 
 class GPTHead(ContinuousHead):
@@ -148,8 +150,8 @@ class GPTHead(ContinuousHead):
         self.blocks = CausalStack(BlockConfig(**body["block"]), body["layers"])
         self.outputs = Outputs(body["hidden"], body)
 
-    def features(self, window: Tensor) -> Tensor:
-        return self.blocks(self.input(window) + self.positions[: window.shape[1]])
+    def features(self, window: Tensor, newest: Tensor | None) -> Tensor:
+        return self.blocks(self.input(window) + self.positions[: window.shape[1]], newest)
 
 
 class AttentionHead(ContinuousHead):
@@ -161,8 +163,8 @@ class AttentionHead(ContinuousHead):
         )
         self.outputs = Outputs(body["hidden"], body)
 
-    def features(self, window: Tensor) -> Tensor:
-        return self.blocks(self.input(window))
+    def features(self, window: Tensor, newest: Tensor | None) -> Tensor:
+        return self.blocks(self.input(window), newest)
 
 
 class FlowHead(Head):
@@ -187,10 +189,10 @@ class FlowHead(Head):
         self.velocity = Linear(hidden, len(self.dims))
         self.gripper = MLP(hidden, *body["mlp"], chunk * len(self.binary)) if self.binary else None
 
-    def act(self, window: Tensor, noise: Tensor | None) -> Tensor:
+    def act(self, window: Tensor, noise: Tensor | None, newest: Tensor | None = None) -> Tensor:
         if noise is None:
             raise ValueError(f"head flow: expected noise of shape {self.noise_shape}, got None")
-        features, x = self.history(self.input(window)), noise
+        features, x = self.history(self.input(window), newest), noise
         for step in range(FLOW_STEPS):
             x = x - self._velocity(features, x, 1 - step / FLOW_STEPS) / FLOW_STEPS
         parts = [x.clamp(-1, 1)]
@@ -265,6 +267,13 @@ HEADS: dict[str, type[Head]] = {
     "flow": FlowHead,
     "discrete": DiscreteHead,
 }
+
+
+def at_step(x: Tensor, step: Tensor | None) -> Tensor:
+    """The features [b f] of x[b t f] at a step [b]; None: at the last."""
+    if step is None:
+        return x[:, -1]
+    return x.gather(1, step[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
 
 
 def join_dims(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:

@@ -12,7 +12,8 @@ actions and states out.
 All shapes are fixed, and so a server can batch episodes and a runtime without Python can carry the
 state: with history "head" the readouts [b t n c] of the window, with "interleaved" its frames; None
 for a head that looks at one frame. The head reads the window again at each step from a zero state,
-as it was trained.
+as it was trained. Before an episode's first frame it reads that frame, or with history_start "grow"
+nothing: what is there moves to the window's beginning (vla_jax/models/starts.py).
 
 Axes: b episodes, f frames of a pass, t window step, s tokens of a frame, l text, v visual tokens of
 an image, m visual tokens of a frame, n readouts, c width, w width of visual tokens, k chunk step, d
@@ -28,11 +29,13 @@ from torch import Tensor, nn
 from .attention import Cache
 from .backbones import BACKBONES, Media
 from .heads import HEADS, DiscreteHead
-from .layers import Linear, scaled
+from .layers import scaled
+from .tokens import ActionToken, StateToken
 from .vision import Resampler, ResamplerConfig
 
-LAYOUTS = ("prefix", "robovlms")
+LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
 HISTORIES = ("head", "interleaved", "one_step")
+STARTS = ("repeat", "grow")
 
 
 class Inputs(NamedTuple):
@@ -64,7 +67,16 @@ class Frame(NamedTuple):
     media_valid: Tensor | None
 
 
-State = Tensor | Frame | None  # see the top of this file
+class Grown(NamedTuple):
+    """The readouts [b t n c] of a window that grows, and present [b t]: which of them are of the
+    episode.
+    """
+
+    readouts: Tensor
+    present: Tensor
+
+
+State = Tensor | Frame | Grown | None  # see the top of this file
 
 
 class Step(NamedTuple):
@@ -95,41 +107,6 @@ def repeated(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: in
     return done
 
 
-class StateToken(nn.Module):
-    """The robot's normalised state [b p] as one token [b c]; a gripper above 0 is open."""
-
-    def __init__(self, width: int, dims: int, gripper: int | None) -> None:
-        super().__init__()
-        self.dims, self.gripper, self.rest = dims, gripper, [i for i in range(dims) if i != gripper]
-        self.arm = Linear(len(self.rest), width)
-        self.embedding = None if gripper is None else nn.Parameter(torch.empty(2, width))
-        self.output = Linear(width if gripper is None else 2 * width, width)
-
-    def forward(self, state: Tensor) -> Tensor:
-        arm = self.arm(state[:, self.rest])
-        if self.embedding is None:
-            return self.output(arm)
-        gripper = self.embedding[(state[:, self.gripper] > 0).long()]  # b c
-        return self.output(torch.cat([arm, gripper.to(arm.dtype)], -1))
-
-
-class ActionToken(nn.Module):
-    """A normalised action [b d] as one token [b c]."""
-
-    def __init__(self, width: int, dims: int, binary: list[int]) -> None:
-        super().__init__()
-        half, self.dims, self.binary = width // 2, dims, binary
-        self.rest = [i for i in range(dims) if i not in binary]
-        self.arm, self.middle = Linear(len(self.rest), half), Linear(half, half)
-        self.output = Linear(half, width)
-        self.gripper = Linear(len(binary), half) if binary else None
-
-    def forward(self, action: Tensor) -> Tensor:
-        x = self.arm(action[:, self.rest])
-        x = x if self.gripper is None else x + self.gripper(action[:, self.binary])
-        return self.output(self.middle(x))
-
-
 class Network(nn.Module):
     """`body` is "network" of config.json. Parameters have the names of the JAX model, "."
     for "/".
@@ -138,11 +115,14 @@ class Network(nn.Module):
     def __init__(self, body: dict[str, Any]) -> None:
         super().__init__()
         sequence, head = body["sequence"], body["head"]
+        # Artefacts of before 2026-11-28 do not say it.
+        start = sequence.get("history_start", "repeat")
         for what, name, known in (
             ("backbone", body["backbone"]["kind"], tuple(BACKBONES)),
             ("head", head["kind"], tuple(HEADS)),
             ("layout", sequence["layout"], LAYOUTS),
             ("history", sequence["history"], HISTORIES),
+            ("history_start", start, STARTS),
         ):
             if name not in known:
                 raise ValueError(
@@ -152,6 +132,9 @@ class Network(nn.Module):
         width = self.backbone.width
         self.head = HEADS[head["kind"]](width, head)
         self.layout, self.interleaved = sequence["layout"], sequence["history"] == "interleaved"
+        self.grows = start == "grow"
+        # Whether anything of a frame is kept for the next ones.
+        self.keeps = self.interleaved or not isinstance(self.head, DiscreteHead)
         self.window, self.readouts = sequence["window"], sequence["readouts"]
         self.readout_embedding = nn.Parameter(torch.empty(self.readouts, width))
         resampler = sequence["resampler"]
@@ -195,6 +178,10 @@ class Network(nn.Module):
             inner = prompt_valid[:, 1:] & (index < prompt_valid.sum(1, keepdim=True) - 1)
             begin = (words[:, :1], prompt_valid[:, :1])
             parts = [begin, *images, (words[:, 1:], inner), *numbers]
+        if self.layout == "robovlms_pre":  # but for the next frame, which begins with it
+            length = prompt_valid.sum(1, keepdim=True)
+            index = (length - 1).clamp(min=0)[..., None].expand(-1, 1, words.shape[2])
+            parts = [(words.gather(1, index), length > 1), *parts]
         readouts = self._scaled_as_words(self.readout_embedding).expand(len(words), -1, -1)
         parts.append((readouts, present.expand(-1, self.readouts)))
         tokens = torch.cat([part.to(parts[0][0].dtype) for part, _ in parts], 1)[:, None]
@@ -204,8 +191,8 @@ class Network(nn.Module):
         return Frame(tokens, valid, media[:, None], media_valid[:, None])
 
     def _scaled_as_words(self, tokens: Tensor) -> Tensor:
-        """Learned tokens [... c], which the layout "robovlms" scales as it does words."""
-        scale = self.backbone.text_scale if self.layout == "robovlms" else 1.0
+        """Learned tokens [... c], which RoboVLMs' layouts scale as they do words."""
+        scale = 1.0 if self.layout == "prefix" else self.backbone.text_scale
         return tokens if scale == 1.0 else scaled(tokens, scale)
 
     # ------------------------------------------------------------------------------------- the step
@@ -220,28 +207,69 @@ class Network(nn.Module):
                 None if x is None else x.new_zeros(b, self.window, *x.shape[2:]) for x in frame
             )
             return Frame(*fields)
-        if isinstance(self.head, DiscreteHead):
+        if not self.keeps:
             return None
-        return torch.zeros(
-            b, self.window, self.readouts, self.backbone.width, device=frame.tokens.device
-        )
+        device = frame.tokens.device
+        readouts = torch.zeros(b, self.window, self.readouts, self.backbone.width, device=device)
+        if not self.grows:
+            return readouts
+        return Grown(readouts, torch.zeros(b, self.window, dtype=torch.bool, device=device))
 
     def step(self, state: State, frame: Frame, inputs: Inputs) -> tuple[State, Step]:
         """The new state and what comes out at the new frame."""
-        if self.interleaved:
+        seen = self.remember(state, self.seen(frame), inputs.first)
+        return seen if self.keeps else None, self.conclude(seen, inputs)
+
+    def seen(self, frame: Frame) -> Frame | Tensor:
+        """What the window keeps of a frame: its tokens, or readouts [b 1 n c]. This alone, which
+        needs no frame before, and `conclude` run the backbone.
+        """
+        whole = self.interleaved or isinstance(self.head, DiscreteHead)
+        return frame if whole else self._encode(frame)
+
+    def remember(self, state: State, seen: Frame | Tensor, first: Tensor) -> Frame | Tensor | Grown:
+        """The window with what is `seen` at its end."""
+        if isinstance(seen, Frame):
+            if not self.interleaved:
+                return seen
             assert isinstance(state, Frame)
-            state = frame = self._in_window(state, frame, inputs.first)
-        if isinstance(self.head, DiscreteHead):
-            readout, action, probability = self._decode(frame, self.head, inputs.noise)
-            return state, Step(readout, action, probability)
-        window = self._encode(frame)  # b f n c
-        if not self.interleaved:
-            assert isinstance(state, Tensor)
-            # The first frame stands for those before the episode began.
-            state = window = torch.where(
-                inputs.first[:, None, None, None], window, torch.cat([state[:, 1:], window], 1)
+            return self._in_window(state, seen, first)
+        if self.grows:
+            assert isinstance(state, Grown)
+            earlier = state.present[:, 1:] & ~first[:, None]
+            return Grown(
+                torch.cat([state.readouts[:, 1:], seen], 1),
+                torch.cat([earlier, torch.ones_like(first)[:, None]], 1),
             )
-        return state, Step(window[:, -1], self.head.act(window.flatten(2), inputs.noise), None)
+        assert isinstance(state, Tensor)
+        # The first frame stands for those before the episode began.
+        return torch.where(first[:, None, None, None], seen, torch.cat([state[:, 1:], seen], 1))
+
+    def conclude(self, window: Frame | Tensor | Grown, inputs: Inputs) -> Step:
+        """What comes out at the newest frame of a window that `remember` gave."""
+        if isinstance(self.head, DiscreteHead):
+            assert isinstance(window, Frame)
+            return Step(*self._decode(window, self.head, inputs.noise))
+        if isinstance(window, Frame):
+            readouts, present = self._encode(window), window.valid[:, :, -1]  # b f n c, b f
+        elif isinstance(window, Grown):
+            readouts, present = window
+        else:
+            readouts, present = window, None
+        if self.grows:
+            assert present is not None
+            read, newest = self._present_first(readouts, present)
+        else:
+            read, newest = readouts, None
+        action = self.head.act(read.flatten(2), inputs.noise, newest)
+        return Step(readouts[:, -1], action, None)
+
+    def _present_first(self, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Readouts [b t n c] with those that are present [b t] first; and where the newest is."""
+        t = window.shape[1]
+        absent = (~present).sum(1)
+        index = (torch.arange(t, device=window.device)[None] + absent[:, None]) % t
+        return window.gather(1, index[..., None, None].expand_as(window)), t - 1 - absent
 
     def _in_window(self, state: Frame, frame: Frame, first: Tensor) -> Frame:
         """The window's frames with the new one at the end; those before the episode began are not
@@ -272,6 +300,7 @@ class Network(nn.Module):
         """Which token sees which [b f*s f*s], their positions [b f*s], and the media: see
         vla_jax/models/sequence.py.
         """
+        frames = frames._replace(valid=self._in_row(frames.valid))
         f, s = frames.valid.shape[1:]
         device, n, prefix = frames.valid.device, self.readouts, self.layout == "prefix"
         num_unshared = n if prefix else 0  # tokens at a frame's end that later frames do not see
@@ -293,6 +322,14 @@ class Network(nn.Module):
         visible = (frame[:, None] >= media_frame[None])[None]
         visible = visible & frames.media_valid.flatten(1)[:, None]  # b f*s f*m
         return mask, positions, Media(frames.media.flatten(1, 2), visible)
+
+    def _in_row(self, valid: Tensor) -> Tensor:
+        """Which tokens [b f s] are there: what opens a frame where the frame before is."""
+        if self.layout != "robovlms_pre":
+            return valid
+        there = valid[:, :, 1:2]
+        before = torch.cat([torch.zeros_like(there[:, :1]), there[:, :-1]], 1)
+        return torch.cat([valid[:, :, :1] & before, valid[:, :, 1:]], 2)
 
     def _decode(
         self, frames: Frame, head: DiscreteHead, noise: Tensor | None
@@ -349,18 +386,18 @@ class Network(nn.Module):
 
 def split_episodes(state: State, b: int) -> list[State]:
     """The states of b episodes, one by one."""
-    if isinstance(state, Frame):
+    if isinstance(state, Frame | Grown):
         parts: list[Any] = [[None] * b if x is None else x.split(1) for x in state]
-        return [Frame(*part) for part in zip(*parts, strict=True)]
+        return [type(state)(*part) for part in zip(*parts, strict=True)]
     return [None] * b if state is None else list(state.split(1))
 
 
 def join_episodes(states: list[State]) -> State:
     """The states of single episodes as one of all of them: the inverse of `split_episodes`."""
     parts: Any = states
-    if isinstance(states[0], Frame):
+    if isinstance(states[0], Frame | Grown):
         fields: Any = (
             None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)
         )
-        return Frame(*fields)
+        return type(states[0])(*fields)
     return None if states[0] is None else torch.cat(parts)

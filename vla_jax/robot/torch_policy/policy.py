@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .network import Inputs, Network, State, join_episodes, split_episodes
+from .network import Frame, Inputs, Network, State, Step, join_episodes, split_episodes
 from .tokenizer import Tokenizer
 
 
@@ -74,7 +74,10 @@ class Policy:
         self, network: Network, config: dict[str, Any], stats: dict[str, Any], tokenizer: Tokenizer
     ) -> None:
         self.network, self.config, self.tokenizer, self._stats = network, config, tokenizer, stats
-        self._datasets, self._size = stats["datasets"], config["image"]["size"]
+        self._datasets = stats["datasets"]
+        # Of the images: pixels of a side, and the filter of resize.py (artefacts of before
+        # 2026-11-28 say "Lanczos").
+        self.size, self.resize = config["image"]["size"], config["image"]["resize"].lower()
         self.cameras = tuple(config["cameras"])
         self._prompt: dict[str, np.ndarray] | None = None
         self.stages: dict[str, torch.Tensor] = {}  # of the last `act`, for golden.py
@@ -107,6 +110,8 @@ class Policy:
         body = self._datasets[name]
         self.action_spec = Spec(body["action"])
         self.state_spec = Spec(body["state"]) if body["state"] else None
+        # Of frames of the training data, by camera, see cameras.py; None: not known.
+        self.camera_statistics: dict[str, Any] | None = body.get("cameras")
         padded = np.array(ids + [0] * (length - len(ids)), np.int64)
         self._prompt = {"prompt": padded, "prompt_mask": np.arange(length) < len(ids)}
         self.state: State = None
@@ -167,7 +172,7 @@ class Policy:
                 inputs["past"] = np.zeros(len(self.action_spec.names), np.float32)
             else:
                 last = self._last_action if executed is None else executed
-                inputs["past"] = self._normalised("executed", last, self.action_spec)
+                inputs["past"] = self.normalised_past(last)
         if noise is not None:
             if noise.shape != self.network.head.noise_shape:
                 raise ValueError(
@@ -175,6 +180,10 @@ class Policy:
                 )
             inputs["noise"] = np.asarray(noise, np.float32)
         return inputs
+
+    def normalised_past(self, executed: np.ndarray | None) -> np.ndarray:
+        """The action [d] carried out before a frame, in network units. Raises as `act` does."""
+        return self._normalised("executed", executed, self.action_spec)
 
     def drawn(self) -> np.ndarray:
         """The next step's noise, float32 of the head's noise_shape, for a head that draws."""
@@ -238,7 +247,7 @@ class Policy:
         """Checked images, in the order of the cameras: uint8 [cameras h w 3]."""
         if set(images) != set(self.cameras):
             raise ValueError(f"images: expected the cameras {self.cameras}, got {tuple(images)}")
-        size = self._size
+        size = self.size
         for name, image in images.items():
             if (
                 not isinstance(image, np.ndarray)
@@ -252,7 +261,7 @@ class Policy:
                 )
                 raise ValueError(
                     f"images[{name!r}]: expected uint8 RGB of shape ({size}, {size}, 3), got {got};"
-                    f" resize with {self.config['image']['resize']}, as in training"
+                    f" resize.resize(image, {size}, {self.resize!r}) does it as in training"
                 )
         return np.stack([images[name] for name in self.cameras])
 
@@ -275,37 +284,23 @@ def act_together(
     What comes out is as when each acts alone, up to the order of sums.
     """
     network, b = policies[0].network, len(policies)
-    device = network.readout_embedding.device
     on_one = all(policy.network is network for policy in policies)
     if not on_one or len({id(policy) for policy in policies}) != b:
         raise ValueError(
             "act_together: expected different policies on one network; `new_session` makes them"
         )
     start = time.perf_counter()
-    if network.head.noise_shape is not None:
-        prepared = [
-            given if "noise" in given else {**given, "noise": policy.drawn()}
-            for policy, given in zip(policies, prepared, strict=True)
-        ]
-    columns: dict[str, Any] = {
-        name: np.stack([given[name] for given in prepared]) for name in prepared[0]
-    }
     with torch.inference_mode():
-        tensors = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
-        inputs = Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
-        visual = network.vision(inputs.images)
-        _wait(device)
-        vision_done = time.perf_counter()
-        frame = network.frame(visual, inputs)
+        inputs = _inputs(policies, prepared)
+        visual, frame, vision_done = _frame(network, inputs)
         states = [
-            initial if first else policy.state
-            for policy, initial, first in zip(
-                policies, split_episodes(network.initial(frame), b), columns["first"], strict=True
+            initial if given["first"] else policy.state
+            for policy, initial, given in zip(
+                policies, split_episodes(network.initial(frame), b), prepared, strict=True
             )
         ]
         state, step = network.step(join_episodes(states), frame, inputs)
-        action = step.action.float().cpu().numpy()  # b k d
-        probability = None if step.probability is None else step.probability.cpu().numpy()  # b q
+        action, probability = _numbers(step)
     end = time.perf_counter()
     timing = {
         "vision": 1e3 * (vision_done - start),
@@ -315,11 +310,74 @@ def act_together(
     outs = []
     for i, (policy, own) in enumerate(zip(policies, split_episodes(state, b), strict=True)):
         policy.stages = {"vision": visual[i], "readout": step.readout[i], "action": step.action[i]}
-        out = policy.commit_step(own, action[i], None if probability is None else probability[i])
-        outs.append({**out, "timing": timing})
+        outs.append({**policy.commit_step(own, action[i], probability[i]), "timing": timing})
     return outs
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def act_in_row(
+    policy: Policy, given: Sequence[tuple[dict[str, np.ndarray], Any, Any]]
+) -> list[dict[str, Any]]:
+    """`act` at several frames of its episode in a row, in one pass; for recorded ones, where what
+    was carried out between is known. `given` are images, proprio and executed of each; executed is
+    None before the first frame alone.
+
+    What comes out is as frame by frame, up to the order of sums, but for "timing": it is not there.
+    And "normalised" is: the chunk in network units [k d].
+    """
+    network, prepared = policy.network, []
+    for i, (images, proprio, executed) in enumerate(given):
+        one = policy.prepared(images, proprio, executed)
+        if i:
+            one["first"] = np.array(False)
+            if "past" in one:
+                one["past"] = policy.normalised_past(executed)
+        prepared.append(one)
+    with torch.inference_mode():
+        inputs = _inputs([policy] * len(prepared), prepared)
+        _, frame, _ = _frame(network, inputs)
+        begins = split_episodes(network.initial(frame), len(prepared))[0]
+        state = begins if prepared[0]["first"] else policy.state
+        states: list[State] = []
+        for i, seen in enumerate(split_episodes(network.seen(frame), len(prepared))):
+            assert isinstance(seen, Frame | torch.Tensor)
+            state = network.remember(state, seen, inputs.first[i : i + 1])
+            states.append(state)
+        window = join_episodes(states)
+        assert window is not None
+        action, probability = _numbers(network.conclude(window, inputs))
+    return [
+        {**policy.commit_step(own if network.keeps else None, one, sure), "normalised": one}
+        for own, one, sure in zip(states, action, probability, strict=True)
+    ]
+
+
+def _inputs(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]]) -> Inputs:
+    """What was prepared of each policy, as one, on the network's device."""
+    network = policies[0].network
+    if network.head.noise_shape is not None:
+        prepared = [
+            given if "noise" in given else {**given, "noise": policy.drawn()}
+            for policy, given in zip(policies, prepared, strict=True)
+        ]
+    device = network.readout_embedding.device
+    tensors = {
+        name: torch.from_numpy(np.stack([given[name] for given in prepared])).to(device)
+        for name in prepared[0]
+    }
+    return Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+
+
+def _frame(network: Network, inputs: Inputs) -> tuple[torch.Tensor, Frame, float]:
+    """Visual tokens and the frame's, and when the visual ones were done."""
+    visual = network.vision(inputs.images)
+    if visual.device.type == "cuda":
+        torch.cuda.synchronize(visual.device)
+    return visual, network.frame(visual, inputs), time.perf_counter()
+
+
+def _numbers(step: Step) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
+    """Actions [b k d] and each one's probabilities [q]."""
+    action = step.action.float().cpu().numpy()
+    if step.probability is None:
+        return action, [None] * len(action)
+    return action, list(step.probability.cpu().numpy())

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_pipelines import images
 from data_pipelines.builders import blocks
-from vla_jax.robot.lanczos import resize
+from vla_jax.robot.resize import FILTERS, resize
 
 # height, width, size: cameras, portrait ones, shrinking, growing, one axis unchanged, both
 # directions at once.
@@ -20,29 +20,34 @@ SIZES = [
 ]  # fmt: skip
 
 
-def pillow(image: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+def pillow(image: np.ndarray, size: int, filter: str = "lanczos") -> np.ndarray:
+    """torchvision's Resize does the same with a Pillow image."""
+    method = Image.Resampling[filter.upper()]
+    return np.asarray(Image.fromarray(image).resize((size, size), method))
 
 
+@pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_bytes_are_pillows(height: int, width: int, size: int) -> None:
+def test_bytes_are_pillows(height: int, width: int, size: int, filter: str) -> None:
     rng = np.random.default_rng(height + width)
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     edges = (255 * (noise > 127)).astype(np.uint8)
     for image in (noise, edges):
-        np.testing.assert_array_equal(resize(image, size), pillow(image, size))
+        np.testing.assert_array_equal(resize(image, size, filter), pillow(image, size, filter))
 
 
-def test_a_frame_is_what_training_decodes() -> None:
+@pytest.mark.parametrize("filter", FILTERS)
+def test_a_frame_is_what_training_decodes(filter: str) -> None:
     frame = blocks.play(0, 0, 0).primary[0]
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG")
-    np.testing.assert_array_equal(resize(frame, 24), images.decode(buffer.getvalue(), 24))
+    decoded = images.decode(buffer.getvalue(), 24, resize=filter)
+    np.testing.assert_array_equal(resize(frame, 24, filter), decoded)
 
 
 def test_the_right_size_stays_and_the_input_is_not_handed_out() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    same = resize(image, 8)
+    same = resize(image, 8, "lanczos")
     np.testing.assert_array_equal(same, image)
     same[:] = 0
     assert image.any()
@@ -52,7 +57,8 @@ def test_the_right_size_stays_and_the_input_is_not_handed_out() -> None:
 def test_views_of_other_memory_order(view: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     image = {"swapped": image[..., ::-1], "flipped": image[::-1], "cut": image[3:30, 5:41]}[view]
-    np.testing.assert_array_equal(resize(image, 16), pillow(np.ascontiguousarray(image), 16))
+    expected = pillow(np.ascontiguousarray(image), 16)
+    np.testing.assert_array_equal(resize(image, 16, "lanczos"), expected)
 
 
 @pytest.mark.parametrize(
@@ -69,4 +75,9 @@ def test_views_of_other_memory_order(view: str) -> None:
 )
 def test_what_is_no_picture_is_refused(image: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        resize(image, 8)
+        resize(image, 8, "lanczos")
+
+
+def test_another_filter_is_refused() -> None:
+    with pytest.raises(ValueError, match="filter: expected one of lanczos, bicubic, bilinear"):
+        resize(np.zeros((4, 4, 3), np.uint8), 8, "Lanczos")

@@ -1,23 +1,28 @@
-"""Resizing a frame as the training data was resized, without Pillow: the same bytes as its Lanczos
-filter.
+"""Resizing a frame as the training data was resized, without Pillow: the same bytes as its filters.
 
-    image = resize(frame, 224)  # uint8 RGB [h w 3] of any size -> [224 224 3], squashed
+    image = resize(frame, 224, "lanczos")  # uint8 RGB [h w 3] of any size -> [224 224 3], squashed
 
 Pillow filters along one axis, rounds to bytes, then filters along the other and rounds again, with
 weights in fixed point. They are whole multiples of 2^-22, so that sums of weight * byte are exact
-in float64 in any order, and matrix products give its very numbers. numpy only: this runs on the
-robot's computer.
+in float64 in any order, and matrix products give its very numbers. One file to copy, Python 3.8 and
+numpy only: this runs on the robot's computer.
 
-Filter: sinc(x) sinc(x / 3) for |x| < 3 (Lanczos with three lobes), stretched by the scale where the
-image shrinks.
+Filters, stretched by the scale where the image shrinks (torchvision's Resize of a Pillow image is
+the same; of a tensor not: bicubic there was up to 12 of 255 off on noise):
+
+    lanczos   sinc(x) sinc(x / 3) for |x| < 3
+    bicubic   Keys' cubic with a = -1/2, for |x| < 2
+    bilinear  1 - |x| for |x| < 1
 """
 
+from __future__ import annotations  # Python 3.8, beside client.py
+
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-LOBES = 3
 # Bits after the point of a weight: of 32, Pillow keeps 8 for the byte and 2 for the lobes'
 # overshoot.
 PRECISION = 22
@@ -39,12 +44,41 @@ class Block(NamedTuple):
     weights: np.ndarray
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A frame uint8 RGB [h w 3] at [size size 3]: the bytes of Pillow's `resize((size, size),
-    LANCZOS)`.
+class Filter(NamedTuple):
+    """The weight at a distance in pixels, 0 from `reach` on."""
 
-    Raises ValueError for another dtype or shape, and a size below 1.
+    reach: int
+    weight: Callable[[np.ndarray], np.ndarray]
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.sinc(x) * np.sinc(x / 3)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5)
+
+
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return 1 - np.abs(x)
+
+
+FILTERS = {
+    "lanczos": Filter(3, _lanczos),
+    "bicubic": Filter(2, _bicubic),
+    "bilinear": Filter(1, _bilinear),
+}
+
+
+def resize(image: np.ndarray, size: int, filter: str) -> np.ndarray:
+    """A frame uint8 RGB [h w 3] at [size size 3]: the bytes of Pillow's `resize((size, size),
+    LANCZOS)`, or of another of FILTERS.
+
+    Raises ValueError for another dtype, shape or filter, and a size below 1.
     """
+    if filter not in FILTERS:
+        raise ValueError(f"resize: filter: expected one of {', '.join(FILTERS)}, got {filter!r}")
     if (
         not isinstance(image, np.ndarray)
         or image.dtype != np.uint8
@@ -71,17 +105,17 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     # else with the width.
     height_first = height > size and 2 * (width - size) < height - size
     for resize_axis in (_height, _width) if height_first else (_width, _height):
-        planes = resize_axis(planes, size)
+        planes = resize_axis(planes, size, filter)
     return np.ascontiguousarray(planes.astype(np.uint8).transpose(1, 2, 0))
 
 
-def _width(planes: np.ndarray, size: int) -> np.ndarray:
+def _width(planes: np.ndarray, size: int, filter: str) -> np.ndarray:
     """[3 h w] -> [3 h size]. An axis of that size already is not filtered."""
     height, width = planes.shape[1:]
     if width == size:
         return planes
     out = np.empty((3, height, size))
-    for block in blocks(width, size):
+    for block in blocks(width, size, filter):
         np.matmul(
             planes[:, :, block.first : block.last],
             block.weights,
@@ -90,13 +124,13 @@ def _width(planes: np.ndarray, size: int) -> np.ndarray:
     return _rounded(out)
 
 
-def _height(planes: np.ndarray, size: int) -> np.ndarray:
+def _height(planes: np.ndarray, size: int, filter: str) -> np.ndarray:
     """[3 h w] -> [3 size w]."""
     height, width = planes.shape[1:]
     if height == size:
         return planes
     out = np.empty((3, size, width))
-    for block in blocks(height, size):
+    for block in blocks(height, size, filter):
         np.matmul(
             block.weights.T,
             planes[:, block.first : block.last],
@@ -106,20 +140,20 @@ def _height(planes: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def blocks(length: int, size: int) -> tuple[Block, ...]:
+def blocks(length: int, size: int, filter: str) -> tuple[Block, ...]:
     """The weights that turn a line of `length` into one of `size`. Kept: they depend on nothing
     else.
     """
     scale = length / size
     stretch = max(scale, 1.0)
-    reach = LOBES * stretch
+    reach = FILTERS[filter].reach * stretch
     centre = (np.arange(size) + 0.5) * scale
     first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centre + reach + 0.5).astype(np.int64), length)
     pixel = np.arange(length)[:, None]
     x = (pixel - centre + 0.5) / stretch  # length size
-    inside = (pixel >= first) & (pixel < last) & (x >= -LOBES) & (x < LOBES)
-    weights = np.where(inside, np.sinc(x) * np.sinc(x / LOBES), 0.0)
+    inside = (pixel >= first) & (pixel < last) & (np.abs(x) < FILTERS[filter].reach)
+    weights = np.where(inside, FILTERS[filter].weight(x), 0.0)
     weights /= weights.sum(0)
     fixed = np.trunc(weights * 2**PRECISION + np.copysign(0.5, weights)) / 2**PRECISION
     made = []

@@ -1,0 +1,35 @@
+"""The policies that are measured: their configs, and weights for them, random but not degenerate.
+
+It imports no torch: experiments.benchmarks.train_ours must not pay for it.
+"""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.configs import oxe_paligemma
+from vla_jax import params as flat
+
+VARIANTS = {"tiny": "tiny", "100m": "100m", "3b": "3b-pt-224"}
+
+
+def configuration(size: str, head: str = "lstm") -> ConfigDict:
+    """The demo's config, or the default one on a smaller or the released backbone; in float32."""
+    words = ["tiny"] * (size == "tiny") + [head] * (head != "lstm")
+    config = oxe_paligemma.get_config(",".join(words))
+    model = config.model
+    model.variant, model.weights = VARIANTS[size], "none"
+    model.dtype, model.layers, model.remat = "float32", "unroll", "none"
+    if size == "100m":
+        model.head_hidden, model.head_layers, model.head_mlp = 512, 2, (512, 256)
+    return config
+
+
+def random_params(make: flat.Build, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """float32 weights of a PaliGemma policy, by name: activations keep their scale."""
+    params = {}
+    for name, like in flat.abstract(make)[1].items():
+        scale = np.float32(like.shape[-2] ** -0.5 if len(like.shape) > 1 else 0.02)
+        params[name] = scale * rng.standard_normal(like.shape, np.float32)
+        if name.endswith("scale") and "decoder" not in name:  # a gain of Gemma's is 1 + scale
+            params[name] += 1
+    return params

@@ -1,0 +1,221 @@
+"""A config's step compiled for machines that are not here, and remembered.
+
+A program of billions of parameters takes the compiler minutes, so what is asked of it is kept under
+~/.cache/vla_jax/preflight ($XDG_CACHE_HOME) by a digest of the program, of the devices and of the
+versions of jax and libtpu: a change of code or config is another program. A damaged file is
+compiled anew.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from experiments.composition import steps, traffic
+from experiments.composition.collectives import Collective, read
+from vla_jax import sharding
+from vla_jax.training import metrics
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """The maker's figures of one chip."""
+
+    flops: float  # a second, bfloat16
+    memory: float  # bytes
+    bandwidth: float  # bytes a second between it and its memory
+    links: float  # bytes a second to its neighbours, all links together
+
+
+# Google Cloud's and NVIDIA's data sheets; links inside a slice (ICI) or a node (NVLink, one
+# direction).
+CHIPS = {
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9),
+    "H100": Chip(989e12, 80e9, 3350e9, 450e9),
+}
+# Slices that exist, smallest to largest; v5p is named by its cores on the price list, two a chip.
+SLICES = {
+    "v5e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+}
+
+
+class ParameterSizes(NamedTuple):
+    """What parameters are known by in a compiled program, which cuts and folds them as it likes:
+    whole and one device's, all layers and one.
+    """
+
+    counts: set[int]  # of elements; not 1, which is a sum's
+    axes: set[int]  # sizes of single axes
+
+
+class DoesNotFit(Exception):
+    """The compiler found no way to place the program in a chip's memory; its words."""
+
+
+class Step(NamedTuple):
+    """A step compiled for machines that are not here."""
+
+    memory: dict[str, int]  # bytes a chip by kind
+    collectives: list[Collective]
+    flops: float  # a chip, of its matrix products
+    moved: float | None  # bytes between a chip and its memory; None: of another machine's compiler
+    sizes: ParameterSizes
+    saved: int  # bytes of a checkpoint
+
+
+def listed() -> str:
+    """The names of topologies, a line for each chip."""
+    lines = [f"{chip}: {', '.join(f'{chip}:{name}' for name in SLICES[chip])}" for chip in SLICES]
+    return "\n".join([*lines, "H100: gpu:1xH100, gpu:8xH100, ... gpu:NxH100"])
+
+
+def open_topology(name: str) -> tuple[Chip, list[Any]]:
+    """The chip and the devices to compile for. Raises ValueError for a name that is none, and
+    without the compiler.
+    """
+    kind, _, layout = name.partition(":")
+    number, _, card = layout.partition("x")
+    if kind == "gpu" and number.isdigit() and card in CHIPS:
+        jax.config.update("jax_platforms", "cpu")
+        with contextlib.suppress(RuntimeError):  # jax has started: it may have enough of them
+            jax.config.update("jax_num_cpu_devices", int(number))
+        if len(jax.devices()) < int(number):
+            raise ValueError(
+                f"--topology={name}: expected to set {number} devices before jax starts, got"
+                f" {len(jax.devices())}; run the command in a process of its own, without XLA_FLAGS"
+            )
+        return CHIPS[card], list(jax.devices()[: int(number)])
+    if kind not in CHIPS or not layout or not all(n.isdigit() for n in layout.split("x")):
+        tpus = ", ".join(f"{chip}:AxB" for chip in CHIPS if chip != "H100")
+        raise ValueError(
+            f"--topology: expected {tpus} or gpu:NxH100 (list shows them), got {name!r}"
+        )
+    jax.config.update("jax_platforms", "cpu")
+    # Else the compiler looks for a TPU around it, on the network too, and lets one process in.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=name,
+            chip_config_name="megacore" if kind == "v5p" else "default",
+        )
+    except Exception as error:
+        raise ValueError(
+            f"--topology={name}: expected a topology that libtpu knows, got {error}; is it"
+            ' installed (pip install "libtpu==0.0.42.*"), and does this slice exist?'
+        ) from error
+    return CHIPS[kind], list(described.devices)
+
+
+def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step:
+    """The train step of the config, compiled for the mesh's devices. Raises DoesNotFit."""
+    plan = steps.plan(config, mesh)
+    traced = steps.trace(config, plan)
+    size, text = _compile(traced, mesh, topology)
+    state = plan.abstract
+    memory = {
+        name: sharding.bytes_per_device(part)
+        for name, part in (
+            ("parameters", state.params),
+            ("frozen", state.frozen),
+            ("optimizer", state.opt_state),
+            ("average", state.ema),
+        )
+    }
+    memory["batch"] = size["arguments"] - sum(memory.values())
+    memory["temporaries"] = size["temporaries"]
+    flops = metrics.count_flops(traced.jaxpr.jaxpr) / mesh.size
+    saved = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state))
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    moved = traffic.read(text) if tpu else None
+    return Step(memory, read(text, mesh), flops, moved, parameter_sizes(plan), saved)
+
+
+def _compile(
+    traced: jax.stages.Traced, mesh: jax.sharding.Mesh, topology: str
+) -> tuple[dict[str, int], str]:
+    """Bytes of arguments and temporaries, and the program's text; from the cache if they are
+    there.
+    """
+    lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    made_of = (lowered.as_text(), topology, jax.__version__, _version("libtpu"), *flags)
+    file = cache_folder() / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.json.gz"
+    known = _cached(file)
+    if known is None:
+        known = {"fits": True}
+        try:
+            program = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            known = {"fits": False, "words": str(error).splitlines()[0]}
+        else:
+            size: Any = program.memory_analysis()
+            known["arguments"] = size.argument_size_in_bytes
+            known["temporaries"] = size.temp_size_in_bytes
+            known["text"] = program.as_text()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        part.write_bytes(gzip.compress(json.dumps(known).encode(), 3))
+        os.replace(part, file)
+    if not known["fits"]:
+        raise DoesNotFit(known["words"])
+    return known, known["text"]
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are remembered."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vla_jax/preflight"
+
+
+def _cached(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    try:
+        known: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        print(f"{file} is damaged ({error}): compiling anew", flush=True)
+        return None
+    return known
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def parameter_sizes(plan: steps.Plan) -> ParameterSizes:
+    """Of a plan on its mesh."""
+    mesh = plan.abstract.step.sharding.mesh
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    parts = {1, fsdp, tensor, fsdp * tensor}
+
+    def cut(wholes: set[int]) -> set[int]:
+        return {whole // part for whole in wholes for part in parts if whole % part == 0} - {1}
+
+    shapes = [leaf.shape for leaf in plan.shapes.values()]
+    counts = {math.prod(shape[i:]) for shape in shapes for i in (0, 1)}
+    return ParameterSizes(cut(counts), cut({size for shape in shapes for size in shape}))

@@ -1,0 +1,67 @@
+"""No limit is broken at the motors, whatever client, clock, wire and policy do; and whoever judges
+that would see it.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.robot.safety import simulated
+from tests.robot.safety.limits_of_tests import HZ, make_limits
+from tests.robot.safety.motor import Motor, violations
+
+P = 1 / HZ
+
+
+def judged(*commands: tuple[float, float]) -> dict[str, int]:
+    """What is wrong with commands (time in periods, delta of x) to an arm of make_limits: per step
+    0.02, changed by 0.01, that by 0.008.
+    """
+    motor = Motor(np.array([0, 0, 0.1, 0, 0, 0]), 1.0)
+    for at, x in commands:
+        motor.move(at * P, np.array([x, 0, 0, 0, 0, 0, 1]))
+    return dict(violations(make_limits(), motor))
+
+
+def test_the_judge_sees_what_is_wrong() -> None:
+    up = [(0, 0.008), (1, 0.016), (2, 0.02)]
+    assert judged(*up) == {}
+    assert judged(*up, (3, 0.021)) == {"velocity": 1}
+    assert judged(*up, (2.5, 0.02))["velocity"] == 1  # the same in half of the time
+    assert judged((0, 0.009)) == {"jerk": 1}
+    assert judged((0, 0.008), (1, 0.0181)) == {"acceleration": 1}
+    assert judged(*up, (3, 0.0), (4, 0.008)) == {}  # a stop, and on from rest
+    assert judged(*up, (3, 0.0), (4, 0.02)) == {"acceleration": 1, "jerk": 1}
+    # After a pause it may coast, or stand.
+    assert judged(*up, (30, 0.02)) == {"acceleration": 1, "jerk": 1}
+    assert judged(*up, (30, 0.004)) == {"acceleration": 1, "jerk": 1}
+    assert judged(*up, (30, 0.0), (31, 0.008)) == {}
+    assert judged(*[(t, 0.008) for t in range(13)])["box"] == 1
+    motor = Motor(np.zeros(6), 0.5)
+    for at, gripper in ((0, 0.7), (1, 0.9), (1.5, 1.0), (1.6, 0.9), (3, 1.1)):
+        motor.move(at * P, np.array([0.0] * 6 + [gripper]))
+    assert violations(make_limits(), motor) == {"gripper": 2}  # 2 strokes per second
+
+
+@pytest.mark.slow
+def test_no_limit_is_broken_at_the_motors() -> None:
+    """MOTOR_STEPS=2000000 is for a night or a release. A process of its own: here shapes would be
+    checked at every call, which takes four times as long.
+    """
+    steps = os.environ.get("MOTOR_STEPS", "200000")
+    command = [sys.executable, "-m", "tests.robot.safety.simulated", "--steps", steps]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", list(simulated.CLIENTS))
+def test_an_episode_of_each_robot(name: str) -> None:
+    """The same for the fast lane."""
+    world = simulated.World(1)
+    simulated.CLIENTS[name][0](world)
+    assert violations(world.limits, world.motor) == {}
+    assert world.motor.moved > 0

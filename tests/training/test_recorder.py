@@ -1,0 +1,36 @@
+"""What a run says where there is no terminal."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vla_jax import progress
+from vla_jax.training.metrics import Recorder
+
+
+def test_a_run_that_logs_seldom_still_tells_each_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(progress, "time", clock)
+    recorder = Recorder(tmp_path, 100, 1000)
+    clock.now = 300.0  # compiling
+    recorder.say("train step compiled in 299.0 s")
+    for step in range(101, 111):
+        clock.now += 20.0
+        recorder.progress(step, 1 / step)
+        if step == 105:
+            recorder.write({"step": 105, "loss": 0.25})
+    recorder.close()
+    said = [line for line in capsys.readouterr().out.splitlines() if "tensorboard" not in line]
+    assert said[-4:] == [
+        "train step compiled in 299.0 s",
+        "training: 103 of 1000 steps, 0.05 steps/s, 4:59:00 left, loss 0.009709",
+        "step 105/1000  loss 0.25  0.05 steps/s  4:58:20 left",
+        "training: 108 of 1000 steps, 0.05 steps/s, 4:57:20 left, loss 0.009259",
+    ]
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [105]
