@@ -4,7 +4,7 @@ the position.
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,22 @@ class Loader:
             "shuffle": config.shuffle,
             "future": list(config.future),
         }
+
+    def order_of(self, identity: Mapping[str, Any]) -> order.Order | None:
+        """The order of a loader with that `identity()`; None unless this one has its datasets."""
+        here = {
+            (member.index.dataset.name, member.split, member.index.digest[:16]): split
+            for member, split in zip(self._members, self._splits, strict=True)
+        }
+        wanted = [(name, split, digest) for name, split, _, digest in identity["datasets"]]
+        if any(each not in here for each in wanted):
+            return None
+        size = identity["windows_per_visit"]
+        return order.Order(
+            [order.visits(here[each].length.astype(np.int64), size) for each in wanted],
+            [weight for _, _, weight, _ in identity["datasets"]],
+            order.OrderConfig(identity["seed"], identity["batch_size"], identity["pool"]),
+        )
 
     def epoch(self, number: int) -> np.ndarray:
         """The ids of the windows of an epoch in order, [windows]."""

@@ -74,7 +74,7 @@ def visits(lengths: Int64[np.ndarray, " E"], windows_per_visit: int) -> Visits:
 
 class Order:
     """The endless order of the windows of several datasets. `epoch_length` is the number of windows
-    in an epoch.
+    in an epoch, `bases` the id of each dataset's first window, and behind them the number of all.
     """
 
     def __init__(self, visits: list[Visits], weights: list[float], config: OrderConfig) -> None:
@@ -87,7 +87,7 @@ class Order:
         self._sizes = [int(runs.windows.sum()) for runs in visits]
         self.taken = [max(1, round(w * n)) for w, n in zip(weights, self._sizes, strict=True)]
         self.epoch_length = sum(self.taken)
-        self._bases = np.cumsum([0, *self._sizes])
+        self.bases = np.cumsum([0, *self._sizes])
         self._kept: dict[int, np.ndarray] = {}
 
     def windows(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -123,7 +123,7 @@ class Order:
         del row, lane
         visit = np.repeat(np.arange(len(count)), count)
         window = (start - np.cumsum(count) + count)[visit] + np.arange(self.epoch_length)
-        out = np.empty(self.epoch_length, np.uint32 if self._bases[-1] < 2**32 else np.int64)
+        out = np.empty(self.epoch_length, np.uint32 if self.bases[-1] < 2**32 else np.int64)
         for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
             key = _uniform(end - begin, self._config.seed, epoch, 1, number)
             if pool < len(start):  # else all visits are open all the time
@@ -145,7 +145,7 @@ class Order:
                 - count
                 + _uniform(len(count), self._config.seed, epoch, 2, number) * count
             )
-            shares.append((start + self._bases[number], count, at / taken))
+            shares.append((start + self.bases[number], count, at / taken))
         starts, counts, places = (np.concatenate(columns) for columns in zip(*shares, strict=True))
         merged = np.argsort(places, kind="stable")
         return starts[merged], counts[merged]
