@@ -56,7 +56,7 @@ def _told(read: int, before: Order | None, at: int, batch: int, now: Order) -> s
 
 def _unknown(loader: Loader, then: Mapping[str, Any]) -> list[str]:
     """Why nothing can be counted."""
-    here = {tuple(each[:2]) + (each[3],) for each in loader.identity()["datasets"]}
+    here = {(*each[:2], each[3]) for each in loader.identity()["datasets"]}
     return [
         f"  {name}: gone, or not the data it was: which windows of the epoch come again is not"
         " known"

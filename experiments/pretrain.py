@@ -1,15 +1,17 @@
 """Trains a policy.
 
     python -m experiments.pretrain --config=oxe_paligemma.py[:tiny] [--config.a.b=value ...]
-    [--workdir=DIR] [--dry_run]
+    [--workdir=DIR] [--dry_run] [--change[=yes]]
 
-Run it again with the same arguments and it continues from the last complete checkpoint. On several
-hosts start it on each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on
+Run it again with the same arguments and it continues from the last complete checkpoint. Where
+the config is another, --change lists what that does and --change=yes goes on so. On several hosts
+start it on each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on
 TPU pods and under Slurm jax finds these itself: set JAX_COORDINATOR_ADDRESS=auto), or with a script
 of experiments/launch. It exits with 143 where SIGTERM asked it to save and stop, and with 75 where
 another host was lost: start it again then.
 """
 
+import argparse
 import contextlib
 import math
 import signal
@@ -25,24 +27,38 @@ from ml_collections import ConfigDict
 
 from data_pipelines.image_text import Reader
 from data_pipelines.loader import Loader
-from experiments.composition import cotraining, estimate, plots, replicas, sources, steps, workdir
+from experiments.composition import (
+    beginning,
+    changes,
+    cotraining,
+    estimate,
+    plots,
+    replicas,
+    sources,
+    steps,
+    workdir,
+)
 from experiments.composition.config import parse_argv
-from vla_jax import build, command, sharding
-from vla_jax import params as flat
+from vla_jax import command, sharding
 from vla_jax.models import lora
 from vla_jax.progress import Progress
 from vla_jax.training import compile_cache, hosts, train
-from vla_jax.training import state as training_state
-from vla_jax.training.checkpoint import Checkpointer, complete_steps, load_arrays
+from vla_jax.training.checkpoint import Checkpointer, check_fits, complete_steps
 from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.profiler import Profiler
 from vla_jax.training.reports import Units
+from vla_jax.training.transfer import Transfer
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags and runs."""
-    args = parse_argv(argv)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument(
+        "--change", nargs="?", const="list", default="", choices=("list", "yes"),
+        help="list what another config or other data mean for the run; yes: go on with them",
+    )  # fmt: skip
+    args = parse_argv(argv, own)
     if args.dry_run:
         dry_run(args.config)
         return
@@ -54,7 +70,7 @@ def main(argv: list[str]) -> None:
             if absent:
                 raise ValueError("this run cannot start; missing here:\n\n" + "\n\n".join(absent))
             _say(compile_cache.enable())
-            pretrain(args.config, args.workdir, peers)
+            pretrain(args.config, args.workdir, peers, args.change)
     finally:
         peers.close()
 
@@ -70,17 +86,25 @@ class Prepared(NamedTuple):
     evaluate: Callable[[train.TrainState], dict[str, float]] | None
     meta: dict[str, Any]
     identity: dict[str, Any]
+    before: workdir.Before | None  # on host 0: the run that goes on
+    taken: Transfer | None  # what a new run takes over from another
 
 
-def pretrain(config: ConfigDict, folder: Path, peers: hosts.Hosts = hosts.ALONE) -> None:
+def pretrain(
+    config: ConfigDict, folder: Path, peers: hosts.Hosts = hosts.ALONE, change: str = ""
+) -> None:
     """Trains to config.steps, from the last complete checkpoint in the work directory `folder` if
     there is one.
+
+    Args:
+        change: what to do where config or data are other than until now: "" refuses, "list" refuses
+            after listing what it means, "yes" goes on so.
     """
     clock = Clock(folder / "goodput.json" if peers.index == 0 else None)
     program = replicas.program(config)
     peers.same("start", program)
     with tempfile.TemporaryDirectory() as scratch:
-        run = _prepare(config, folder, Path(scratch), peers)
+        run = _prepare(config, folder, Path(scratch), peers, bool(change))
         facts = {**program, **replicas.data(run.identity, run.meta)}
 
         def agree(step: int, *parts: train.TrainState) -> None:
@@ -89,22 +113,26 @@ def pretrain(config: ConfigDict, folder: Path, peers: hosts.Hosts = hosts.ALONE)
                 peers.same(f"step {step}", {**facts, **drawn, **hosts.replicas(parts)})
 
         agree(0)
-        state = _state(config, folder, run, peers)
+        begins = beginning.begin(config, folder, run.loader, run.texts, run.meta)
+        changed = _changed(config, folder, run, begins, change) if peers.index == 0 else None
+        state = _state(config, folder, run, peers, changed)
     checkpointer = Checkpointer(
-        folder / "checkpoints", run.meta, run.identity, config.keep_checkpoints
+        folder / "checkpoints", run.meta, run.identity, config.keep_checkpoints, begins.ahead
     )
     if state is None:
         with _telling("restoring the checkpoint"):
-            state = checkpointer.restore(run.plan.abstract)
+            state = checkpointer.restore(run.plan.abstract, same_data=not begins.other)
         assert state is not None  # `_state` saw that it is there
         _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
     start = int(state.step)
     agree(start, state)
     recorder = Recorder(folder, start, config.steps)
+    if changed is not None and changed.fields:
+        recorder.changed(start, changed.fields)
     clock.resume(start)
     profiler = Profiler(folder / "profiles", recorder.say)
     hooks = train.Hooks(checkpointer, recorder, clock, profiler, run.evaluate, peers, agree)
-    batches = cotraining.batches(run.loader, run.texts, start)
+    batches = cotraining.batches(run.loader, run.texts, begins.windows, begins.texts)
     try:
         with peers.together():  # before what follows waits for a host that is gone
             train.fit(state, run.step, batches, run.plan.run, hooks)
@@ -121,15 +149,24 @@ def pretrain(config: ConfigDict, folder: Path, peers: hosts.Hosts = hosts.ALONE)
         _say(f"done: {files}, {checkpointer.directory}")
 
 
-def _prepare(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -> Prepared:
+def _prepare(
+    config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts, asked: bool
+) -> Prepared:
     """Everything of the run but its state, after all checks. What no data can mend comes first:
-    reading the data may take hours. A tokenizer that has to be trained lies in `scratch`.
+    reading the data may take hours. A tokenizer that has to be trained lies in `scratch`; `asked`
+    is whether config and data may be other than until now.
     """
-    if peers.index == 0:
-        workdir.check(folder, config)
+    before = workdir.check(folder, config, asked) if peers.index == 0 else None
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     rows = sharding.rows(mesh, config.batch_size)
-    steps.plan(config, mesh, steps_per_epoch=0.0)
+    early = steps.plan(config, mesh, steps_per_epoch=0.0)
+    taken = None
+    kept = complete_steps(folder / "checkpoints")
+    if kept:
+        check_fits(folder / "checkpoints" / str(kept[-1]), early.abstract)
+    else:
+        taken = beginning.start(config, early)
+        _say(beginning.interpolated(config) if taken is None else str(taken))
     source = _open(config, folder, scratch, peers)
     loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
     texts = cotraining.reader(config, source.texts, "train", rows)
@@ -144,6 +181,8 @@ def _prepare(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts
         evaluate=_evaluation(config, source, plan, mesh, units),
         meta=sources.meta(config, source, folder),
         identity=cotraining.identity(loader, texts),
+        before=before,
+        taken=taken,
     )
     _say(f"{loader.summary()}\n{sources.held_out(source)}\nmesh {dict(mesh.shape)}")
     _say_constant_dims(source)
@@ -153,8 +192,52 @@ def _prepare(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts
     return run
 
 
+def _changed(
+    config: ConfigDict, folder: Path, run: Prepared, begins: beginning.Begin, change: str
+) -> changes.Changed | None:
+    """What is other in the run from its next step on, printed; None where nothing is.
+
+    Raises ValueError for other data that were not asked for, and where the changes are only to be
+    listed.
+    """
+    fields = run.before.changes if run.before else []
+    told = begins.lines if begins.resumes else [*str(run.taken or "").splitlines(), *begins.lines]
+    known = changes.recorded(folder, begins.step, begins.digest)
+    other = begins.other if begins.resumes and not known else []
+    if other and not change:
+        first = "\n  ".join(other[:12])
+        raise ValueError(
+            f"{folder}: data or statistics differ from those of this run:\n  {first}\nresuming"
+            " would train on other numbers; restore the data and configuration, give --change,"
+            " which lists what they mean, or use a new work directory"
+        )
+    if begins.resumes and begins.step > config.steps:
+        raise ValueError(
+            f"--config.steps: expected {begins.step} or more, which {folder} has done, got"
+            f" {config.steps}; evaluate it as it is"
+        )
+    if run.before and fields:
+        schedule = run.plan.optimizer.schedule
+        told = [*changes.rates(run.before.config, schedule, begins.step, run.loader.windows), *told]
+    shown = [changes.table(fields)] * bool(fields) + other[:12] + told
+    if shown:
+        _say("\n".join([f"from step {begins.step} on:", *shown]))
+    if change == "list":
+        raise ValueError(
+            f"--change: {folder} is as it was; "
+            + ("--change=yes goes on so" if fields or other else "nothing is other than before")
+        )
+    if not (fields or other or run.taken):
+        return None
+    return changes.Changed(begins.step, fields, [*other, *told], begins.digest)
+
+
 def _state(
-    config: ConfigDict, folder: Path, run: Prepared, peers: hosts.Hosts
+    config: ConfigDict,
+    folder: Path,
+    run: Prepared,
+    peers: hosts.Hosts,
+    changed: changes.Changed | None,
 ) -> train.TrainState | None:
     """The state of a new run; None where a checkpoint is to be continued. Only when its weights are
     read is the work directory this run's.
@@ -165,10 +248,9 @@ def _state(
     plan, state = run.plan, None
     if not kept:
         with _telling("reading weights, making parameters"):
-            params = _parameters(config, plan.make, plan.abstract)
-            state = training_state.init_state(params, plan.abstract, plan.optimizer)
+            state = beginning.state(config, plan, run.taken)
     if peers.index == 0:
-        workdir.claim(folder, config, run.source)
+        workdir.claim(folder, config, run.source, changed)
     peers.wait("work directory")
     if peers.index != 0:
         workdir.await_claim(folder)
@@ -240,41 +322,6 @@ def dry_run(config: ConfigDict) -> None:
     )
 
 
-def _parameters(config: ConfigDict, make: flat.Build, abstract: train.TrainState) -> flat.Params:
-    """All parameters in their shardings: those of model.start, or the backbone's from the weights;
-    the rest random.
-
-    Neither knows adapters: these are always fresh.
-    """
-    specs = {**abstract.params, **abstract.frozen}
-    where = {name: leaf.sharding for name, leaf in specs.items()}
-    loaded: flat.Params = {}
-    base, _ = lora.split_adapters(specs)
-    if config.model.start:
-        allowed = tuple(config.model.allow_missing)
-        loaded = dict(load_arrays(Path(config.model.start).expanduser(), base, allowed))
-    elif config.model.weights != "none":
-        prefix = "backbone/"
-        backbone = {
-            name.removeprefix(prefix): leaf
-            for name, leaf in base.items()
-            if name.startswith(prefix)
-        }
-        released = build.backbone_module(config).CONFIGS[config.model.variant].image_size
-        if config.model.image_size != released:
-            _say(
-                f"model.image_size is {config.model.image_size}, {config.model.variant}'s is"
-                f" {released}: the positions of images are interpolated where the weights have"
-                " others"
-            )
-        loaded = build.load_backbone(config, backbone)
-        loaded = {prefix + name: value for name, value in loaded.items()}
-    fresh = flat.initialise(
-        make, config.seed, {name: place for name, place in where.items() if name not in loaded}
-    )
-    return {name: loaded[name] if name in loaded else fresh[name] for name in specs}
-
-
 def _open(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -> sources.Data:
     """The data. All hosts read their share of what is not indexed; then host 0 goes first: the
     index that it writes, the others find, however long it takes.
@@ -318,7 +365,7 @@ def _telling(what: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def _say(line: str) -> None:
-    if jax.process_index() == 0:
+    if line and jax.process_index() == 0:
         print(line, flush=True)
 
 

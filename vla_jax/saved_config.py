@@ -96,6 +96,8 @@ INTRODUCED: dict[str, Any] = {
     "model.resize": "lanczos",
     # 2026-11-28. Policies acted in float32 unless told otherwise.
     "model.act_dtype": "float32",
+    # 2026-11-29. Only parameters were taken over.
+    "model.start_state": "params",
 }
 
 

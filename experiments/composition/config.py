@@ -16,19 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vla_jax.saved_config import complete, flatten, unknown_fields
+from vla_jax.saved_config import flatten, unknown_fields
 from vla_jax.types import DTYPES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-# Fields that may change when a run is continued: they decide when it reports and ends, not what it
-# learns. Data that has moved, and data chosen otherwise, must still be the same: the checkpoint
-# knows its digest.
-MAY_CHANGE = (
-    "log_every", "eval_every", "save_every", "eval_batches", "keep_checkpoints", "nan_patience",
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "data.root",
-    "data.held_out", "data.skip_unlabelled", "data.min_length", "data.max_idle",
-)  # fmt: skip
 
 # The least that a number may be: what a run would find out only at its first step, or later.
 LEAST = {
@@ -138,29 +129,6 @@ def save(config: ConfigDict, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     os.replace(part, path)
-
-
-def check_same_run(path: Path, config: ConfigDict) -> None:
-    """`check_same` of a config saved at `path`; nothing where there is none."""
-    if path.exists():
-        check_same(json.loads(path.read_text()), path, config)
-
-
-def check_same(saved: dict[str, Any], where: Path, config: ConfigDict) -> None:
-    """Raises ValueError when a config `saved` in the work directory of `where` is another run's:
-    continuing would mix two experiments. A field that came after it was saved is compared with what
-    was done before.
-    """
-    there, now = complete(saved, where).to_dict(), config.to_dict()
-    different = {key: pair for key, pair in diff(there, now).items() if key not in MAY_CHANGE}
-    if different:
-        lines = "".join(
-            f"\n  {key}: there {old}, now {new}" for key, (old, new) in different.items()
-        )
-        raise ValueError(
-            f"{where.parent} holds another run:{lines}\ngive the same config, or another"
-            f" --workdir=DIR; or delete that run: rm -r {where.parent}"
-        )
 
 
 def diff(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -88,12 +88,14 @@ def reader(
     )
 
 
-def batches(loader: Loader, reader: Reader | None, start: int = 0) -> Generator[Batch, None, None]:
-    """What a run reads from a position on: windows, and images with texts where there are any. To
-    be closed.
+def batches(
+    loader: Loader, reader: Reader | None, start: int = 0, texts: int = 0
+) -> Generator[Batch, None, None]:
+    """What a run reads from positions on: windows from `start`, and images with texts, where there
+    are any, from `texts`. To be closed.
     """
     windows = loader.batches(start)
-    return windows if reader is None else attach(windows, reader.batches(start))
+    return windows if reader is None else attach(windows, reader.batches(texts))
 
 
 def identity(loader: Loader, reader: Reader | None) -> dict[str, Any]:

@@ -9,16 +9,29 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.composition import sources
-from experiments.composition.config import check_same, check_same_run, diff, save
+from experiments.composition import changes, sources
+from experiments.composition.config import diff, save
+from vla_jax.saved_config import complete
 from vla_jax.training.checkpoint import complete_steps, load_meta
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
-    """Raises ValueError when steps of another run lie in workdir, or when it cannot be written."""
+class Before(NamedTuple):
+    """The run that a work directory holds: its config, and what is other in this one's."""
+
+    config: ConfigDict
+    changes: list[changes.Change]
+
+
+def check(workdir: Path, config: ConfigDict, asked: bool = False) -> Before | None:
+    """The run that goes on in workdir; None where none has begun.
+
+    Raises ValueError when workdir cannot be written, for changes that cannot be made in place, and
+    for others unless they are `asked` for.
+    """
     there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(
@@ -28,10 +41,16 @@ def check(workdir: Path, config: ConfigDict) -> None:
     saved, checkpoints = workdir / "config.json", workdir / "checkpoints"
     kept = complete_steps(checkpoints)
     if not kept and not logged(workdir):
-        return
-    if kept and not saved.exists():
-        check_same(load_meta(checkpoints)["config"], checkpoints, config)
-    check_same_run(saved, config)
+        return None
+    if saved.exists():
+        then = complete(json.loads(saved.read_text()), saved)
+    elif kept:
+        then = complete(load_meta(checkpoints)["config"], checkpoints)
+    else:
+        return None
+    found = changes.since(then, config)
+    changes.check(found, workdir, asked)
+    return Before(then, found)
 
 
 def logged(workdir: Path) -> bool:
@@ -40,9 +59,14 @@ def logged(workdir: Path) -> bool:
     return rows.exists() and rows.stat().st_size > 0
 
 
-def claim(workdir: Path, config: ConfigDict, source: sources.Data) -> None:
-    """Makes workdir this run's, once nothing is left to be refused: its tokenizer, then its
-    config.json.
+def claim(
+    workdir: Path,
+    config: ConfigDict,
+    source: sources.Data,
+    changed: changes.Changed | None = None,
+) -> None:
+    """Makes workdir this run's, once nothing is left to be refused: its tokenizer, what is other
+    from now on, then its config.json.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     saved, own = workdir / "config.json", workdir / "tokenizer"
@@ -55,6 +79,8 @@ def claim(workdir: Path, config: ConfigDict, source: sources.Data) -> None:
         shutil.copytree(source.tokenizer, part)
         shutil.rmtree(own, ignore_errors=True)
         os.replace(part, own)
+    if changed is not None:
+        changes.record(workdir, changed)
     save(config, saved)
 
 

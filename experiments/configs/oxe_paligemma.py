@@ -104,6 +104,7 @@ def _model() -> ConfigDict:
     config.weights = "weights/paligemma-3b-pt-224"  # HF folder, .npz, checkpoints, "none"
     # checkpoints of a run or an import: all its parameters, the head's too, in place of weights
     config.start = ""
+    config.start_state = "params"  # of start: params, or full (optimizer and step too)
     config.allow_missing = ()  # patterns of names that may be absent from the weights
     # folder; "" = the weights' own; "train" = a small one from the data's instructions
     config.tokenizer = ""

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipelines.builders.blocks import write_blocks
 from experiments import pretrain
-from experiments.composition import plots, workdir
+from experiments.composition import beginning, plots, workdir
 from experiments.composition.config import load_config
 from vla_jax.training import train
 from vla_jax.training.checkpoint import Checkpointer
@@ -38,7 +38,10 @@ def test_a_continued_run_reads_the_batch_of_its_step_next(
         """The first batches that a run at this step reads."""
         state = SimpleNamespace(step=step)
         monkeypatch.setattr(pretrain, "complete_steps", lambda folder: [step])
-        monkeypatch.setattr(Checkpointer, "restore", lambda self, abstract: state)
+        monkeypatch.setattr(pretrain, "check_fits", lambda folder, abstract: None)
+        begins = beginning.Begin(step, True, step, step, [], [], "")
+        monkeypatch.setattr(beginning, "begin", lambda *args: begins)
+        monkeypatch.setattr(Checkpointer, "restore", lambda self, abstract, same_data: state)
         pretrain.pretrain(config, tmp_path / "run")
         return read[-1]
 
@@ -67,7 +70,7 @@ def test_sigusr1_before_training_does_not_kill(
     write_blocks(tmp_path / "data", train=4, val=2)
     heard: list[Any] = []
 
-    def started(config: Any, workdir: Path, peers: Any) -> None:
+    def started(config: Any, workdir: Path, peers: Any, change: str) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         heard.append(workdir)
 

@@ -114,9 +114,12 @@ def test_a_folder_is_a_runs_from_its_first_logged_or_saved_step_on(tmp_path: Pat
     workdir.check(tmp_path, other)  # its step did not compile, say
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
     workdir.check(tmp_path, one)
-    said = rf"optim.lr: there 0.001, now 0.5\n.*another --workdir=DIR.*rm -r {tmp_path}"
+    said = r"optim.lr: there 0.001, now 0.5\n.*--change, .*another --workdir=DIR"
     with pytest.raises(ValueError, match=said):
         workdir.check(tmp_path, other)
+    before = workdir.check(tmp_path, other, asked=True)
+    assert before is not None
+    assert [str(change) for change in before.changes] == ["optim.lr: there 0.001, now 0.5"]
 
 
 def test_checkpoints_whose_config_file_is_gone_belong_to_their_run(
@@ -126,7 +129,7 @@ def test_checkpoints_whose_config_file_is_gone_belong_to_their_run(
     monkeypatch.setattr(workdir, "complete_steps", lambda folder: [4])
     monkeypatch.setattr(workdir, "load_meta", lambda folder: {"config": one.to_dict()})
     workdir.check(tmp_path, one)
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds another run:\n  optim.lr"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds a run with another .*\n  optim.lr"):
         workdir.check(tmp_path, load_config("oxe_paligemma.py:tiny", ["--config.optim.lr=0.5"]))
 
 
@@ -153,5 +156,5 @@ def test_the_corrected_command_runs_in_the_same_folder(
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert np.isfinite([row["loss"] for row in rows]).all()
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match="holds a run with another config"):
         pretrain.main(command(data, folder, "--config.batch_size=16"))

@@ -13,11 +13,11 @@ from vla_jax.training import optim, train
 from vla_jax.training import state as training_state
 from vla_jax.training.checkpoint import (
     Checkpointer,
-    _saved_arrays,
     complete_steps,
     load_arrays,
     load_meta,
     load_params,
+    saved_arrays,
 )
 
 
@@ -77,7 +77,7 @@ def test_arrays_are_stored_once(trained, directory):
     stored = [
         array
         for item in ("state", "params")
-        for array in _saved_arrays(directory / "2" / item).values()
+        for array in saved_arrays(directory / "2" / item).values()
     ]
     held = jax.tree.leaves(trained[1])
     assert sorted((a.shape, a.dtype.name) for a in stored) == sorted(

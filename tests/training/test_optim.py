@@ -152,7 +152,7 @@ def test_first_moment_in_bfloat16():
         for i in range(4):
             grads = {"head/w_ih": jnp.sin(jnp.arange(9.0).reshape(3, 3) + i)}
             steps[dtype], state = made.transform.update(grads, state, params)
-        adam = state[0]
+        adam = state[1]
         assert adam.mu["head/w_ih"].dtype == dtype
         assert adam.nu["head/w_ih"].dtype == jnp.float32
     exact, rounded = (steps[dtype]["head/w_ih"] for dtype in optim.MU_DTYPES)

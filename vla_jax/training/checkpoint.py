@@ -35,6 +35,7 @@ from vla_jax.training.state import TrainState
 
 SCHEMA = 1
 ITEMS = ("state", "params", "data", "meta")
+POSITION = "position"  # in the item data: of the windows; other streams have their own
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Orbax renames the directory of a step into place once it is whole; what lacks one of these was
@@ -56,7 +57,12 @@ class Checkpointer:
     """
 
     def __init__(
-        self, directory: Path | str, meta: dict[str, Any], data: dict[str, Any], keep: int = 2
+        self,
+        directory: Path | str,
+        meta: dict[str, Any],
+        data: dict[str, Any],
+        keep: int = 2,
+        ahead: Mapping[str, int] | None = None,
     ) -> None:
         """Opens `directory` and sets half-written checkpoints aside.
 
@@ -66,10 +72,12 @@ class Checkpointer:
                 {dataset: numbers}, which must be the same on resume.
             data: JSON-able identity of the data (`Loader.identity()`); must be the same on resume.
             keep: how many checkpoints stay.
+            ahead: {stream of the data: its position less the step}, where a run reads on in another
+                order than it began with; by default the position in POSITION is the step.
         """
         self.directory = Path(directory).absolute()
-        self._meta = {**_json(meta), "schema": SCHEMA, "libraries": library_versions()}
-        self._data = _json(data)
+        self._meta = {**as_json(meta), "schema": SCHEMA, "libraries": library_versions()}
+        self._data, self._ahead = as_json(data), {POSITION: 0, **(ahead or {})}
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             _set_aside(self.directory)
@@ -88,40 +96,44 @@ class Checkpointer:
         """Starts writing a checkpoint; a step that is already there is left alone."""
         if self.latest() == step:
             return
-        kept, params = _pack(state)
+        kept, params = pack(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(kept),
                 params=ocp.args.PyTreeSave(params),
-                data=ocp.args.JsonSave({"identity": self._data, "position": step}),
+                data=ocp.args.JsonSave(
+                    {"identity": self._data, **{k: step + n for k, n in self._ahead.items()}}
+                ),
                 meta=ocp.args.JsonSave(self._meta),
             ),
         )
 
-    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState | None:
+    def restore(
+        self, abstract: TrainState, step: int | None = None, same_data: bool = True
+    ) -> TrainState | None:
         """The newest (or named) checkpoint in the shapes, types and shardings of `abstract`; None
         when there is none.
 
-        Raises ValueError when the checkpoint has another schema, other data or statistics, or other
-        parameters.
+        Raises ValueError when the checkpoint has another schema, other parameters, or, unless these
+        may differ (`same_data`), other data or statistics.
         """
         step = self.latest() if step is None else step
         if step is None:
             return None
         where = self.directory / str(step)
         meta, data = _read_meta(where), _read_json(where / "data")
-        _check_same(
-            f"{where}: statistics", meta.get("statistics", {}), self._meta.get("statistics", {})
-        )
-        _check_same(f"{where}: data", data["identity"], self._data)
-        wanted = dict(zip(("state", "params"), _pack(abstract), strict=True))
-        for item, target in wanted.items():
-            _check_arrays(where / item, target)
+        if same_data:
+            _check_same(
+                f"{where}: statistics", meta.get("statistics", {}), self._meta.get("statistics", {})
+            )
+            _check_same(f"{where}: data", data["identity"], self._data)
+        check_fits(where, abstract)
+        wanted = dict(zip(("state", "params"), pack(abstract), strict=True))
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{k: _request(v) for k, v in wanted.items()})
+            step, args=ocp.args.Composite(**{k: request(v) for k, v in wanted.items()})
         )
-        return _unpack(restored["state"], restored["params"], abstract)
+        return unpack(restored["state"], restored["params"], abstract)
 
     def wait(self) -> None:
         """Returns when everything started is on disk."""
@@ -138,8 +150,8 @@ def load_params(directory: Path | str, step: int | None = None) -> dict[str, np.
 
     They are those of the model without adapters: these are merged, as the config in meta says.
     """
-    where = _find(directory, step)
-    params = _read_arrays(where / "params", list(_saved_arrays(where / "params")))
+    where = find(directory, step)
+    params = _read_arrays(where / "params", list(saved_arrays(where / "params")))
     if not lora.split_adapters(params)[1]:
         return params
     body = _read_meta(where).get("config", {}).get("lora")
@@ -154,8 +166,8 @@ def load_adapters(directory: Path | str, step: int | None = None) -> dict[str, n
     """Only the adapters of the newest (or named) complete checkpoint, as numpy; empty when it has
     none.
     """
-    where = _find(directory, step) / "params"
-    names = lora.split_adapters(_saved_arrays(where))[1]
+    where = find(directory, step) / "params"
+    names = lora.split_adapters(saved_arrays(where))[1]
     return _read_arrays(where, list(names)) if names else {}
 
 
@@ -169,8 +181,8 @@ def load_arrays(
     matches its name. Raises ValueError naming every other missing one and every one of another
     shape.
     """
-    where = _find(directory, None) / "params"
-    saved = _saved_arrays(where)
+    where = find(directory, None) / "params"
+    saved = saved_arrays(where)
     wanted = {
         name: spec
         for name, spec in specs.items()
@@ -186,16 +198,28 @@ def load_arrays(
         )
     if lora.split_adapters(saved)[1]:  # their base alone is not what the run learnt
         merged = load_params(directory)
-        return {name: _placed(merged[name], spec) for name, spec in wanted.items()}
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        return dict(reader.restore(where, args=_request(wanted, partial=True)))
+        return {name: placed(merged[name], spec) for name, spec in wanted.items()}
+    return read(where, wanted)
 
 
 def load_meta(directory: Path | str, step: int | None = None) -> dict[str, Any]:
     """The meta item of the newest (or named) complete checkpoint. Raises ValueError on another
     schema.
     """
-    return _read_meta(_find(directory, step))
+    return _read_meta(find(directory, step))
+
+
+def load_data(directory: Path | str, step: int | None = None) -> dict[str, Any]:
+    """The data item of the newest (or named) complete checkpoint: "identity" and positions."""
+    return _read_json(find(directory, step) / "data")
+
+
+def check_fits(where: Path, abstract: TrainState) -> None:
+    """Raises ValueError naming each array in which the checkpoint `where` is not one of such
+    states.
+    """
+    for item, target in zip(("state", "params"), pack(abstract), strict=True):
+        _check_arrays(where / item, target)
 
 
 def complete_steps(directory: Path | str) -> list[int]:
@@ -211,7 +235,7 @@ def complete_steps(directory: Path | str) -> list[int]:
     return sorted(good)
 
 
-def _find(directory: Path | str, step: int | None) -> Path:
+def find(directory: Path | str, step: int | None) -> Path:
     steps = complete_steps(directory)
     if not steps or (step is not None and step not in steps):
         wanted = (
@@ -251,7 +275,7 @@ def _set_aside(directory: Path) -> None:
             os.replace(path, target)
 
 
-def _pack(state: TrainState) -> tuple[Flat, Flat]:
+def pack(state: TrainState) -> tuple[Flat, Flat]:
     """The items state and params. Each array is in one of them."""
     kept: Flat = {"step": state.step, "skipped": state.skipped}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]:
@@ -261,7 +285,7 @@ def _pack(state: TrainState) -> tuple[Flat, Flat]:
     return kept, {**(state.params if state.ema is None else state.ema), **state.frozen}
 
 
-def _unpack(kept: Flat, params: Flat, like: TrainState) -> TrainState:
+def unpack(kept: Flat, params: Flat, like: TrainState) -> TrainState:
     paths, treedef = jax.tree_util.tree_flatten_with_path(like.opt_state)
     leaves = [kept["opt" + "".join(f":{_key(part)}" for part in path)] for path, _ in paths]
     inference = {name: params[name] for name in like.params}
@@ -286,7 +310,7 @@ def _key(part: Any) -> str:
     raise TypeError(f"optimizer state: no name for the path part {part!r}")
 
 
-def _request(target: Flat, partial: bool = False) -> ocp.args.PyTreeRestore:
+def request(target: Flat, partial: bool = False) -> ocp.args.PyTreeRestore:
     args = {
         name: ocp.ArrayRestoreArgs(
             sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
@@ -297,7 +321,7 @@ def _request(target: Flat, partial: bool = False) -> ocp.args.PyTreeRestore:
 
 
 def _check_arrays(where: Path, target: Flat) -> None:
-    saved = _saved_arrays(where)
+    saved = saved_arrays(where)
     wrong = _unfit(saved, target) + [
         f"{name} is not wanted" for name in saved.keys() - target.keys()
     ]
@@ -309,7 +333,7 @@ def _check_arrays(where: Path, target: Flat) -> None:
         )
 
 
-def _placed(value: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+def placed(value: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
     """A numpy array in the type and sharding of `spec`."""
     return jax.make_array_from_callback(
         spec.shape, spec.sharding, lambda at: value[at].astype(spec.dtype)
@@ -327,6 +351,12 @@ def _unfit(saved: dict[str, Any], target: Flat) -> list[str]:
     return wrong
 
 
+def read(where: Path, specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """The named arrays of an item in the types and shardings of `specs`; others are not read."""
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return dict(reader.restore(where, args=request(dict(specs), partial=True)))
+
+
 def _read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:
     """The named arrays of an item, as numpy; the others are not read."""
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
@@ -337,14 +367,14 @@ def _read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:
         return dict(reader.restore(where, args=request))
 
 
-def _saved_arrays(where: Path) -> dict[str, Any]:
+def saved_arrays(where: Path) -> dict[str, Any]:
     """name -> what has .shape and .dtype, of every array of an item."""
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         return dict(reader.metadata(where).tree)
 
 
 def _check_same(what: str, saved: Any, now: Any) -> None:
-    different = _differences(saved, now, "")
+    different = differences(saved, now)
     if different:
         raise ValueError(
             f"{what} differ from those of this run:\n  "
@@ -354,7 +384,8 @@ def _check_same(what: str, saved: Any, now: Any) -> None:
         )
 
 
-def _differences(saved: Any, now: Any, path: str) -> list[str]:
+def differences(saved: Any, now: Any, path: str = "") -> list[str]:
+    """A line for each place in which two JSON values differ."""
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         out = []
         for key in sorted(saved.keys() | now.keys()):
@@ -362,11 +393,11 @@ def _differences(saved: Any, now: Any, path: str) -> list[str]:
             if key not in now or key not in saved:
                 out.append(f"{below}: only in {'the checkpoint' if key in saved else 'this run'}")
             else:
-                out += _differences(saved[key], now[key], below)
+                out += differences(saved[key], now[key], below)
         return out
     if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
         pairs = enumerate(zip(saved, now, strict=True))
-        return [line for i, (a, b) in pairs for line in _differences(a, b, f"{path}[{i}]")]
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}[{i}]")]
     return [] if saved == now else [f"{path}: checkpoint {saved!r}, this run {now!r}"]
 
 
@@ -389,7 +420,7 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def _json(value: dict[str, Any]) -> dict[str, Any]:
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON copy; numpy numbers and arrays become lists of Python numbers."""
 
     def plain(other: Any) -> Any:

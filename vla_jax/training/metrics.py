@@ -79,6 +79,12 @@ class Recorder:
         )
         self._progress.row(f"step {step}/{self._steps}", shown)
 
+    def changed(self, step: int, fields: Mapping[str, list[str]]) -> None:
+        """A row that says which fields are other after `step`: {field: [then, now]}."""
+        if self._progress is not None:
+            self._file.write(json.dumps({"step": step, "changed": fields}) + "\n")
+            self._file.flush()
+
     def progress(self, step: int, loss: Any = None) -> None:
         """Counts the steps until this one, and tells of them where no row has for a minute; `loss`
         is the newest that is known.

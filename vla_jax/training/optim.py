@@ -143,8 +143,10 @@ def make_optimizer(
     the trainable ones.
     """
     schedule = make_schedule(config, steps, steps_per_epoch)
-    parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
-    parts += [
+    parts = [
+        # Something stands here either way: clipping may begin or end in a run that goes on, and
+        # checkpoints name the moments by their place.
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
     ]

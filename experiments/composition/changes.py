@@ -1,0 +1,164 @@
+"""What may change in a run that goes on, and what happens then; a run's history of it.
+
+`pretrain --change` lists what is other than until now, `--change=yes` goes on with it. What the
+policy is made of does not change in place: another run begins from this one (model.start).
+"""
+
+import fnmatch
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments.composition.config import diff
+from vla_jax import build
+from vla_jax.training.optim import make_schedule
+
+HISTORY = "config_history.jsonl"
+
+# Field -> what happens when it changes in a run that goes on; the first pattern counts. A field
+# that is not here does not change in place.
+HERE = "the same steps, on another machine or mesh"
+EFFECTS = {
+    "mesh.*": HERE,
+    "data.root": HERE,
+    "steps": "the run ends at another step; a decaying schedule bends from here on",
+    "log_every": "from the next step on",
+    "eval_every": "from the next step on",
+    "eval_batches": "from the next evaluation on",
+    "save_every": "from the next step on",
+    "keep_checkpoints": "from the next save on",
+    "nan_patience": "from the next step on",
+    "accum": "the same batches, computed in other parts",
+    "optim.mu_dtype": "the moments are kept, in the other type",
+    "optim.*": "from the next step on; the moments are kept",
+    "loss.*": "another loss from the next step on",
+    "lora.dropout": "from the next step on",
+    "augment.*": "from the next step on",
+    "objectives.*.weight": "another loss from the next step on",
+    "model.remat": "the same numbers, other memory",
+    "model.layers": "the same numbers, another program",
+    "model.past_action_hidden": "from the next step on",
+    "model.act_dtype": "of rollouts and exports of the checkpoints from here on",
+    "seed": "another order of the data, other augmentation and noise",
+    "batch_size": "other batches; a step is another number of windows",
+    "data.ram_budget": "another order of the data",
+    "data.windows_per_visit": "another order of the data",
+    "data.mixture": "other data",
+    "data.datasets": "other data",
+    "data.quarantine": "other data",
+    "data.held_out": "other data",
+    "data.skip_unlabelled": "other data",
+    "data.min_length": "other data",
+    "data.max_idle": "other data",
+}
+
+
+class Change(NamedTuple):
+    """A field of a run's config that is other than before. `effect` is None where it cannot
+    change in place.
+    """
+
+    field: str
+    then: str  # JSON
+    now: str
+    effect: str | None
+
+    def __str__(self) -> str:
+        return f"{self.field}: there {self.then}, now {self.now}"
+
+
+class Changed(NamedTuple):
+    """What is other in a run from a step on: fields, what was said of its data and arrays, and a
+    digest of the identity of the data.
+    """
+
+    step: int
+    changes: list[Change]
+    said: list[str]
+    data: str
+
+    @property
+    def fields(self) -> dict[str, list[str]]:
+        """{field: [then, now]}, JSON texts."""
+        return {change.field: [change.then, change.now] for change in self.changes}
+
+
+def since(then: ConfigDict, now: ConfigDict) -> list[Change]:
+    """The fields that are other than `then`."""
+    different = diff(then.to_dict(), now.to_dict())
+    return [Change(field, *pair, effect(field)) for field, pair in different.items()]
+
+
+def effect(field: str) -> str | None:
+    """What happens when a field changes in place; None where it cannot."""
+    matching = (text for pattern, text in EFFECTS.items() if fnmatch.fnmatchcase(field, pattern))
+    return next(matching, None)
+
+
+def check(changes: Iterable[Change], where: Path, asked: bool) -> None:
+    """Raises ValueError for what cannot change in place, and, unless it was `asked` for, for what
+    can; where a run runs is its own affair.
+    """
+    other = [change for change in changes if change.effect is None]
+    if other:
+        raise ValueError(
+            f"{where} holds another run:{_lines(other)}\nthese make another policy or other"
+            " targets and do not change in place. Give the same config, or begin another run from"
+            f" this one: --workdir=DIR --config.model.start={where / 'checkpoints'} (its"
+            " parameters; with --config.model.start_state=full its optimizer and step too)"
+        )
+    asking = [change for change in changes if change.effect != HERE]
+    if asking and not asked:
+        raise ValueError(
+            f"{where} holds a run with another config:{_lines(asking)}\ngive the same config, or"
+            " --change, which lists what that does, and --change=yes, which goes on so; or another"
+            " --workdir=DIR"
+        )
+
+
+def table(changes: Iterable[Change]) -> str:
+    """A line for each change with what it does."""
+    rows = [(str(change), change.effect or "") for change in changes]
+    width = max((len(first) for first, _ in rows), default=0)
+    return "\n".join(f"  {first:{width}s}  {second}" for first, second in rows)
+
+
+def rates(then: ConfigDict, now: Callable[[int], Any], step: int, windows: int) -> list[str]:
+    """A line where the learning rate of the next step is another than with the config `then`;
+    `windows` are those of an epoch.
+    """
+    settings = build.optim(then)[0]
+    before = float(make_schedule(settings, then.steps, windows / then.batch_size)(step))
+    after = float(now(step))
+    return [] if before == after else [f"  learning rate: until now {before:.4g}, now {after:.4g}"]
+
+
+def record(folder: Path, changed: Changed) -> None:
+    """Adds it to the history of the run in `folder`, whole or not at all."""
+    row = {
+        "step": changed.step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "changes": changed.fields,
+        "said": changed.said,
+        "data": changed.data,
+    }
+    file = folder / HISTORY
+    part = file.with_name(file.name + ".part")
+    part.write_text((file.read_text() if file.exists() else "") + json.dumps(row) + "\n")
+    os.replace(part, file)
+
+
+def recorded(folder: Path, step: int, data: str) -> bool:
+    """Whether it was decided that the run goes on from `step` with the data of that digest."""
+    file = folder / HISTORY
+    rows = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    return any(row["step"] == step and row["data"] == data for row in rows)
+
+
+def _lines(changes: list[Change]) -> str:
+    return "".join(f"\n  {change}" for change in changes)
