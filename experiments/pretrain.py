@@ -27,6 +27,7 @@ from data_pipelines.image_text import Reader
 from data_pipelines.loader import Loader
 from experiments.composition import cotraining, estimate, plots, replicas, sources, steps, workdir
 from experiments.composition.config import parse_argv
+from experiments.composition.lock import held
 from vla_jax import build, command, sharding
 from vla_jax import params as flat
 from vla_jax.models import lora
@@ -54,7 +55,11 @@ def main(argv: list[str]) -> None:
             if absent:
                 raise ValueError("this run cannot start; missing here:\n\n" + "\n\n".join(absent))
             _say(compile_cache.enable())
-            pretrain(args.config, args.workdir, peers)
+            first = peers.index == 0
+            if first:
+                workdir.check_writable(args.workdir)
+            with held(args.workdir) if first else contextlib.nullcontext():
+                pretrain(args.config, args.workdir, peers)
     finally:
         peers.close()
 

@@ -19,12 +19,7 @@ from vla_jax.training.checkpoint import complete_steps, load_meta
 
 def check(workdir: Path, config: ConfigDict) -> None:
     """Raises ValueError when steps of another run lie in workdir, or when it cannot be written."""
-    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"--workdir={workdir}: expected a folder to write into, got"
-            f" {'one without that right' if there.is_dir() else 'a file'} at {there}; give another"
-        )
+    check_writable(workdir)
     saved, checkpoints = workdir / "config.json", workdir / "checkpoints"
     kept = complete_steps(checkpoints)
     if not kept and not logged(workdir):
@@ -32,6 +27,16 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if kept and not saved.exists():
         check_same(load_meta(checkpoints)["config"], checkpoints, config)
     check_same_run(saved, config)
+
+
+def check_writable(workdir: Path) -> None:
+    """Raises ValueError when workdir cannot be made or written."""
+    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--workdir={workdir}: expected a folder to write into, got"
+            f" {'one without that right' if there.is_dir() else 'a file'} at {there}; give another"
+        )
 
 
 def logged(workdir: Path) -> bool:

@@ -1,6 +1,7 @@
 """What is refused before a run's first step leaves its work directory as it was."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_pipelines.builders.blocks import write_blocks
 from experiments import pretrain
 from experiments.composition import workdir
 from experiments.composition.config import load_config, save
+from experiments.composition.lock import held
 from vla_jax.training import train
 
 SHORT = ("--config.batch_size=8", "--config.steps=2", "--config.optim.warmup_steps=1",
@@ -109,6 +111,17 @@ def test_a_folder_that_cannot_be_one_is_refused(data: Path, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=r"--workdir=.*: expected a folder .*got a file"):
             pretrain.main(command(data, folder))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_second_run_in_the_folder_is_refused_before_data_is_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "_open", lambda *args: pytest.fail("the data was opened"))
+    with held(tmp_path / "run"):
+        before = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+        with pytest.raises(ValueError, match=rf"got that of host .*, process {os.getpid()}, which"):
+            pretrain.main(command(data, tmp_path / "run"))
+        assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_folder_is_a_runs_from_its_first_logged_or_saved_step_on(tmp_path: Path) -> None:
