@@ -60,7 +60,7 @@ class _Lock:
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "id": uuid.uuid4().hex,
-            "beat": 0,
+            "beat": f"{0:010}",  # of one width: no reader sees a text that is half another
         }
 
     def create(self) -> bool:
@@ -87,14 +87,15 @@ class _Lock:
     def beats(self, closed: threading.Event) -> None:
         """Gives signs of life until closed; ends the process when the file is another's now."""
         while not closed.wait(BEAT):
-            owner = _parsed(_text(self._file))
-            if owner is not None and owner["id"] != self._owner["id"]:
-                _end(f"{self._file}: {_name(owner)} has taken this work directory over, as this run"
-                     f" gave no sign for {PATIENCE} s: was it stopped? It ends here")  # fmt: skip
-            self._owner["beat"] += 1
-            # In place, and not by a rename: of a file that another has replaced this changes
-            # nothing. The text never gets shorter.
             with contextlib.suppress(OSError):  # a full disk, a server that is away
+                owner = _parsed(_text(self._file))
+                if owner is not None and owner["id"] != self._owner["id"]:
+                    _end(
+                        f"{self._file}: {_name(owner)} has taken this work directory over, as this"
+                        f" run gave no sign for {PATIENCE} s: was it stopped? It ends here"
+                    )
+                self._owner["beat"] = f"{int(self._owner['beat']) + 1:010}"
+                # In place, and not by a rename: a file that another has put there stays as it is.
                 os.pwrite(self._descriptor, json.dumps(self._owner).encode(), 0)
                 os.fsync(self._descriptor)
 

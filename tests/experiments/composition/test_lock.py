@@ -134,7 +134,7 @@ def test_of_another_machine_only_the_beat_tells(
 
     def beat(number: int) -> None:
         if number == 5:
-            file.write_text(json.dumps({**old, "beat": 1}))
+            file.write_text(json.dumps({**old, "beat": "0000000001"}))
 
     slept = waiting(monkeypatch, beat)
     with pytest.raises(ValueError, match=rf"got that of host {name}, process 7, which is running"):
@@ -196,7 +196,7 @@ def test_signs_of_life_are_given_until_another_has_the_folder(
     monkeypatch.setattr(lock, "_end", end)
     file = tmp_path / "lock"
     with held(tmp_path):
-        while (json.loads(file.read_text() or "{}")).get("beat", 0) < 12:
+        while int(json.loads(file.read_text())["beat"]) < 12:
             pass
         write(tmp_path / "new", host="far", pid=9)
         os.replace(tmp_path / "new", file)  # as one does that takes over
