@@ -39,6 +39,7 @@ from experiments.composition import (
     workdir,
 )
 from experiments.composition.config import parse_argv
+from experiments.composition.lock import held
 from vla_jax import command, sharding
 from vla_jax.models import lora
 from vla_jax.progress import Progress
@@ -70,7 +71,11 @@ def main(argv: list[str]) -> None:
             if absent:
                 raise ValueError("this run cannot start; missing here:\n\n" + "\n\n".join(absent))
             _say(compile_cache.enable())
-            pretrain(args.config, args.workdir, peers, args.change)
+            first = peers.index == 0
+            if first:
+                workdir.check_writable(args.workdir)
+            with held(args.workdir) if first else contextlib.nullcontext():
+                pretrain(args.config, args.workdir, peers, args.change)
     finally:
         peers.close()
 

@@ -306,11 +306,15 @@ def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
 
 def augmentation(config: ConfigDict) -> AugmentConfig:
     """What is done to images in training."""
-    shift = config.augment.shift
-    if shift and len(shift) != len(config.model.cameras):
+    for name in ("crop_scale", "crop_ratio", "contrast", "saturation"):
+        if len(config.augment[name]) != 2:
+            raise ValueError(
+                f"augment.{name}: expected two numbers, low and high, got {config.augment[name]}"
+            )
+    shift, cameras = config.augment.shift, tuple(config.model.cameras)
+    if shift and (len(shift) != len(cameras) or not all(isinstance(x, int) for x in shift)):
         raise ValueError(
-            f"augment.shift: expected one number per camera {tuple(config.model.cameras)}, got"
-            f" {shift}"
+            f"augment.shift: expected one number per camera {cameras}, whole pixels, got {shift}"
         )
     return AugmentConfig(**config.augment.to_dict())
 

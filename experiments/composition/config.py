@@ -16,19 +16,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.composition import ranges
 from vla_jax.saved_config import flatten, unknown_fields
 from vla_jax.types import DTYPES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-# The least that a number may be: what a run would find out only at its first step, or later.
-LEAST = {
-    "steps": 1, "batch_size": 1, "accum": 1, "log_every": 1, "eval_every": 0, "save_every": 1,
-    "eval_batches": 1, "keep_checkpoints": 1, "nan_patience": 1,
-    "model.window": 1, "model.chunk": 1, "model.prompt_length": 1, "model.temperature": 0.0,
-    "data.ram_budget": 1, "data.windows_per_visit": 1,
-    "optim.lr": 0.0, "optim.weight_decay": 0.0, "optim.clip": 0.0, "optim.ema": 0.0,
-}  # fmt: skip
 
 
 def parse_argv(argv: list[str], own: argparse.ArgumentParser | None = None) -> argparse.Namespace:
@@ -109,13 +101,7 @@ def check_values(config: ConfigDict) -> None:
     optimizer's and the loader's own rules are theirs.
     """
     values = flatten(config.to_dict())
-    wrong = [
-        f"{field}: expected {least} or more, got {values[field]}"
-        for field, least in LEAST.items()
-        if not values[field] >= least
-    ]
-    if values["optim.ema"] >= 1:
-        wrong.append(f"optim.ema: expected less than 1, got {values['optim.ema']}; 0 keeps none")
+    wrong = ranges.wrong(values)
     if values["model.dtype"] not in DTYPES:
         wrong.append(
             f"model.dtype: expected one of {', '.join(DTYPES)}, got {values['model.dtype']!r}"

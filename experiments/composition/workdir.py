@@ -32,12 +32,7 @@ def check(workdir: Path, config: ConfigDict, asked: bool = False) -> Before | No
     Raises ValueError when workdir cannot be written, for changes that cannot be made in place, and
     for others unless they are `asked` for.
     """
-    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"--workdir={workdir}: expected a folder to write into, got"
-            f" {'one without that right' if there.is_dir() else 'a file'} at {there}; give another"
-        )
+    check_writable(workdir)
     saved, checkpoints = workdir / "config.json", workdir / "checkpoints"
     kept = complete_steps(checkpoints)
     if not kept and not logged(workdir):
@@ -51,6 +46,16 @@ def check(workdir: Path, config: ConfigDict, asked: bool = False) -> Before | No
     found = changes.since(then, config)
     changes.check(found, workdir, asked)
     return Before(then, found)
+
+
+def check_writable(workdir: Path) -> None:
+    """Raises ValueError when workdir cannot be made or written."""
+    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--workdir={workdir}: expected a folder to write into, got"
+            f" {'one without that right' if there.is_dir() else 'a file'} at {there}; give another"
+        )
 
 
 def logged(workdir: Path) -> bool:

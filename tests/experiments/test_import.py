@@ -249,6 +249,19 @@ def test_arrays_that_do_not_fit_are_all_named_and_nothing_is_written(
     assert "do not fit 4" in capsys.readouterr().out
 
 
+def test_arrays_that_are_not_finite_are_named_and_nothing_is_written(
+    fc: tuple[dict[str, torch.Tensor], Path], tmp_path: Path
+) -> None:
+    state = dict(fc[0])
+    state["model.action_token"] = torch.full_like(state["model.action_token"], torch.nan)
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    with pytest.raises(
+        ValueError, match=r"in 1 arrays:\n  action_token \(for readout_embedding\): "
+    ):
+        run(f"robovlms:{tmp_path / 'w.pt'}", tmp_path / "out", "--robovlms_config", str(fc[1]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_checkpoint_says_all_that_a_policy_needs(
     fc: tuple[dict[str, torch.Tensor], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

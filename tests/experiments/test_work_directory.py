@@ -1,6 +1,7 @@
 """What is refused before a run's first step leaves its work directory as it was."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_pipelines.builders.blocks import write_blocks
 from experiments import pretrain
 from experiments.composition import workdir
 from experiments.composition.config import load_config, save
+from experiments.composition.lock import held
 from vla_jax.training import train
 
 SHORT = ("--config.batch_size=8", "--config.steps=2", "--config.optim.warmup_steps=1",
@@ -26,14 +28,19 @@ REFUSED = {
     "--config.log_every=0": r"--config.log_every: expected 1 or more",
     "--config.save_every=0": r"--config.save_every: expected 1 or more",
     "--config.keep_checkpoints=0": r"--config.keep_checkpoints: expected 1 or more",
-    "--config.optim.ema=1.5": r"--config.optim.ema: expected less than 1",
-    "--config.optim.lr=-1.0": r"--config.optim.lr: expected 0.0 or more",
+    "--config.optim.ema=1.5": r"--config.optim.ema: expected 0 to less than 1 \(0: off\), got 1.5",
+    "--config.optim.lr=-1.0": r"--config.optim.lr: expected 0 or more",
     "--config.optim.schedule=linear": r"optim.schedule: expected one of",
     "--config.optim.warmup_steps=10": r"optim: expected a warm-up shorter than the 2 steps",
     "--config.optim.warmup_epochs=9.0": r"optim: expected a warm-up shorter than the 2 steps",
     "--config.optim.mu_dtype=float16": r"optim.mu_dtype: expected one of",
     "--config.optim.freeze=backbone/nothing/*": r"freeze: expected 'backbone/nothing/\*' to match",
     "--config.optim.train_decoder_layers=99": r"freeze.train_decoder_layers: expected at most",
+    "--config.mesh.fsdp=0": r"--config.mesh.fsdp: expected 1 or more \(-1: all that are left",
+    "--config.optim.eps=1e999": r"--config.optim.eps: expected more than 0, got inf",
+    "--config.augment.contrast=(0.8,-1.0)": r"--config.augment.contrast: expected more than 0",
+    "--config.augment.contrast=0.8": r"augment.contrast: expected two numbers",
+    "--config.augment.shift=2.5": r"augment.shift: expected one number per camera .*, whole pixels",
     "--config.mesh.fsdp=3": r"mesh: expected data x fsdp x tensor to give 8 devices",
     "--config.model.dtype=bf16": r"--config.model.dtype: expected one of float32, bfloat16",
     "--config.model.head=lstn": r"model.head: expected one of",
@@ -47,7 +54,7 @@ REFUSED = {
     "--config.model.weights={data}": r"weights: expected a big_vision .npz",
     "--config.model.start=/nowhere": r"start: no complete checkpoint",
     "--config.loss.kind=l2": r"ActionLoss.kind: expected one of",
-    "--config.lora.rank=-1": r"lora: expected rank >= 0",
+    "--config.lora.rank=-1": r"--config.lora.rank: expected 0 or more \(0: off\), got -1",
     "--config.augment.flip=True": r"augment.flip: expected False",
     "--config.data.root=/nowhere": r"not under /nowhere",
     "--config.data.normalise=q98": r"normalisation: expected one of",
@@ -104,6 +111,17 @@ def test_a_folder_that_cannot_be_one_is_refused(data: Path, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=r"--workdir=.*: expected a folder .*got a file"):
             pretrain.main(command(data, folder))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_second_run_in_the_folder_is_refused_before_data_is_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "_open", lambda *args: pytest.fail("the data was opened"))
+    with held(tmp_path / "run"):
+        before = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+        with pytest.raises(ValueError, match=rf"got that of host .*, process {os.getpid()}, which"):
+            pretrain.main(command(data, tmp_path / "run"))
+        assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_folder_is_a_runs_from_its_first_logged_or_saved_step_on(tmp_path: Path) -> None:

@@ -245,3 +245,32 @@ def test_arrays_of_a_run_with_adapters_are_merged(tmp_path):
     np.testing.assert_allclose(
         load_arrays(tmp_path, {"x/kernel": spec})["x/kernel"], merged, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_parameters_that_are_not_finite_are_named(adapters, tmp_path):
+    values = {
+        "x/kernel": np.array([[1.0, np.nan], [np.inf, 2.0]], np.float32),
+        "y/bias": np.zeros(3, "bfloat16"),
+        "z/bias": np.full(3, -np.inf, "bfloat16"),
+    }
+    if adapters:
+        values |= {"x/lora_a": np.ones((2, 1), "float32"), "x/lora_b": np.ones((1, 2), "float32")}
+    config = {"rank": 1, "alpha": 4.0, "dropout": 0.0, "targets": ["x/*"]}
+    keeper = Checkpointer(tmp_path, {"config": {"lora": config}}, {})
+    keeper.save(0, train.TrainState(np.int32(0), values, {}, (), None, np.int32(0)))
+    keeper.close()
+    place = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    specs = {
+        name: jax.ShapeDtypeStruct(
+            values[name].shape, "float32", sharding=sharding.replicated(place)
+        )
+        for name in ("x/kernel", "y/bias", "z/bias")
+    }
+    said = r"in 2 arrays:\n  x/kernel: 2\n  z/bias: 3\n"
+    with pytest.raises(ValueError, match=said):
+        load_params(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        load_arrays(tmp_path, specs)
+    if not adapters:  # what is not wanted is not read
+        assert load_arrays(tmp_path, {"y/bias": specs["y/bias"]}).keys() == {"y/bias"}

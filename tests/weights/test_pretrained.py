@@ -8,11 +8,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from tests.models.backbones.loading import from_pretrained
 from vla_jax import params as flat
+from vla_jax import sharding
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.vision import VisionConfig
 from vla_jax.weights import pretrained
@@ -232,6 +234,69 @@ def test_missing_unexpected_and_misshaped_arrays_are_all_named(
         "unexpected: language_model.layers.2.mlp.up_proj.weight",
     ):
         assert line in str(error.value)
+
+
+def test_arrays_with_numbers_that_are_none_are_all_named_and_counted(
+    params: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    arrays = {name: array.copy() for name, array in to_hf(params).items()}
+    arrays["language_model.norm.weight"][3] = np.nan
+    arrays["language_model.layers.1.mlp.up_proj.weight"][:2, 0] = -np.inf
+    arrays["vision_tower.post_layernorm.bias"] = arrays["vision_tower.post_layernorm.bias"].astype(
+        ml_dtypes.bfloat16
+    )
+    arrays["vision_tower.post_layernorm.bias"][0] = np.inf
+    folder = write_hf(tmp_path, arrays)
+    mesh = sharding.make_mesh(2, 2, 2)  # pieces of its own on some devices, the same on others
+    _, shapes, logical = flat.abstract(build)
+    where = sharding.resolve(shapes, logical, mesh)
+    over_devices = {
+        name: jax.ShapeDtypeStruct(shape.shape, np.float32, sharding=where[name])
+        for name, shape in shapes.items()
+    }
+    for wanted in (specs(), specs(ml_dtypes.bfloat16), over_devices):
+        with pytest.raises(ValueError, match="NaN or infinity in 3 arrays") as error:
+            paligemma.load(folder, CONFIG, wanted)
+        assert sorted(str(error.value).splitlines()[1:-1]) == [
+            "  language_model.layers.1.mlp.up_proj.weight"
+            " (for decoder/layers/blocks/mlp/up/kernel): 2",
+            "  language_model.norm.weight (for decoder/norm/scale): 1",
+            "  vision_tower.post_layernorm.bias (for vision/norm/bias): 1",
+        ]
+
+
+def test_pytorch_files_of_a_folder_are_read_where_it_has_no_safetensors(
+    params: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    folder = write_hf(tmp_path, to_hf(params))
+    whole = load_file(folder / "model.safetensors")
+    tensors = {name: torch.from_numpy(array) for name, array in whole.items()}
+    torch.save({name: tensor + 1 for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
+    assert_same(paligemma.load(folder, CONFIG, specs()), params)  # safetensors win
+    (folder / "model.safetensors").unlink()
+    for zipped in (True, False):  # as torch saves, and as it did before 1.6
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        assert pretrained.open_weights(folder).kind == "hf"
+        assert_same(from_pretrained(paligemma, folder)[1], params)
+    torch.save({**tensors, "config": object()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"nothing of the file was executed.*\n.*save_file"):
+        pretrained.open_weights(folder)
+
+
+def test_pytorch_shards_with_an_index(params: dict[str, np.ndarray], tmp_path: Path) -> None:
+    whole = load_file(write_hf(tmp_path, to_hf(params)) / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    files = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    names = sorted(whole)
+    for i, file in enumerate(files):
+        part = {name: torch.from_numpy(whole[name]) for name in names[i::2]}
+        torch.save(part, tmp_path / file)
+    index = {"weight_map": {name: files[i % 2] for i, name in enumerate(names)}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert_same(paligemma.load(tmp_path, CONFIG, specs()), params)
+    (tmp_path / files[1]).unlink()
+    with pytest.raises(ValueError, match=rf"not found: .*{files[1]}"):
+        paligemma.load(tmp_path, CONFIG, specs())
 
 
 def test_an_explicit_pattern_allows_a_missing_array(

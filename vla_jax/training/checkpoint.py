@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vla_jax.models import lora
+from vla_jax.params import not_finite, not_finite_on_device, refuse_not_finite
 from vla_jax.training.state import TrainState
 
 SCHEMA = 1
@@ -178,8 +179,8 @@ def load_arrays(
     others are not read.
 
     A parameter that the newest checkpoint lacks is left out where a pattern of `allow_missing`
-    matches its name. Raises ValueError naming every other missing one and every one of another
-    shape.
+    matches its name. Raises ValueError naming every other missing one, every one of another shape
+    and every one that is not finite.
     """
     where = find(directory, None) / "params"
     saved = saved_arrays(where)
@@ -352,19 +353,28 @@ def _unfit(saved: dict[str, Any], target: Flat) -> list[str]:
 
 
 def read(where: Path, specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """The named arrays of an item in the types and shardings of `specs`; others are not read."""
+    """The named arrays of an item in the types and shardings of `specs`; others are not read.
+    Raises ValueError naming those that are not finite.
+    """
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        return dict(reader.restore(where, args=request(dict(specs), partial=True)))
+        arrays = dict(reader.restore(where, args=request(dict(specs), partial=True)))
+    counts = jax.device_get(not_finite_on_device(arrays))
+    refuse_not_finite(where, {name: int(count) for name, count in counts.items()})
+    return arrays
 
 
 def _read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """The named arrays of an item, as numpy; the others are not read."""
+    """The named arrays of an item, as numpy; the others are not read. Raises ValueError naming
+    those that are not finite.
+    """
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     request = ocp.args.PyTreeRestore(
         item=dict.fromkeys(names, 0), restore_args=as_numpy, partial_restore=True
     )
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        return dict(reader.restore(where, args=request))
+        arrays = dict(reader.restore(where, args=request))
+    refuse_not_finite(where, {name: not_finite(array) for name, array in arrays.items()})
+    return arrays
 
 
 def saved_arrays(where: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A file is opened as a dict of memory-mapped arrays, a backbone's name table turns them into views in
 our layout, and each device reads its own piece of a view. The whole model is never in one host
 copy, nor on one device. Every missing, unexpected or mis-shaped array is named before the first
-byte is copied.
+byte is copied; one with a NaN or an infinity is named when its pieces have been read.
 """
 
 import fnmatch
@@ -33,6 +33,9 @@ SAFETENSORS_DTYPES = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+
+# A Hugging Face folder has the first or the second, or its shards and FILE.index.json.
+HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # Present in some releases, without meaning for us: buffers, SigLIP's pooling head, and output
 # layers that are tied.
@@ -89,8 +92,8 @@ class WeightFiles(NamedTuple):
 
 
 def open_weights(path: Path | str) -> WeightFiles:
-    """Opens a Hugging Face folder (model.safetensors, or shards with their index), a big_vision
-    .npz, or what torch_files reads.
+    """Opens a Hugging Face folder (safetensors, else pytorch_model.bin; whole or in shards with
+    their index), a big_vision .npz, or what torch_files reads.
 
     Raises ValueError when it is not there, incomplete, or its header is damaged.
     """
@@ -102,24 +105,32 @@ def open_weights(path: Path | str) -> WeightFiles:
         )
     if torch_files.is_torch(path):
         return WeightFiles(path, "torch", _normalised(torch_files.open_torch(path)))
-    index = path / "model.safetensors.index.json"
+    return WeightFiles(path, "hf", _normalised(_open_folder(path)))
+
+
+def _open_folder(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a Hugging Face folder by name."""
+    names = [n for n in HF_FILES if (path / n).is_file() or (path / f"{n}.index.json").is_file()]
+    whole = path / (names or HF_FILES)[0]
+    index = whole.with_name(f"{whole.name}.index.json")
     listed = _read_index(index) if index.is_file() else {}
-    shards = [path / name for name in sorted(set(listed.values()))] or [path / "model.safetensors"]
+    shards = [path / name for name in sorted(set(listed.values()))] or [whole]
     absent = [str(file) for file in shards if not file.is_file()]
     if absent:
         raise ValueError(
             "weights: expected a big_vision .npz, a .pt or a Hugging Face folder with safetensors"
-            f" at {path.absolute()}, not found: {', '.join(absent)}; get one by `hf"
-            " download google/paligemma-3b-pt-224 --local-dir DIR`"
+            f" or pytorch_model.bin at {path.absolute()}, not found: {', '.join(absent)}; get one"
+            " by `hf download google/paligemma-3b-pt-224 --local-dir DIR`"
         )
-    arrays = {name: array for file in shards for name, array in _open_safetensors(file).items()}
+    read = _open_safetensors if whole.suffix == ".safetensors" else _open_bin
+    arrays = {name: array for file in shards for name, array in read(file).items()}
     lost = sorted(listed.keys() - arrays.keys())
     if lost:
         raise ValueError(
             f"{index}: lists {len(lost)} arrays that no shard holds, such as {lost[0]} in"
             f" {listed[lost[0]]}; the shards are not of one release, download the folder again"
         )
-    return WeightFiles(path, "hf", _normalised(arrays))
+    return arrays
 
 
 def _normalised(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -222,7 +233,7 @@ def plan(
 
 def place(files: WeightFiles, plan: Plan, specs: Specs) -> Params:
     """The arrays of a plan, each device's piece read straight to it. Raises ValueError naming all
-    of the plan's problems.
+    of the plan's problems, and all arrays of which a piece that was read here is not finite.
     """
     if plan.problems:
         raise ValueError(
@@ -231,7 +242,15 @@ def place(files: WeightFiles, plan: Plan, specs: Specs) -> Params:
             + "\ncheck model.variant; a missing one can be left random by naming it in"
             " model.allow_missing"
         )
-    return {name: _place(views, specs[name]) for name, views in plan.views.items()}
+    counts: dict[str, int] = {}
+    placed = {}
+    for name, views in plan.views.items():
+        source = plan.sources[name]
+        placed[name], bad = _place(views, specs[name])
+        labels = (source.replace("{}", str(layer)) for layer in range(len(views)))
+        counts |= {f"{label} (for {name})": found for label, found in zip(labels, bad, strict=True)}
+    params.refuse_not_finite(f"weights {files.path}", counts)
+    return placed
 
 
 def init_from_pretrained(
@@ -255,18 +274,36 @@ def init_from_pretrained(
     }
 
 
-def _place(views: list[np.ndarray], spec: jax.ShapeDtypeStruct) -> jax.Array:
+def _place(views: list[np.ndarray], spec: jax.ShapeDtypeStruct) -> tuple[jax.Array, list[int]]:
+    """The array, and of each view how many numbers are not finite."""
     stacked = views[0].ndim < len(spec.shape)
+    bad: list[dict[str, int]] = [{} for _ in views]  # by piece: devices may share one
+
+    def read(layer: int, index: tuple[slice, ...]) -> np.ndarray:
+        part = np.ascontiguousarray(views[layer][index]).astype(spec.dtype)
+        bad[layer][str(index)] = params.not_finite(part)
+        return part
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # jax asks only for pieces it has a place for
         if not stacked:
-            return np.ascontiguousarray(views[0][index]).astype(spec.dtype)
-        return np.stack(
-            [np.ascontiguousarray(view[index[1:]]).astype(spec.dtype) for view in views[index[0]]]
-        )
+            return read(0, index)
+        return np.stack([read(layer, index[1:]) for layer in range(len(views))[index[0]]])
 
-    return jax.make_array_from_callback(spec.shape, spec.sharding, piece)
+    array = jax.make_array_from_callback(spec.shape, spec.sharding, piece)
+    return array, [sum(pieces.values()) for pieces in bad]
+
+
+def _open_bin(file: Path) -> dict[str, np.ndarray]:
+    """A shard that torch saved."""
+    try:
+        return torch_files.open_torch(file)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\nor have safetensors in its place: download them if the release has some, or"
+            " where you trust the file: safetensors.torch.save_file({name: x.contiguous().clone()"
+            ' for name, x in torch.load(FILE).items()}, "model.safetensors")'
+        ) from error
 
 
 def _open_safetensors(file: Path) -> dict[str, np.ndarray]:

@@ -45,9 +45,11 @@ class HeadConfig:
             0 <= i < self.action_dim for i in self.binary
         ):
             raise ValueError(
-                f"HeadConfig.binary: expected distinct dims in [0, {self.action_dim}), got"
-                f" {self.binary}; take them from the dataset's ActionSpec"
+                f"HeadConfig.binary: expected distinct dims in [0, {self.action_dim}), which is"
+                f" model.action_dim, got {self.binary}; take them from the dataset's ActionSpec"
             )
+        if self.layers < 1:
+            raise ValueError(f"model.head_layers: expected 1 or more, got {self.layers}")
 
     @property
     def block(self) -> BlockConfig:
