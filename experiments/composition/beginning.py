@@ -19,14 +19,8 @@ from vla_jax import params as flat
 from vla_jax.models import lora
 from vla_jax.training import state as training_state
 from vla_jax.training import transfer
-from vla_jax.training.checkpoint import (
-    POSITION,
-    as_json,
-    complete_steps,
-    differences,
-    load_data,
-    load_meta,
-)
+from vla_jax.training.checkpoint import POSITION, complete_steps, load_data, load_meta
+from vla_jax.training.facts import as_json, differences
 from vla_jax.training.transfer import Transfer
 
 IMAGE_TEXT = "image_text"  # the other stream of the data, in identities and beside POSITION

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.index import Split
 from data_pipelines.mixture import Member
 from vla_jax.saved_config import flatten
-from vla_jax.training.checkpoint import library_versions
+from vla_jax.training.facts import library_versions
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("vla_jax", "data_pipelines", "experiments")

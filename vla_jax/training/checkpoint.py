@@ -17,7 +17,6 @@ reads it with neither.
 
 import contextlib
 import fnmatch
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vla_jax.models import lora
 from vla_jax.params import not_finite, not_finite_on_device, refuse_not_finite
+from vla_jax.training.facts import as_json, check_same, library_versions
 from vla_jax.training.state import TrainState
 
 SCHEMA = 1
 ITEMS = ("state", "params", "data", "meta")
 POSITION = "position"  # in the item data: of the windows; other streams have their own
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Orbax renames the directory of a step into place once it is whole; what lacks one of these was
 # damaged or half copied.
@@ -125,10 +123,10 @@ class Checkpointer:
         where = self.directory / str(step)
         meta, data = _read_meta(where), _read_json(where / "data")
         if same_data:
-            _check_same(
+            check_same(
                 f"{where}: statistics", meta.get("statistics", {}), self._meta.get("statistics", {})
             )
-            _check_same(f"{where}: data", data["identity"], self._data)
+            check_same(f"{where}: data", data["identity"], self._data)
         check_fits(where, abstract)
         wanted = dict(zip(("state", "params"), pack(abstract), strict=True))
         restored = self._manager.restore(
@@ -383,34 +381,6 @@ def saved_arrays(where: Path) -> dict[str, Any]:
         return dict(reader.metadata(where).tree)
 
 
-def _check_same(what: str, saved: Any, now: Any) -> None:
-    different = differences(saved, now)
-    if different:
-        raise ValueError(
-            f"{what} differ from those of this run:\n  "
-            + "\n  ".join(different[:12])
-            + "\nresuming would train on other numbers; restore the data and configuration, or use"
-            " a new work directory"
-        )
-
-
-def differences(saved: Any, now: Any, path: str = "") -> list[str]:
-    """A line for each place in which two JSON values differ."""
-    if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        out = []
-        for key in sorted(saved.keys() | now.keys()):
-            below = f"{path}/{key}" if path else key
-            if key not in now or key not in saved:
-                out.append(f"{below}: only in {'the checkpoint' if key in saved else 'this run'}")
-            else:
-                out += differences(saved[key], now[key], below)
-        return out
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        pairs = enumerate(zip(saved, now, strict=True))
-        return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}[{i}]")]
-    return [] if saved == now else [f"{path}: checkpoint {saved!r}, this run {now!r}"]
-
-
 def _read_json(where: Path) -> dict[str, Any]:
     return json.loads((where / "metadata").read_text())
 
@@ -423,22 +393,3 @@ def _read_meta(where: Path) -> dict[str, Any]:
             f" the version of vla_jax that wrote it (libraries: {meta.get('libraries')})"
         )
     return meta
-
-
-def library_versions() -> dict[str, str]:
-    """{name: version} of the libraries that a run's numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
-
-
-def as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON copy; numpy numbers and arrays become lists of Python numbers."""
-
-    def plain(other: Any) -> Any:
-        if isinstance(other, np.ndarray | np.generic | jnp.ndarray):
-            return np.asarray(other).tolist()
-        raise ValueError(
-            f"checkpoint: expected JSON values in meta and data, got {type(other).__name__}:"
-            f" {other!r}"
-        )
-
-    return json.loads(json.dumps(value, default=plain))
