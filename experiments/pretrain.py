@@ -206,7 +206,7 @@ def _changed(
     listed.
     """
     fields = run.before.changes if run.before else []
-    told = begins.lines if begins.resumes else [*str(run.taken or "").splitlines(), *begins.lines]
+    told = begins.lines
     known = changes.recorded(folder, begins.step, begins.digest)
     other = begins.other if begins.resumes and not known else []
     if other and not change:
@@ -234,7 +234,8 @@ def _changed(
         )
     if not (fields or other or run.taken):
         return None
-    return changes.Changed(begins.step, fields, [*other, *told], begins.digest)
+    taken = [] if begins.resumes or run.taken is None else str(run.taken).splitlines()
+    return changes.Changed(begins.step, fields, [*taken, *other, *told], begins.digest)
 
 
 def _state(
