@@ -89,6 +89,8 @@ def test_the_hubs_names_are_those_that_are_read():
     rng, ours, stacked = np.random.default_rng(0), {}, {}
     for name, entry in paligemma.hf_names(config).items():
         shape = (192, 6) if entry.transform is transforms.conv_patches else (4, 5)
+        if isinstance(entry.transform, transforms.Positions):
+            shape = (config.vision.patches, 5)
         for layer in range(max(1, entry.layers)):
             one = name.replace("/blocks/", f"/blocks/{layer}/")
             ours[one] = torch.from_numpy(rng.normal(size=shape))

@@ -155,6 +155,8 @@ def hub_tensors(config: paligemma.PaliGemmaConfig, ours: Mapping[str, Tensor]) -
     """
     back: dict[transforms.Transform, Callable[[Tensor], Tensor]] = {
         transforms.as_is: lambda x: x,
+        # as the policy has them: of its own image size
+        transforms.Positions(config.vision.patches): lambda x: x,
         transforms.transposed: lambda x: x.T.contiguous(),
         transforms.conv_patches: (
             lambda x: x.unflatten(0, (config.vision.patch,) * 2 + (3,)).permute(3, 2, 0, 1)

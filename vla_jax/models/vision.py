@@ -163,7 +163,7 @@ def hf_vision_names(config: VisionConfig, prefix: str) -> dict[str, pretrained.E
         ),
         "vision/positions": entry(
             f"{prefix}embeddings.position_embedding.weight",
-            transforms.positions(config.patches, config.clip),
+            transforms.Positions(config.patches, config.clip),
         ),
     }
     norms = {"norm": "post_layernorm"} if config.final_norm else {}

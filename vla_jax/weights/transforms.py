@@ -1,5 +1,6 @@
 """What is done to an array of a pretrained file to make it ours: views where numpy can."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -81,7 +82,8 @@ def fused(i: int, parts: int) -> Transform:
     return take
 
 
-def positions(patches: int, extra: int = 0) -> Transform:
+@dataclasses.dataclass(frozen=True)
+class Positions:
     """Learned positions [extra + s*s, c] of square images of s patches a side -> those of images of
     `patches` in all; the `extra` first rows (a class token's) stay. None changes where the sizes
     are equal. Otherwise bicubic between the patches' centres, with a = -0.75 and the border
@@ -90,16 +92,18 @@ def positions(patches: int, extra: int = 0) -> Transform:
     Tables that are no square's stay as they are, and are refused by their shape.
     """
 
-    def fitted(x: np.ndarray) -> np.ndarray:
-        before, after = math.isqrt(x.shape[0] - extra), math.isqrt(patches)
+    patches: int
+    extra: int = 0
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        extra = self.extra
+        before, after = math.isqrt(x.shape[0] - extra), math.isqrt(self.patches)
         if before**2 + extra != x.shape[0] or before == after:
             return x
         grid = x[extra:].astype(np.float32).reshape(before, before, -1)
         along = _bicubic(before, after)
         grid = np.einsum("ij,kl,jlc->ikc", along, along, grid, optimize=True)
         return np.concatenate([x[:extra], grid.reshape(after**2, -1).astype(x.dtype)])
-
-    return fitted
 
 
 def _bicubic(before: int, after: int) -> np.ndarray:

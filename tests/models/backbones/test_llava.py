@@ -341,12 +341,14 @@ def test_ways_to_compute_the_same(kind: str, case_of: CaseOf) -> None:
     model = opened(case.folder)
     x, mask, positions, _ = inputs(case, model)
     full = model(x, mask, positions)
-    close = functools.partial(np.testing.assert_allclose, atol=2e-6, rtol=0)
+    # Each way is another program, whose sums are rounded in another order: off by 2.2e-6 at most
+    # where the largest number is 3.7 (AMD EPYC; which numbers, depends on the processor).
+    close = functools.partial(
+        np.testing.assert_allclose, atol=1e-6 * float(np.abs(full).max()), rtol=0
+    )
     close(model(x, mask, positions, num_queries=2), full[:, -2:])
     scanned = flat.merge(*from_pretrained(llava, case.folder))
-    # A loop is another program: on one processor (AMD EPYC) one of 2,016 numbers, the largest of
-    # them 3.7, is off by 2.15e-6.
-    close(scanned(x, mask, positions), full, atol=1e-6 * float(np.abs(full).max()))
+    close(scanned(x, mask, positions), full)
     close(model.logits(full, (5, 9)), model.logits(full)[:, :, 5:9])
     step = jax.jit(lambda x, mask, positions, cache: scanned.decode(x, mask, positions, cache))
     cache, slots = model.cache(BATCH, x.shape[1]), x.shape[1]

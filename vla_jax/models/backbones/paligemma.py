@@ -258,7 +258,7 @@ def npz_names(config: PaliGemmaConfig) -> dict[str, pretrained.Entry]:
         "vision/patch/bias": entry("img/embedding/bias", plain),
         "vision/positions": entry(
             "img/pos_embedding",
-            lambda x: transforms.positions(config.vision.patches)(transforms.first(x)),
+            lambda x: transforms.Positions(config.vision.patches)(transforms.first(x)),
         ),
         "vision/norm/scale": entry("img/Transformer/encoder_norm/scale", plain),
         "vision/norm/bias": entry("img/Transformer/encoder_norm/bias", plain),
