@@ -184,9 +184,10 @@ def frames_in_a_row_are_as_frame_by_frame(policy: torch_policy.Policy) -> None:
     policy.reset("push the red block", "blocks")
     rows = act_in_row(policy, given[:2]) + act_in_row(policy, given[2:])
     # It says something: where tokens stay the same, how sure the policy is of them does not.
+    sure = [name for name in alone[0]["confidence"]
+            if all(isinstance(out["confidence"][name], float) for out in alone)]  # fmt: skip
     said = [
-        [*out["normalised"].ravel(), *(x for x in out["confidence"].values() if type(x) is float)]
-        for out in alone
+        [*out["normalised"].ravel(), *(out["confidence"][name] for name in sure)] for out in alone
     ]
     assert np.ptp(said, 0).max() > 1e-3
     for one, other in zip(alone, rows, strict=True):
