@@ -100,6 +100,7 @@ def run(at_six: Path, tmp_path: Path) -> Path:
     return shutil.copytree(at_six, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_change_is_refused_then_listed_then_made_and_recorded(
     data: Path, run: Path, begun: list[Begun], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_change_is_refused_then_listed_then_made_and_recorded(
     assert len((run / changes.HISTORY).read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_another_batch_size_and_seed_go_on_in_the_new_order(
     data: Path, run: Path, begun: list[Begun], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +166,7 @@ def _batch(data: Path, run: Path, flags: tuple[str, ...], position: int) -> Any:
     return sources.loader(config, source, source.train, shuffle=True).batch(position)
 
 
+@pytest.mark.slow
 def test_killed_after_a_change_and_before_a_save(
     data: Path, run: Path, begun: list[Begun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +183,7 @@ def test_killed_after_a_change_and_before_a_save(
     assert int(begun[0].state.step) == 6
 
 
+@pytest.mark.slow
 def test_data_that_grew_are_another_run_unless_asked_for(
     run: Path, begun: list[Begun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +199,7 @@ def test_data_that_grew_are_another_run_unless_asked_for(
     assert int(begun[0].state.step) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
@@ -212,6 +217,7 @@ def test_what_cannot_change_in_place_says_how_to_branch(
     assert not begun
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_were_done(data: Path, run: Path) -> None:
     with pytest.raises(ValueError, match=r"--config.steps: expected 6 or more, which"):
         go(data, run, "--config.steps=4", "--change=yes")
@@ -230,6 +236,7 @@ def test_every_field_changes_in_place_or_is_said_not_to() -> None:
     assert not {"steps", "optim.lr", "batch_size", "accum", "data.mixture"} & fixed
 
 
+@pytest.mark.slow
 def test_a_branch_takes_over_the_whole_state(
     data: Path, run: Path, begun: list[Begun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +261,7 @@ def test_a_branch_takes_over_the_whole_state(
         go(data, tmp_path / "late", *flags[:2], "--config.steps=6")
 
 
+@pytest.mark.slow
 def test_a_branch_with_another_head_must_say_so(
     data: Path, run: Path, begun: list[Begun], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,11 +29,17 @@ def command(*args: str, module: str = "experiments.pretrain") -> list[str]:
     return [sys.executable, "-m", module, *args]
 
 
+# The same steps are run by several commands here: each is compiled once, as conftest.py says.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
+
+
 def environment() -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
     }
 
 
