@@ -132,8 +132,8 @@ def pretrain(
     start = int(state.step)
     agree(start, state)
     recorder = Recorder(folder, start, config.steps)
-    if changed is not None and changed.fields:
-        recorder.changed(start, changed.fields)
+    if changed is not None and changed.asked_for:
+        recorder.changed(start, changed.asked_for)
     clock.resume(start)
     profiler = Profiler(folder / "profiles", recorder.say)
     hooks = train.Hooks(checkpointer, recorder, clock, profiler, run.evaluate, peers, agree)

@@ -23,6 +23,8 @@ HISTORY = "config_history.jsonl"
 # Field -> what happens when it changes in a run that goes on; the first pattern counts. A field
 # that is not here does not change in place.
 HERE = "the same steps, on another machine or mesh"
+# Runs from before these fields go on with today's defaults where these choose the same.
+CHOICE = "other data, if it chooses other episodes"
 EFFECTS = {
     "mesh.*": HERE,
     "data.root": HERE,
@@ -51,10 +53,10 @@ EFFECTS = {
     "data.mixture": "other data",
     "data.datasets": "other data",
     "data.quarantine": "other data",
-    "data.held_out": "other data",
-    "data.skip_unlabelled": "other data",
-    "data.min_length": "other data",
-    "data.max_idle": "other data",
+    "data.held_out": CHOICE,
+    "data.skip_unlabelled": CHOICE,
+    "data.min_length": CHOICE,
+    "data.max_idle": CHOICE,
 }
 
 
@@ -87,6 +89,12 @@ class Changed(NamedTuple):
         """{field: [then, now]}, JSON texts."""
         return {change.field: [change.then, change.now] for change in self.changes}
 
+    @property
+    def asked_for(self) -> dict[str, list[str]]:
+        """The `fields` that needed --change."""
+        own = {change.field for change in self.changes if change.effect not in (HERE, CHOICE)}
+        return {name: pair for name, pair in self.fields.items() if name in own}
+
 
 def since(then: ConfigDict, now: ConfigDict) -> list[Change]:
     """The fields that are other than `then`."""
@@ -102,7 +110,7 @@ def effect(field: str) -> str | None:
 
 def check(changes: Iterable[Change], where: Path, asked: bool) -> None:
     """Raises ValueError for what cannot change in place, and, unless it was `asked` for, for what
-    can; where a run runs is its own affair.
+    can. Where a run runs is its own affair, and whether data are others the data say.
     """
     other = [change for change in changes if change.effect is None]
     if other:
@@ -112,7 +120,7 @@ def check(changes: Iterable[Change], where: Path, asked: bool) -> None:
             f" this one: --workdir=DIR --config.model.start={where / 'checkpoints'} (its"
             " parameters; with --config.model.start_state=full its optimizer and step too)"
         )
-    asking = [change for change in changes if change.effect != HERE]
+    asking = [change for change in changes if change.effect not in (HERE, CHOICE)]
     if asking and not asked:
         raise ValueError(
             f"{where} holds a run with another config:{_lines(asking)}\ngive the same config, or"
