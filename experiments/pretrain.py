@@ -149,7 +149,7 @@ def pretrain(
         clock.write()
         _say(f"goodput: {clock.summary()}")
     if jax.process_index() == 0:
-        plots.curves(folder / "metrics.jsonl", folder / "curves.png")
+        plots.curves(folder / "metrics.jsonl", run.source.train, folder / "curves.png")
         files = f"{folder / 'metrics.jsonl'}, {folder / 'curves.png'}"
         _say(f"done: {files}, {checkpointer.directory}")
 

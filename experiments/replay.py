@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     print(text(report))
     write_json(args.out / "replay.json", report)
     shown = replayed[:: max(1, len(replayed) // TRACES)][:TRACES]
-    plots.traces(shown, recording.spec.names, args.out / "traces.png")
+    plots.traces(shown, recording, args.out / "traces.png")
     print(f"written: {args.out}/replay.json, traces.png")
     if args.calibrate:
         fitted = calibration.calibrate(args.artefact, recording.spec, replayed)

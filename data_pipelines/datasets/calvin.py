@@ -5,7 +5,7 @@ per annotation.
 import dataclasses
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.datasets.names import POSE, STEP_TEXT
+from data_pipelines.datasets.names import OPEN, POSE, POSE_UNITS, STEP_TEXT
 from data_pipelines.standardise import Recipe
 
 BUILD = (
@@ -27,7 +27,9 @@ CALVIN = Dataset(
         actions=("action[0:6]", "action[6:7] clip01"),
         state=("observation/state[0:7]", "observation/state[14:15] clip01"),
     ),
+    action_units=(*["m / 0.02"] * 3, *["rad / 0.05"] * 3, OPEN),
     state_names=(*POSE, "gripper_width", "gripper"),
+    state_units=(*POSE_UNITS, "m", OPEN),
     notes=(
         "One episode per annotation, whose end is exclusive as in CALVIN's own loader.",
         (

@@ -1,11 +1,11 @@
 """What one RLDS dataset is: where its images, words and numbers are, and what its actions mean."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data_pipelines.datasets.names import EEF
+from data_pipelines.datasets.names import EEF, OPEN
 from data_pipelines.standardise import Recipe, Standardised
 
 __all__ = ["Dataset", "Standardised"]
@@ -31,6 +31,8 @@ class Dataset:
             steps than it gets.
         state_names: one word per state dim after standardisation; () without a recorded state.
         action_names: one word per action dim after standardisation.
+        action_units: one word per action dim, "" where nobody says; () says nothing of any.
+        state_units: the same of the state.
         binary: action dims in [0, 1] that mean open or closed.
         tfds_name: folder and TFDS name; `name` when left out. The files are in
             root/tfds_name/version.
@@ -63,6 +65,8 @@ class Dataset:
     standardise: Callable[[dict[str, np.ndarray]], Standardised]
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = EEF
+    action_units: tuple[str, ...] = ()
+    state_units: tuple[str, ...] = ()
     binary: tuple[int, ...] = (6,)
     tfds_name: str = ""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -87,13 +91,40 @@ class Dataset:
                 f"{self.name}: expected a feature with words (language) or words for all episodes"
                 " (instruction), got neither"
             )
+        for kind, names, units in (
+            ("action", self.action_names, self.action_units),
+            ("state", self.state_names, self.state_units),
+        ):
+            if units and len(units) != len(names):
+                raise ValueError(
+                    f"{self.name}: {kind}_units: expected one for each of {', '.join(names)}, got"
+                    f" {units}"
+                )
         if self.pattern and not self.require:
             raise ValueError(
                 f"{self.name}: expected in `require` what `pattern` looks at, got none"
             )
 
     @property
+    def action_labels(self) -> tuple[str, ...]:
+        """What figures call the action dims: "x (m)", without a unit where nobody says."""
+        units = list(self.action_units or [""] * len(self.action_names))
+        for dim in self.binary:
+            units[dim] = units[dim] or OPEN
+        return _labels(self.action_names, units)
+
+    @property
+    def state_labels(self) -> tuple[str, ...]:
+        """The same of the state."""
+        return _labels(self.state_names, self.state_units or [""] * len(self.state_names))
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """The feature keys of the instruction and its alternatives."""
         keys = (self.language,) if isinstance(self.language, str) else self.language
         return tuple(key for key in keys if key)
+
+
+def _labels(names: Sequence[str], units: Sequence[str]) -> tuple[str, ...]:
+    pairs = zip(names, units, strict=True)
+    return tuple(f"{name} ({unit})" if unit else name for name, unit in pairs)

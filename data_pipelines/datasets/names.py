@@ -1,9 +1,12 @@
-"""Words for the dims of actions and states, and the two places where RLDS datasets keep their
-instruction.
+"""Words for the dims of actions and states, their units, and the two places where RLDS datasets
+keep their instruction.
 """
 
 POSE = ("x", "y", "z", "roll", "pitch", "yaw")
 EEF = (*POSE, "gripper")  # the 7-D convention: relative motion of the hand, absolute gripper
+OPEN = "1 = open"  # in place of a unit
+POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad")
+EEF_UNITS = (*POSE_UNITS, OPEN)
 QUAT = ("x", "y", "z", "qx", "qy", "qz", "qw")
 
 STEP_TEXT = "language_instruction"
