@@ -3,9 +3,10 @@
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset, Standardised
-from data_pipelines.datasets.names import OPEN
+from data_pipelines.datasets.names import OPEN, RADIANS
 
-UNITS = (*["table widths"] * 3, "rad", "rad", "rad", OPEN)
+TABLE = "table widths"
+UNITS = {"x": TABLE, "y": TABLE, "z": TABLE, "gripper": OPEN} | RADIANS
 
 
 def standardise(columns: dict[str, np.ndarray]) -> Standardised:

@@ -1,7 +1,7 @@
 """What one RLDS dataset is: where its images, words and numbers are, and what its actions mean."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Dataset:
             steps than it gets.
         state_names: one word per state dim after standardisation; () without a recorded state.
         action_names: one word per action dim after standardisation.
-        action_units: one word per action dim, "" where nobody says; () says nothing of any.
+        action_units: the unit of each action dim by its name, without those that nobody says.
         state_units: the same of the state.
         binary: action dims in [0, 1] that mean open or closed.
         tfds_name: folder and TFDS name; `name` when left out. The files are in
@@ -65,8 +65,8 @@ class Dataset:
     standardise: Callable[[dict[str, np.ndarray]], Standardised]
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = EEF
-    action_units: tuple[str, ...] = ()
-    state_units: tuple[str, ...] = ()
+    action_units: dict[str, str] = dataclasses.field(default_factory=dict)
+    state_units: dict[str, str] = dataclasses.field(default_factory=dict)
     binary: tuple[int, ...] = (6,)
     tfds_name: str = ""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -91,15 +91,6 @@ class Dataset:
                 f"{self.name}: expected a feature with words (language) or words for all episodes"
                 " (instruction), got neither"
             )
-        for kind, names, units in (
-            ("action", self.action_names, self.action_units),
-            ("state", self.state_names, self.state_units),
-        ):
-            if units and len(units) != len(names):
-                raise ValueError(
-                    f"{self.name}: {kind}_units: expected one for each of {', '.join(names)}, got"
-                    f" {units}"
-                )
         if self.pattern and not self.require:
             raise ValueError(
                 f"{self.name}: expected in `require` what `pattern` looks at, got none"
@@ -108,15 +99,13 @@ class Dataset:
     @property
     def action_labels(self) -> tuple[str, ...]:
         """What figures call the action dims: "x (m)", without a unit where nobody says."""
-        units = list(self.action_units or [""] * len(self.action_names))
-        for dim in self.binary:
-            units[dim] = units[dim] or OPEN
-        return _labels(self.action_names, units)
+        binary = {self.action_names[dim]: OPEN for dim in self.binary}
+        return _labels(self.action_names, binary | self.action_units)
 
     @property
     def state_labels(self) -> tuple[str, ...]:
         """The same of the state."""
-        return _labels(self.state_names, self.state_units or [""] * len(self.state_names))
+        return _labels(self.state_names, self.state_units)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -125,6 +114,5 @@ class Dataset:
         return tuple(key for key in keys if key)
 
 
-def _labels(names: Sequence[str], units: Sequence[str]) -> tuple[str, ...]:
-    pairs = zip(names, units, strict=True)
-    return tuple(f"{name} ({unit})" if unit else name for name, unit in pairs)
+def _labels(names: tuple[str, ...], units: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name} ({units[name]})" if units.get(name) else name for name in names)

@@ -4,13 +4,15 @@ keep their instruction.
 
 POSE = ("x", "y", "z", "roll", "pitch", "yaw")
 EEF = (*POSE, "gripper")  # the 7-D convention: relative motion of the hand, absolute gripper
-OPEN = "1 = open"  # in place of a unit
-POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad")
-EEF_UNITS = (*POSE_UNITS, OPEN)
 QUAT = ("x", "y", "z", "qx", "qy", "qz", "qw")
 
 STEP_TEXT = "language_instruction"
 OBSERVATION_TEXT = "observation/natural_language_instruction"
+
+OPEN = "1 = open"  # in place of a unit
+METRES = {"x": "m", "y": "m", "z": "m"}
+RADIANS = {"roll": "rad", "pitch": "rad", "yaw": "rad"}
+EEF_UNITS = METRES | RADIANS | {"gripper": OPEN}
 
 
 def joints(count: int, prefix: str = "") -> tuple[str, ...]:
