@@ -34,7 +34,8 @@ th:first-child, td:first-child { text-align: left }
 tr.constant { color: #888 }
 .episode { border-top: 2px solid #888; margin-top: 1.2em }
 h2 { font-size: 17px; margin: .5em 0 } h3 { font-size: 14px; margin: .6em 0 .2em }
-ul { margin: .2em 0; padding-left: 1.2em } li { scroll-margin-top: 6em } li:target { background: #ffefb0 }
+ul { margin: .2em 0; padding-left: 1.2em }
+li { scroll-margin-top: 6em } li:target { background: #ffefb0 }
 figure { margin: 0 } .strip { margin: .3em 0 } .strip img { display: block; max-width: 100% }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: .5em }
 svg { width: 100%; height: 64px; display: block; background: #f6f6f6 }
