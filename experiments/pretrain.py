@@ -131,7 +131,7 @@ def pretrain(
         _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
     start = int(state.step)
     agree(start, state)
-    recorder = Recorder(folder, start, config.steps)
+    recorder = Recorder(folder, start, config.steps, config.wandb, config.to_dict())
     if changed is not None and changed.fields:
         recorder.changed(start, changed.fields)
     clock.resume(start)

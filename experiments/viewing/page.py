@@ -32,7 +32,8 @@ table { border-collapse: collapse; margin: .5em 0; font-size: 13px }
 th, td { text-align: right; padding: .1em .7em; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 tr.constant { color: #888 }
-.episode { border-top: 2px solid #888; margin-top: 1.2em }
+.episode { border-top: 2px solid #888; margin-top: 1.2em; content-visibility: auto;
+  contain-intrinsic-size: auto 800px }
 h2 { font-size: 17px; margin: .5em 0 } h3 { font-size: 14px; margin: .6em 0 .2em }
 ul { margin: .2em 0; padding-left: 1.2em }
 li { scroll-margin-top: 6em } li:target { background: #ffefb0 }
