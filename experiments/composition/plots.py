@@ -53,6 +53,8 @@ def curves(metrics_file: Path, members: list[Member], out: Path) -> None:
         axis.legend()
     for axis in list(axes.flat)[len(panels) :]:
         axis.axis("off")
+    if still:
+        figure.suptitle(not_drawn(sorted(still)).strip())
     save(figure, out)
 
 
@@ -135,9 +137,11 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
         axis.set(xlabel=described.action_labels[dim], ylabel="frames")
         if row["constant"]:
             axis.text(0.5, 0.5, f"{row['mean']:.4g}", ha="center", transform=axis.transAxes)
-            axis.set(title=f"{name}: constant", xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[], ylabel="")
+            axis.set_title(f"{name}: constant", size=9)
             continue
         axis.hist(split.actions[:, dim], bins=80, color="tab:blue")
+        axis.locator_params("x", nbins=5)
         axis.set_yscale("log")
         axis.set_ylim(bottom=0.5)
         for key in ("q01", "q99"):

@@ -44,6 +44,7 @@ def test_curves_have_units_and_none_of_a_constant_dim(
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     plots.curves(tmp_path / "metrics.jsonl", [member], tmp_path / "curves.png")
     assert titles(drawn[0]) == ["loss", "arm", "l1/gripper", "l1/x", "l1/yaw"]
+    assert drawn[0].get_suptitle() == "constant in training, not drawn: l1/pitch, l1/roll"
     said = [(axis.get_xlabel(), axis.get_ylabel()) for axis in drawn[0].axes[:5]]
     assert said == [
         ("step", "network units"),
