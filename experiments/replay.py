@@ -60,8 +60,11 @@ def main(argv: list[str]) -> None:
         **figures(recording, replayed),
     }
     for row in report["worst"]:
-        row |= {"view": links[row["episode"]]} if row["episode"] in links else {}
+        if row["episode"] in links:
+            row["view"] = links[row["episode"]]
     print(text(report))
+    if args.view and not any("view" in row for row in report["worst"]):
+        print(f"none of the worst is on {args.view}: write it again with more --episodes")
     write_json(args.out / "replay.json", report)
     shown = replayed[:: max(1, len(replayed) // TRACES)][:TRACES]
     plots.traces(shown, recording, args.out / "traces.png")

@@ -16,7 +16,7 @@ from experiments.replaying.recorded import Recording
 from tests.data_pipelines.blocks_files import rewrite, shard
 from vla_jax.actions import ActionSpec
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
