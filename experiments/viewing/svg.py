@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.actions import CONSTANT_SPREAD
+
 WIDTH, HEIGHT = 240, 64  # of a chart, in its own units
 EDGE = 3  # free above and below
 POINTS = 400  # of a line, at most
@@ -28,17 +30,23 @@ class Dim(NamedTuple):
 def charts(values: Float[np.ndarray, "T d"], dims: list[Dim], changes: list[int]) -> str:
     """HTML of the charts of an episode's T steps.
 
-    Dims that are constant in the data have none: they are listed with their first value. `changes`
-    are the steps from which on other words are told, drawn as upright lines.
+    Dims that are constant in the data have none, unless they move in this very episode: they are
+    listed with their value. `changes` are the steps from which on other words are told, drawn as
+    upright lines.
     """
-    drawn = [_chart(values[:, i], dim, changes) for i, dim in enumerate(dims) if not dim.constant]
-    still = [f"{dim.label} = {values[0, i]:.4g}" for i, dim in enumerate(dims) if dim.constant]
+    drawn, still = [], []
+    for column, dim in zip(values.T, dims, strict=True):
+        if dim.constant and np.ptp(column) < CONSTANT_SPREAD:
+            still.append(f"{dim.label} = {column[0]:.4g}")
+        else:
+            drawn.append(_chart(column, dim, changes))
     note = f'<p class="note">constant, not drawn: {escape(", ".join(still))}</p>' if still else ""
     return f'<div class="charts">{"".join(drawn)}</div>{note}'
 
 
 def _chart(values: Float[np.ndarray, " T"], dim: Dim, changes: list[int]) -> str:
     low, high = min(dim.low, float(values.min())), max(dim.high, float(values.max()))
+    between = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
     if high <= low:
         low, high = low - 0.5, high + 0.5
     last = max(1, len(values) - 1)
@@ -60,7 +68,7 @@ def _chart(values: Float[np.ndarray, " T"], dim: Dim, changes: list[int]) -> str
     points = " ".join(f"{x(step)},{y(float(values[step]))}" for step in shown(values).tolist())
     return (
         f"<figure><figcaption><b>{escape(dim.label)}</b>"
-        f" <span>{low:.3g} to {high:.3g}</span></figcaption>"
+        f" <span>{between}</span></figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none">{limits}{marks}'
         f'<polyline points="{points}"/></svg>'
         f'<div class="axis"><span>0</span><span>step {len(values) - 1}</span></div></figure>'

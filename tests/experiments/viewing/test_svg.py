@@ -42,10 +42,18 @@ def test_constant_dims_are_listed_and_not_drawn() -> None:
     assert "<b>&lt;x&gt;</b>" in html
 
 
+def test_a_dim_that_is_constant_but_for_this_episode_is_drawn() -> None:
+    """Of 1,000 frames a gripper is open in five: both quantiles are 0."""
+    html = svg.charts(np.array([[1.0], [0.0]]), [svg.Dim("gripper", 0.0, 0.0, True)], [])
+    assert "not drawn" not in html
+    assert "<span>0 to 1</span>" in html
+
+
 def test_a_dim_without_a_range_is_a_line_in_the_middle() -> None:
     """A gripper that is nearly always open has one value at both quantiles."""
     html = svg.charts(np.ones((3, 1)), [svg.Dim("gripper", 1.0, 1.0, False)], [])
     assert {y for _, y in points(html)} == {svg.HEIGHT / 2}
+    assert "<b>gripper</b> <span>1</span>" in html
 
 
 @pytest.mark.parametrize("length", [1, svg.POINTS, svg.POINTS + 1, 10_000])
