@@ -14,6 +14,7 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.index import Split
 from data_pipelines.mixture import Member
 from experiments.composition import film
+from vla_jax.actions import CONSTANT_SPREAD
 
 matplotlib.use("Agg")  # no screen on a pod
 from matplotlib import pyplot as plt  # after the backend is chosen
@@ -135,7 +136,7 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
     for axis, name in zip(axes, names, strict=False):
         row, dim = numbers["actions"][name], names.index(name)
         axis.set(xlabel=described.action_labels[dim], ylabel="frames")
-        if row["constant"]:
+        if row["max"] - row["min"] < CONSTANT_SPREAD:
             axis.text(0.5, 0.5, f"{row['mean']:.4g}", ha="center", transform=axis.transAxes)
             axis.set(xticks=[], yticks=[], ylabel="")
             axis.set_title(f"{name}: constant", size=9)
@@ -148,7 +149,11 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
             axis.axvline(row[key], color="tab:red", linewidth=1)
         lags = numbers["consistency"].get(name)
         follows = "" if lags is None or lags[0] is None else f", state follows {lags[0]:.2f}"
-        axis.set_title(f"{name}: {row['clipped']:.1%} clipped{follows}", size=9)
+        axis.set_title(
+            f"{name}: {row['clipped']:.1%} clipped{follows}"
+            + ", constant but for outliers" * row["constant"],
+            size=9,
+        )
     for axis in axes[len(names) :]:
         axis.axis("off")
     upper.subplots_adjust(hspace=0.55, left=0.04, right=0.98, top=0.88)

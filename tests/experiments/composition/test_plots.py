@@ -86,6 +86,14 @@ def test_histograms_have_units_and_none_of_a_constant_dim(
     assert not roll.patches
     assert (yaw.get_xlabel(), yaw.get_ylabel()) == ("yaw (rad)", "frames")
     assert yaw.patches
+    odd = split.actions.copy()
+    odd[0, 3] = 0.5  # one frame: both quantiles are 0 all the same
+    stats = split.stats | {"action": split.stats["action"] | {"max": odd.max(0)}}
+    split = dataclasses.replace(split, actions=odd, stats=stats)
+    plots.dataset(described, split, report.measure(described, split), tmp_path / "blocks.png")
+    roll = drawn[1].axes[3]
+    assert roll.get_title().endswith("constant but for outliers")
+    assert roll.patches
 
 
 def test_frames_of_a_strip_are_separated_by_lines(member: Member) -> None:
