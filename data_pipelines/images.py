@@ -38,6 +38,16 @@ def raw(data: bytes, bgr: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
 
 
+def thumbnail(data: bytes, height: int, bgr: bool = False) -> UInt8[np.ndarray, "height w 3"]:
+    """RGB pixels of a JPEG or PNG for people to look at, `height` rows of them and as wide as it
+    was; arguments and errors as of `decode`.
+    """
+    image = _open(data)
+    width = max(1, round(image.width * height / image.height))
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Height and width of an image that decodes. Raises ValueError when it does not."""
     width, height = _open(data).size

@@ -17,6 +17,7 @@ from vla_jax.actions import ActionSpec
 from vla_jax.progress import Progress
 
 ANGLES = frozenset(("roll", "pitch", "yaw"))
+COLUMNS = ("min", "q01", "mean", "std", "q99", "max")  # of the statistics, as they are printed
 LEAVE_OUT = "download the file again or list the episode in data.quarantine"
 
 Report = dict[str, Any]
@@ -98,6 +99,21 @@ def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]
 
 def lines(dataset: Dataset, name: str, measured: Report) -> Iterator[str]:
     """The report of a split as text."""
+    first, *others = summary(dataset, name, measured)
+    yield first
+    yield from (f"  {line}" for line in others)
+    head = " ".join(f"{word:>9s}" for word in COLUMNS)
+    for kind in ("actions", "state"):
+        yield f"  {kind:14s} {head}  clipped"
+        for dim, row in measured[kind].items():
+            numbers = " ".join(f"{row[word]:9.4g}" for word in COLUMNS)
+            note = "  constant" if row["constant"] else ""
+            yield f"  {dim:14s} {numbers} {row['clipped']:8.2%}{note}"
+    yield from (f"  {line}" for line in remarks(measured))
+
+
+def summary(dataset: Dataset, name: str, measured: Report) -> Iterator[str]:
+    """How much there is of a split, and what was left out of it."""
     shortest, median, longest = measured["episode_length"]
     share = measured["idle_frames"] / measured["frames"]
     yield (
@@ -106,30 +122,25 @@ def lines(dataset: Dataset, name: str, measured: Report) -> Iterator[str]:
         f" {dataset.control_hz or '?'} Hz; cameras {', '.join(dataset.cameras) or 'none'}"
     )
     yield (
-        f"  {measured['instructions']} instructions; {measured['several_instructions']} episodes"
+        f"{measured['instructions']} instructions; {measured['several_instructions']} episodes"
         f" have several; {measured['steps_without_words']} frames have none; {share:.1%} of the"
         f" frames are idle (every motion below {selection.IDLE:.0%} of its range)"
     )
     if measured["alternatives"] > 1:
-        yield f"  up to {measured['alternatives']} instructions to draw from at a time"
+        yield f"up to {measured['alternatives']} instructions to draw from at a time"
     for reason, count in measured["left_out"].items():
-        yield f"  left out: {count} episodes {reason}"
-    head = " ".join(f"{word:>9s}" for word in ("min", "q01", "mean", "std", "q99", "max"))
-    for kind in ("actions", "state"):
-        yield f"  {kind:14s} {head}  clipped"
-        for dim, row in measured[kind].items():
-            numbers = " ".join(
-                f"{row[word]:9.4g}" for word in ("min", "q01", "mean", "std", "q99", "max")
-            )
-            note = "  constant" if row["constant"] else ""
-            yield f"  {dim:14s} {numbers} {row['clipped']:8.2%}{note}"
+        yield f"left out: {count} episodes {reason}"
+
+
+def remarks(measured: Report) -> Iterator[str]:
+    """What the commonest values of binary dims are, and how motion and state go together."""
     for dim, values in measured["gripper"].items():
-        yield f"  {dim}: " + ", ".join(f"{value} {share:.1%}" for value, share in values.items())
+        yield f"{dim}: " + ", ".join(f"{value} {share:.1%}" for value, share in values.items())
     for dim, lags in measured["consistency"].items():
         words = ["constant" if lag is None else f"{lag:.3f}" for lag in lags]
         late = None not in lags and lags[1] > lags[0] + 0.1
         yield (
-            f"  action {dim} and the motion of its state: {words[0]} at lag 0, {words[1]} at lag 1"
+            f"action {dim} and the motion of its state: {words[0]} at lag 0, {words[1]} at lag 1"
             + ("  <- shifted by a step?" if late else "")
         )
 
@@ -219,9 +230,7 @@ def _dims(column: np.ndarray, spec: ActionSpec, stats: dict[str, np.ndarray]) ->
     for i, name in enumerate(spec.names):
         x, normalised = column[:, i], i not in (*spec.binary, *spec.constant)
         outside = (x < np.float32(stats["q01"][i])) | (x > np.float32(stats["q99"][i]))
-        dims[name] = {
-            key: float(stats[key][i]) for key in ("min", "q01", "mean", "std", "q99", "max")
-        } | {
+        dims[name] = {key: float(stats[key][i]) for key in COLUMNS} | {
             "clipped": float(outside.mean()) if normalised else 0.0,
             "constant": i in spec.constant,
         }

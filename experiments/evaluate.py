@@ -305,7 +305,7 @@ def draw(policy: Policy, loader: Loader, member: Member, out: Path) -> None:
     plots.actions(
         spec.unnormalise(np.concatenate(said)[:length]),
         true[:, 0],
-        spec.names,
+        member,
         f"held-out episode {first}: {loader.instruction(first)!r}",
         out,
     )

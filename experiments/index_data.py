@@ -21,7 +21,6 @@ import os
 from pathlib import Path
 
 from data_pipelines import quarantine, report
-from data_pipelines.datasets import DATASETS, user
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import remote, rlds
 from data_pipelines.index import Index, build_parts, open_index, parts_there
@@ -34,13 +33,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", required=True, help="the folder or URL that holds the datasets")
-    parser.add_argument(
-        "--dataset", required=True, help="its name in data_pipelines/datasets or in --datasets"
-    )
-    parser.add_argument(
-        "--datasets", default="", help="your own Python file that describes datasets"
-    )
+    selecting.add_dataset(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/index_data"), help="where report and picture go"
     )
@@ -50,10 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shard", default="", help="I/N: read the files of job I of N only")
     selecting.add_options(parser)  # --quarantine is written with --validate, else read
     args = parser.parse_args(argv)
-    known = dict(DATASETS) | (user.load(args.datasets)[0] if args.datasets else {})
-    if args.dataset not in known:
-        raise ValueError(f"--dataset: expected one of {', '.join(known)}; got {args.dataset!r}")
-    dataset, root = known[args.dataset], remote.absolute(args.root)
+    dataset, root = selecting.dataset(args.dataset, args.datasets), remote.absolute(args.root)
     if args.validate:
         return validate(root, dataset, Path(args.quarantine) if args.quarantine else None)
     chosen = selecting.of_options(args)

@@ -131,7 +131,7 @@ def pretrain(
         _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
     start = int(state.step)
     agree(start, state)
-    recorder = Recorder(folder, start, config.steps)
+    recorder = Recorder(folder, start, config.steps, config.wandb, config.to_dict())
     if changed is not None and changed.asked_for:
         recorder.changed(start, changed.asked_for)
     clock.resume(start)
@@ -149,7 +149,7 @@ def pretrain(
         clock.write()
         _say(f"goodput: {clock.summary()}")
     if jax.process_index() == 0:
-        plots.curves(folder / "metrics.jsonl", folder / "curves.png")
+        plots.curves(folder / "metrics.jsonl", run.source.train, folder / "curves.png")
         files = f"{folder / 'metrics.jsonl'}, {folder / 'curves.png'}"
         _say(f"done: {files}, {checkpointer.directory}")
 

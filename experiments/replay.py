@@ -5,6 +5,7 @@ off it is.
     [--episodes N]
     ... --trigger      also fits and measures event-triggered inference: trigger.json, trigger.png
     ... --calibrate    also fits and measures the confidence: calibration.json, reliability.png
+    ... --view PAGE    links the worst episodes to where this page of experiments.view shows them
 
 The tool that tells data trouble from pipeline trouble: frames are decoded as recorded and resized
 as on a robot, the torch policy of the artefact does the rest, and its actions are compared with the
@@ -25,6 +26,7 @@ from experiments.replaying import calibration, plots, trigger
 from experiments.replaying.figures import figures, text
 from experiments.replaying.recorded import Recording, command_line, open_recording, where
 from experiments.replaying.rollout import TIMED, Replayed, replay
+from experiments.viewing import page
 from vla_jax import command
 from vla_jax.progress import Progress
 from vla_jax.robot import torch_policy
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> None:
     args = _arguments(argv)
     recording = open_recording(args.artefact, where(args))
     numbers = recording.episodes(args.episodes)
+    links = page_links(args.view, recording) if args.view else {}
     if args.trigger:
         trigger.check(len(numbers))
     policy = torch_policy.load(
@@ -56,10 +59,15 @@ def main(argv: list[str]) -> None:
         "dtype": args.dtype,
         **figures(recording, replayed),
     }
+    for row in report["worst"]:
+        if row["episode"] in links:
+            row["view"] = links[row["episode"]]
     print(text(report))
+    if args.view and not any("view" in row for row in report["worst"]):
+        print(f"none of the worst is on {args.view}: write it again with more --episodes")
     write_json(args.out / "replay.json", report)
     shown = replayed[:: max(1, len(replayed) // TRACES)][:TRACES]
-    plots.traces(shown, recording.spec.names, args.out / "traces.png")
+    plots.traces(shown, recording, args.out / "traces.png")
     print(f"written: {args.out}/replay.json, traces.png")
     if args.calibrate:
         fitted = calibration.calibrate(args.artefact, recording.spec, replayed)
@@ -75,6 +83,25 @@ def main(argv: list[str]) -> None:
         write_json(args.out / "trigger.json", curve)
         plots.trigger(curve, args.out / "trigger.png")
         print(f"written: {args.out}/trigger.json, trigger.png")
+
+
+def page_links(file: Path, recording: Recording) -> dict[int, str]:
+    """Where a page of experiments.view shows the episodes of a recording: URLs by their numbers.
+    Raises ValueError for a page about other data.
+    """
+    shown = page.read(file)
+    index, split = recording.index, recording.split.name
+    if (shown.dataset, shown.split, shown.digest) != (index.dataset.name, split, index.digest):
+        raise ValueError(
+            f"--view: expected a page about {index.dataset.name}, split {split}, as it is read"
+            f" here, got {file} about {shown.dataset}, split {shown.split}"
+            + " with other episodes"
+            * ((shown.dataset, shown.split) == (index.dataset.name, split))
+            + "; write it with the same options: python -m experiments.view --split"
+            f" {split} --out {file} ..."
+        )
+    url = file.absolute().as_uri()
+    return {run: f"{url}#run-{run}" for run in shown.runs}
 
 
 def run(policy: torch_policy.Policy, recording: Recording, numbers: list[int]) -> list[Replayed]:
@@ -107,6 +134,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         default=2000,
         help="with --trigger: episodes of the training split to learn from",
     )
+    parser.add_argument("--view", type=Path, help="a page of experiments.view about these episodes")
     parser.add_argument("--calibrate", action="store_true", help="fit the confidence")
     return parser.parse_args(argv)
 

@@ -98,6 +98,8 @@ INTRODUCED: dict[str, Any] = {
     "model.act_dtype": "float32",
     # 2026-11-29. Only parameters were taken over.
     "model.start_state": "params",
+    # 2026-11-29. Rows went to metrics.jsonl and TensorBoard only.
+    "wandb": "",
 }
 
 

@@ -3,6 +3,10 @@
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset, Standardised
+from data_pipelines.datasets.names import OPEN, RADIANS
+
+TABLE = "table widths"
+UNITS = {"x": TABLE, "y": TABLE, "z": TABLE, "gripper": OPEN} | RADIANS
 
 
 def standardise(columns: dict[str, np.ndarray]) -> Standardised:
@@ -21,8 +25,10 @@ BLOCKS = Dataset(
     language="language_instruction",
     control_hz=5.0,
     action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    action_units=UNITS,
     binary=(6,),
     state_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    state_units=UNITS,
     download="python -m data_pipelines.builders.blocks --out {root}",
     standardise=standardise,
     revision=1,

@@ -4,7 +4,7 @@ the OXE bucket.
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.downloads import bucket
-from data_pipelines.datasets.names import EEF, OBSERVATION_TEXT, STEP_TEXT
+from data_pipelines.datasets.names import EEF, EEF_UNITS, OBSERVATION_TEXT, STEP_TEXT
 from data_pipelines.standardise import Moved, Recipe
 
 # Reached instead of commanded motion: the commands of a compliant arm under a blocking controller
@@ -36,7 +36,9 @@ BRIDGE = Dataset(
         state=("observation/state",),
         drop_first=1,
     ),
+    action_units=EEF_UNITS,
     state_names=EEF,
+    state_units=EEF_UNITS,
     revision=2,
     episodes=60064,
     notes=(
@@ -67,7 +69,9 @@ BRIDGE_OXE = Dataset(
         state=("observation/state",),
         drop_first=1,
     ),
+    action_units=EEF_UNITS,
     state_names=EEF,
+    state_units=EEF_UNITS,
     notes=(
         (
             "The older edition in the OXE bucket, 480 x 640. Not to be mixed with `bridge`: both"

@@ -5,7 +5,7 @@ per annotation.
 import dataclasses
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.datasets.names import POSE, STEP_TEXT
+from data_pipelines.datasets.names import EEF_UNITS, POSE, RADIANS, STEP_TEXT
 from data_pipelines.standardise import Recipe
 
 BUILD = (
@@ -27,7 +27,9 @@ CALVIN = Dataset(
         actions=("action[0:6]", "action[6:7] clip01"),
         state=("observation/state[0:7]", "observation/state[14:15] clip01"),
     ),
+    action_units=dict.fromkeys("xyz", "m / 0.02") | dict.fromkeys(RADIANS, "rad / 0.05"),
     state_names=(*POSE, "gripper_width", "gripper"),
+    state_units=EEF_UNITS | {"gripper_width": "m"},
     notes=(
         "One episode per annotation, whose end is exclusive as in CALVIN's own loader.",
         (

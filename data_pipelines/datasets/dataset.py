@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.datasets.names import EEF
+from data_pipelines.datasets.names import EEF, OPEN
 from data_pipelines.standardise import Recipe, Standardised
 
 __all__ = ["Dataset", "Standardised"]
@@ -31,6 +31,8 @@ class Dataset:
             steps than it gets.
         state_names: one word per state dim after standardisation; () without a recorded state.
         action_names: one word per action dim after standardisation.
+        action_units: the unit of each action dim by its name, without those that nobody says.
+        state_units: the same of the state.
         binary: action dims in [0, 1] that mean open or closed.
         tfds_name: folder and TFDS name; `name` when left out. The files are in
             root/tfds_name/version.
@@ -63,6 +65,8 @@ class Dataset:
     standardise: Callable[[dict[str, np.ndarray]], Standardised]
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = EEF
+    action_units: dict[str, str] = dataclasses.field(default_factory=dict)
+    state_units: dict[str, str] = dataclasses.field(default_factory=dict)
     binary: tuple[int, ...] = (6,)
     tfds_name: str = ""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -93,7 +97,22 @@ class Dataset:
             )
 
     @property
+    def action_labels(self) -> tuple[str, ...]:
+        """What figures call the action dims: "x (m)", without a unit where nobody says."""
+        binary = {self.action_names[dim]: OPEN for dim in self.binary}
+        return _labels(self.action_names, binary | self.action_units)
+
+    @property
+    def state_labels(self) -> tuple[str, ...]:
+        """The same of the state."""
+        return _labels(self.state_names, self.state_units)
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """The feature keys of the instruction and its alternatives."""
         keys = (self.language,) if isinstance(self.language, str) else self.language
         return tuple(key for key in keys if key)
+
+
+def _labels(names: tuple[str, ...], units: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name} ({units[name]})" if units.get(name) else name for name in names)

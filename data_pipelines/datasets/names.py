@@ -1,5 +1,5 @@
-"""Words for the dims of actions and states, and the two places where RLDS datasets keep their
-instruction.
+"""Words for the dims of actions and states, their units, and the two places where RLDS datasets
+keep their instruction.
 """
 
 POSE = ("x", "y", "z", "roll", "pitch", "yaw")
@@ -8,6 +8,11 @@ QUAT = ("x", "y", "z", "qx", "qy", "qz", "qw")
 
 STEP_TEXT = "language_instruction"
 OBSERVATION_TEXT = "observation/natural_language_instruction"
+
+OPEN = "1 = open"  # in place of a unit
+METRES = {"x": "m", "y": "m", "z": "m"}
+RADIANS = {"roll": "rad", "pitch": "rad", "yaw": "rad"}
+EEF_UNITS = METRES | RADIANS | {"gripper": OPEN}
 
 
 def joints(count: int, prefix: str = "") -> tuple[str, ...]:

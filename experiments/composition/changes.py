@@ -29,6 +29,7 @@ EFFECTS = {
     "mesh.*": HERE,
     "data.root": HERE,
     "steps": "the run ends at another step; a decaying schedule bends from here on",
+    "wandb": "from the next step on",
     "log_every": "from the next step on",
     "eval_every": "from the next step on",
     "eval_batches": "from the next evaluation on",

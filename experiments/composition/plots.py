@@ -3,29 +3,35 @@ holds.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
-from data_pipelines import images
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.index import Split
+from data_pipelines.mixture import Member
+from experiments.composition import film
+from vla_jax.actions import CONSTANT_SPREAD
 
 matplotlib.use("Agg")  # no screen on a pod
 from matplotlib import pyplot as plt  # after the backend is chosen
 
-STRIPS, FRAMES, PIXELS = 3, 10, 128  # of a dataset's film strips
+STRIPS, PIXELS = 3, 128  # of a dataset's film strips: episodes, and their height
 
 
-def curves(metrics_file: Path, out: Path) -> None:
+def curves(metrics_file: Path, members: list[Member], out: Path) -> None:
     """Draws every loss and accuracy in a metrics.jsonl over steps, train and validation in one
-    panel each.
+    panel each; errors of dims that are constant in all of `members`, from which nothing is learnt,
+    are left out.
     """
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     names = sorted({key.split("/", 1)[1] for row in rows for key in row if key.startswith("val/")})
-    panels = ["loss", *[n for n in names if n != "loss"]]
+    still = {f"l1/{name}" for name in constant_dims(members)}
+    panels = ["loss", *[n for n in names if n != "loss" and n not in still]]
+    measures = _measures(members)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
     figure, axes = plt.subplots(height, columns, figsize=(5 * columns, 3 * height), squeeze=False)
@@ -41,36 +47,64 @@ def curves(metrics_file: Path, out: Path) -> None:
                     label=label,
                     marker="." if label == "held out" else None,
                 )
-        axis.set(title=name, xlabel="step")
+        axis.set(title=name, xlabel="step", ylabel=measures.get(name, ""))
         if name == "loss" and all(row["loss"] > 0 for row in rows if row.get("loss") is not None):
             axis.set_yscale("log")
         axis.grid(alpha=0.3)
         axis.legend()
     for axis in list(axes.flat)[len(panels) :]:
         axis.axis("off")
-    _save(figure, out)
+    if still:
+        figure.suptitle(not_drawn(sorted(still)).strip())
+    save(figure, out)
 
 
-def actions(
-    predicted: np.ndarray, true: np.ndarray, names: tuple[str, ...], title: str, out: Path
-) -> None:
-    """Draws predicted ["t d"] against true ["t d"] actions of one episode in robot units, one panel
-    per dim.
+def constant_dims(members: list[Member]) -> list[str]:
+    """The action dims that hardly vary in the training data of any member."""
+    spec = members[0].action_spec
+    each = [set(member.action_spec.constant) for member in members]
+    return [name for i, name in enumerate(spec.names) if all(i in dims for dims in each)]
+
+
+def _measures(members: list[Member]) -> dict[str, str]:
+    """What the numbers of `curves` are, by name. Dims whose members have different units have none
+    here.
     """
-    columns = min(4, len(names))
-    height = -(-len(names) // columns)
+    said = {"loss": "network units", "arm": "network units", "gripper": "nats"}
+    said["gripper_accuracy"] = "share right"
+    spec = members[0].action_spec
+    for i, name in enumerate(spec.names):
+        labels = {member.index.dataset.action_labels[i] for member in members}
+        error = labels.pop() if len(labels) == 1 else name
+        said[f"l1/{name}"] = f"|error| of P({name})" if i in spec.binary else f"|error| of {error}"
+    return said
+
+
+def actions(predicted: np.ndarray, true: np.ndarray, member: Member, title: str, out: Path) -> None:
+    """Draws predicted ["t d"] against true ["t d"] actions of one episode in robot units, one panel
+    per dim. Dims that are constant in the training data have none, and are named.
+    """
+    labels, still = member.index.dataset.action_labels, member.action_spec.constant
+    dims = [d for d in range(len(labels)) if d not in still]
+    columns = min(4, max(1, len(dims)))
+    height = -(-max(1, len(dims)) // columns)
     figure, axes = plt.subplots(height, columns, figsize=(4 * columns, 2.6 * height), squeeze=False)
-    for d, name in enumerate(names):
-        axis = list(axes.flat)[d]
+    for axis, d in zip(axes.flat, dims, strict=False):
         axis.plot(true[:, d], label="true", color="black")
         axis.plot(predicted[:, d], label="predicted", color="tab:orange")
-        axis.set(title=name, xlabel="frame")
+        axis.set(title=labels[d], xlabel="frame")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
-    for axis in list(axes.flat)[len(names) :]:
+    if dims:
+        axes.flat[0].legend()
+    for axis in list(axes.flat)[len(dims) :]:
         axis.axis("off")
-    figure.suptitle(title)
-    _save(figure, out)
+    figure.suptitle(title + not_drawn([labels[d] for d in still]))
+    save(figure, out)
+
+
+def not_drawn(constant: Sequence[str]) -> str:
+    """What a title says of the dims that have no panel, "" without any."""
+    return f"\nconstant in training, not drawn: {', '.join(constant)}" if constant else ""
 
 
 def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path) -> None:
@@ -82,7 +116,7 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
         for e in np.unique(np.linspace(0, len(split.length) - 1, STRIPS).astype(int))
         if split.length[e]
     ]
-    slots = [slot for slot in described.cameras if slot in split.frames]
+    slots = film.slots(described, split)
     names, columns = described.action_names, 4
     height = -(-len(names) // columns)
     strips = len(episodes) * len(slots)
@@ -100,8 +134,15 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
     )
     axes = list(upper.subplots(height, columns, squeeze=False).flat)
     for axis, name in zip(axes, names, strict=False):
-        row = numbers["actions"][name]
-        axis.hist(split.actions[:, names.index(name)], bins=80, color="tab:blue")
+        row, dim = numbers["actions"][name], names.index(name)
+        axis.set(xlabel=described.action_labels[dim], ylabel="frames")
+        if row["max"] - row["min"] < CONSTANT_SPREAD:
+            axis.text(0.5, 0.5, f"{row['mean']:.4g}", ha="center", transform=axis.transAxes)
+            axis.set(xticks=[], yticks=[], ylabel="")
+            axis.set_title(f"{name}: constant", size=9)
+            continue
+        axis.hist(split.actions[:, dim], bins=80, color="tab:blue")
+        axis.locator_params("x", nbins=5)
         axis.set_yscale("log")
         axis.set_ylim(bottom=0.5)
         for key in ("q01", "q99"):
@@ -110,7 +151,7 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
         follows = "" if lags is None or lags[0] is None else f", state follows {lags[0]:.2f}"
         axis.set_title(
             f"{name}: {row['clipped']:.1%} clipped{follows}"
-            + (" (constant)" if row["constant"] else ""),
+            + ", constant but for outliers" * row["constant"],
             size=9,
         )
     for axis in axes[len(names) :]:
@@ -122,28 +163,18 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
         for axis, (episode, slot) in zip(
             rows, ((e, s) for e in episodes for s in slots), strict=True
         ):
-            axis.imshow(_strip(split, episode, slot, slot in described.bgr))
+            axis.imshow(film.strip(described, split, episode, slot, PIXELS))
             words = split.words(episode) or "(no instruction)"
             axis.set_title(f"episode {episode}, {slot}: {words!r}", size=9, loc="left")
             axis.axis("off")
-    _save(figure, out, tight=False)
+    save(figure, out, tight=False)
 
 
-def _strip(split: Split, episode: int, slot: str, bgr: bool) -> np.ndarray:
-    """FRAMES frames of an episode, evenly spaced, side by side: [PIXELS, FRAMES * PIXELS, 3]."""
-    steps = np.linspace(0, split.length[episode] - 1, FRAMES).astype(int) + int(
-        split.first[episode]
-    )
-    pictures = []
-    for row in steps.tolist():
-        pictures.append(images.decode(split.encoded(slot, row), PIXELS, bgr))
-    return np.concatenate(pictures, axis=1)
-
-
-def _save(figure: plt.Figure, out: Path, tight: bool = True) -> None:
+def save(figure: plt.Figure, out: Path, tight: bool = True) -> None:
+    """Writes a picture, whole or not at all, and closes the figure."""
     if tight:
         figure.tight_layout()
     part = out.with_name(out.name + ".part")
     figure.savefig(part, dpi=100, format="png")
-    part.replace(out)  # a picture is there whole or not at all
+    part.replace(out)
     plt.close(figure)

@@ -1,13 +1,38 @@
-"""What of the data is held out and left out: from a config, or from the options of a command."""
+"""Which data: a described dataset by its name, and what of it is held out and left out, from a
+config or from the options of a command.
+"""
 
 import argparse
 from typing import TYPE_CHECKING
 
 from data_pipelines import quarantine
+from data_pipelines.datasets import DATASETS, user
+from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.selection import HELD_OUT_SHARE, Quarantine, Selection
 
 if TYPE_CHECKING:  # a robot's computer, which replays, need not have it
     from ml_collections import ConfigDict
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """The options --root, --dataset and --datasets of a command that looks at one dataset."""
+    parser.add_argument("--root", required=True, help="the folder or URL that holds the datasets")
+    parser.add_argument(
+        "--dataset", required=True, help="its name in data_pipelines/datasets or in --datasets"
+    )
+    parser.add_argument(
+        "--datasets", default="", help="your own Python file that describes datasets"
+    )
+
+
+def dataset(name: str, file: str) -> Dataset:
+    """The description of that name, ours or of the user's Python `file` ("": none). Raises
+    ValueError where there is none.
+    """
+    known = dict(DATASETS) | (user.load(file)[0] if file else {})
+    if name not in known:
+        raise ValueError(f"--dataset: expected one of {', '.join(known)}; got {name!r}")
+    return known[name]
 
 
 def of_config(config: "ConfigDict") -> Selection:

@@ -22,6 +22,7 @@ from experiments.composition import cotraining, datasets, selecting
 from vla_jax import build
 from vla_jax.models import clip_text
 from vla_jax.models.tokenizer import digest
+from vla_jax.training import wandb_run
 from vla_jax.training.checkpoint import complete_steps, load_meta
 from vla_jax.training.reports import Units
 
@@ -51,6 +52,11 @@ def missing(config: ConfigDict) -> list[str]:
     it.
     """
     lines = []
+    if config.wandb:
+        try:
+            wandb_run.package()
+        except ValueError as error:
+            lines.append(str(error))
     weights = config.model.weights
     if weights != "none" and not config.model.start and not Path(weights).expanduser().exists():
         hub = build.backbone_module(config).hub(config.model.variant)

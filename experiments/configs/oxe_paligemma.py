@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.accum = 1
     config.seed = 123
     config.log_every = 50
+    config.wandb = ""  # a project of Weights & Biases that the rows go to as well; "" = off
     config.eval_every = 1_000  # 0: never
     config.save_every = 1_000
     config.eval_batches = 16

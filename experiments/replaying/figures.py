@@ -244,6 +244,7 @@ def text(body: dict[str, Any]) -> str:
             f" {row['arm_error']:9.4f}  {row['worst_dim']:>9s}  {grip_row:>7s} "
             f" {row['instruction']!r}"
         )
+        lines += [f"        {row['view']}"] if "view" in row else []
     times = {name: f"{p['p50']:.2f} / {p['p95']:.2f}" for name, p in body["milliseconds"].items()}
     lines.append(
         f"milliseconds per frame, alone, on {body['device']}, p50 / p95: " + _row(times, "{} {}")

@@ -6,28 +6,36 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from experiments.composition.plots import not_drawn, save
+from experiments.replaying.recorded import Recording
 from experiments.replaying.rollout import Replayed
 
 matplotlib.use("Agg")  # no screen on a pod
 from matplotlib import pyplot as plt  # after the backend is chosen
 
 TARGET = 80  # percent of passes to save: issue 5
+# Steps below which a reliability diagram is not drawn: 20 in each of its 10 bins on average, where
+# a share is known to 0.1. With fewer it shows chance.
+LEAST = 200
 
 
-def traces(replayed: list[Replayed], names: tuple[str, ...], out: Path) -> None:
-    """Recorded and executed actions in robot units, a row per dim and a column per episode."""
+def traces(replayed: list[Replayed], recording: Recording, out: Path) -> None:
+    """Recorded and executed actions in robot units, a row per dim and a column per episode. Dims
+    that are constant in the training data have no row, and are named.
+    """
+    labels, still = recording.index.dataset.action_labels, recording.spec.constant
+    dims = [d for d in range(len(labels)) if d not in still]
     figure, axes = plt.subplots(
-        len(names),
+        max(1, len(dims)),
         len(replayed),
-        figsize=(4 * len(replayed), 1.7 * len(names)),
+        figsize=(4 * len(replayed), 1.7 * max(2, len(dims))),
         squeeze=False,
         sharex="col",
         sharey="row",
     )
     for column, one in enumerate(replayed):
         k, steps = one.chunks.shape[1], len(one.chunks)
-        for d, name in enumerate(names):
-            axis = axes[d, column]
+        for axis, d in zip(axes[:, column], dims, strict=False):
             for border in range(0, steps, k):
                 axis.axvline(border, color="lightgrey", linewidth=1)
             axis.plot(one.episode.actions[:, d], label="recorded", color="black")
@@ -37,15 +45,19 @@ def traces(replayed: list[Replayed], names: tuple[str, ...], out: Path) -> None:
             )
             axis.grid(alpha=0.3)
             if column == 0:
-                axis.set_ylabel(name)
+                axis.set_ylabel(labels[d])
         words = one.episode.instruction
         axes[0, column].set_title(
             f"{one.episode.number}: {words[:34]}{'...' if len(words) > 34 else ''}", size=9
         )
         axes[-1, column].set_xlabel("frame")
-    axes[0, 0].legend(fontsize=7)
-    figure.suptitle("actions in robot units; grey lines: a new chunk begins")
-    _save(figure, out)
+    if dims:
+        axes[0, 0].legend(fontsize=7)
+    figure.suptitle(
+        "actions in robot units; grey lines: a new chunk begins"
+        + not_drawn([labels[d] for d in still])
+    )
+    save(figure, out)
 
 
 def trigger(body: dict[str, Any], out: Path) -> None:
@@ -82,18 +94,26 @@ def trigger(body: dict[str, Any], out: Path) -> None:
     axis.set_yscale("symlog", linthresh=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save(figure, out)
+    save(figure, out)
 
 
 def reliability(report: dict[str, Any], out: Path) -> None:
     """Confidence against what became of it, before and after calibration, and agreement against
-    error.
+    error; of a kind with fewer than LEAST steps, that there are too few.
     """
     panels = [name for name in ("gripper", "token", "agreement") if name in report]
     figure, axes = plt.subplots(
         1, max(1, len(panels)), figsize=(5 * max(1, len(panels)), 4.4), squeeze=False
     )
     for axis, name in zip(axes[0], panels, strict=False):
+        kinds = [report[name]] if name == "agreement" else list(report[name].values())
+        steps = kinds[-1]["steps"]
+        axis.set_title(f"{name} ({steps} steps)")
+        if steps < LEAST:
+            text = f"{steps} steps are too few:\na diagram takes {LEAST}, replay more episodes"
+            axis.text(0.5, 0.5, text, ha="center", transform=axis.transAxes)
+            axis.axis("off")
+            continue
         if name == "agreement":
             bins = report[name]["bins"]
             x = [row["agreement"] for row in bins]
@@ -119,18 +139,7 @@ def reliability(report: dict[str, Any], out: Path) -> None:
                     10 + 200 * count / count.sum(),
                     label=f"{kind}: ECE {curve['ece']:.3f}, Brier {curve['brier']:.3f}",
                 )
-            axis.set(xlabel="confidence", ylabel="share right", title="dot size: share of steps")
-        axis.set_title(
-            f"{name} ({report[name]['steps'] if name == 'agreement' else curve['steps']} steps)"
-        )
+            axis.set(xlabel="confidence (dot size: share of steps)", ylabel="share right")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    _save(figure, out)
-
-
-def _save(figure: plt.Figure, out: Path) -> None:
-    figure.tight_layout()
-    part = out.with_name(out.name + ".part")
-    figure.savefig(part, dpi=100, format="png")
-    part.replace(out)  # a picture is there whole or not at all
-    plt.close(figure)
+    save(figure, out)

@@ -2,6 +2,7 @@
 registries.
 """
 
+import dataclasses
 import itertools
 import re
 import zlib
@@ -84,6 +85,21 @@ def test_mixtures_name_datasets_once():
     for name, members in MIXTURES.items():
         assert len(dict(members)) == len(members), name
         assert all(member in DATASETS and weight > 0 for member, weight in members), name
+
+
+def test_labels_have_units_where_they_are_known():
+    bridge = DATASETS["bridge"]
+    assert bridge.action_labels[:1] + bridge.action_labels[-2:] == (
+        "x (m)",
+        "yaw (rad)",
+        "gripper (1 = open)",
+    )
+    silent = dataclasses.replace(bridge, action_units={}, state_units={})
+    assert silent.action_labels == (*silent.action_names[:-1], "gripper (1 = open)")
+    assert silent.state_labels == silent.state_names
+    half = dataclasses.replace(bridge, state_names=("x", "joint_1"))  # from an entry with more
+    assert half.state_labels == ("x (m)", "joint_1")
+    assert DATASETS["calvin"].action_labels[0] == "x (m / 0.02)"
 
 
 def test_readme_is_what_the_command_writes():

@@ -132,6 +132,15 @@ def test_gray_is_repeated_and_alpha_is_dropped():
     assert (images.decode(encoded(pixels[..., 0]), 8) == pixels[..., :1]).all()
 
 
+def test_a_thumbnail_keeps_its_shape_and_colours():
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[:, :20, 0] = 255  # the left half is red
+    small = images.thumbnail(encoded(pixels), 15)
+    assert small.shape == (15, 20, 3)
+    assert small[7, 3].tolist() == [255, 0, 0]
+    assert images.thumbnail(encoded(pixels), 15, bgr=True)[7, 3].tolist() == [0, 0, 255]
+
+
 def test_pictures_of_16_bits_are_no_colours():
     depth = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     for read in (images.size, images.raw, lambda data: images.decode(data, 8)):

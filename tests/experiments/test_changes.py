@@ -68,7 +68,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Begun]:
     """Fills with what runs begin with; none trains."""
     runs: list[Begun] = []
     monkeypatch.setattr(train, "fit", lambda *args: runs.append(leave(*args)))
-    monkeypatch.setattr(plots, "curves", lambda metrics_file, out: None)
+    monkeypatch.setattr(plots, "curves", lambda metrics_file, members, out: None)
     return runs
 
 
@@ -89,7 +89,7 @@ def at_six(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("six") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "fit", leave)
-        patch.setattr(plots, "curves", lambda metrics_file, out: None)
+        patch.setattr(plots, "curves", lambda metrics_file, members, out: None)
         go(data, folder)
     return folder
 

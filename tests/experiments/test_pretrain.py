@@ -120,6 +120,51 @@ def test_killed_and_started_again_gives_the_same_losses(
     assert losses(tmp_path) == losses(uninterrupted)  # bit for bit, each step once
 
 
+# A package wandb that writes down its calls.
+WANDB = """
+import json, os
+
+class Run:
+    def __init__(self):
+        self.config = self
+
+    def __getattr__(self, name):
+        return lambda *args, **given: note(name, args or given)
+
+def note(name, what):
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(json.dumps([name, what]) + "\\n")
+
+def init(**given):
+    note("init", given)
+    return Run()
+"""
+
+
+@pytest.mark.slow
+def test_a_continued_run_goes_on_at_wandb(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text(WANDB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    args = (*SHORT, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
+    args = (*args, "--config.wandb=robots", "--config.eval_every=0")
+    for more in (("--config.steps=4",), ("--config.steps=6", "--change=yes")):
+        done = run(*args, *more)
+        assert done.returncode == 0, done.stderr
+    notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    first, second = [what for name, what in notes if name == "init"]
+    assert first["id"] == second["id"]
+    assert [what[0]["steps"] for name, what in notes if name == "update"] == [4, 6]
+    sent = [what[0] for name, what in notes if name == "log"]
+    rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "changed" not in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert sent == [{key: x for key, x in row.items() if x is not None} for row in rows]
+    assert [name for name, _ in notes].count("finish") == 2
+
+
 @pytest.mark.slow
 def test_the_3b_job_names_all_that_is_missing_in_seconds(tmp_path: Path) -> None:
     began = time.monotonic()

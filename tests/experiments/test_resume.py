@@ -46,7 +46,7 @@ def test_a_continued_run_reads_the_batch_of_its_step_next(
         return read[-1]
 
     monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(plots, "curves", lambda metrics_file, out: None)
+    monkeypatch.setattr(plots, "curves", lambda metrics_file, members, out: None)
     whole, continued = run(0), run(2)
     assert (whole[0].actions != whole[2].actions).any()
     jax.tree.map(np.testing.assert_array_equal, continued[0], whole[2])

@@ -1,5 +1,5 @@
-"""What a run reports: rows of metrics.jsonl, TensorBoard, a progress line, and the work a step
-does.
+"""What a run reports: rows of metrics.jsonl, TensorBoard, W&B, a progress line, and the work a
+step does.
 
 Host only. The rows are the record (each step stands once, also after a resume); the rest are views
 of it.
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from jax.extend import core
 
 from vla_jax.progress import Progress
+from vla_jax.training.wandb_run import WandbRun
 
 # Dense bf16 peak of one device in FLOP/s, by a part of its `device_kind`; the first that matches
 # counts.
@@ -36,7 +38,14 @@ PEAK_FLOPS = (
 class Recorder:
     """Writes the rows of a run. Use it on every process: all but process 0 stay silent."""
 
-    def __init__(self, workdir: Path | str, start: int, steps: int) -> None:
+    def __init__(
+        self,
+        workdir: Path | str,
+        start: int,
+        steps: int,
+        project: str = "",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         """Opens `workdir`/metrics.jsonl at step `start`, dropping rows of later steps: they are
         about to be run again.
 
@@ -44,15 +53,22 @@ class Recorder:
             workdir: created if missing.
             start: the step training continues from; 0 for a new run.
             steps: the last step, for the time that is left.
+            project: of W&B; "" sends nothing there.
+            config: what W&B shows of the run.
+
+        Raises ValueError when W&B is asked for and does not open a run.
         """
         self._primary = jax.process_index() == 0
         self._steps = steps
         self._progress: Progress | None = None
         self._board: Any = None
+        self._wandb: WandbRun | None = None
         if not self._primary:
             return
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
+        if project:  # first: it may refuse
+            self._wandb = WandbRun(path.parent, project, config or {}, self.say)
         truncate(path, start)
         self._board = _tensorboard(path.parent, start)
         self._file = path.open("a")
@@ -72,6 +88,8 @@ class Recorder:
         for key, value in row.items():
             if self._board is not None and key != "step" and value is not None:
                 self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(row)
         shown = "  ".join(
             f"{key.removeprefix('train/')} {row[key]:.4g}"
             for key in SHOWN
@@ -99,9 +117,11 @@ class Recorder:
             self._progress.say(line)
 
     def close(self) -> None:
-        """Flushes and closes everything."""
+        """Flushes and closes everything; with an error on its way, W&B is told of it."""
         if self._progress is None:
             return
+        if self._wandb is not None:
+            self._wandb.close(failed=sys.exception() is not None)
         self._file.close()
         self._progress.close()
         if self._board is not None:

@@ -1,6 +1,7 @@
-"""What a run checks of its tokenizer and asks of CLIP."""
+"""What a run checks of its tokenizer, asks of CLIP, and misses."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,16 @@ def test_the_target_is_clips_embedding(
 def test_a_start_that_is_not_there_is_missing(root: Path) -> None:
     (line,) = sources.missing(config(root, "tiny", "--config.model.start=nowhere"))
     assert "no complete checkpoint" in line
+
+
+def test_wandb_that_is_not_installed_is_missing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is read."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    (line,) = sources.missing(config(root, "tiny", "--config.wandb=robots"))
+    assert 'pip install "vla_jax[wandb]"' in line
+    assert sources.missing(config(root, "tiny")) == []
 
 
 def test_a_dim_that_is_constant_has_no_error_in_robot_units(root: Path, tmp_path: Path) -> None:

@@ -23,6 +23,14 @@ def test_a_perfect_policy_has_no_error_and_the_demonstrations_jerk(recording: Re
     assert "WORSE" not in figures.text({**body, **_told()})
 
 
+def test_an_episode_that_a_page_shows_is_linked(recording: Recording) -> None:
+    body = {**figures.figures(recording, [replayed(recording, i) for i in range(2)]), **_told()}
+    body["worst"][1]["view"] = "file:///page.html#run-1"
+    lines = figures.text(body).splitlines()
+    (place,) = [i for i, line in enumerate(lines) if line.strip() == "file:///page.html#run-1"]
+    assert body["worst"][1]["instruction"] in lines[place - 1]
+
+
 def _told() -> dict[str, Any]:
     return {"data": {"dataset": "blocks", "split": "val"}, "artefact": "a", "device": "cpu"}
 
