@@ -23,7 +23,8 @@ from pathlib import Path
 from data_pipelines import quarantine, report
 from data_pipelines.datasets import DATASETS, user
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import remote, rlds
+from data_pipelines.files import formats, remote
+from data_pipelines.files.record import EpisodeError
 from data_pipelines.index import Index, build_parts, open_index, parts_there
 from experiments.composition import plots, selecting
 from vla_jax import command
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         describe(open_index(root, dataset, selection=chosen), args.out)
-    except rlds.EpisodeError as error:
+    except EpisodeError as error:
         raise ValueError(f"{error}\n(--validate lists everything that is wrong)") from error
     return 0
 
@@ -100,18 +101,17 @@ def describe(index: Index, out: Path) -> None:
 
 def validate(root: str, dataset: Dataset, listed: Path | None) -> int:
     """Prints every problem; returns the exit code."""
-    problems: list[rlds.EpisodeError] = []
+    problems: list[EpisodeError] = []
 
-    def report_one(error: rlds.EpisodeError) -> None:
+    def report_one(error: EpisodeError) -> None:
         problems.append(error)
         print(error, flush=True)
 
-    episodes, pictures = report.validate(
-        remote.join(root, dataset.tfds_name, dataset.version), dataset, report_one
-    )
+    folder = formats.folder(root, dataset)
+    episodes, pictures = report.validate(folder, dataset, report_one)
     if listed is not None:
         rows = [
-            (e.path.rsplit("/", 1)[-1], e.record, f"{e.field}: {e.problem}")
+            (e.path.removeprefix(folder).lstrip("/"), e.record, f"{e.field}: {e.problem}")
             for e in problems
             if e.record is not None
         ]

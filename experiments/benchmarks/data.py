@@ -322,7 +322,7 @@ class _Counter:
         decode = images.decode
 
         def counted(
-            data: bytes, size: int, bgr: bool = False, resize: str = "lanczos"
+            data: bytes | np.ndarray, size: int, bgr: bool = False, resize: str = "lanczos"
         ) -> np.ndarray:
             began = time.thread_time()
             pixels = decode(data, size, bgr, resize)

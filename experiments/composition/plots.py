@@ -134,10 +134,8 @@ def _strip(split: Split, episode: int, slot: str, bgr: bool) -> np.ndarray:
     steps = np.linspace(0, split.length[episode] - 1, FRAMES).astype(int) + int(
         split.first[episode]
     )
-    pictures = []
-    for row in steps.tolist():
-        pictures.append(images.decode(split.encoded(slot, row), PIXELS, bgr))
-    return np.concatenate(pictures, axis=1)
+    stored = split.pictures(slot, steps)
+    return np.concatenate([images.decode(each, PIXELS, bgr) for each in stored], axis=1)
 
 
 def _save(figure: plt.Figure, out: Path, tight: bool = True) -> None:
