@@ -57,7 +57,7 @@ def resolve(
                 f"data.mixture: expected a mixture ({', '.join(sorted(mixtures))}) or a dataset"
                 f" (see data_pipelines/datasets/README.md), got {wanted!r}"
                 + (f"; did you mean {', '.join(near)}?" if near else "")
-                + "; describe your own with data.datasets"
+                + "; describe your own with data.datasets, or name a LeRobot folder under data.root"
             )
     listed: Sequence[Sequence[Any]] = mixtures[wanted] if isinstance(wanted, str) else wanted
     pairs = tuple((str(name), float(weight)) for name, weight in listed)

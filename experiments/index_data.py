@@ -4,6 +4,8 @@
     python -m experiments.index_data --root DIR --dataset NAME --validate [--quarantine FILE]
     python -m experiments.index_data --root DIR --dataset NAME --shard 3/8
 
+NAME is a dataset that data_pipelines/datasets or FILE.py describes, or a LeRobot folder DIR/NAME.
+
 The first prints a report and writes OUT/NAME.json and a one-page picture OUT/NAME.png. The second
 reads every record and decodes every image, names each bad episode (file, record, step, field, what
 to do) and exits with 1 if there is any; --quarantine writes them as a list that, looked through by
@@ -21,7 +23,7 @@ import os
 from pathlib import Path
 
 from data_pipelines import quarantine, report
-from data_pipelines.datasets import DATASETS, user
+from data_pipelines.datasets import DATASETS, lerobot, user
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import formats, remote
 from data_pipelines.files.record import EpisodeError
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> int:
     selecting.add_options(parser)  # --quarantine is written with --validate, else read
     args = parser.parse_args(argv)
     known = dict(DATASETS) | (user.load(args.datasets)[0] if args.datasets else {})
+    known |= lerobot.found(args.root, args.dataset, known)
     if args.dataset not in known:
         raise ValueError(f"--dataset: expected one of {', '.join(known)}; got {args.dataset!r}")
     dataset, root = known[args.dataset], remote.absolute(args.root)

@@ -64,7 +64,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     Raises ValueError when the version is another, a file or a promised feature is missing, or
     meta/ contradicts itself.
     """
-    info = _info(folder)
+    info = info_of(folder)
     path = remote.join(folder, INFO)
     _check_promises(path, dataset)
     features, filmed = _features(path, dataset, info["features"])
@@ -96,7 +96,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     return by_split
 
 
-def _info(folder: str) -> dict[str, Any]:
+def info_of(folder: str) -> dict[str, Any]:
     """meta/info.json, of a version that is read."""
     path = remote.join(folder, INFO)
     info = _json(path)

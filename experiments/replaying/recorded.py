@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import images
-from data_pipelines.datasets import DATASETS, user
+from data_pipelines.datasets import DATASETS, lerobot, user
 from data_pipelines.files import pictures, remote
 from data_pipelines.index import Index, Split, open_index
 from data_pipelines.selection import Selection
@@ -154,6 +154,7 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             f"--dataset: expected one that {artefact} was trained on ({', '.join(specs)}), got"
             f" {where.dataset!r}"
         )
+    known |= lerobot.found(where.root, where.dataset, known)
     if where.dataset not in known:
         raise ValueError(
             "--dataset: expected one of data_pipelines/datasets or of --datasets=FILE.py, got"

@@ -6,10 +6,14 @@ import fsspec
 import numpy as np
 import pytest
 
+import data_pipelines
+from data_pipelines.config import LoaderConfig
+from data_pipelines.datasets import DATASETS, lerobot
 from data_pipelines.files import video
 from data_pipelines.index import build_parts, open_index
 from data_pipelines.selection import Selection
 from tests.data_pipelines import lerobot_files as written
+from tests.data_pipelines.blocks_files import edit
 from tests.data_pipelines.lerobot_files import CAMERAS, LENGTHS, MINE, TASKS, number, told
 from tests.data_pipelines.loading import BLOCKS, make, member, same, take
 
@@ -137,3 +141,38 @@ def test_held_out_episodes_are_the_last(root, tmp_path):
     assert index.splits["val"].length.tolist() == list(LENGTHS[4:])
     batch = make(member(index, "val")).episode(1)
     assert number(batch.obs.images[0][3, -1]) == told(5, 3, 0)
+
+
+def test_a_folder_describes_itself(root):
+    dataset = lerobot.described(str(root / "mine"))
+    assert dataset.cameras == MINE.cameras
+    assert dataset.action_names == dataset.state_names == written.NAMES
+    assert (dataset.binary, dataset.control_hz, dataset.robot) == ((), 10.0, "so100")
+    batch = data_pipelines.open(root, "mine", LoaderConfig(image_size=(32,))).episode(1)
+    assert [number(pixels) for pixels in batch.obs.images[0][:, -1]] == [
+        told(1, t, 0) for t in range(LENGTHS[1])
+    ]
+    assert lerobot.found(str(root), (("mine", 1.0), ("bridge", 1.0)), DATASETS).keys() == {"mine"}
+
+
+def test_names_and_cameras_that_a_folder_does_not_give(tmp_path):
+    written.write(tmp_path / "mine", "v3.0")
+
+    def change(info):
+        features = info["features"]
+        features["action"]["names"] = {"motors": ["a", "b"]}
+        features["observation.state"]["names"] = {"motors": list("abcdefg")}
+        for key in ("side", "top", "back", "left_wrist"):
+            features[f"observation.images.{key}"] = features[CAMERAS[0]]
+
+    edit(tmp_path / "mine/meta/info.json", change)
+    dataset = lerobot.described(str(tmp_path / "mine"))
+    assert dataset.action_names == tuple(f"action_{i}" for i in range(1, 8))
+    assert dataset.state_names == tuple("abcdefg")
+    assert dataset.cameras["secondary"] == "observation.images.side"
+    assert "top, observation.images.back, observation.images.left_wrist" in dataset.notes[1]
+    edit(tmp_path / "mine/meta/info.json", lambda info: info["features"].pop("action"))
+    with pytest.raises(
+        ValueError, match=r"expected a feature 'action', got .*describe the dataset"
+    ):
+        lerobot.described(str(tmp_path / "mine"))

@@ -259,7 +259,8 @@ def test_an_image_outside_of_the_file(tmp_path):
 def test_validate_names_what_does_not_decode(old):
     body = bytearray((old / OLD_FILM).read_bytes())
     begin = body.index(b"mdat") + 4
-    body[begin + 200 : begin + 700] = bytes(500)
+    size = int.from_bytes(body[begin - 8 : begin - 4], "big") - 8
+    body[begin + size // 2 : begin + size // 2 + 40] = bytes(40)
     (old / OLD_FILM).write_bytes(body)
     problems = []
     report.validate(str(old), MINE, problems.append)
