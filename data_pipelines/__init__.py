@@ -10,7 +10,7 @@ order.py windows.py        which window comes when, what is in it: pure function
 frames.py images.py buffers.py   decoding, into memory that is used again
 mixture.py config.py assemble.py loader.py   what is read together; batches
 image_text_table.py image_text.py   images with texts about them
-builders/      writes RLDS: the embedded data, CALVIN
+builders/ convert.py       writes data: the embedded set, CALVIN; one format as the other
 
 Begin with `open` below, then loader.py. Axes are those of vla_jax/types.py; and here N steps of a
 split, E episodes, V visits, T raw steps of an episode, f frames of a visit, r rows of a batch,
