@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 from data_pipelines.files import remote, tfrecord
 from data_pipelines.files.tfds_folder import REQUESTS, File
 
-PIECES = 8  # places of a file without such fields
 WHOLE = "sha256:"  # begins the digest of all bytes
-SAMPLES = 4  # records of a file whose checksum fields are compared at every open
+SAMPLES = 4  # records whose checksum fields, or places whose bytes are compared at every open
 
 Known = dict[str, Any]  # fingerprints as JSON gives them, by the file's name
 
@@ -50,7 +49,7 @@ def of(version: remote.Version, checksums: tfrecord.Checksums) -> Fingerprint:
 def of_bytes(file: File) -> Fingerprint:
     """The fingerprint of a file that keeps no checksum fields."""
     last = file.size - 4
-    places = sorted({last * i // (PIECES - 1) for i in range(PIECES)}) if last >= 0 else []
+    places = sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)}) if last >= 0 else []
     samples = [
         [at, struct.unpack("<I", remote.read_range(file.path, at, at + 4))[0]] for at in places
     ]

@@ -8,6 +8,7 @@ record of a file is an episode. lerobot_rows.py reads the columns.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -71,8 +72,14 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     tasks, read = (_tasks_old, _old) if info["codebase_version"] == OLD else (_tasks_new, _new)
     named = tasks(folder)
     by_file: dict[str, list[Facts]] = {}
-    for name, facts in read(folder, info, sorted(filmed), set(dataset.columns.values())):
-        by_file.setdefault(name, []).append(facts)
+    try:
+        for name, facts in read(folder, info, sorted(filmed), set(dataset.columns.values())):
+            by_file.setdefault(name, []).append(facts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{remote.join(folder, EPISODES)}: expected what LeRobot {info['codebase_version']}"
+            f" says of every episode, got an entry without it ({error!r}); {AGAIN}"
+        ) from error
     _check_totals(path, info, by_file)
     versions = _versions(folder, by_file)
     totals = _totals(folder, info, features)
@@ -226,10 +233,10 @@ def _new(
                         info,
                         "video_path",
                         video_key=key,
-                        chunk_index=row[f"videos/{key}/chunk_index"],
-                        file_index=row[f"videos/{key}/file_index"],
+                        chunk_index=int(row[f"videos/{key}/chunk_index"]),
+                        file_index=int(row[f"videos/{key}/file_index"]),
                     ),
-                    row[f"videos/{key}/from_timestamp"],
+                    float(row[f"videos/{key}/from_timestamp"]),
                 )
                 for key in cameras
             }
@@ -237,8 +244,8 @@ def _new(
             for name in stats:
                 column, _, statistic = name[6:].rpartition("/")
                 known.setdefault(column, {})[statistic] = row[name]
-            at = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
-            facts = Facts(row["episode_index"], row["length"], videos, known)
+            at = {name: int(row[f"data/{name}"]) for name in ("chunk_index", "file_index")}
+            facts = Facts(int(row["episode_index"]), int(row["length"]), videos, known)
             yield _path(info, "data_path", **at), facts
 
 
@@ -287,6 +294,13 @@ def _check_totals(path: str, info: dict[str, Any], by_file: dict[str, list[Facts
                 f"{path}: expected {info[name]} ({name}), meta/episodes lists {count}; a file of it"
                 f" is missing, or the recording was not finished: {AGAIN}"
             )
+    numbers = Counter(each.number for each in listed)
+    twice = sorted(number for number, count in numbers.items() if count > 1)
+    if twice:
+        raise ValueError(
+            f"{path}: expected every episode once, meta/episodes lists {twice[:3]} more"
+            f" often; {AGAIN}"
+        )
     if not listed:
         raise ValueError(f"{path}: expected at least one episode, got none; {AGAIN}")
 

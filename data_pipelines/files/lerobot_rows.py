@@ -75,8 +75,12 @@ class _File:
             raise self._error(None, None, "", problem, AGAIN)
         self._table = table.combine_chunks()
         self._of = self._numbers("episode_index", Kind((), False), 0, table.num_rows, None)
+        # Where another episode begins: number -> the rows at which a stretch of it does.
+        self._begins: dict[int, list[int]] = {}
+        for row in np.flatnonzero(np.diff(self._of, prepend=-1)).tolist():
+            self._begins.setdefault(int(self._of[row]), []).append(row)
         known = {each.number for each in shard.episodes}
-        foreign = sorted(set(self._of.tolist()) - known)
+        foreign = sorted(self._begins.keys() - known)
         if foreign:
             problem = f"expected rows of the episodes that meta/ lists, got some of {foreign[:3]}"
             raise self._error(None, None, "episode_index", problem, AGAIN)
@@ -133,11 +137,13 @@ class _File:
     def _rows(self, record: int) -> tuple[int, int]:
         """The rows of an episode: as many as meta/ says, one after the other."""
         facts = self._shard.episodes[record]
-        rows = np.flatnonzero(self._of == facts.number)
-        begin, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        if not len(rows) == stop - begin == facts.length or not len(rows):
-            problem = f"expected {facts.length} rows in a row (meta/), got {len(rows)}"
-            problem += f" within {stop - begin}" if stop - begin != len(rows) else ""
+        begins = self._begins.get(facts.number, [])
+        begin = begins[0] if begins else 0
+        inside = self._of[begin : begin + facts.length + 1] == facts.number
+        stop = begin + (len(inside) if inside.all() else int(inside.argmin()))
+        if stop - begin != facts.length or len(begins) != 1:
+            problem = f"expected {facts.length} rows in a row (meta/), got {stop - begin}"
+            problem += f" and others of it {len(begins) - 1} times" if len(begins) > 1 else ""
             raise self._error(record, None, "episode_index", problem, AGAIN)
         frames = self._numbers("frame_index", Kind((), False), begin, stop, record)
         wrong = np.flatnonzero(frames != np.arange(facts.length))
@@ -171,21 +177,24 @@ class _File:
             known = _timeline(file)
         except ValueError as error:
             raise self._error(record, None, key, str(error), REPAIR) from error
-        shown, frame = known.seconds(), 1 / self._shard.fps
-        near = np.searchsorted(shown, times - frame / 2)
+        base, half = float(known.base), 0.5 / self._shard.fps
+        near = np.searchsorted(known.stamps, (times - half) / base)
         allowed = TOLERANCE + float(np.spacing(np.float32(np.abs(times).max())))
-        there = near < len(shown)
-        off = np.where(there, np.abs(shown[np.minimum(near, len(shown) - 1)] - times), np.inf)
+        there = near < len(known.stamps)
+        shown = known.stamps[near[there]] * base
+        off = np.full(len(times), np.inf)
+        off[there] = np.abs(shown - times[there])
         wrong = np.flatnonzero(off > allowed)
         if not len(wrong):
             return known.stamps[near]
         step = int(wrong[0])
         problem = f"{name}: expected a frame at {times[step]:.6f} s"
         if not there[step]:
-            problem += f", the video ends early: its {len(shown)} frames end at {shown[-1]:.6f} s"
+            last = known.stamps[-1] * base if len(known.stamps) else 0
+            problem += f", the video ends early: its {len(known.stamps)} frames end at {last:.6f} s"
         else:
             problem += f" ({self._shard.fps:g} a second), the nearest is {off[step]:.6f} s off"
-            inside = np.diff(shown[near[there].min() : near[there].max() + 1])
+            inside = np.diff(known.stamps[near[there].min() : near[there].max() + 1]) * base
             if len(inside) and np.ptp(inside) > TOLERANCE:
                 problem += (
                     f": a variable frame rate, frames follow each other by {inside.min():.6f} to"

@@ -22,11 +22,6 @@ class Timeline(NamedTuple):
 
     stamps: np.ndarray  # n, int64, ascending
     base: Fraction  # seconds of one unit of a stamp
-    codec: str
-
-    def seconds(self) -> np.ndarray:
-        """When each frame is shown: n, float64."""
-        return self.stamps * float(self.base)
 
 
 def timeline(path: str) -> Timeline:
@@ -42,9 +37,7 @@ def timeline(path: str) -> Timeline:
             ]
         except av.error.FFmpegError as error:
             raise _damaged(path, error) from error
-        return Timeline(
-            np.sort(np.array(shown, np.int64)), stream.time_base, stream.codec_context.name
-        )
+        return Timeline(np.sort(np.array(shown, np.int64)), stream.time_base)
 
 
 def frames(path: str, stamps: Sequence[int]) -> Iterator[np.ndarray]:

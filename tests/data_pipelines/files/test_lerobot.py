@@ -210,6 +210,33 @@ def test_wrong_rows(old, column, step, value, message):
         index(old)
 
 
+def test_more_rows_than_meta_says(new):
+    rewrite(new / EPISODES, lambda rows: rows["length"].__setitem__(1, LENGTHS[1] - 2))
+    edit(new / "meta/info.json", lambda info: info.pop("total_frames"))
+    with pytest.raises(ValueError, match=r"episode 1: episode_index: expected 7 rows in a row"):
+        index(new)
+
+
+def test_rows_of_an_episode_in_two_places(new):
+    def exchange(rows):
+        for values in rows.values():
+            values[2], values[40] = values[40], values[2]
+
+    rewrite(new / NEW_ROWS, exchange)
+    with pytest.raises(ValueError, match=r"expected 23 rows in a row .* got 2 and others of it"):
+        index(new)
+
+
+def test_an_episode_twice_or_half(new):
+    rewrite(new / EPISODES, lambda rows: rows["episode_index"].__setitem__(1, 0))
+    with pytest.raises(ValueError, match=r"expected every episode once, .* lists \[0\] more often"):
+        index(new)
+    rewrite(new / EPISODES, lambda rows: rows["episode_index"].__setitem__(1, None))
+    rewrite(new / EPISODES, lambda rows: rows["length"].__setitem__(1, None))
+    with pytest.raises(ValueError, match=r"expected what LeRobot v3.0 says of every episode"):
+        index(new)
+
+
 def test_fewer_rows_than_meta_says(old):
     def cut(rows):
         for values in rows.values():
