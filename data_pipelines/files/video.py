@@ -5,7 +5,7 @@ of the stream's time base: exact, whatever the frame rate is.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -41,7 +41,8 @@ def timeline(path: str) -> Timeline:
 
 
 def frames(path: str, stamps: Sequence[int]) -> Iterator[np.ndarray]:
-    """The frames at ascending `stamps`, each uint8 RGB [h w 3] as it was recorded.
+    """The frames at `stamps`, none before the one in front of it: each uint8 RGB [h w 3] as it was
+    recorded.
 
     Raises ValueError at the first that is not there, or does not decode whole.
     """
@@ -49,9 +50,10 @@ def frames(path: str, stamps: Sequence[int]) -> Iterator[np.ndarray]:
         # A pool of threads decodes videos side by side (frames.py): one thread for each is enough.
         stream.codec_context.thread_count = 1
         try:
-            shown = _from(container, stream, stamps[0])
+            shown, frame = _from(container, stream, stamps[0]), None
             for stamp in stamps:
-                frame = next((each for each in shown if each.pts >= stamp), None)
+                if frame is None or frame.pts < stamp:
+                    frame = next((each for each in shown if each.pts >= stamp), None)
                 if frame is None or frame.pts != stamp:
                     got = "the video ends" if frame is None else f"the next is at {frame.pts}"
                     raise ValueError(
@@ -98,7 +100,7 @@ def _stream(path: str) -> Iterator[tuple[Any, Any]]:
         if isinstance(error, FileNotFoundError):
             raise
         raise _damaged(path, error) from error
-    with container:
+    with file or nullcontext(), container:
         if not container.streams.video:
             raise ValueError(f"{path}: expected a video, got a file without a video stream")
         yield container, container.streams.video[0]

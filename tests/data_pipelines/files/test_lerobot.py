@@ -13,6 +13,7 @@ from data_pipelines import mixture, report
 from data_pipelines.index import open_index
 from data_pipelines.selection import Selection
 from data_pipelines.standardise import Recipe
+from experiments import index_data
 from tests.data_pipelines import lerobot_files as written
 from tests.data_pipelines.blocks_files import edit
 from tests.data_pipelines.lerobot_files import CAMERAS, FPS, LENGTHS, MINE, told
@@ -293,6 +294,19 @@ def test_validate_names_what_does_not_decode(old):
     report.validate(str(old), MINE, problems.append)
     assert problems
     assert {(p.path, p.field) for p in problems} == {(str(old / OLD_ROWS), "primary")}
+
+
+def test_what_validate_lists_is_left_out(old, tmp_path, capsys):
+    rewrite(old / OLD_ROWS, lambda rows: rows["frame_index"].__setitem__(3, 9))
+    described, listed = tmp_path / "own.py", tmp_path / "bad.txt"
+    described.write_text(
+        "from tests.data_pipelines.lerobot_files import MINE\nDATASETS = {'mine': MINE}\n"
+    )
+    options = [f"--root={tmp_path}", f"--datasets={described}", "--dataset=mine"]
+    assert index_data.main([*options, "--validate", f"--quarantine={listed}"]) == 1
+    assert listed.read_text().startswith(f"{OLD_ROWS} 0  # episode 2: frame_index: expected 3")
+    assert index_data.main([*options, f"--quarantine={listed}", f"--out={tmp_path}"]) == 0
+    assert "(1 episodes in quarantine left out)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [NEW_ROWS, NEW_FILM, EPISODES, "meta/tasks.parquet"])
