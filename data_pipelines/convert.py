@@ -20,7 +20,7 @@ from data_pipelines.builders.to_lerobot import ToLeRobot
 from data_pipelines.builders.to_rlds import ToRlds
 from data_pipelines.datasets import DATASETS, Dataset, lerobot, user
 from data_pipelines.files import formats, remote
-from data_pipelines.files.lerobot import TASK
+from data_pipelines.files.lerobot_features import TASK
 from data_pipelines.standardise import Moved, Part, Recipe, Waypoint
 from vla_jax import command
 from vla_jax.progress import Progress

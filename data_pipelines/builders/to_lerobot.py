@@ -10,7 +10,7 @@ from data_pipelines.builders import lerobot_files, recorded
 from data_pipelines.builders.lerobot_files import Measured
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import formats, remote, video
-from data_pipelines.files.lerobot import TASK
+from data_pipelines.files.lerobot_features import TASK
 from vla_jax.progress import Progress
 
 SAMPLED = 20  # frames of an episode and camera that the statistics are made of

@@ -5,6 +5,7 @@ from typing import Any
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import lerobot, remote
+from data_pipelines.files.lerobot_features import TASK
 from data_pipelines.standardise import Recipe
 
 ACTION, STATE = "action", "observation.state"
@@ -36,7 +37,7 @@ def described(folder: str) -> Dataset:
         version="",
         robot=str(info.get("robot_type") or ""),
         cameras=cameras,
-        language=lerobot.TASK,
+        language=TASK,
         control_hz=float(info["fps"]),
         download=f"copy it from {folder}",
         standardise=Recipe(actions=(ACTION,), state=(STATE,) * has_state),

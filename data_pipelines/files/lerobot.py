@@ -2,7 +2,8 @@
 
 A folder holds meta/info.json, parquet files of columns (v2.1: one an episode, v3.0: many episodes
 in one) and videos, one for each episode or file and camera. An episode is told by its number, a
-record of a file is an episode. lerobot_rows.py reads the columns.
+record of a file is an episode. lerobot_features.py looks at what info.json promises,
+lerobot_rows.py reads the columns.
 """
 
 import hashlib
@@ -10,20 +11,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import remote, tfds_folder
-from data_pipelines.files.features import CHANNELS, Kind
+from data_pipelines.files import lerobot_features, remote, tfds_folder
+from data_pipelines.files.features import Kind
 from data_pipelines.files.tfds_folder import AGAIN, File
 
 INFO, EPISODES, TASKS = "meta/info.json", "meta/episodes", "meta/tasks"
+STATS = "meta/stats.json"
 OLD, NEW = "v2.1", "v3.0"  # what is read
-TASK = "task"  # as Dataset.language: what each frame's task_index stands for
-NUMBERS = re.compile(r"(u?int|float)\d+|bool")  # dtypes of columns of numbers
 
 
 class Facts(NamedTuple):
@@ -32,7 +34,7 @@ class Facts(NamedTuple):
     number: int
     length: int  # frames
     videos: dict[str, tuple[str, float]]  # camera key -> file, seconds at which it begins in it
-    stats: dict[str, dict[str, Any]]  # column -> min, max, mean, std; those that are given
+    stats: dict[str, dict[str, list[float]]]  # column -> min, max, mean, std; those that are given
 
 
 class Shard(NamedTuple):
@@ -45,7 +47,7 @@ class Shard(NamedTuple):
     filmed: frozenset[str]  # keys of cameras whose frames are in videos
     fps: float
     tasks: dict[int, str]
-    totals: dict[str, dict[str, Any]]  # of the whole dataset (v3.0), as Facts.stats
+    totals: dict[str, dict[str, list[float]]]  # of the whole dataset (v3.0), as Facts.stats
     meta: str  # digest of all that meta/ says of it
 
     @property
@@ -67,22 +69,21 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     """
     info = info_of(folder)
     path = remote.join(folder, INFO)
-    _check_promises(path, dataset)
-    features, filmed = _features(path, dataset, info["features"])
+    lerobot_features.check_promises(path, dataset)
     tasks, read = (_tasks_old, _old) if info["codebase_version"] == OLD else (_tasks_new, _new)
-    named = tasks(folder)
     by_file: dict[str, list[Facts]] = {}
-    try:
+    with _as_written(path):
+        features, filmed = lerobot_features.promised(path, dataset, info["features"])
+        fps = float(info["fps"])
+    with _as_written(remote.join(folder, TASKS)):
+        named = tasks(folder)
+    with _as_written(remote.join(folder, EPISODES)):
         for name, facts in read(folder, info, sorted(filmed), set(dataset.columns.values())):
             by_file.setdefault(name, []).append(facts)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{remote.join(folder, EPISODES)}: expected what LeRobot {info['codebase_version']}"
-            f" says of every episode, got an entry without it ({error!r}); {AGAIN}"
-        ) from error
+    with _as_written(remote.join(folder, STATS)):
+        totals = _totals(folder, info, features)
     _check_totals(path, info, by_file)
     versions = _versions(folder, by_file)
-    totals = _totals(folder, info, features)
     common = json.dumps([info["fps"], sorted(named.items()), totals])
     by_split: dict[str, list[Shard]] = {}
     for name, episodes in by_file.items():
@@ -94,13 +95,39 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
             tuple(episodes),
             tuple(File(remote.join(folder, v), 1, versions[v], folder) for v in videos),
             filmed,
-            float(info["fps"]),
+            fps,
             named,
             totals,
             said,
         )
         by_split.setdefault(_split(path, info, name, episodes), []).append(shard)
     return by_split
+
+
+@contextmanager
+def _as_written(path: str) -> Iterator[None]:
+    """Raises ValueError, which begins with `path`, where what is read there is of another kind than
+    LeRobot writes: a text for a number, an entry without something.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: expected what LeRobot writes there of every episode, task and feature, got an"
+            f" entry that is not so ({error!r}); {AGAIN}"
+        ) from error
+
+
+def _statistics(said: dict[str, Any]) -> dict[str, list[float]]:
+    """Those of a column that are compared, as numbers. Raises TypeError when they are none."""
+    try:
+        return {
+            name: np.asarray(said[name], np.float64).reshape(-1).tolist()
+            for name in ("min", "max", "mean", "std")
+            if name in said
+        }
+    except ValueError as error:
+        raise TypeError(f"statistics {said!r:.80}") from error
 
 
 def info_of(folder: str) -> dict[str, Any]:
@@ -125,68 +152,6 @@ def info_of(folder: str) -> dict[str, Any]:
     return info
 
 
-def _check_promises(path: str, dataset: Dataset) -> None:
-    """Raises ValueError for what only RLDS files have."""
-    wrong = {
-        "segments": dataset.segments,
-        "require": dataset.require,
-        "first_frame": dataset.first_frame,
-    }
-    if any(wrong.values()):
-        raise ValueError(
-            f"{path}: {dataset.name} asks for {', '.join(k for k, v in wrong.items() if v)}, which"
-            " are of RLDS episodes; a LeRobot dataset has none: leave them out of its description"
-            " and its episodes out with data.quarantine"
-        )
-
-
-def _features(
-    path: str, dataset: Dataset, listed: dict[str, Any]
-) -> tuple[dict[str, Kind], frozenset[str]]:
-    """How the promised features are stored, and the keys of cameras that are videos."""
-    kinds, filmed = {}, set()
-    promised = [(f"camera {slot!r}", key, "picture") for slot, key in dataset.cameras.items()]
-    promised += [(f"column {name!r}", key, "numbers") for name, key in dataset.columns.items()]
-    promised += [("language", key, "text") for key in dataset.languages if key != TASK]
-    for what, key, wanted in promised:
-        feature = listed.get(key, {})
-        dtype = str(feature.get("dtype", ""))
-        fits = {
-            "picture": dtype in ("video", "image"),
-            "numbers": bool(NUMBERS.fullmatch(dtype)),
-            "text": dtype == "string",
-        }
-        if not fits[wanted]:
-            got = f"one of {dtype}" if dtype else "no such feature"
-            also = f" {TASK} (by task_index)," if wanted == "text" else ""
-            raise ValueError(
-                f"{path}: {dataset.name} promises {what} as the feature {key!r} of {wanted}, got"
-                f" {got}; the frames have{also} {', '.join(sorted(listed))}"
-            )
-        shape = tuple(int(n) for n in feature.get("shape", ()))
-        if wanted == "picture":
-            kinds[key] = Kind(shape, True, _channels(f"{path}: {what} as {key!r}", feature, shape))
-            filmed |= {key} if dtype == "video" else set()
-        else:
-            kinds[key] = Kind(shape, dtype == "string")
-    return kinds, frozenset(filmed)
-
-
-def _channels(where: str, feature: dict[str, Any], shape: tuple[int, ...]) -> int:
-    """The channels of a camera. Raises ValueError when it shows depth."""
-    names = feature.get("names") or []
-    at = next((i for i, name in enumerate(names) if str(name).startswith("channel")), -1)
-    channels = shape[at] if shape else 0
-    info = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-    if info.get("video.is_depth_map") or (channels and channels not in CHANNELS):
-        raise ValueError(
-            f"{where}: expected a picture of 1 (gray), 3 (RGB) or 4 (RGB, alpha) channels, got"
-            f" shape {list(shape)} ({names}){', depth' * bool(info.get('video.is_depth_map'))};"
-            " depth is no camera: name a colour feature"
-        )
-    return channels
-
-
 def _old(
     folder: str, info: dict[str, Any], cameras: list[str], columns: set[str]
 ) -> Iterator[tuple[str, Facts]]:
@@ -205,7 +170,8 @@ def _old(
             )
         at = {"episode_index": number, "episode_chunk": number // int(info["chunks_size"])}
         videos = {key: (_path(info, "video_path", video_key=key, **at), 0.0) for key in cameras}
-        known = {key: stats[number][key] for key in sorted(columns & stats[number].keys())}
+        own = stats[number]
+        known = {key: _statistics(own[key]) for key in sorted(columns & own.keys())}
         yield _path(info, "data_path", **at), Facts(number, length, videos, known)
 
 
@@ -245,7 +211,8 @@ def _new(
                 column, _, statistic = name[6:].rpartition("/")
                 known.setdefault(column, {})[statistic] = row[name]
             at = {name: int(row[f"data/{name}"]) for name in ("chunk_index", "file_index")}
-            facts = Facts(int(row["episode_index"]), int(row["length"]), videos, known)
+            measured = {key: _statistics(said) for key, said in known.items()}
+            facts = Facts(int(row["episode_index"]), int(row["length"]), videos, measured)
             yield _path(info, "data_path", **at), facts
 
 
@@ -321,12 +288,12 @@ def _versions(folder: str, by_file: dict[str, list[Facts]]) -> dict[str, remote.
 
 def _totals(
     folder: str, info: dict[str, Any], features: dict[str, Kind]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, list[float]]]:
     """meta/stats.json of a v3.0 dataset, which need not have one."""
-    path = remote.join(folder, "meta/stats.json")
+    path = remote.join(folder, STATS)
     if info["codebase_version"] == OLD or not remote.exists(path):
         return {}
-    return {key: value for key, value in _json(path).items() if key in features}
+    return {key: _statistics(said) for key, said in _json(path).items() if key in features}
 
 
 def _split(path: str, info: dict[str, Any], name: str, episodes: list[Facts]) -> str:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import lerobot, remote, video
 from data_pipelines.files.features import Kind
+from data_pipelines.files.lerobot_features import TASK
 from data_pipelines.files.record import REPAIR, Episode, EpisodeError, Run, standardised
 from data_pipelines.files.tfds_folder import AGAIN
 
@@ -63,7 +64,7 @@ class _File:
     def __init__(self, shard: lerobot.Shard, dataset: Dataset) -> None:
         self._shard, self._dataset = shard, dataset
         stored = [key for key in dataset.cameras.values() if key not in shard.filmed]
-        texts = [key for key in dataset.languages if key != lerobot.TASK]
+        texts = [key for key in dataset.languages if key != TASK]
         wanted = dict.fromkeys([*INDEX, *dataset.columns.values(), *texts, *stored])
         try:
             table = pq.read_table(pa.BufferReader(remote.read(shard.path)), columns=[*wanted])
@@ -247,7 +248,7 @@ class _File:
 
     def _texts(self, key: str, begin: int, stop: int, record: int) -> list[str]:
         """The words of every row."""
-        if key != lerobot.TASK:
+        if key != TASK:
             return [text or "" for text in self._table[key].slice(begin, stop - begin).to_pylist()]
         numbers = self._numbers("task_index", Kind((), False), begin, stop, record).tolist()
         for step, number in enumerate(numbers):
@@ -281,7 +282,7 @@ def _measured(values: np.ndarray) -> np.ndarray:
     return np.stack([count, rows.min(0), rows.max(0), rows.sum(0), (rows * rows).sum(0)])
 
 
-def _unlike(measured: np.ndarray, stats: dict[str, Any]) -> str:
+def _unlike(measured: np.ndarray, stats: dict[str, list[float]]) -> str:
     """The first statistic in which `measured` [5, d] is not `stats`, in words; "" if it is."""
     count, least, greatest, total, squares = measured
     mean = total / count
@@ -290,7 +291,7 @@ def _unlike(measured: np.ndarray, stats: dict[str, Any]) -> str:
     for name, mine in {"min": least, "max": greatest, "mean": mean, "std": std}.items():
         if name not in stats:
             continue
-        said = np.asarray(stats[name], np.float64).reshape(-1)
+        said = np.array(stats[name])
         if len(said) != len(mine):
             return f"{len(said)} numbers as {name}, expected {len(mine)}"
         allowed = (EXACT if name in ("min", "max") else CLOSE) * spread

@@ -101,8 +101,11 @@ def _stream(path: str) -> Iterator[tuple[Any, Any]]:
             raise
         raise _damaged(path, error) from error
     with file or nullcontext(), container:
-        if not container.streams.video:
-            raise ValueError(f"{path}: expected a video, got a file without a video stream")
+        if not container.streams.video or container.streams.video[0].codec_context is None:
+            raise ValueError(
+                f"{path}: expected a video, got a file without a video stream, or one of a codec"
+                " that ffmpeg does not know; encode it again (h264, av1)"
+            )
         yield container, container.streams.video[0]
 
 

@@ -1,8 +1,11 @@
 """LeRobot folders that are wrong in one way: each is refused by name."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import random
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -234,7 +237,7 @@ def test_an_episode_twice_or_half(new):
         index(new)
     rewrite(new / EPISODES, lambda rows: rows["episode_index"].__setitem__(1, None))
     rewrite(new / EPISODES, lambda rows: rows["length"].__setitem__(1, None))
-    with pytest.raises(ValueError, match=r"expected what LeRobot v3.0 says of every episode"):
+    with pytest.raises(ValueError, match=r"meta/episodes: expected what LeRobot writes there"):
         index(new)
 
 
@@ -362,3 +365,34 @@ def test_meta_that_is_no_json(old):
     (old / "meta/info.json").write_text(json.dumps({"codebase_version": "v2.1"}))
     with pytest.raises(ValueError, match="expected features, fps, data_path as LeRobot writes it"):
         index(old)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_whatever_is_damaged_ends_with_a_message(tmp_path, version):
+    """Any file, any bytes, and values of another kind in meta/: a ValueError, or the set as it
+    is.
+    """
+    written.write(tmp_path / "mine", version, images=CAMERAS[1:])
+    files = sorted(path for path in (tmp_path / "mine").rglob("*") if path.is_file())
+    draw = random.Random(0)
+    for _ in range(120):
+        path = draw.choice(files)
+        body = path.read_bytes()
+        path.write_bytes(damaged(body, draw, path.suffix in (".json", ".jsonl")))
+        with contextlib.suppress(ValueError, OSError):
+            report.validate(str(tmp_path / "mine"), MINE, lambda error: None)
+        path.write_bytes(body)
+
+
+def damaged(body, draw, words):
+    """Bytes with some changed; of JSON also one of its values, another in its place."""
+    if words and draw.random() < 0.7:
+        text = body.decode()
+        found = draw.choice(list(re.finditer(r'"[^"]*"|-?[0-9.]+|\[|\]', text)))
+        other = draw.choice(("null", "-1", '"x"', "[]", "{}", "1e99", "true", "0", '""'))
+        return (text[: found.start()] + other + text[found.end() :]).encode()
+    out = bytearray(body)
+    for _ in range(draw.choice((1, 3, 20))):
+        out[draw.randrange(len(out))] = draw.randrange(256)
+    return bytes(out[: draw.randrange(len(out))] if draw.random() < 0.2 else out)
