@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark formats [--json=FILE] [--root=DIR] [--rounds=5]
 
-Bridge-like episodes (32 of 40 steps, two cameras of 256 px, JPEGs of about 23 KB) are written as
+Bridge-like episodes (16 of 40 steps, two cameras of 256 px, JPEGs of about 23 KB) are written as
 RLDS and converted: to LeRobot v3.0 with videos (h264, every other frame a key frame, as lerobot
 encodes) and with the same JPEGs in parquet. In one process, in turns: windows of 8 frames, one
 camera, 224 px Lanczos, batch 16, 64 windows a visit, the same windows in the same order.
@@ -24,7 +24,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from experiments.benchmarks.data import BATCH, BRIDGE, CHUNK, SIZE, WINDOW, write_files
 
-EPISODES, BATCHES = 32, 40  # batches of a round: half an epoch
+EPISODES, BATCHES = 16, 38  # batches of a round: an epoch
 SETS = ("JPEG in RLDS", "JPEG in parquet", "h264 video")
 
 

@@ -23,6 +23,7 @@ KINDS = {
     "v2.1": ("v2.1", {}),
     "v3.0": ("v3.0", {}),
     "v3.0 h264 with frames out of order": ("v3.0", {"codec": "libx264", "gop": 12}),
+    "v3.0 av1": ("v3.0", {"codec": "libsvtav1", "gop": 6}),
     "v2.1 one image camera": ("v2.1", {"images": CAMERAS[:1]}),
     "v3.0 images alone": ("v3.0", {"images": CAMERAS}),
 }
