@@ -1,4 +1,4 @@
-"""RLDS files -> batches, in the order of this list; never imports TensorFlow.
+"""RLDS and LeRobot files -> batches, in the order of this list; never imports TensorFlow.
 
 files/         paths and URLs, records, episodes; store.py, the file of an index; fingerprint.py,
                whether files are those it was made from
@@ -10,7 +10,7 @@ order.py windows.py        which window comes when, what is in it: pure function
 frames.py images.py buffers.py   decoding, into memory that is used again
 mixture.py config.py assemble.py loader.py   what is read together; batches
 image_text_table.py image_text.py   images with texts about them
-builders/      writes RLDS: the embedded data, CALVIN
+builders/ convert.py       writes data: the embedded set, CALVIN; one format as the other
 
 Begin with `open` below, then loader.py. Axes are those of vla_jax/types.py; and here N steps of a
 split, E episodes, V visits, T raw steps of an episode, f frames of a visit, r rows of a batch,
@@ -42,8 +42,8 @@ def open(
 
     Args:
         root: folder or URL that holds the datasets.
-        datasets: name of a dataset or mixture in data_pipelines/datasets, (name, weight) pairs, or
-            a description of your own dataset.
+        datasets: name of a dataset or mixture in data_pipelines/datasets or of a LeRobot folder
+            under `root`, (name, weight) pairs, or a description of your own dataset.
         config: what a window holds and how windows are drawn; None = LoaderConfig().
         split: which one to read; "val" is held out of "train" where a dataset has no other.
         encode: an instruction to its token ids [n], as a policy's tokenizer gives them. None = its
@@ -55,7 +55,7 @@ def open(
     """
     from data_pipelines import mixture
     from data_pipelines.config import LoaderConfig
-    from data_pipelines.datasets import DATASETS, Dataset
+    from data_pipelines.datasets import DATASETS, Dataset, lerobot
     from data_pipelines.datasets.mixtures import MIXTURES
     from data_pipelines.files import remote
     from data_pipelines.index import open_index
@@ -64,8 +64,9 @@ def open(
     if isinstance(datasets, Dataset):
         pairs = [(datasets, 1.0)]
     else:
-        resolved = mixture.resolve(datasets, DATASETS, MIXTURES)
-        pairs = [(DATASETS[name], weight) for name, weight in resolved]
+        known = DATASETS | lerobot.found(str(root), datasets, DATASETS | MIXTURES)
+        resolved = mixture.resolve(datasets, known, MIXTURES)
+        pairs = [(known[name], weight) for name, weight in resolved]
     absent = mixture.problems(remote.absolute(root), [dataset for dataset, _ in pairs])
     if absent:
         raise ValueError("\n".join(absent))

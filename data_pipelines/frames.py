@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 
 from data_pipelines import images
 from data_pipelines.buffers import Buffers
-from data_pipelines.files import remote
+from data_pipelines.files import pictures, remote
 from data_pipelines.index import Split
 
 KEEP = 4096  # free arrays to remember for each camera
@@ -73,7 +73,7 @@ class Decoder:
         self.workers = max(remote.workers(path) for split in splits for path in split.shards)
 
     def decode(self, span: Span, camera: int) -> UInt8[np.ndarray, "f h w 3"] | None:
-        """Frames of a camera, with one read: they lie together in a record. None when the dataset
+        """Frames of a camera, with one read or one seek: they lie together. None when the dataset
         lacks it.
         """
         split, slot, size = (
@@ -86,21 +86,21 @@ class Decoder:
         steps = span.steps()
         shard, offset, length = (column[steps].astype(np.int64) for column in split.frames[slot])
         path = split.shards[int(shard[0])]
-        start, stop = int(offset.min()), int((offset + length).max())
-        data = memoryview(remote.read_range(path, start, stop))
         bgr = slot in self._swapped[span.dataset_id]
         out = self._buffers[camera].take(len(shard))
-        for i, (at, n) in enumerate(zip((offset - start).tolist(), length.tolist(), strict=True)):
+        key = split.cameras[slot]
+        stored = pictures.read(path, key, offset, length)
+        for i, at in enumerate(offset.tolist()):
             try:
-                out[i] = images.decode(bytes(data[at : at + n]), size, bgr, self._resize)
+                out[i] = images.decode(next(stored), size, bgr, self._resize)
             except ValueError as error:
                 episode = int(np.searchsorted(split.first, steps[i], side="right")) - 1
                 frame = steps[i] - int(split.first[episode])
                 raise ValueError(
-                    f"{path}: record {split.record[episode]}: {slot} frame {frame} (byte"
-                    f" {start + at}): {error}; download the file again, or leave the episode out:"
-                    " experiments.index_data --validate --quarantine=FILE writes the list for"
-                    " data.quarantine"
+                    f"{path}: record {split.record[episode]}: {slot} frame {frame}"
+                    f" ({pictures.where(path, at)}): {error}; download the file again, or leave the"
+                    " episode out: experiments.index_data --validate --quarantine=FILE writes the"
+                    " list for data.quarantine"
                 ) from error
         return out
 

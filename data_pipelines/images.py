@@ -8,15 +8,16 @@ from PIL import Image
 
 
 def decode(
-    data: bytes, size: int, bgr: bool = False, resize: str = "lanczos"
+    data: bytes | np.ndarray, size: int, bgr: bool = False, resize: str = "lanczos"
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """RGB pixels of a JPEG or PNG, squashed to size x size with an antialiasing filter.
+    """RGB pixels of a JPEG, a PNG or a decoded frame, squashed to size x size with an antialiasing
+    filter.
 
     The JPEG is decoded exactly (libjpeg's accurate integer transform), not in TensorFlow's default
     fast way.
 
     Args:
-        data: the encoded image.
+        data: the encoded image, or uint8 RGB [h w 3].
         size: pixels, height and width.
         bgr: the image was stored with its red and blue swapped.
         resize: the filter, one of types.RESIZES.
@@ -30,7 +31,7 @@ def decode(
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
 
 
-def raw(data: bytes, bgr: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+def raw(data: bytes | np.ndarray, bgr: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of a JPEG or PNG at the size it was recorded in; arguments and errors as of
     `decode`.
     """
@@ -38,7 +39,9 @@ def raw(data: bytes, bgr: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
 
 
-def thumbnail(data: bytes, height: int, bgr: bool = False) -> UInt8[np.ndarray, "height w 3"]:
+def thumbnail(
+    data: bytes | np.ndarray, height: int, bgr: bool = False
+) -> UInt8[np.ndarray, "height w 3"]:
     """RGB pixels of a JPEG or PNG for people to look at, `height` rows of them and as wide as it
     was; arguments and errors as of `decode`.
     """
@@ -48,14 +51,16 @@ def thumbnail(data: bytes, height: int, bgr: bool = False) -> UInt8[np.ndarray, 
     return np.ascontiguousarray(pixels[..., ::-1]) if bgr else pixels
 
 
-def size(data: bytes) -> tuple[int, int]:
+def size(data: bytes | np.ndarray) -> tuple[int, int]:
     """Height and width of an image that decodes. Raises ValueError when it does not."""
     width, height = _open(data).size
     return height, width
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes | np.ndarray) -> Image.Image:
     """As RGB: gray three times, alpha dropped."""
+    if isinstance(data, np.ndarray):
+        return Image.fromarray(data)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as encoded:
             # In Pillow's words, what has 16 bits a pixel or more ("I;16", "I"): depth, not colour.

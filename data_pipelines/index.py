@@ -1,7 +1,7 @@
-"""The sidecar index of an RLDS dataset: one pass over its TFRecord files, then random access to
-every frame.
+"""The sidecar index of a dataset: one pass over its files, then random access to every frame.
 
-The files stay as they are. The index holds byte offsets of frames, the standardised actions and
+The files stay as they are. The index holds the places of frames (bytes; in LeRobot's files rows or
+time stamps), the standardised actions and
 states, the instructions and the statistics. It lives beside the data, or in a cache where that is
 read-only or remote, and is used only for the files it was made from (files/fingerprint.py). It is
 mapped into memory, not read into it.
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from data_pipelines import joining, reading
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import fingerprint, remote, rlds, store, tfds_folder
+from data_pipelines.files import fingerprint, formats, pictures, remote, store, tfds_folder
 from data_pipelines.selection import HELD_OUT, OF_TRAIN, Selection
 from vla_jax.progress import Progress
 
@@ -32,8 +33,8 @@ class Frames(NamedTuple):
     """Where the encoded frames of one camera are, by row of the split's columns."""
 
     shard: np.ndarray  # N, int32: index into Split.shards
-    offset: np.ndarray  # N, int64: bytes from the beginning of the file
-    length: np.ndarray  # N, int32: bytes
+    offset: np.ndarray  # N, int64: bytes from the beginning of the file; see files/pictures.py
+    length: np.ndarray  # N, int32: bytes; 0 where `offset` counts no bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Split:
     """
 
     name: str
-    shards: tuple[str, ...]  # paths or URLs
+    shards: tuple[str, ...]  # paths or URLs, of videos last
+    listed: tuple[str, ...]  # the names of those that hold records, as a quarantine list has them
+    shard: np.ndarray  # N, int32: index into `listed`
     first: np.ndarray  # E, int64: row of the first step of each episode
     length: np.ndarray  # E, int32: steps of each episode; 0 when standardisation leaves none
     record: np.ndarray  # E, int32: its number in the shard
@@ -54,6 +57,7 @@ class Split:
     actions: np.ndarray  # N d, float32
     state: np.ndarray  # N p, float32
     frames: dict[str, Frames]  # by camera slot
+    cameras: dict[str, str]  # slot -> feature key
     stats: dict[str, Arrays]  # "action", "state" -> mean, std, min, max, q01, q99 (float64)
     label: str  # what messages call it: its name, or that it was held out of train
     left_out: dict[str, int]  # episodes, by reason
@@ -78,10 +82,17 @@ class Split:
         run = int(np.searchsorted(self.run, self.first[episode], side="right")) - 1
         return self.sentences[int(self.instruction[run, 0])]
 
-    def encoded(self, camera: str, row: int) -> bytes:
-        """The image of one step as it is stored. Who needs many reads them together (frames.py)."""
-        shard, offset, length = (int(column[row]) for column in self.frames[camera])
-        return remote.read_range(self.shards[shard], offset, offset + length)
+    def pictures(self, camera: str, rows: np.ndarray) -> Iterator[pictures.Picture]:
+        """What images.decode takes of steps [f] of one episode, as it is stored. Raises ValueError
+        at one that is damaged.
+        """
+        shard, offset, length = (column[rows].astype(np.int64) for column in self.frames[camera])
+        return pictures.read(self.shards[int(shard[0])], self.cameras[camera], offset, length)
+
+    def where(self, row: int) -> str:
+        """The file and record of a step's episode, for a message."""
+        episode = int(np.searchsorted(self.first, row, side="right")) - 1
+        return f"{self.listed[int(self.shard[row])]}:{self.record[episode]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,19 +121,20 @@ class Index:
 class _Place(NamedTuple):
     """What is there of a dataset, and where its index goes."""
 
+    folder: str
     shards: reading.Shards
     skipped: reading.Skipped
     key: dict[str, Any]
     path: Path
     parts: Path  # a folder
 
-    def all_shards(self) -> list[rlds.Shard]:
+    def all_shards(self) -> list[formats.Shard]:
         """Those of all splits."""
         return [shard for each in self.shards.values() for shard in each]
 
     def files(self) -> list[tfds_folder.File]:
         """Those of all splits."""
-        return [shard.file for shard in self.all_shards()]
+        return [*{file: None for shard in self.all_shards() for file in shard.files}]
 
 
 def open_index(
@@ -131,7 +143,8 @@ def open_index(
     cache_dir: str | Path | None = None,
     selection: Selection | None = None,
 ) -> Index:
-    """The index of root/tfds_name/version, built if there is none, or if it is stale or damaged.
+    """The index of a dataset under `root` (RLDS or LeRobot, found by its files), built if there is
+    none, or if it is stale or damaged.
 
     Shards that `build_parts` read are not read again.
 
@@ -158,11 +171,11 @@ def open_index(
                 f"{at.path}: the index is not what was just written there; check the disk"
             )
         shutil.rmtree(at.parts, ignore_errors=True)
-        splits = _splits(at, stored)
+        splits = _splits(at, stored, dataset.cameras)
         for line in (*(_indexed(each, at) for each in splits.values()), *_colours(at)):
             print(f"{dataset.name}: {line}", flush=True)
     else:
-        splits = _splits(at, stored)
+        splits = _splits(at, stored, dataset.cameras)
     return Index(dataset, splits, stored.digest)
 
 
@@ -241,13 +254,13 @@ def current(path: Path, key: dict[str, Any], files: list[tfds_folder.File]) -> s
 def _place(
     root: str | Path, dataset: Dataset, cache_dir: str | Path | None, selection: Selection
 ) -> _Place:
-    folder = remote.join(remote.absolute(root), dataset.tfds_name, dataset.version)
-    shards = rlds.check(folder, dataset)
+    folder = formats.folder(remote.absolute(root), dataset)
+    shards = formats.check(folder, dataset)
     skipped = reading.quarantined(shards, selection.quarantine)
     own = {shard.file.name for each in shards.values() for shard in each}
     key = reading.key(dataset, shards, skipped) | {"selection": selection.key(own)}
     path = place(folder, f"{dataset.name}{selection.suffix()}.index", cache_dir)
-    return _Place(shards, skipped, key, path, path.parent / f"{dataset.name}.parts")
+    return _Place(folder, shards, skipped, key, path, path.parent / f"{dataset.name}.parts")
 
 
 def _is_current(at: _Place) -> bool:
@@ -256,7 +269,7 @@ def _is_current(at: _Place) -> bool:
     return notes is not None and not fingerprint.compare(at.files(), notes["files"])[0]
 
 
-def _splits(at: _Place, stored: store.Stored) -> dict[str, Split]:
+def _splits(at: _Place, stored: store.Stored, cameras: dict[str, str]) -> dict[str, Split]:
     splits = {}
     for name, (origin, numbers) in stored.notes["shards"].items():
         own = {
@@ -272,11 +285,16 @@ def _splits(at: _Place, stored: store.Stored) -> dict[str, Split]:
                 column, _, statistic = rest.partition("/")
                 statistics[column][statistic] = value
             if kind == "offset":
-                frames[rest] = Frames(own["shard"], value, own[f"size/{rest}"])
+                place = own.get(f"video/{rest}", own["shard"])
+                frames[rest] = Frames(place, value, own[f"size/{rest}"])
         run = own.get("run", own["first"])  # there is no "run" where every episode is one
+        files = [at.shards[origin][number].file for number in numbers]
+        videos = json.loads(own["videos"].tobytes()) if "videos" in own else []
         splits[name] = Split(
             name,
-            tuple(at.shards[origin][number].path for number in numbers),
+            (*(file.path for file in files), *(remote.join(at.folder, each) for each in videos)),
+            tuple(file.name for file in files),
+            own["shard"],
             own["first"],
             own["length"],
             own["record"],
@@ -286,6 +304,7 @@ def _splits(at: _Place, stored: store.Stored) -> dict[str, Split]:
             own["actions"],
             own["state"],
             frames,
+            {slot: cameras[slot] for slot in frames},
             statistics,
             name if name == origin else OF_TRAIN,
             stored.notes["left_out"][name],

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines import reading, selection, stats
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import rlds
+from data_pipelines.files import formats, lerobot, lerobot_rows
 from data_pipelines.reading import EPISODE, RUN, Arrays, Block, Shards, Skipped
 from data_pipelines.selection import HELD_OUT, Selection
 
@@ -33,11 +33,14 @@ def build(
         split: list(reading.blocks(dataset, split, each, skipped, parts))
         for split, each in shards.items()
     }
-    files, unwanted = {}, {}
+    files: dict[str, Any] = {}
+    unwanted = {}
     for split, each in shards.items():
         unwanted[split] = sum(block.notes["unwanted"] for block in read[split])
         for shard, block in zip(each, read[split], strict=True):
-            files[shard.file.name] = block.notes["file"]
+            files |= reading.fingerprints(shard, block.notes)
+    if not skipped:
+        _check_totals(shards, read)
     left_out = _leave_out(dataset, read, unwanted, chosen)
     origin = {split: (split, list(range(len(each)))) for split, each in shards.items()}
     own = sorted(set(HELD_OUT) & set(read))
@@ -60,6 +63,15 @@ def build(
     return Made(arrays, {"files": files, "shards": origin, "left_out": left_out})
 
 
+def _check_totals(shards: Shards, read: dict[str, list[Block]]) -> None:
+    """Raises ValueError when a LeRobot dataset's own statistics are others."""
+    first = next(iter(shards.values()))[0]
+    if isinstance(first, lerobot.Shard):
+        noted = [block.notes["measured"] for blocks in read.values() for block in blocks]
+        measured = [{key: np.array(own) for key, own in each.items()} for each in noted]
+        lerobot_rows.check_totals(first, measured)
+
+
 def _leave_out(
     dataset: Dataset, read: dict[str, list[Block]], unwanted: dict[str, int], chosen: Selection
 ) -> dict[str, dict[str, int]]:
@@ -77,7 +89,7 @@ def _leave_out(
 
 def _hold_out(
     dataset: Dataset,
-    shards: list[rlds.Shard],
+    shards: list[formats.Shard],
     read: dict[str, list[Block]],
     origin: dict[str, tuple[str, list[int]]],
     chosen: Selection,
@@ -176,12 +188,20 @@ def _together(
     it.
     """
     ids: dict[str, int] = {}
+    videos: dict[str, int] = {}  # counted on from the shards, as Split.shards has them
     for number, block in enumerate(blocks):
         told = block.columns["instruction"]
         new = np.full(len(block.sentences) + 1, -1, np.int32)  # the last is for "no alternative"
         for old in dict.fromkeys(told.reshape(-1).tolist()):
             if old >= 0:
                 new[old] = ids.setdefault(block.sentences[old], len(ids))
+        films = block.notes.get("videos", [])
+        for name in [name for name in block.columns if name.startswith("video/")]:
+            counted = block.columns[name]
+            video = np.zeros(len(films), np.int32)
+            for old in np.unique(counted).tolist():
+                video[old] = len(blocks) + videos.setdefault(films[old], len(videos))
+            block.columns[name] = video[counted]
         steps = len(block.columns["actions"])
         block.columns.update(instruction=new[told], shard=np.full(steps, number, np.int32))
     arrays: Arrays = {}
@@ -213,5 +233,7 @@ def _together(
         arrays["run"] = run
     if arrays["instruction"].shape[1] == 1:
         arrays["instruction"] = arrays["instruction"][:, 0]
+    if videos:
+        arrays["videos"] = np.frombuffer(json.dumps(list(videos)).encode(), np.uint8)
     arrays["sentences"] = np.frombuffer(json.dumps(list(ids)).encode(), np.uint8)
     return arrays

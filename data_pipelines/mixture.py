@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipelines.datasets import Dataset
 from data_pipelines.datasets.mixtures import Mixture
-from data_pipelines.files import remote, tfds_folder
+from data_pipelines.files import formats
 from data_pipelines.index import Index
 from vla_jax.actions import ActionSpec, Rule
 
@@ -57,7 +57,7 @@ def resolve(
                 f"data.mixture: expected a mixture ({', '.join(sorted(mixtures))}) or a dataset"
                 f" (see data_pipelines/datasets/README.md), got {wanted!r}"
                 + (f"; did you mean {', '.join(near)}?" if near else "")
-                + "; describe your own with data.datasets"
+                + "; describe your own with data.datasets, or name a LeRobot folder under data.root"
             )
     listed: Sequence[Sequence[Any]] = mixtures[wanted] if isinstance(wanted, str) else wanted
     pairs = tuple((str(name), float(weight)) for name, weight in listed)
@@ -84,13 +84,9 @@ def problems(root: str, datasets: list[Dataset]) -> list[str]:
     """
     lines = []
     for dataset in datasets:
-        folder = remote.join(root, dataset.tfds_name, dataset.version)
-        info = remote.join(folder, tfds_folder.INFO)
-        if not remote.exists(info):
-            bring = dataset.download.format(root=root)
-            instead = tfds_folder.there(folder)
-            also = f"; {instead}; or" if instead else ";"
-            lines.append(f"{dataset.name}: no {info}{also} {bring}")
+        lacking = formats.missing(root, dataset)
+        if lacking:
+            lines.append(f"{dataset.name}: {lacking} {dataset.download.format(root=root)}")
     return lines
 
 

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import fingerprint, remote, rlds, store, tfrecord
+from data_pipelines.files import fingerprint, formats, lerobot, remote, store, tfrecord
+from data_pipelines.files.record import Episode
 from data_pipelines.selection import Quarantine
 from data_pipelines.standardise import Recipe
 from vla_jax.progress import Progress
@@ -29,7 +30,7 @@ EPISODE = ("length", "record", "runs", "from_frame", "to_frame")
 RUN = ("steps", "instruction")
 
 Arrays = dict[str, np.ndarray]
-Shards = dict[str, list[rlds.Shard]]  # by split
+Shards = dict[str, list[formats.Shard]]  # by split
 Skipped = dict[str, frozenset[int]]  # records to leave out, by the name of their file
 
 
@@ -42,12 +43,17 @@ class Block(NamedTuple):
 
     columns: Arrays
     sentences: tuple[str, ...]
-    notes: dict[str, Any]  # "file": fingerprint; "unwanted": records without Dataset.require
+    # "file": fingerprint; "unwanted": records without Dataset.require; of LeRobot "others":
+    # fingerprints of videos by name, "videos": those that the columns "video/SLOT" count,
+    # "measured": Episode.measured of all
+    notes: dict[str, Any]
 
 
 def key(dataset: Dataset, shards: Shards, skipped: Skipped) -> dict[str, Any]:
     """What the blocks of shards are made from; JSON-able."""
+    said = [s.meta for each in shards.values() for s in each if isinstance(s, lerobot.Shard)]
     return {
+        **({"meta": hashlib.sha256("".join(said).encode()).hexdigest()} if said else {}),
         "schema": SCHEMA,
         "revision": dataset.revision,
         "description": {
@@ -96,7 +102,7 @@ def quarantined(shards: Shards, quarantine: Quarantine) -> Skipped:
 
 
 def blocks(
-    dataset: Dataset, split: str, shards: list[rlds.Shard], skipped: Skipped, parts: Path
+    dataset: Dataset, split: str, shards: list[formats.Shard], skipped: Skipped, parts: Path
 ) -> Iterator[Block]:
     """The block of every shard of a split, in their order; several are read at a time. Parts are
     taken where `parts` has them.
@@ -108,7 +114,7 @@ def blocks(
         ThreadPoolExecutor(workers, thread_name_prefix="index") as threads,
     ):
 
-        def block(shard: rlds.Shard) -> Block:
+        def block(shard: formats.Shard) -> Block:
             made = load_part(parts, dataset, shard, skipped)
             if made is None:
                 return read(dataset, shard, skipped, progress)
@@ -129,13 +135,13 @@ def blocks(
 
 
 def make_parts(
-    parts: Path, dataset: Dataset, shards: list[rlds.Shard], skipped: Skipped, progress: Progress
+    parts: Path, dataset: Dataset, shards: list[formats.Shard], skipped: Skipped, progress: Progress
 ) -> None:
     """Reads shards, several at a time, and leaves each as a part; one that is there already is
     kept. Raises OSError as `store.save`.
     """
 
-    def make(shard: rlds.Shard) -> None:
+    def make(shard: formats.Shard) -> None:
         if load_part(parts, dataset, shard, skipped) is not None:
             progress.add(shard.file.size)
             return
@@ -154,12 +160,14 @@ def make_parts(
                 threads.shutdown(cancel_futures=True)
 
 
-def count_parts(parts: Path, shards: list[rlds.Shard]) -> int:
+def count_parts(parts: Path, shards: list[formats.Shard]) -> int:
     """How many shards have a part."""
     return sum(_part(parts, shard).is_file() for shard in shards)
 
 
-def load_part(parts: Path, dataset: Dataset, shard: rlds.Shard, skipped: Skipped) -> Block | None:
+def load_part(
+    parts: Path, dataset: Dataset, shard: formats.Shard, skipped: Skipped
+) -> Block | None:
     """The block that another job left in the folder `parts`; None, said where it was another's,
     when the shard must be read.
     """
@@ -167,7 +175,7 @@ def load_part(parts: Path, dataset: Dataset, shard: rlds.Shard, skipped: Skipped
     stored = store.load(path, _part_key(dataset, shard, skipped))
     if stored is None:
         return None
-    changed, _ = fingerprint.compare([shard.file], {shard.file.name: stored.notes["file"]})
+    changed, _ = fingerprint.compare(shard.files, fingerprints(shard, stored.notes))
     if changed:
         print(f"{path}: not used: {changed[0]}", flush=True)
         return None
@@ -177,38 +185,50 @@ def load_part(parts: Path, dataset: Dataset, shard: rlds.Shard, skipped: Skipped
     return Block(columns, sentences, stored.notes)
 
 
-def _part(parts: Path, shard: rlds.Shard) -> Path:
+def fingerprints(shard: formats.Shard, notes: dict[str, Any]) -> dict[str, Any]:
+    """Of the files of a shard, by name, as its block's notes tell them."""
+    return {shard.file.name: notes["file"], **notes.get("others", {})}
+
+
+def _part(parts: Path, shard: formats.Shard) -> Path:
     return parts / f"{shard.file.name}.part"
 
 
-def _part_key(dataset: Dataset, shard: rlds.Shard, skipped: Skipped) -> dict[str, Any]:
+def _part_key(dataset: Dataset, shard: formats.Shard, skipped: Skipped) -> dict[str, Any]:
     own = {name: records for name, records in skipped.items() if name == shard.file.name}
     return key(dataset, {"": [shard]}, own)
 
 
-def read(dataset: Dataset, shard: rlds.Shard, skipped: Skipped, progress: Progress) -> Block:
+def read(dataset: Dataset, shard: formats.Shard, skipped: Skipped, progress: Progress) -> Block:
     """The block of a shard, in one pass over its file."""
     skip, checksums = skipped.get(shard.file.name, frozenset()), tfrecord.Checksums()
-    columns, ids = _Columns(dataset), dict[str, int]()
+    filmed: frozenset[str] = getattr(shard, "filmed", frozenset())
+    slots = [slot for slot, key in dataset.cameras.items() if key in filmed]
+    columns, ids = _Columns(dataset, slots), dict[str, int]()
     at = 0
-    for episode in rlds.episodes(shard, 0, dataset, skip=skip, checksums=checksums):
+    for episode in formats.episodes(shard, 0, dataset, skip=skip, checksums=checksums):
         columns.add(episode, ids)
         progress.add(max(0, episode.end - at))
         at = max(at, episode.end)
     progress.add(shard.file.size - at)
     read = columns.arrays()
     unwanted = shard.file.records - len(skip) - len(np.unique(read["record"]))
-    notes = {
-        "file": list(fingerprint.of(shard.file.version, checksums)),
-        "unwanted": unwanted if dataset.require else 0,
-    }
+    notes: dict[str, Any] = {"unwanted": unwanted if dataset.require else 0}
+    if isinstance(shard, lerobot.Shard):
+        known = {file.name: list(fingerprint.of_bytes(file)) for file in shard.files}
+        notes |= {"file": known.pop(shard.file.name), "others": known, **columns.notes()}
+    else:
+        notes["file"] = list(fingerprint.of(shard.file.version, checksums))
     return Block(read, tuple(ids), notes)
 
 
 class _Columns:
     """The columns of a block, as its episodes come."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, filmed: Sequence[str]) -> None:
+        """`filmed` are the slots whose frames are in videos."""
+        self._videos: dict[str, int] = {}
+        self._measured: dict[str, np.ndarray] = {}
         self._alternatives = 1 if dataset.segments else max(1, len(dataset.languages))
         self._rows: dict[str, list[Any]] = {name: [] for name in (*EPISODE, *RUN)}
         # The first piece has the dtype to store: a frame has fewer than 2 GiB, whatever its record
@@ -219,8 +239,9 @@ class _Columns:
         }
         self._pieces |= {f"offset/{slot}": [np.zeros(0, np.int64)] for slot in dataset.cameras}
         self._pieces |= {f"size/{slot}": [np.zeros(0, np.int32)] for slot in dataset.cameras}
+        self._pieces |= {f"video/{slot}": [np.zeros(0, np.int32)] for slot in filmed}
 
-    def add(self, episode: rlds.Episode, ids: dict[str, int]) -> None:
+    def add(self, episode: Episode, ids: dict[str, int]) -> None:
         """The next episode; `ids` counts the sentences."""
         steps = len(episode.actions)
         inside = (int(episode.frames[0]), int(episode.frames[-1]) + 1) if steps else (0, 0)
@@ -234,8 +255,22 @@ class _Columns:
         pieces = {"actions": episode.actions, "state": episode.state}
         pieces |= {f"offset/{slot}": value for slot, value in episode.offset.items()}
         pieces |= {f"size/{slot}": value for slot, value in episode.size.items()}
+        for slot, name in episode.videos.items():
+            pieces[f"video/{slot}"] = np.full(
+                steps, self._videos.setdefault(name, len(self._videos))
+            )
         for name, piece in pieces.items():
             self._pieces[name].append(piece)
+        for key, own in episode.measured.items():
+            whole = self._measured.setdefault(key, own)
+            added = [whole[0] + own[0], np.minimum(whole[1], own[1]), np.maximum(whole[2], own[2])]
+            if whole is not own:
+                self._measured[key] = np.stack([*added, *(whole[3:] + own[3:])])
+
+    def notes(self) -> dict[str, Any]:
+        """What a block of a LeRobot file notes."""
+        measured = {key: own.tolist() for key, own in self._measured.items()}
+        return {"videos": list(self._videos), "measured": measured}
 
     def arrays(self) -> Arrays:
         """All columns."""

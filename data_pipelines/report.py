@@ -2,7 +2,7 @@
 with its files.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from data_pipelines import images, selection
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import remote, rlds
+from data_pipelines.files import formats, pictures, remote
+from data_pipelines.files.record import Episode, EpisodeError
 from data_pipelines.index import Split
 from data_pipelines.windows import MOTION
 from vla_jax.actions import ActionSpec
@@ -146,17 +147,17 @@ def remarks(measured: Report) -> Iterator[str]:
 
 
 def validate(
-    folder: str, dataset: Dataset, report: Callable[[rlds.EpisodeError], None]
+    folder: str, dataset: Dataset, report: Callable[[EpisodeError], None]
 ) -> tuple[int, int]:
     """Reads every record and decodes every image of a dataset, and reports all that is wrong.
 
     Returns the numbers of good episodes and of images. Raises ValueError when the folder as a whole
     is not what `dataset` describes.
     """
-    files = rlds.check(folder, dataset)
+    files = formats.check(folder, dataset)
     shards = [(number, shard) for split in files.values() for number, shard in enumerate(split)]
-    sizes: dict[str, tuple[int, int]] = {}
-    episodes = pictures = 0
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    episodes = decoded = 0
     with (
         Progress(
             f"{dataset.name}: validating", sum(shard.file.size for _, shard in shards)
@@ -165,55 +166,76 @@ def validate(
     ):
         for number, shard in shards:
             at = 0
-            for episode in rlds.episodes(shard, number, dataset, on_error=report):
+            for episode in formats.episodes(shard, number, dataset, on_error=report):
                 before = episode.end, len(episode.frames)
                 for slot in dataset.cameras:
-                    _check_images(shard, episode, slot, threads, sizes, report)
-                    pictures += before[1]
+                    stored = _stored(shard, episode, slot, dataset.cameras[slot])
+                    known = sizes.setdefault(slot, [])
+                    steps = zip(episode.frames.tolist(), _sizes(stored, threads), strict=False)
+                    for step, problem in _unlike(steps, known):
+                        at_fault = shard.path, episode.record, step, slot
+                        report(EpisodeError(*at_fault, problem, LEAVE_OUT))
+                    decoded += before[1]
                 _check_binary(shard, episode, dataset, report)
                 episodes += 1
                 progress.add(max(0, episode.end - at))
                 at = max(at, episode.end)
             progress.add(shard.file.size - at)
-    return episodes, pictures
+    return episodes, decoded
 
 
-def _check_images(
-    shard: rlds.Shard,
-    episode: rlds.Episode,
-    slot: str,
-    threads: ThreadPoolExecutor,
-    sizes: dict[str, tuple[int, int]],
-    report: Callable[[rlds.EpisodeError], None],
-) -> None:
-    """Every picture of a camera decodes and has the size of the first one in the dataset."""
-    offset, length = episode.offset[slot], episode.size[slot]
-    if not len(offset):
-        return
-    start = int(offset.min())
-    data = remote.read_range(shard.path, start, int((offset + length).max()))
+def _stored(
+    shard: formats.Shard, episode: Episode, slot: str, key: str
+) -> Iterator[pictures.Picture]:
+    """The pictures of a camera."""
+    video = episode.videos.get(slot)
+    path = shard.path if video is None else remote.join(shard.file.folder, video)
+    if len(episode.frames):
+        yield from pictures.read(path, key, episode.offset[slot], episode.size[slot])
 
-    def size(at: int, n: int) -> tuple[int, int] | str:
+
+def _sizes(
+    stored: Iterator[pictures.Picture], threads: ThreadPoolExecutor
+) -> Iterator[tuple[int, int] | str]:
+    """Height and width of each picture; why, where one does not decode."""
+
+    def size(encoded: bytes | tuple[int, int] | str) -> tuple[int, int] | str:
         try:
-            return images.size(data[at - start : at - start + n])
+            return images.size(encoded) if isinstance(encoded, bytes) else encoded
         except ValueError as error:
             return str(error)
 
-    sizes_read = threads.map(size, offset.tolist(), length.tolist())
-    for step, got in zip(episode.frames.tolist(), sizes_read, strict=True):
-        wanted = sizes.setdefault(slot, got) if not isinstance(got, str) else None
-        if got != wanted:
-            problem = (
-                got if isinstance(got, str) else f"expected {wanted} pixels as before, got {got}"
-            )
-            report(rlds.EpisodeError(shard.path, episode.record, step, slot, problem, LEAVE_OUT))
+    def read() -> Iterator[bytes | tuple[int, int] | str]:
+        try:
+            for picture in stored:
+                # Decoded already: an episode of them need not be in memory.
+                yield picture if isinstance(picture, bytes) else picture.shape[:2]
+        except ValueError as error:
+            yield str(error)  # and there are no more
+
+    return threads.map(size, read())
+
+
+def _unlike(
+    steps: Iterable[tuple[int, tuple[int, int] | str]], known: list[tuple[int, int]]
+) -> Iterator[tuple[int, str]]:
+    """The steps whose picture does not decode, or has another size than the first one in the
+    dataset, which `known` holds then.
+    """
+    for step, got in steps:
+        if isinstance(got, str):
+            yield step, got
+        elif got != (known or [got])[0]:
+            yield step, f"expected {known[0]} pixels as before, got {got}"
+        elif not known:
+            known.append(got)
 
 
 def _check_binary(
-    shard: rlds.Shard,
-    episode: rlds.Episode,
+    shard: formats.Shard,
+    episode: Episode,
     dataset: Dataset,
-    report: Callable[[rlds.EpisodeError], None],
+    report: Callable[[EpisodeError], None],
 ) -> None:
     for dim in dataset.binary:
         column = episode.actions[:, dim]
@@ -222,7 +244,7 @@ def _check_binary(
             problem = f"expected 0 (closed) to 1 (open) after standardising, got {column[bad[0]]:g}"
             step, name = int(episode.frames[bad[0]]), dataset.action_names[dim]
             fix = f"mend {dataset.name}'s standardise"
-            report(rlds.EpisodeError(shard.path, episode.record, step, name, problem, fix))
+            report(EpisodeError(shard.path, episode.record, step, name, problem, fix))
 
 
 def _dims(column: np.ndarray, spec: ActionSpec, stats: dict[str, np.ndarray]) -> Report:

@@ -1,6 +1,7 @@
 """Benchmarks, each against a named peer on the same work in the same run.
 
     python -m experiments.benchmark data [--json=FILE] [--root=DIR] [--windows=100000]
+    python -m experiments.benchmark formats [--json=FILE] [--root=DIR] [--rounds=5]
     python -m experiments.benchmark inference [--size tiny|100m|3b] [--head lstm]
     python -m experiments.benchmark train [--size tiny|100m|3b] [--step action|language]
     python -m experiments.benchmark input [--size 100m|tiny] [--repeats 5]
@@ -14,12 +15,13 @@ import argparse
 import contextlib
 import sys
 
-from experiments.benchmarks import data, endurance, inference, input, kills, train
+from experiments.benchmarks import data, endurance, formats, inference, input, kills, train
 from vla_jax import command
 from vla_jax.progress import Progress
 
 BENCHMARKS = {
-    "data": data.main, "endurance": endurance.main, "inference": inference.main,
+    "data": data.main, "endurance": endurance.main, "formats": formats.main,
+    "inference": inference.main,
     "input": input.main, "kills": kills.main, "train": train.main,
 }  # fmt: skip
 

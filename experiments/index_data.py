@@ -4,6 +4,8 @@
     python -m experiments.index_data --root DIR --dataset NAME --validate [--quarantine FILE]
     python -m experiments.index_data --root DIR --dataset NAME --shard 3/8
 
+NAME is a dataset that data_pipelines/datasets or FILE.py describes, or a LeRobot folder DIR/NAME.
+
 The first prints a report and writes OUT/NAME.json and a one-page picture OUT/NAME.png. The second
 reads every record and decodes every image, names each bad episode (file, record, step, field, what
 to do) and exits with 1 if there is any; --quarantine writes them as a list that, looked through by
@@ -22,7 +24,8 @@ from pathlib import Path
 
 from data_pipelines import quarantine, report
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import remote, rlds
+from data_pipelines.files import formats, remote
+from data_pipelines.files.record import EpisodeError
 from data_pipelines.index import Index, build_parts, open_index, parts_there
 from experiments.composition import plots, selecting
 from vla_jax import command
@@ -43,7 +46,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shard", default="", help="I/N: read the files of job I of N only")
     selecting.add_options(parser)  # --quarantine is written with --validate, else read
     args = parser.parse_args(argv)
-    dataset, root = selecting.dataset(args.dataset, args.datasets), remote.absolute(args.root)
+    root = remote.absolute(args.root)
+    dataset = selecting.dataset(args.root, args.dataset, args.datasets)
     if args.validate:
         return validate(root, dataset, Path(args.quarantine) if args.quarantine else None)
     chosen = selecting.of_options(args)
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         describe(open_index(root, dataset, selection=chosen), args.out)
-    except rlds.EpisodeError as error:
+    except EpisodeError as error:
         raise ValueError(f"{error}\n(--validate lists everything that is wrong)") from error
     return 0
 
@@ -90,18 +94,17 @@ def describe(index: Index, out: Path) -> None:
 
 def validate(root: str, dataset: Dataset, listed: Path | None) -> int:
     """Prints every problem; returns the exit code."""
-    problems: list[rlds.EpisodeError] = []
+    problems: list[EpisodeError] = []
 
-    def report_one(error: rlds.EpisodeError) -> None:
+    def report_one(error: EpisodeError) -> None:
         problems.append(error)
         print(error, flush=True)
 
-    episodes, pictures = report.validate(
-        remote.join(root, dataset.tfds_name, dataset.version), dataset, report_one
-    )
+    folder = formats.folder(root, dataset)
+    episodes, pictures = report.validate(folder, dataset, report_one)
     if listed is not None:
         rows = [
-            (e.path.rsplit("/", 1)[-1], e.record, f"{e.field}: {e.problem}")
+            (e.path.removeprefix(folder).lstrip("/"), e.record, f"{e.field}: {e.problem}")
             for e in problems
             if e.record is not None
         ]

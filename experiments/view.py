@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix != ".html" or args.out.is_dir():
         raise ValueError(f"--out: expected a file that ends in .html, got {args.out}")
-    dataset = selecting.dataset(args.dataset, args.datasets)
+    dataset = selecting.dataset(args.root, args.dataset, args.datasets)
     chosen = selecting.of_options(args)
     try:
         index = open_index(remote.absolute(args.root), dataset, selection=chosen)

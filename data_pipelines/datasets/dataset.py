@@ -1,4 +1,6 @@
-"""What one RLDS dataset is: where its images, words and numbers are, and what its actions mean."""
+"""What one dataset, RLDS or LeRobot, is: where its images, words and numbers are, and what its
+actions mean.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,17 +15,18 @@ __all__ = ["Dataset", "Standardised"]
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Description of one dataset. Feature keys are relative to a step, e.g. "observation/image_0".
+    """Description of one dataset. Feature keys are relative to a step, e.g. "observation/image_0",
+    and LeRobot's as they are, "observation.images.front".
 
     Attributes:
         name: our word for it, used in mixtures and messages.
-        version: TFDS version.
+        version: TFDS version; "" of a LeRobot dataset.
         cameras: slot ("primary", "secondary", "wrist") -> feature key of an encoded image of 8 bits
             a channel. Grayscale becomes RGB with three equal channels; alpha is dropped, whatever
             it hides. Depth and other numbers in pictures are refused.
         language: feature key of the instruction, of a step or ("episode_metadata/...") of the whole
-            episode. Several: alternatives, of which one that is not empty is drawn for each window.
-            "": the files have none.
+            episode; "task" of a LeRobot dataset is the task of each frame. Several: alternatives,
+            of which one that is not empty is drawn for each window. "": the files have none.
         control_hz: steps per second after `standardise`; None where nobody says.
         download: command (or sentence) that brings it under a data root, with {root} where that
             goes.
@@ -35,7 +38,7 @@ class Dataset:
         state_units: the same of the state.
         binary: action dims in [0, 1] that mean open or closed.
         tfds_name: folder and TFDS name; `name` when left out. The files are in
-            root/tfds_name/version.
+            root/tfds_name/version, LeRobot's in root/tfds_name.
         columns: name -> feature key of the numbers that `standardise` wants. Leave it out for a
             Recipe, which knows.
         revision: raise it when `standardise` changes its result: indexes made by an older one are

@@ -4,12 +4,16 @@ An index of 100 TB is opened more often than its files are read, so each open as
 what is cheap: its size, the stamp that the disk or the store gives it, and the checksum fields of
 its first, its last and some records in between (4 bytes each, which TFRecord keeps). A local file
 with a new stamp may only have been copied or touched: then the checksum fields of all of its
-records decide, which still reads none of their data. A remote one is taken as replaced.
+records decide, which still reads none of their data. A remote one is taken as replaced. Parquet
+files and videos keep no such fields: 4 bytes at some places stand for them, and of a local file
+with a new stamp a digest of all its bytes, for which it is read again.
 
-What passes unseen: a file changed in records that are not among those sampled, within the stamp's
-resolution or with its old stamp put back.
+What passes unseen: a file changed in records or bytes that are not among those sampled, within the
+stamp's resolution or with its old stamp put back.
 """
 
+import functools
+import hashlib
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +22,8 @@ from typing import Any, NamedTuple
 from data_pipelines.files import remote, tfrecord
 from data_pipelines.files.tfds_folder import REQUESTS, File
 
-SAMPLES = 4  # records of a file whose checksum fields are compared at every open
+WHOLE = "sha256:"  # begins the digest of all bytes
+SAMPLES = 4  # records whose checksum fields, or places whose bytes are compared at every open
 
 Known = dict[str, Any]  # fingerprints as JSON gives them, by the file's name
 
@@ -28,7 +33,7 @@ class Fingerprint(NamedTuple):
 
     size: int
     stamp: str
-    records: str  # digest of the checksum fields of all records
+    records: str  # digest of the checksum fields of all records, or of all bytes
     samples: list[list[int]]  # (place, checksum field) of some of them
 
 
@@ -38,6 +43,24 @@ def of(version: remote.Version, checksums: tfrecord.Checksums) -> Fingerprint:
     drawn = sorted({round(last * i / (SAMPLES - 1)) for i in range(SAMPLES)}) if last >= 0 else []
     samples = [[checksums.places[i], checksums.values[i]] for i in drawn]
     return Fingerprint(version.size, version.stamp, checksums.digest(), samples)
+
+
+@functools.lru_cache(maxsize=4096)
+def of_bytes(file: File) -> Fingerprint:
+    """The fingerprint of a file that keeps no checksum fields."""
+    last = file.size - 4
+    places = sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)}) if last >= 0 else []
+    samples = [
+        [at, struct.unpack("<I", remote.read_range(file.path, at, at + 4))[0]] for at in places
+    ]
+    # Of a remote file that is written again the stamp is enough: it need not be read for a digest.
+    digest = "" if remote.is_remote(file.path) else _whole(file.path)
+    return Fingerprint(file.size, file.version.stamp, digest, samples)
+
+
+def _whole(path: str) -> str:
+    with open(path, "rb") as file:
+        return WHOLE + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compare(files: Sequence[File], known: Known) -> tuple[list[str], Known]:
@@ -63,11 +86,14 @@ def _compare(file: File, known: list[Any] | None) -> tuple[str, list[Any] | None
     if not same and remote.is_remote(file.path):
         return f"{file.name}: written again ({was.stamp} before, {now.stamp} now)", known
     if not same:
-        equal = tfrecord.checksum_fields(file.path).digest() == was.records
+        whole = was.records.startswith(WHOLE)
+        now_has = _whole(file.path) if whole else tfrecord.checksum_fields(file.path).digest()
+        equal = now_has == was.records
     else:
         equal = all(
             remote.read_range(file.path, at, at + 4) == struct.pack("<I", value)
             for at, value in was.samples
         )
-    reason = "" if equal else f"{file.name}: its records have other checksums"
+    what = "other bytes" if was.records.startswith(WHOLE) else "other checksums"
+    reason = "" if equal else f"{file.name}: its records have {what}"
     return reason, list(was._replace(stamp=now.stamp))

@@ -1,7 +1,7 @@
 """One record of an RLDS dataset: what it says of its episodes, checked."""
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,11 @@ class Shard(NamedTuple):
         """A path or URL."""
         return self.file.path
 
+    @property
+    def files(self) -> list[tfds_folder.File]:
+        """All that is read."""
+        return [self.file]
+
 
 class Run(NamedTuple):
     """Steps in a row that are told the same: any of `texts`."""
@@ -52,6 +57,10 @@ class Episode(NamedTuple):
     size: dict[str, np.ndarray]  # slot -> T, int64
     frames: np.ndarray  # T, int: the raw step of each row
     end: int  # bytes of the file up to the end of the record
+    # Of LeRobot: slot -> video, of which `offset` are time stamps; raw column -> its frames'
+    # number, least, greatest, sum and sum of squares [5, d].
+    videos: dict[str, str] = {}  # noqa: RUF012
+    measured: dict[str, np.ndarray] = {}  # noqa: RUF012
 
 
 class EpisodeError(ValueError):
@@ -91,11 +100,7 @@ class Record:
             return []
         columns = {name: self._column(key) for name, key in dataset.columns.items()}
         spans = {slot: self._spans(key) for slot, key in dataset.cameras.items()}
-        try:
-            out = dataset.standardise(columns)
-        except ValueError as error:
-            raise self._error(None, "actions", f"standardising failed: {error}", REPAIR) from error
-        self._check_standardised(out, dataset)
+        out = standardised(dataset, columns, self._steps, self._error)
         begin = int(self._number(dataset.first_frame)) if dataset.first_frame else 0
         made = []
         for runs, inside in self._stretches(dataset, out.frames):
@@ -335,24 +340,34 @@ class Record:
                     )
                     raise self._error(int(wrong[0]), flag, problem, REPAIR)
 
-    def _check_standardised(self, out: Standardised, dataset: Dataset) -> None:
-        for kind, values, names in (
-            ("actions", out.actions, dataset.action_names),
-            ("state", out.state, dataset.state_names),
-        ):
-            if values.shape != (len(out.frames), len(names)) or not np.isfinite(values).all():
-                got = (
-                    f"shape {values.shape}"
-                    if values.shape != (len(out.frames), len(names))
-                    else "NaN or infinity"
-                )
-                problem = (
-                    f"standardised: expected finite [{len(out.frames)}, {len(names)}], got {got}"
-                )
-                raise self._error(None, kind, problem, f"mend {dataset.name}'s standardise")
-        if len(out.frames) and not 0 <= out.frames.min() <= out.frames.max() < self._steps:
-            problem = (
-                f"standardised: expected steps below {self._steps}, got {out.frames.min()} to"
-                f" {out.frames.max()}"
-            )
-            raise self._error(None, "frames", problem, f"mend {dataset.name}'s standardise")
+
+def standardised(
+    dataset: Dataset,
+    columns: dict[str, np.ndarray],
+    steps: int,
+    fail: Callable[[int | None, str, str, str], EpisodeError],
+) -> Standardised:
+    """The columns of an episode of so many raw steps, standardised; `fail(step, field, problem,
+    fix)` makes the error to raise when that does not go, or gives what it must not.
+    """
+    try:
+        out = dataset.standardise(columns)
+    except ValueError as error:
+        raise fail(None, "actions", f"standardising failed: {error}", REPAIR) from error
+    mend = f"mend {dataset.name}'s standardise"
+    for kind, values, names in (
+        ("actions", out.actions, dataset.action_names),
+        ("state", out.state, dataset.state_names),
+    ):
+        expected = (len(out.frames), len(names))
+        if values.shape != expected or not np.isfinite(values).all():
+            got = f"shape {values.shape}" if values.shape != expected else "NaN or infinity"
+            problem = f"standardised: expected finite {list(expected)}, got {got}"
+            raise fail(None, kind, problem, mend)
+    if len(out.frames) and not 0 <= out.frames.min() <= out.frames.max() < steps:
+        problem = (
+            f"standardised: expected steps below {steps}, got {out.frames.min()} to"
+            f" {out.frames.max()}"
+        )
+        raise fail(None, "frames", problem, mend)
+    return out

@@ -118,11 +118,13 @@ def read_range(path: str, start: int, stop: int) -> bytes:
     return _attempt(path, request)
 
 
-def open_stream(path: str) -> io.BufferedReader:
-    """A file to be read from front to back (local, or in blocks of BLOCK bytes)."""
+def open_stream(path: str, block: int = BLOCK) -> io.BufferedReader:
+    """A file to be read from front to back, or with seeks (local, or in blocks of so many
+    bytes).
+    """
     if not is_remote(path):
         return open(path, "rb")  # the caller closes it
-    return io.BufferedReader(_Stream(path), BLOCK)
+    return io.BufferedReader(_Stream(path), block)
 
 
 def open_write(path: str) -> BinaryIO:
@@ -149,13 +151,20 @@ def list_folder(path: str) -> list[str]:
 
 
 class _Stream(io.RawIOBase):
-    """Sequential reads as ranged requests, each with its own retries."""
+    """Reads as ranged requests, each with its own retries."""
 
     def __init__(self, path: str) -> None:
         self._path, self._size, self._at = path, size(path), 0
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
 
     def readinto(self, buffer: Any) -> int:
         stop = min(self._at + len(buffer), self._size)

@@ -17,16 +17,18 @@ SHOWN = 20  # folders that are looked into to say what is there
 
 
 class File(NamedTuple):
-    """One TFRecord file, the number of records it must hold, and its version."""
+    """One data file, the number of records it must hold, and its version."""
 
     path: str
     records: int
     version: remote.Version
+    folder: str = ""  # of the dataset; "": the one the file is in
 
     @property
     def name(self) -> str:
-        """Without its folder."""
-        return self.path.rsplit("/", 1)[-1]
+        """Without the dataset's folder."""
+        folder = self.folder or self.path.rpartition("/")[0]
+        return self.path.removeprefix(folder).lstrip("/")
 
     @property
     def size(self) -> int:
@@ -139,8 +141,7 @@ def _files(
         values |= {"SHARD_INDEX": f"{i:05d}", "SHARD_X_OF_Y": f"{i:05d}-of-{count:05d}"}
         names.append(template.format(**values))
     paths = [remote.join(folder, name) for name in names]
-    with ThreadPoolExecutor(REQUESTS) as threads:
-        versions = list(threads.map(_version, paths))
+    versions = versions_of(paths)
     missing = [name for name, version in zip(names, versions, strict=True) if version is None]
     if missing:
         prefix = f"{name}-{split['name']}.tfrecord"
@@ -150,6 +151,12 @@ def _files(
             f" files {there[:3]}; missing {missing[:3]}; download them again"
         )
     return [(path, of) for path, of in zip(paths, versions, strict=True) if of is not None]
+
+
+def versions_of(paths: list[str]) -> list[remote.Version | None]:
+    """The version of each file, None where there is none; several are asked for at a time."""
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        return list(threads.map(_version, paths))
 
 
 def _version(path: str) -> remote.Version | None:

@@ -247,13 +247,13 @@ def _peer_batches(tf: Any, root: Path) -> Any:
     return windows.map(pixels, **unordered).batch(BATCH).prefetch(2)
 
 
-def write_files(root: Path) -> dict[str, float]:
+def write_files(root: Path, episodes: int = EPISODES) -> dict[str, float]:
     """The episodes under root, written if they are not there, and how fast their index is built."""
     folder = root / BRIDGE.tfds_name / BRIDGE.version
     if not (folder / tfds_folder.INFO).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"writing {EPISODES} episodes to {folder}", flush=True)
-        parts = np.array_split(np.arange(EPISODES), SHARDS)
+        print(f"writing {episodes} episodes to {folder}", flush=True)
+        parts = np.array_split(np.arange(episodes), SHARDS)
         splits = [
             rlds_files.write_split(
                 str(folder),
@@ -261,7 +261,7 @@ def write_files(root: Path) -> dict[str, float]:
                 split,
                 [(_episode(int(number)) for number in part) for part in shards],
             )
-            for split, shards in (("train", parts), ("val", [np.array([EPISODES])]))
+            for split, shards in (("train", parts), ("val", [np.array([episodes])]))
         ]
         camera = rlds_files.image("jpeg", PIXELS, PIXELS)
         numbers = {key: rlds_files.tensor("float32", 7) for key in ("action", "state")}
@@ -322,7 +322,7 @@ class _Counter:
         decode = images.decode
 
         def counted(
-            data: bytes, size: int, bgr: bool = False, resize: str = "lanczos"
+            data: bytes | np.ndarray, size: int, bgr: bool = False, resize: str = "lanczos"
         ) -> np.ndarray:
             began = time.thread_time()
             pixels = decode(data, size, bgr, resize)

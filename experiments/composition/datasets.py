@@ -3,19 +3,20 @@
 from ml_collections import ConfigDict
 
 from data_pipelines import mixture
-from data_pipelines.datasets import DATASETS, Dataset, user
+from data_pipelines.datasets import DATASETS, Dataset, lerobot, user
 from data_pipelines.datasets.mixtures import MIXTURES
 from data_pipelines.files import remote
 
 
 def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
     """The datasets of the config's mixture and their weights. Those of data.datasets are known
-    beside ours.
+    beside ours, and LeRobot folders under data.root, which describe themselves.
     """
     known, mixtures = dict(DATASETS), dict(MIXTURES)
     if config.data.datasets:
         own, own_mixtures = user.load(config.data.datasets)
         known, mixtures = known | own, mixtures | own_mixtures
+    known |= lerobot.found(root(config), config.data.mixture, known | mixtures)
     return [
         (known[name], weight)
         for name, weight in mixture.resolve(config.data.mixture, known, mixtures)

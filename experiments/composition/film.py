@@ -27,10 +27,11 @@ def strip(
     """The frames of `steps`, `height` pixels high and as wide as they were recorded, a line between
     two of them. Raises ValueError, naming episode and step, for one that is no picture.
     """
-    first, bgr, out = int(split.first[episode]), slot in dataset.bgr, []
-    for step in steps(int(split.length[episode])):
+    shown, bgr, out = steps(int(split.length[episode])), slot in dataset.bgr, []
+    stored = split.pictures(slot, int(split.first[episode]) + np.array(shown))
+    for step in shown:
         try:
-            out.append(images.thumbnail(split.encoded(slot, first + step), height, bgr))
+            out.append(images.thumbnail(next(stored), height, bgr))
         except ValueError as error:
             raise ValueError(
                 f"{dataset.name}: {split.label}: episode {episode} (record {split.record[episode]}"

@@ -50,4 +50,5 @@ def of_checkpoint(
 
 def frame(split: Split, camera: str, row: int, bgr: bool, source: SavedPolicy) -> np.ndarray:
     """A frame as a robot sends it, uint8 RGB [size size 3]."""
-    return resize(images.raw(split.encoded(camera, row), bgr), source.image_size, source.resize)
+    (picture,) = split.pictures(camera, np.array([row]))
+    return resize(images.raw(picture, bgr), source.image_size, source.resize)

@@ -62,7 +62,8 @@ def _crc(split: Split, chosen: np.ndarray) -> int:
     for row in chosen.tolist():
         crc = zlib.crc32(split.actions[row].tobytes() + split.state[row].tobytes(), crc)
         for slot in sorted(split.frames):
-            crc = zlib.crc32(split.encoded(slot, row), crc)
+            (picture,) = split.pictures(slot, np.array([row]))
+            crc = zlib.crc32(bytes(picture), crc)
     return crc
 
 

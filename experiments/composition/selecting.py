@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from data_pipelines import quarantine
-from data_pipelines.datasets import DATASETS, user
+from data_pipelines.datasets import DATASETS, lerobot, user
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.selection import HELD_OUT_SHARE, Quarantine, Selection
 
@@ -25,11 +25,12 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def dataset(name: str, file: str) -> Dataset:
-    """The description of that name, ours or of the user's Python `file` ("": none). Raises
-    ValueError where there is none.
+def dataset(root: str, name: str, file: str) -> Dataset:
+    """The description of that name: ours, of the user's Python `file` ("": none), or that of a
+    LeRobot folder under `root` itself. Raises ValueError where there is none.
     """
     known = dict(DATASETS) | (user.load(file)[0] if file else {})
+    known |= lerobot.found(root, name, known)
     if name not in known:
         raise ValueError(f"--dataset: expected one of {', '.join(known)}; got {name!r}")
     return known[name]

@@ -119,12 +119,7 @@ def data(
     """
     chosen = selecting.of_config(config)
     train, held_out = _members(config, chosen)
-    files = {
-        shard.rsplit("/", 1)[-1]
-        for member in train
-        for s in member.index.splits.values()
-        for shard in s.shards
-    }
+    files = {name for member in train for s in member.index.splits.values() for name in s.listed}
     _check_lists(config, chosen, files)
     sentences = {text for member in train for text in member.index.splits["train"].sentences}
     folder = tokenizer(config, sorted(sentences), workdir, scratch)

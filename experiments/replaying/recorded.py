@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import images
-from data_pipelines.datasets import DATASETS, user
-from data_pipelines.files import remote
+from data_pipelines.datasets import DATASETS, lerobot, user
+from data_pipelines.files import pictures, remote
 from data_pipelines.index import Index, Split, open_index
 from data_pipelines.selection import Selection
 from experiments.composition import selecting
@@ -64,12 +64,10 @@ class Recording:
         """An episode, its frames decoded as recorded and resized as a robot does it."""
         split, first = self.split, int(self.split.run[number])
         rows = np.arange(first, int([*split.run[number + 1 :][:1], len(split.actions)][0]))
-        record = split.record[np.searchsorted(split.first, first, side="right") - 1]
         seen = {name: self._frames(name, rows) for name in self.cameras}
-        shard = split.shards[int(split.frames[self.cameras[0]].shard[first])]
         return Episode(
             number,
-            f"{shard.rsplit('/', 1)[-1]}:{record}",
+            split.where(first),
             split.sentences[int(split.instruction[number, 0])],
             [{name: seen[name][t] for name in self.cameras} for t in range(len(rows))],
             np.array(split.state[rows]),
@@ -77,30 +75,19 @@ class Recording:
         )
 
     def _frames(self, slot: str, rows: np.ndarray) -> list[np.ndarray]:
-        """With one read: the frames of an episode lie together in its record."""
-        shard, offset, length = (
-            column[rows].astype(np.int64) for column in self.split.frames[slot]
-        )
-        path, start, stop = (
-            self.split.shards[int(shard[0])],
-            int(offset.min()),
-            int((offset + length).max()),
-        )
-        data, out = remote.read_range(path, start, stop), []
-        for t, (at, size) in enumerate(
-            zip((offset - start).tolist(), length.tolist(), strict=True)
-        ):
+        """With one read or seek: the frames of an episode lie together."""
+        stored, bgr = self.split.pictures(slot, rows), slot in self.index.dataset.bgr
+        out: list[np.ndarray] = []
+        for row in rows.tolist():
             try:
-                out.append(
-                    resize(
-                        images.raw(data[at : at + size], slot in self.index.dataset.bgr),
-                        self.size,
-                        self.resize,
-                    )
-                )
+                out.append(resize(images.raw(next(stored), bgr), self.size, self.resize))
             except ValueError as error:
+                frames = self.split.frames[slot]
+                path = self.split.shards[int(frames.shard[row])]
                 raise ValueError(
-                    f"{path}: {slot} frame {t} (byte {start + at}): {error}; download it again"
+                    f"{path}: {slot} frame {len(out)}"
+                    f" ({pictures.where(path, int(frames.offset[row]))}): {error}; download it"
+                    " again"
                 ) from error
         return out
 
@@ -167,6 +154,7 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             f"--dataset: expected one that {artefact} was trained on ({', '.join(specs)}), got"
             f" {where.dataset!r}"
         )
+    known |= lerobot.found(where.root, where.dataset, known)
     if where.dataset not in known:
         raise ValueError(
             "--dataset: expected one of data_pipelines/datasets or of --datasets=FILE.py, got"

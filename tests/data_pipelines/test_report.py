@@ -35,10 +35,11 @@ def split(actions, state, lengths, sentences=("go",), instruction=None):
 
     first = np.cumsum(lengths, dtype=np.int64) - lengths
     told = np.zeros(len(lengths), np.int32) if instruction is None else np.array(instruction)
+    shard, record = np.zeros(len(actions), np.int32), np.arange(len(lengths))
+    own = {"action": stats(actions), "state": stats(state)}
     return Split(
-        "train", (), first, lengths, np.arange(len(lengths)), first, told[:, None],
-        sentences, actions, state, {}, {"action": stats(actions), "state": stats(state)}, "train",
-        {},
+        "train", (), (), shard, first, lengths, record, first, told[:, None], sentences, actions,
+        state, {}, {}, own, "train", {},
     )  # fmt: skip
 
 

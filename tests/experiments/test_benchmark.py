@@ -45,3 +45,15 @@ def test_every_line_of_the_input_benchmark_runs_the_same_step(tmp_path):
     assert table["synthetic"]["ratios"] == [1, 1]
     assert table["synthetic"]["input_share"] == 0
     assert all(line["seconds"] > 0 and 0 <= line["input_share"] < 1 for line in table.values())
+
+
+@pytest.mark.slow
+def test_the_formats_are_read_in_turns(tmp_path):
+    """In a process of its own, as its data flows unchecked there."""
+    command = [sys.executable, "-m", "experiments.benchmark", "formats", "--rounds=1"]
+    command += [f"--root={tmp_path}/data", f"--json={tmp_path}/table"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads((tmp_path / "table").read_text())
+    assert list(table) == ["JPEG in RLDS", "JPEG in parquet", "h264 video"]
+    assert all(row["windows_per_s"] > 0 for row in table.values())
