@@ -44,7 +44,7 @@ from vla_jax.models.vla import VLA
 from vla_jax.params import merge
 from vla_jax.progress import Progress
 from vla_jax.saved_config import complete
-from vla_jax.training.checkpoint import complete_steps, load_arrays, load_meta
+from vla_jax.training.checkpoint import find, load_arrays, load_meta
 from vla_jax.types import Observation
 
 BLOCK = 1 << 14  # windows of which recorded actions are in memory at a time
@@ -139,7 +139,7 @@ def evaluate(
         if number == 0:
             whole = sources.loader(config, source, [member], shuffle=False)
             draw(policy, whole, member, workdir / "actions.png")
-    return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": by_dataset}
+    return {"step": int(find(workdir / "checkpoints", None).name), "datasets": by_dataset}
 
 
 def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sources.Data) -> None:

@@ -13,7 +13,6 @@ another host was lost: start it again then.
 
 import argparse
 import contextlib
-import math
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.image_text import Reader
@@ -31,6 +30,7 @@ from experiments.composition import (
     beginning,
     changes,
     cotraining,
+    dry_run,
     estimate,
     plots,
     replicas,
@@ -47,6 +47,7 @@ from vla_jax.training import compile_cache, hosts, train
 from vla_jax.training.checkpoint import Checkpointer, check_fits, complete_steps
 from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
+from vla_jax.training.patience import Patience, resumed
 from vla_jax.training.profiler import Profiler
 from vla_jax.training.reports import Units
 from vla_jax.training.transfer import Transfer
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     args = parse_argv(argv, own)
     if args.dry_run:
-        dry_run(args.config)
+        dry_run.show(args.config)
         return
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until training listens, it must not kill
     peers = hosts.join(moved=lambda: Progress.moved)
@@ -98,8 +99,8 @@ class Prepared(NamedTuple):
 def pretrain(
     config: ConfigDict, folder: Path, peers: hosts.Hosts = hosts.ALONE, change: str = ""
 ) -> None:
-    """Trains to config.steps, from the last complete checkpoint in the work directory `folder` if
-    there is one.
+    """Trains to the end of config.steps or config.epochs, from the last complete checkpoint in the
+    work directory `folder` if there is one.
 
     Args:
         change: what to do where config or data are other than until now: "" refuses, "list" refuses
@@ -131,12 +132,15 @@ def pretrain(
         _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
     start = int(state.step)
     agree(start, state)
-    recorder = Recorder(folder, start, config.steps)
+    recorder = Recorder(folder, start, run.plan.run.steps)
     if changed is not None and changed.fields:
         recorder.changed(start, changed.fields)
     clock.resume(start)
     profiler = Profiler(folder / "profiles", recorder.say)
-    hooks = train.Hooks(checkpointer, recorder, clock, profiler, run.evaluate, peers, agree)
+    patience = _patience(config, folder, start, checkpointer, peers)
+    hooks = train.Hooks(
+        checkpointer, recorder, clock, profiler, run.evaluate, peers, agree, patience
+    )
     batches = cotraining.batches(run.loader, run.texts, begins.windows, begins.texts)
     try:
         with peers.together():  # before what follows waits for a host that is gone
@@ -148,6 +152,12 @@ def pretrain(
             checkpointer.close()
         clock.write()
         _say(f"goodput: {clock.summary()}")
+    if patience is not None and patience.step is not None:
+        _say(
+            f"held-out loss: lowest at step {patience.step} ({patience.loss:.5f}), {patience.count}"
+            f" evaluations before the end: {checkpointer.directory / str(patience.step)}, which"
+            " evaluate, export and load_policy take"
+        )
     if jax.process_index() == 0:
         plots.curves(folder / "metrics.jsonl", folder / "curves.png")
         files = f"{folder / 'metrics.jsonl'}, {folder / 'curves.png'}"
@@ -190,10 +200,14 @@ def _prepare(
         taken=taken,
     )
     _say(f"{loader.summary()}\n{sources.held_out(source)}\nmesh {dict(mesh.shape)}")
+    _say(steps.of_epochs(config, plan, loader.windows))
     _say_constant_dims(source)
     _say(sharding.table(plan.shapes, plan.shardings))
     if config.lora.rank:
         _say(str(lora.quantities(plan.shapes)))
+    sizes = estimate.memory(plan.abstract)
+    parts = ", ".join(f"{name} {size / 2**30:.3f}" for name, size in sizes.items() if size)
+    _say(f"GiB per device: {sum(sizes.values()) / 2**30:.3f} without activations ({parts})")
     return run
 
 
@@ -216,10 +230,11 @@ def _changed(
             " would train on other numbers; restore the data and configuration, give --change,"
             " which lists what they mean, or use a new work directory"
         )
-    if begins.resumes and begins.step > config.steps:
+    end = run.plan.run.steps
+    if begins.resumes and begins.step > end:
         raise ValueError(
             f"--config.steps: expected {begins.step} or more, which {folder} has done, got"
-            f" {config.steps}; evaluate it as it is"
+            f" {end}; evaluate it as it is"
         )
     if run.before and fields:
         schedule = run.plan.optimizer.schedule
@@ -263,11 +278,32 @@ def _state(
     return state
 
 
+def _patience(
+    config: ConfigDict, folder: Path, start: int, checkpointer: Checkpointer, peers: hosts.Hosts
+) -> Patience | None:
+    """What ends the run early, as far as it got by step `start`; None without. The same on all
+    hosts, and the checkpoint that is marked is its best one.
+    """
+    patience = None
+    if config.early_stop:
+        kept = complete_steps(folder / "checkpoints")
+        patience = resumed(config.early_stop, folder / "metrics.jsonl", start, kept)
+        facts = {"best step": patience.step, "evaluations since": patience.count}
+        peers.same(f"early stopping at step {start}", facts)
+    checkpointer.mark(None if patience is None else patience.step)
+    return patience
+
+
 def _evaluation(
     config: ConfigDict, source: sources.Data, plan: steps.Plan, mesh: Mesh, units: Units
 ) -> Callable[[train.TrainState], dict[str, float]] | None:
     """What measures a state on held-out windows. None with eval_every=0: there need be none."""
     if not config.eval_every:
+        if config.early_stop:
+            raise ValueError(
+                f"--config.early_stop: {config.early_stop} counts evaluations, and eval_every=0"
+                " makes none; give eval_every, or early_stop=0"
+            )
         return None
     rows = sharding.rows(mesh, config.batch_size)
     loader = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
@@ -281,51 +317,6 @@ def _evaluation(
         return train.evaluate(step, state, whole, units)
 
     return evaluate
-
-
-def dry_run(config: ConfigDict) -> None:
-    """Builds everything abstractly and prints parameters, shardings and bytes per device; reads no
-    data, no weights.
-
-    mesh.fsdp=-1 takes this machine's devices; any other mesh is laid out whether or not its devices
-    are here.
-    """
-    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
-    known = math.prod(size for size in sizes if size != -1)
-    shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
-    mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    plan = steps.plan(config, mesh)
-    shapes, state = plan.shapes, plan.abstract
-    print(sharding.table(shapes, plan.shardings))
-    counts: dict[str, int] = {}
-    for name, leaf in shapes.items():
-        part = name.split("/")[0]
-        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
-    print("\nparameters: " + ", ".join(f"{part} {count:,}" for part, count in counts.items()))
-    if config.lora.rank:
-        print(lora.quantities(shapes))
-
-    print(
-        f"trainable: {len(state.params)} arrays, frozen: {len(state.frozen)}; mesh"
-        f" {dict(mesh.shape)}; bytes per device:"
-    )
-    total = 0
-    for field in ("params", "frozen", "opt_state", "ema"):
-        size = sharding.bytes_per_device(getattr(state, field))
-        total += size
-        print(f"  {field:10s} {size:16,}  ({size / 2**30:.3f} GiB)")
-    gradients = sharding.bytes_per_device(state.params)
-    print(f"  gradients  {gradients:16,}  ({gradients / 2**30:.3f} GiB, float32)")
-    print(
-        f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without"
-        " activations)"
-    )
-    cost = estimate.per_window(config, plan.graphdef, state.params, state.frozen)
-    print(
-        f"one window: {cost.forward / 1e9:,.1f} GFLOP forward, {cost.training / 1e9:,.1f} in"
-        f" training, {cost.activations / 2**20:,.1f} MiB of activations kept for the backward pass"
-        f" (remat {config.model.remat})"
-    )
 
 
 def _open(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -> sources.Data:

@@ -16,7 +16,7 @@ from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy, PolicyIO
 from vla_jax.saved_config import complete
-from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
+from vla_jax.training.checkpoint import find, load_meta, load_params
 from vla_jax.types import DTYPES
 
 
@@ -114,7 +114,7 @@ def open_checkpoint(
         dtype=config.model.act_dtype,
         origin={
             "checkpoint": str(directory.absolute()),
-            "step": complete_steps(directory)[-1] if step is None else step,
+            "step": int(find(directory, step).name),
             "trained_at": meta.get("revision"),
             "libraries": meta["libraries"],
         },

@@ -98,6 +98,9 @@ INTRODUCED: dict[str, Any] = {
     "model.act_dtype": "float32",
     # 2026-11-29. Only parameters were taken over.
     "model.start_state": "params",
+    # 2026-11-29. Runs ended at their steps.
+    "epochs": 0.0,
+    "early_stop": 0,
 }
 
 
