@@ -1,14 +1,15 @@
 """Trains a policy.
 
     python -m experiments.pretrain --config=oxe_paligemma.py[:tiny] [--config.a.b=value ...]
-    [--workdir=DIR] [--dry_run] [--change[=yes]]
+    [--workdir=DIR] [--dry_run] [--change[=yes]] [--then=evaluate,export,replay]
 
 Run it again with the same arguments and it continues from the last complete checkpoint. Where
-the config is another, --change lists what that does and --change=yes goes on so. On several hosts
-start it on each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on
-TPU pods and under Slurm jax finds these itself: set JAX_COORDINATOR_ADDRESS=auto), or with a script
-of experiments/launch. It exits with 143 where SIGTERM asked it to save and stop, and with 75 where
-another host was lost: start it again then.
+the config is another, --change lists what that does and --change=yes goes on so. --then runs these
+commands when the run is done, on the policy that it leaves. On several hosts start it on each with
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on TPU pods and under Slurm jax
+finds these itself: set JAX_COORDINATOR_ADDRESS=auto), or with a script of experiments/launch. It
+exits with 143 where SIGTERM asked it to save and stop, and with 75 where another host was lost:
+start it again then.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from experiments.composition import (
     cotraining,
     dry_run,
     estimate,
+    following,
     plots,
     replicas,
     sources,
@@ -53,17 +55,24 @@ from vla_jax.training.reports import Units
 from vla_jax.training.transfer import Transfer
 
 
-def main(argv: list[str]) -> None:
-    """Parses the flags and runs."""
+def main(argv: list[str]) -> int:
+    """Parses the flags and runs; returns the exit code."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument(
         "--change", nargs="?", const="list", default="", choices=("list", "yes"),
         help="list what another config or other data mean for the run; yes: go on with them",
     )  # fmt: skip
+    own.add_argument(
+        "--then", metavar="WORDS", help="when the run is done: evaluate, export, replay, or some"
+    )
     args = parse_argv(argv, own)
     if args.dry_run:
         dry_run.show(args.config)
-        return
+        return 0
+    if args.then is not None:
+        words = following.parse(args.then, args.workdir)
+        after = following.commands(words, args.config, args.workdir)
+        return following.run([["experiments.pretrain", *_without_then(argv)], *after])
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until training listens, it must not kill
     peers = hosts.join(moved=lambda: Progress.moved)
     try:
@@ -79,6 +88,18 @@ def main(argv: list[str]) -> None:
                 pretrain(args.config, args.workdir, peers, args.change)
     finally:
         peers.close()
+    return 0
+
+
+def _without_then(argv: list[str]) -> list[str]:
+    words = iter(argv)
+    rest = []
+    for word in words:
+        if word == "--then":
+            next(words)
+        elif not word.startswith("--then="):
+            rest.append(word)
+    return rest
 
 
 class Prepared(NamedTuple):

@@ -129,7 +129,10 @@ def tokenizer_folder(directory: Path, meta: dict[str, Any]) -> Path:
     for folder in (directory / named, directory.parent / named.name, named):
         if folder.is_dir():
             return folder
-    raise ValueError(f"{directory}: expected its tokenizer at {named}; give --tokenizer=DIR")
+    raise ValueError(
+        f"{directory}: expected its tokenizer at {named}; give --tokenizer=DIR"
+        " (--config.model.tokenizer=DIR to train on from it)"
+    )
 
 
 def jax_policy(
