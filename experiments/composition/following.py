@@ -6,6 +6,7 @@ of its own, which leaves the devices to the next.
 
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -65,15 +66,17 @@ def commands(words: list[str], config: ConfigDict, folder: Path) -> list[list[st
     if "replay" in words:
         members = [dataset.name for dataset, _ in datasets.members(config)]
         selection = [
-            f"--quarantine={data.quarantine}", f"--held_out={data.held_out}",
-            f"--min_length={data.min_length}", f"--max_idle={data.max_idle}",
+            f"--held_out={data.held_out}", f"--min_length={data.min_length}",
+            f"--max_idle={data.max_idle}",
             *["--keep_unlabelled"] * (not data.skip_unlabelled),
+            *[f"--quarantine={data.quarantine}"] * bool(data.quarantine),
+            *[f"--datasets={data.datasets}"] * bool(data.datasets),
         ]  # fmt: skip
         for name in members:
             out = folder / "replay" / name if len(members) > 1 else folder / "replay"
             lines.append(
                 ["experiments.replay", "--artefact", f"{artefact}", "--data", data.root,
-                 "--datasets", data.datasets, "--dataset", name, "--out", f"{out}", *selection]
+                 "--dataset", name, "--out", f"{out}", *selection]
             )  # fmt: skip
     return lines
 
@@ -97,7 +100,7 @@ def run(lines: list[list[str]]) -> int:
         for line in lines:
             if signal.SIGTERM in heard:
                 return 128 + signal.SIGTERM
-            print(f"\n$ python -m {' '.join(line)}", flush=True)
+            print(f"\n$ python -m {shlex.join(line)}", flush=True)
             running.append(subprocess.Popen([sys.executable, "-m", *line]))
             code = running[-1].wait()
             if code:

@@ -39,5 +39,8 @@ def test_a_run_that_logs_seldom_still_tells_each_minute(
 
 def test_what_a_run_will_take_is_told_where_the_device_is_known() -> None:
     said = metrics.forecast(2e12, 1000, "NVIDIA H100 80GB HBM3", 2)
-    assert said.startswith("1,000 steps of 2 TFLOP: about 3 s at 40% of the peak of 2 NVIDIA H100")
-    assert "of cpu no peak is known" in metrics.forecast(2e12, 1000, "cpu", 1)
+    assert said.startswith("1,000 steps of 2.0 TFLOP: about 3 s at 40% of the peak of 2 NVIDIA H")
+    assert metrics.forecast(3.45e8, 20, "cpu", 1).startswith(
+        "20 steps of 345.0 MFLOP: of cpu no peak is known"
+    )
+    assert metrics.forecast(2.08e16, 20, "cpu", 1).startswith("20 steps of 20.8 PFLOP")

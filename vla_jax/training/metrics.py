@@ -32,6 +32,7 @@ PEAK_FLOPS = (
     ("TPU v4", 275e12),
 )
 
+FLOPS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 EXPECTED = 0.4  # share of the peak that a run is forecast to reach
 
 
@@ -180,7 +181,8 @@ def forecast(flops: float, steps: int, kind: str, count: int) -> str:
     """A line that says what `steps` steps of so many FLOPs each, over all devices, will take on
     `count` devices of a `device_kind`.
     """
-    work, peak = f"{steps:,} steps of {flops / 1e12:,.3g} TFLOP", _peak(kind)
+    size, unit = next((s, u) for s, u in FLOPS if flops >= s or s == FLOPS[-1][0])
+    work, peak = f"{steps:,} steps of {flops / size:.1f} {unit}", _peak(kind)
     if peak is None:
         return (
             f"{work}: of {kind} no peak is known, the first steps will tell the time that is left"

@@ -16,7 +16,7 @@ def test_words_run_in_the_order_in_which_they_need_each_other(tmp_path: Path) ->
     config = load_config(
         "oxe_paligemma.py:tiny",
         ["--config.data.root=ROOT", "--config.data.held_out=4", "--config.data.min_length=3",
-         "--config.data.skip_unlabelled=False"],
+         "--config.data.skip_unlabelled=False", "--config.data.quarantine=bad.txt"],
     )  # fmt: skip
     evaluate, export, replay = following.commands(list(following.WORDS), config, Path("RUN"))
     assert evaluate == ["experiments.evaluate", "--workdir=RUN"]
@@ -24,8 +24,8 @@ def test_words_run_in_the_order_in_which_they_need_each_other(tmp_path: Path) ->
         "experiments.export --checkpoint RUN/checkpoints --out RUN/artefact --data ROOT"
     )
     assert " ".join(replay) == (
-        "experiments.replay --artefact RUN/artefact --data ROOT --datasets  --dataset blocks --out"
-        " RUN/replay --quarantine= --held_out=4 --min_length=3 --max_idle=1.0 --keep_unlabelled"
+        "experiments.replay --artefact RUN/artefact --data ROOT --dataset blocks --out RUN/replay"
+        " --held_out=4 --min_length=3 --max_idle=1.0 --keep_unlabelled --quarantine=bad.txt"
     )
 
 
