@@ -56,7 +56,7 @@ Blank = Callable[[Observation], Observation]
 
 
 class Policy(NamedTuple):
-    """The newest checkpoint of a run on the devices: `act` gives the chunks [b k d], in network
+    """The policy of a run on the devices: `act` gives the chunks [b k d], in network
     units, of a batch of observations that is split over the mesh; its number seeds heads that draw.
     """
 
@@ -66,7 +66,7 @@ class Policy(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the newest checkpoint of a run."""
+    """Evaluates the policy of a run: its best checkpoint where it marks one, else its newest."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -164,7 +164,7 @@ def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sour
 
 
 def opened(workdir: Path, config: ConfigDict, source: sources.Data, mesh: Mesh) -> Policy:
-    """The policy of the newest checkpoint, its parameters read straight into their shardings."""
+    """The policy of a run (checkpoint.find), its parameters read straight into their shardings."""
     make = build.model(config, source.action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
     where = sharding.resolve(shapes, logical, mesh)

@@ -79,7 +79,7 @@ def open_checkpoint(
 
     Args:
         directory: holds a folder per step.
-        step: None: the newest complete one.
+        step: None: the best one where the run marks it, else the newest.
         tokenizer: its folder, where the checkpoint's has moved.
 
     Raises ValueError without a complete checkpoint, for a config that another version wrote, and

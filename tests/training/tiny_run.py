@@ -257,6 +257,8 @@ def main():
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--silent", type=float, default=30.0, help="see hosts.Times")
     parser.add_argument("--join", type=int, default=300, help="see hosts.Times")
+    parser.add_argument("--patience", type=int, default=0, help="of early stopping")
+    parser.add_argument("--worse", action="store_true", help="the held-out loss rises")
     parser.add_argument("--drift", action="store_true", help="this replica begins elsewhere")
     parser.add_argument("--file_size", type=int, default=0, help="more bytes fail, as a full disk")
     args = parser.parse_args()
@@ -270,7 +272,9 @@ def main():
         if args.drift:
             begin = setup.start
             setup.start = lambda: drifted(begin())
-        setup.fit(args.workdir, feed, peers)
+        if args.worse:
+            setup.evaluate = lambda state: {"loss": float(state.step)}
+        setup.fit(args.workdir, feed, peers, args.patience)
     peers.close()
 
 
