@@ -44,7 +44,7 @@ from vla_jax.models.vla import VLA
 from vla_jax.params import merge
 from vla_jax.progress import Progress
 from vla_jax.saved_config import complete
-from vla_jax.training.checkpoint import complete_steps, load_arrays, load_meta
+from vla_jax.training.checkpoint import find, load_arrays, load_meta
 from vla_jax.types import Observation
 
 BLOCK = 1 << 14  # windows of which recorded actions are in memory at a time
@@ -56,7 +56,7 @@ Blank = Callable[[Observation], Observation]
 
 
 class Policy(NamedTuple):
-    """The newest checkpoint of a run on the devices: `act` gives the chunks [b k d], in network
+    """The policy of a run on the devices: `act` gives the chunks [b k d], in network
     units, of a batch of observations that is split over the mesh; its number seeds heads that draw.
     """
 
@@ -66,7 +66,7 @@ class Policy(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the newest checkpoint of a run."""
+    """Evaluates the policy of a run: its best checkpoint where it marks one, else its newest."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -139,7 +139,7 @@ def evaluate(
         if number == 0:
             whole = sources.loader(config, source, [member], shuffle=False)
             draw(policy, whole, member, workdir / "actions.png")
-    return {"step": complete_steps(workdir / "checkpoints")[-1], "datasets": by_dataset}
+    return {"step": int(find(workdir / "checkpoints", None).name), "datasets": by_dataset}
 
 
 def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sources.Data) -> None:
@@ -164,7 +164,7 @@ def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sour
 
 
 def opened(workdir: Path, config: ConfigDict, source: sources.Data, mesh: Mesh) -> Policy:
-    """The policy of the newest checkpoint, its parameters read straight into their shardings."""
+    """The policy of a run (checkpoint.find), its parameters read straight into their shardings."""
     make = build.model(config, source.action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
     where = sharding.resolve(shapes, logical, mesh)

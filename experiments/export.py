@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", default="cpu", help="that --pt2 compiles for")
     parser.add_argument("--hf", type=Path, default=None, help="the Hugging Face folder to write")
     parser.add_argument(
-        "--step", type=int, default=None, help="of the checkpoint; the newest by default"
+        "--step", type=int, default=None, help="of the checkpoint; by default the best or newest"
     )
     parser.add_argument(
         "--dtype",

@@ -1,19 +1,19 @@
 """Trains a policy.
 
     python -m experiments.pretrain --config=oxe_paligemma.py[:tiny] [--config.a.b=value ...]
-    [--workdir=DIR] [--dry_run] [--change[=yes]]
+    [--workdir=DIR] [--dry_run] [--change[=yes]] [--then=evaluate,export,replay]
 
 Run it again with the same arguments and it continues from the last complete checkpoint. Where
-the config is another, --change lists what that does and --change=yes goes on so. On several hosts
-start it on each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on
-TPU pods and under Slurm jax finds these itself: set JAX_COORDINATOR_ADDRESS=auto), or with a script
-of experiments/launch. It exits with 143 where SIGTERM asked it to save and stop, and with 75 where
-another host was lost: start it again then.
+the config is another, --change lists what that does and --change=yes goes on so. --then runs these
+commands when the run is done, on the policy that it leaves. On several hosts start it on each with
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set (on TPU pods and under Slurm jax
+finds these itself: set JAX_COORDINATOR_ADDRESS=auto), or with a script of experiments/launch. It
+exits with 143 where SIGTERM asked it to save and stop, and with 75 where another host was lost:
+start it again then.
 """
 
 import argparse
 import contextlib
-import math
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.image_text import Reader
@@ -31,7 +31,9 @@ from experiments.composition import (
     beginning,
     changes,
     cotraining,
+    dry_run,
     estimate,
+    following,
     plots,
     replicas,
     sources,
@@ -47,22 +49,30 @@ from vla_jax.training import compile_cache, hosts, train
 from vla_jax.training.checkpoint import Checkpointer, check_fits, complete_steps
 from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
+from vla_jax.training.patience import Patience, resumed
 from vla_jax.training.profiler import Profiler
 from vla_jax.training.reports import Units
 from vla_jax.training.transfer import Transfer
 
 
-def main(argv: list[str]) -> None:
-    """Parses the flags and runs."""
+def main(argv: list[str]) -> int:
+    """Parses the flags and runs; returns the exit code."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument(
         "--change", nargs="?", const="list", default="", choices=("list", "yes"),
         help="list what another config or other data mean for the run; yes: go on with them",
     )  # fmt: skip
+    own.add_argument(
+        "--then", metavar="WORDS", help="when the run is done: evaluate, export, replay, or some"
+    )
     args = parse_argv(argv, own)
     if args.dry_run:
-        dry_run(args.config)
-        return
+        dry_run.show(args.config)
+        return 0
+    if args.then is not None:
+        words = following.parse(args.then, args.workdir)
+        after = following.commands(words, args.config, args.workdir)
+        return following.run([["experiments.pretrain", *_without_then(argv)], *after])
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until training listens, it must not kill
     peers = hosts.join(moved=lambda: Progress.moved)
     try:
@@ -78,6 +88,18 @@ def main(argv: list[str]) -> None:
                 pretrain(args.config, args.workdir, peers, args.change)
     finally:
         peers.close()
+    return 0
+
+
+def _without_then(argv: list[str]) -> list[str]:
+    words = iter(argv)
+    rest = []
+    for word in words:
+        if word == "--then":
+            next(words)
+        elif not word.startswith("--then="):
+            rest.append(word)
+    return rest
 
 
 class Prepared(NamedTuple):
@@ -98,8 +120,8 @@ class Prepared(NamedTuple):
 def pretrain(
     config: ConfigDict, folder: Path, peers: hosts.Hosts = hosts.ALONE, change: str = ""
 ) -> None:
-    """Trains to config.steps, from the last complete checkpoint in the work directory `folder` if
-    there is one.
+    """Trains to the end of config.steps or config.epochs, from the last complete checkpoint in the
+    work directory `folder` if there is one.
 
     Args:
         change: what to do where config or data are other than until now: "" refuses, "list" refuses
@@ -131,12 +153,15 @@ def pretrain(
         _say(f"continuing from the checkpoint of step {state.step} in {checkpointer.directory}")
     start = int(state.step)
     agree(start, state)
-    recorder = Recorder(folder, start, config.steps, config.wandb, config.to_dict())
+    recorder = Recorder(folder, start, run.plan.run.steps, config.wandb, config.to_dict())
     if changed is not None and changed.asked_for:
         recorder.changed(start, changed.asked_for)
     clock.resume(start)
     profiler = Profiler(folder / "profiles", recorder.say)
-    hooks = train.Hooks(checkpointer, recorder, clock, profiler, run.evaluate, peers, agree)
+    patience = _patience(config, folder, start, checkpointer, peers)
+    hooks = train.Hooks(
+        checkpointer, recorder, clock, profiler, run.evaluate, peers, agree, patience
+    )
     batches = cotraining.batches(run.loader, run.texts, begins.windows, begins.texts)
     try:
         with peers.together():  # before what follows waits for a host that is gone
@@ -148,6 +173,12 @@ def pretrain(
             checkpointer.close()
         clock.write()
         _say(f"goodput: {clock.summary()}")
+    if patience is not None and patience.step is not None:
+        _say(
+            f"held-out loss: lowest at step {patience.step} ({patience.loss:.5f}), {patience.count}"
+            f" evaluations before the end: {checkpointer.directory / str(patience.step)}, which"
+            " evaluate, export and load_policy take"
+        )
     if jax.process_index() == 0:
         plots.curves(folder / "metrics.jsonl", run.source.train, folder / "curves.png")
         files = f"{folder / 'metrics.jsonl'}, {folder / 'curves.png'}"
@@ -190,10 +221,14 @@ def _prepare(
         taken=taken,
     )
     _say(f"{loader.summary()}\n{sources.held_out(source)}\nmesh {dict(mesh.shape)}")
+    _say(steps.of_epochs(config, plan, loader.windows))
     _say_constant_dims(source)
     _say(sharding.table(plan.shapes, plan.shardings))
     if config.lora.rank:
         _say(str(lora.quantities(plan.shapes)))
+    sizes = estimate.memory(plan.abstract)
+    parts = ", ".join(f"{name} {size / 2**30:.3f}" for name, size in sizes.items() if size)
+    _say(f"GiB per device: {sum(sizes.values()) / 2**30:.3f} without activations ({parts})")
     return run
 
 
@@ -216,10 +251,11 @@ def _changed(
             " would train on other numbers; restore the data and configuration, give --change,"
             " which lists what they mean, or use a new work directory"
         )
-    if begins.resumes and begins.step > config.steps:
+    end = run.plan.run.steps
+    if begins.resumes and begins.step > end:
         raise ValueError(
             f"--config.steps: expected {begins.step} or more, which {folder} has done, got"
-            f" {config.steps}; evaluate it as it is"
+            f" {end}; evaluate it as it is"
         )
     if run.before and fields:
         schedule = run.plan.optimizer.schedule
@@ -263,11 +299,32 @@ def _state(
     return state
 
 
+def _patience(
+    config: ConfigDict, folder: Path, start: int, checkpointer: Checkpointer, peers: hosts.Hosts
+) -> Patience | None:
+    """What ends the run early, as far as it got by step `start`; None without. The same on all
+    hosts, and the checkpoint that is marked is its best one.
+    """
+    patience = None
+    if config.early_stop:
+        kept = complete_steps(folder / "checkpoints")
+        patience = resumed(config.early_stop, folder / "metrics.jsonl", start, kept)
+        facts = {"best step": patience.step, "evaluations since": patience.count}
+        peers.same(f"early stopping at step {start}", facts)
+    checkpointer.mark(None if patience is None else patience.step)
+    return patience
+
+
 def _evaluation(
     config: ConfigDict, source: sources.Data, plan: steps.Plan, mesh: Mesh, units: Units
 ) -> Callable[[train.TrainState], dict[str, float]] | None:
     """What measures a state on held-out windows. None with eval_every=0: there need be none."""
     if not config.eval_every:
+        if config.early_stop:
+            raise ValueError(
+                f"--config.early_stop: {config.early_stop} counts evaluations, and eval_every=0"
+                " makes none; give eval_every, or early_stop=0"
+            )
         return None
     rows = sharding.rows(mesh, config.batch_size)
     loader = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
@@ -281,51 +338,6 @@ def _evaluation(
         return train.evaluate(step, state, whole, units)
 
     return evaluate
-
-
-def dry_run(config: ConfigDict) -> None:
-    """Builds everything abstractly and prints parameters, shardings and bytes per device; reads no
-    data, no weights.
-
-    mesh.fsdp=-1 takes this machine's devices; any other mesh is laid out whether or not its devices
-    are here.
-    """
-    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
-    known = math.prod(size for size in sizes if size != -1)
-    shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
-    mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    plan = steps.plan(config, mesh)
-    shapes, state = plan.shapes, plan.abstract
-    print(sharding.table(shapes, plan.shardings))
-    counts: dict[str, int] = {}
-    for name, leaf in shapes.items():
-        part = name.split("/")[0]
-        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
-    print("\nparameters: " + ", ".join(f"{part} {count:,}" for part, count in counts.items()))
-    if config.lora.rank:
-        print(lora.quantities(shapes))
-
-    print(
-        f"trainable: {len(state.params)} arrays, frozen: {len(state.frozen)}; mesh"
-        f" {dict(mesh.shape)}; bytes per device:"
-    )
-    total = 0
-    for field in ("params", "frozen", "opt_state", "ema"):
-        size = sharding.bytes_per_device(getattr(state, field))
-        total += size
-        print(f"  {field:10s} {size:16,}  ({size / 2**30:.3f} GiB)")
-    gradients = sharding.bytes_per_device(state.params)
-    print(f"  gradients  {gradients:16,}  ({gradients / 2**30:.3f} GiB, float32)")
-    print(
-        f"  total      {total + gradients:16,}  ({(total + gradients) / 2**30:.3f} GiB, without"
-        " activations)"
-    )
-    cost = estimate.per_window(config, plan.graphdef, state.params, state.frozen)
-    print(
-        f"one window: {cost.forward / 1e9:,.1f} GFLOP forward, {cost.training / 1e9:,.1f} in"
-        f" training, {cost.activations / 2**20:,.1f} MiB of activations kept for the backward pass"
-        f" (remat {config.model.remat})"
-    )
 
 
 def _open(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -> sources.Data:

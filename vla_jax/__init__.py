@@ -39,7 +39,7 @@ def load_policy(
             what export wrote.
         dataset: whose robot this is: it says how numbers are normalised. May be left out when the
             policy knows one.
-        step: of the checkpoint; the newest by default.
+        step: of the checkpoint; by default the best where a run marks it, else the newest.
         tokenizer: its folder, where the checkpoint's has moved.
         device: "cpu", "cuda", ..., as JAX or torch says it. None: JAX's default device; for torch
             the CPU.

@@ -16,7 +16,7 @@ from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy, PolicyIO
 from vla_jax.saved_config import complete
-from vla_jax.training.checkpoint import complete_steps, load_meta, load_params
+from vla_jax.training.checkpoint import find, load_meta, load_params
 from vla_jax.types import DTYPES
 
 
@@ -79,7 +79,7 @@ def open_checkpoint(
 
     Args:
         directory: holds a folder per step.
-        step: None: the newest complete one.
+        step: None: the best one where the run marks it, else the newest.
         tokenizer: its folder, where the checkpoint's has moved.
 
     Raises ValueError without a complete checkpoint, for a config that another version wrote, and
@@ -114,7 +114,7 @@ def open_checkpoint(
         dtype=config.model.act_dtype,
         origin={
             "checkpoint": str(directory.absolute()),
-            "step": complete_steps(directory)[-1] if step is None else step,
+            "step": int(find(directory, step).name),
             "trained_at": meta.get("revision"),
             "libraries": meta["libraries"],
         },
@@ -129,7 +129,10 @@ def tokenizer_folder(directory: Path, meta: dict[str, Any]) -> Path:
     for folder in (directory / named, directory.parent / named.name, named):
         if folder.is_dir():
             return folder
-    raise ValueError(f"{directory}: expected its tokenizer at {named}; give --tokenizer=DIR")
+    raise ValueError(
+        f"{directory}: expected its tokenizer at {named}; give --tokenizer=DIR"
+        " (--config.model.tokenizer=DIR to train on from it)"
+    )
 
 
 def jax_policy(

@@ -100,6 +100,9 @@ INTRODUCED: dict[str, Any] = {
     "model.start_state": "params",
     # 2026-11-29. Rows went to metrics.jsonl and TensorBoard only.
     "wandb": "",
+    # 2026-11-29. Runs ended at their steps.
+    "epochs": 0.0,
+    "early_stop": 0,
 }
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.composition import steps
 from experiments.composition.config import diff
-from vla_jax import build
 from vla_jax.training.optim import make_schedule
 
 HISTORY = "config_history.jsonl"
@@ -30,9 +30,11 @@ EFFECTS = {
     "data.root": HERE,
     "steps": "the run ends at another step; a decaying schedule bends from here on",
     "wandb": "from the next step on",
+    "epochs": "the run ends at another step; a decaying schedule bends from here on",
     "log_every": "from the next step on",
     "eval_every": "from the next step on",
     "eval_batches": "from the next evaluation on",
+    "early_stop": "from the next evaluation on",
     "save_every": "from the next step on",
     "keep_checkpoints": "from the next save on",
     "nan_patience": "from the next step on",
@@ -141,8 +143,9 @@ def rates(then: ConfigDict, now: Callable[[int], Any], step: int, windows: int) 
     """A line where the learning rate of the next step is another than with the config `then`;
     `windows` are those of an epoch.
     """
-    settings = build.optim(then)[0]
-    before = float(make_schedule(settings, then.steps, windows / then.batch_size)(step))
+    per_epoch = windows / then.batch_size
+    settings = steps.optimizer_config(then, per_epoch)
+    before = float(make_schedule(settings, steps.length(then, per_epoch), per_epoch)(step))
     after = float(now(step))
     return [] if before == after else [f"  learning rate: until now {before:.4g}, now {after:.4g}"]
 

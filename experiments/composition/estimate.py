@@ -1,5 +1,5 @@
-"""What a window costs, counted on the traced program without running it: FLOPs, and bytes kept for
-backward.
+"""What training costs, without running it: the bytes of its state, and of a window the FLOPs and
+the bytes kept for backward, counted on the traced program.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from experiments.composition import datasets
+from vla_jax import sharding
 from vla_jax.params import Shapes, merge
 from vla_jax.training import metrics
+from vla_jax.training.state import TrainState
 from vla_jax.types import Batch, Future, ImageText, ObservationSizes, new_observation
 
 
@@ -22,6 +24,17 @@ class Cost(NamedTuple):
     forward: float  # FLOPs of the loss
     training: float  # FLOPs of the loss and its gradient, what remat computes again included
     activations: int  # bytes that wait for the backward pass under the config's remat
+
+
+def memory(state: TrainState) -> dict[str, int]:
+    """The bytes that each device holds of a state of shapes and shardings, by its parts, and of the
+    gradients, which are float32 as the trained parameters are. Activations come on top.
+    """
+    parts = {name: getattr(state, name) for name in ("params", "frozen", "opt_state", "ema")}
+    return {
+        name: sharding.bytes_per_device(part)
+        for name, part in {**parts, "gradients": state.params}.items()
+    }
 
 
 def per_window(

@@ -50,11 +50,13 @@ WEIGHT = Range(0, special={0: "left out of the program"})
 # Of every numeric field; of a tuple it is every number in it.
 RANGES: dict[str, Range] = {
     "steps": Range(1, 2**31 - 1),  # the state counts them in 32 bits
+    "epochs": Range(0, special={0: "off, steps count"}),
     "batch_size": COUNT,
     "accum": COUNT,
     "seed": Range(0, 2**32 - 1),  # jax takes larger ones for smaller ones
     "log_every": COUNT,
     "eval_every": Range(0, special={0: "never"}),
+    "early_stop": Range(0, special={0: "off"}),
     "save_every": COUNT,
     "eval_batches": COUNT,
     "keep_checkpoints": COUNT,

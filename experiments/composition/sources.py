@@ -19,7 +19,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from data_pipelines.selection import Selection
 from experiments.composition import cotraining, datasets, selecting
-from vla_jax import build
+from vla_jax import build, saved
 from vla_jax.models import clip_text
 from vla_jax.models.tokenizer import digest
 from vla_jax.training import wandb_run
@@ -242,11 +242,8 @@ def tokenizer(
     if model.tokenizer == "train":
         return _trained_tokenizer(config, sentences, workdir, scratch or workdir)
     folder = Path(model.tokenizer or model.start or model.weights).expanduser()
-    if not model.tokenizer and complete_steps(
-        folder
-    ):  # of a run, or imported: it says where its tokenizer is
-        named = Path(load_meta(folder)["tokenizer"]["folder"] or "tokenizer")
-        folder = folder / named if (folder / named).is_dir() else named
+    if not model.tokenizer and complete_steps(folder):  # of a run, or imported
+        return saved.tokenizer_folder(folder, load_meta(folder))
     if not folder.is_dir():
         raise ValueError(
             f"model.tokenizer: expected a folder, got {str(folder)!r}; give"

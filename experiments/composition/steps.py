@@ -2,6 +2,7 @@
 --dry_run counts and what is compiled ahead of time.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,14 @@ from experiments.composition import datasets, estimate
 from vla_jax import build, sharding
 from vla_jax import params as flat
 from vla_jax.training import train
-from vla_jax.training.optim import Optimizer, make_optimizer, partition
+from vla_jax.training.optim import OptimConfig, Optimizer, make_optimizer, partition
 from vla_jax.training.reports import Units
 from vla_jax.training.state import TrainConfig, TrainState, abstract_state
+
+# Of a run whose length the data decide (config.epochs): it is evaluated so often at least, and its
+# warm-up is no longer than this part of it.
+EVALUATIONS = 20
+WARM_UP = 10
 
 
 class Plan(NamedTuple):
@@ -44,18 +50,56 @@ def plan(
     make = build.training_model(config, action_end, datasets.states(config))
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
-    settings, freeze = build.optim(config)
-    optimizer = make_optimizer(settings, freeze, shapes, config.steps, steps_per_epoch)
-    trainable, run = partition(shapes, freeze)[0], train_config(config)
+    freeze, run = build.optim(config)[1], train_config(config, steps_per_epoch)
+    settings = optimizer_config(config, steps_per_epoch)
+    optimizer = make_optimizer(settings, freeze, shapes, run.steps, steps_per_epoch)
+    trainable = partition(shapes, freeze)[0]
     train.check_parts(run, mesh)
     abstract = abstract_state(shapes, shardings, trainable, optimizer, run)
     return Plan(make, graphdef, shapes, shardings, optimizer, run, abstract)
 
 
-def train_config(config: ConfigDict) -> TrainConfig:
+def length(config: ConfigDict, steps_per_epoch: float) -> int:
+    """The steps of a run: those of config.epochs, and config.steps at most. Before the data are
+    known (`steps_per_epoch` 0) it may be config.steps.
+    """
+    if not (config.epochs and steps_per_epoch):
+        return config.steps
+    return min(config.steps, max(1, round(config.epochs * steps_per_epoch)))
+
+
+def optimizer_config(config: ConfigDict, steps_per_epoch: float) -> OptimConfig:
+    """The optimizer's numbers; with config.epochs the warm-up is cut to its part of the run."""
+    settings, _ = build.optim(config)
+    warm = settings.warmup_steps + settings.warmup_epochs * steps_per_epoch
+    most = length(config, steps_per_epoch) // WARM_UP
+    if not config.epochs or warm <= most:
+        return settings
+    return dataclasses.replace(settings, warmup_steps=most, warmup_epochs=0.0)
+
+
+def of_epochs(config: ConfigDict, plan: Plan, windows: int) -> str:
+    """A line that says what config.epochs make of data with so many windows; "" without them."""
+    if not config.epochs:
+        return ""
+    per_epoch = windows / config.batch_size
+    settings = optimizer_config(config, per_epoch)
+    warm = settings.warmup_steps + settings.warmup_epochs * per_epoch
+    most = f" (steps: {config.steps:,} at most)" if plan.run.steps == config.steps else ""
+    evaluated = f", an evaluation every {plan.run.eval_every}" if plan.run.eval_every else ""
+    return (
+        f"{config.epochs:g} epochs of {windows:,} windows in batches of {config.batch_size}:"
+        f" {plan.run.steps:,} steps{most}, the first {warm:g} of them warm-up{evaluated}"
+    )
+
+
+def train_config(config: ConfigDict, steps_per_epoch: float) -> TrainConfig:
     """The numbers of a run."""
+    steps, evaluated = length(config, steps_per_epoch), config.eval_every
+    if config.epochs and evaluated:
+        evaluated = min(evaluated, max(1, steps // EVALUATIONS))
     return TrainConfig(
-        steps=config.steps,
+        steps=steps,
         batch_size=config.batch_size,
         accum=config.accum,
         seed=config.seed,
@@ -63,7 +107,7 @@ def train_config(config: ConfigDict) -> TrainConfig:
         ema=config.optim.ema,
         nan_patience=config.nan_patience,
         log_every=config.log_every,
-        eval_every=config.eval_every,
+        eval_every=evaluated,
         save_every=config.save_every,
         adapter_dropout=config.lora.dropout if config.lora.rank else 0.0,
         augment=build.augmentation(config),

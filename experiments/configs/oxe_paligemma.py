@@ -33,12 +33,16 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     config = ConfigDict()
     config.steps = 50_000
+    # > 0: the run ends after so many, where that is before `steps`; see composition/steps.py
+    config.epochs = 0.0
     config.batch_size = 512  # windows, over all hosts
     config.accum = 1
     config.seed = 123
     config.log_every = 50
     config.wandb = ""  # a project of Weights & Biases that the rows go to as well; "" = off
     config.eval_every = 1_000  # 0: never
+    # > 0: the run ends when so many evaluations in a row were no better than the best before
+    config.early_stop = 0
     config.save_every = 1_000
     config.eval_batches = 16
     config.keep_checkpoints = 3

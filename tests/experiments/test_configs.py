@@ -23,12 +23,12 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def test_every_file_is_named_here() -> None:
     assert FILES == [
-        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "oxe_llava.py",
-        "oxe_paligemma.py"
+        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "finetune.py",
+        "oxe_llava.py", "oxe_paligemma.py"
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [file for file in FILES if file != "finetune.py"])
 def test_words_mean_the_same_in_every_file(file: str) -> None:
     plain = load_config(file).to_dict()
     assert diff(plain, load_config(f"{file}:gpt,lora").to_dict()).keys() == {

@@ -14,6 +14,7 @@ from tests.processes import Hosts
 from tests.training import tiny_run
 from vla_jax import sharding
 from vla_jax.training import train
+from vla_jax.training.checkpoint import complete_steps, find
 
 pytestmark = pytest.mark.slow
 
@@ -96,3 +97,13 @@ def test_sigterm_on_one_host_stops_both(tmp_path):
     assert len(saved) == 1
     assert f"step {saved[0]} is saved" in said[0]
     assert len(losses(tmp_path)) == saved[0] + saved[0] // 3
+
+
+def test_two_hosts_stop_early_at_the_same_step(tmp_path):
+    flags = ("--steps=20", "--save_every=100", "--worse", "--patience=2", "--mesh=2,1,1")
+    finish(start(tmp_path, 2, *flags))
+    assert complete_steps(tmp_path / "checkpoints") == [3, 9]
+    assert find(tmp_path / "checkpoints", None).name == "3"
+    again = start(tmp_path, 2, *flags)
+    finish(again)
+    assert "already at step 9 of 20" in again.said(0)

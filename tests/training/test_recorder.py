@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from vla_jax import progress
+from vla_jax.training import metrics
 from vla_jax.training.metrics import Recorder
 
 
@@ -34,3 +35,12 @@ def test_a_run_that_logs_seldom_still_tells_each_minute(
     ]
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [105]
+
+
+def test_what_a_run_will_take_is_told_where_the_device_is_known() -> None:
+    said = metrics.forecast(2e12, 1000, "NVIDIA H100 80GB HBM3", 2)
+    assert said.startswith("1,000 steps of 2.0 TFLOP: about 3 s at 40% of the peak of 2 NVIDIA H")
+    assert metrics.forecast(3.45e8, 20, "cpu", 1).startswith(
+        "20 steps of 345.0 MFLOP: of cpu no peak is known"
+    )
+    assert metrics.forecast(2.08e16, 20, "cpu", 1).startswith("20 steps of 20.8 PFLOP")

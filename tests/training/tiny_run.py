@@ -22,8 +22,9 @@ from vla_jax.models import lora
 from vla_jax.models.transformer import Linear
 from vla_jax.training import hosts, metrics, optim, train
 from vla_jax.training import state as training_state
-from vla_jax.training.checkpoint import Checkpointer
+from vla_jax.training.checkpoint import Checkpointer, complete_steps
 from vla_jax.training.clock import Clock
+from vla_jax.training.patience import resumed
 from vla_jax.training.profiler import Profiler
 from vla_jax.types import Batch, Objective, Observation
 
@@ -196,9 +197,9 @@ class Setup:
             self.eval_step, state, (self.batch(1000 + i) for i in range(2)), UNITS
         )
 
-    def fit(self, workdir, feed=batches, peers=hosts.ALONE, **changes):
-        """Trains in `workdir`, continuing what is there; returns the final state. `changes` to the
-        loop's config.
+    def fit(self, workdir, feed=batches, peers=hosts.ALONE, patience=0, **changes):
+        """Trains in `workdir`, continuing what is there; returns the final state. `patience` is
+        that of early stopping, `changes` are to the loop's config.
         """
         config = dataclasses.replace(self.config, **changes)
         checkpointer = Checkpointer(Path(workdir) / "checkpoints", META, DATA)
@@ -213,7 +214,14 @@ class Setup:
         clock = Clock(Path(workdir) / "goodput.json" if peers.index == 0 else None)
         clock.resume(done)
         profiler = Profiler(Path(workdir) / "profiles", recorder.say)
-        hooks = train.Hooks(checkpointer, recorder, clock, profiler, self.evaluate, peers, agree)
+        stopping = None
+        if patience:
+            kept = complete_steps(Path(workdir) / "checkpoints")
+            stopping = resumed(patience, Path(workdir) / "metrics.jsonl", done, kept)
+            checkpointer.mark(stopping.step)
+        hooks = train.Hooks(
+            checkpointer, recorder, clock, profiler, self.evaluate, peers, agree, stopping
+        )
         agree(done, state)
         try:
             with peers.together():
@@ -249,6 +257,8 @@ def main():
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--silent", type=float, default=30.0, help="see hosts.Times")
     parser.add_argument("--join", type=int, default=300, help="see hosts.Times")
+    parser.add_argument("--patience", type=int, default=0, help="of early stopping")
+    parser.add_argument("--worse", action="store_true", help="the held-out loss rises")
     parser.add_argument("--drift", action="store_true", help="this replica begins elsewhere")
     parser.add_argument("--file_size", type=int, default=0, help="more bytes fail, as a full disk")
     args = parser.parse_args()
@@ -262,7 +272,9 @@ def main():
         if args.drift:
             begin = setup.start
             setup.start = lambda: drifted(begin())
-        setup.fit(args.workdir, feed, peers)
+        if args.worse:
+            setup.evaluate = lambda state: {"loss": float(state.step)}
+        setup.fit(args.workdir, feed, peers, args.patience)
     peers.close()
 
 

@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 
 from vla_jax.models import lora
 from vla_jax.params import not_finite, not_finite_on_device, refuse_not_finite
+from vla_jax.training import kept
 from vla_jax.training.facts import as_json, check_same, library_versions
 from vla_jax.training.state import TrainState
 
@@ -70,7 +71,7 @@ class Checkpointer:
             meta: JSON-able: config, action specs, cameras, tokenizer, and under "statistics"
                 {dataset: numbers}, which must be the same on resume.
             data: JSON-able identity of the data (`Loader.identity()`); must be the same on resume.
-            keep: how many checkpoints stay.
+            keep: how many checkpoints stay; the best one besides, see kept.py.
             ahead: {stream of the data: its position less the step}, where a run reads on in another
                 order than it began with; by default the position in POSITION is the step.
         """
@@ -82,8 +83,9 @@ class Checkpointer:
             _set_aside(self.directory)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("vla_jax.checkpoint")
+        self._policy = kept.LatestAndBest(keep, kept.marked(self.directory))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=False, cleanup_tmp_directories=True
+            preservation_policy=self._policy, create=False, cleanup_tmp_directories=True
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
 
@@ -95,11 +97,11 @@ class Checkpointer:
         """Starts writing a checkpoint; a step that is already there is left alone."""
         if self.latest() == step:
             return
-        kept, params = pack(state)
+        rest, params = pack(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(kept),
+                state=ocp.args.PyTreeSave(rest),
                 params=ocp.args.PyTreeSave(params),
                 data=ocp.args.JsonSave(
                     {"identity": self._data, **{k: step + n for k, n in self._ahead.items()}}
@@ -133,6 +135,13 @@ class Checkpointer:
             step, args=ocp.args.Composite(**{k: request(v) for k, v in wanted.items()})
         )
         return unpack(restored["state"], restored["params"], abstract)
+
+    def mark(self, step: int | None) -> None:
+        """Marks the checkpoint of a step as the best, once it is on disk; None: no one is."""
+        self.wait()
+        self._policy.best = step
+        if jax.process_index() == 0:
+            kept.mark(self.directory, step)
 
     def wait(self) -> None:
         """Returns when everything started is on disk."""
@@ -235,6 +244,9 @@ def complete_steps(directory: Path | str) -> list[int]:
 
 
 def find(directory: Path | str, step: int | None) -> Path:
+    """The folder of a complete checkpoint: without a step the newest's, here and in all that reads
+    a policy, but where one is marked as the best (kept.py), that one's.
+    """
     steps = complete_steps(directory)
     if not steps or (step is not None and step not in steps):
         wanted = (
@@ -244,7 +256,7 @@ def find(directory: Path | str, step: int | None) -> Path:
             f"{directory}: expected {wanted}, got steps {steps}; give the checkpoints directory of"
             " a run"
         )
-    return Path(directory).absolute() / str(steps[-1] if step is None else step)
+    return Path(directory).absolute() / str(kept.chosen(directory, steps) if step is None else step)
 
 
 def _inspect(directory: Path) -> Iterator[tuple[Path, list[str]]]:

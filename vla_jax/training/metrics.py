@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from vla_jax.progress import Progress
+from vla_jax.progress import Progress, duration
 from vla_jax.training.wandb_run import WandbRun
 
 # Dense bf16 peak of one device in FLOP/s, by a part of its `device_kind`; the first that matches
@@ -33,6 +33,9 @@ PEAK_FLOPS = (
     ("TPU v5", 459e12),
     ("TPU v4", 275e12),
 )
+
+FLOPS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
+EXPECTED = 0.4  # share of the peak that a run is forecast to reach
 
 
 class Recorder:
@@ -191,7 +194,33 @@ def truncate(path: Path, step: int) -> None:
 
 def peak_flops(device: jax.Device) -> float | None:
     """FLOP/s of a device at best in bf16, or None where no figure is known (CPUs)."""
-    return next((peak for part, peak in PEAK_FLOPS if part in device.device_kind), None)
+    return _peak(device.device_kind)
+
+
+def forecast(flops: float, steps: int, kind: str, count: int) -> str:
+    """A line that says what `steps` steps of so many FLOPs each, over all devices, will take on
+    `count` devices of a `device_kind`.
+    """
+    size, unit = next((s, u) for s, u in FLOPS if flops >= s or s == FLOPS[-1][0])
+    work, peak = f"{steps:,} steps of {flops / size:.1f} {unit}", _peak(kind)
+    if peak is None:
+        return (
+            f"{work}: of {kind} no peak is known, the first steps will tell the time that is left"
+        )
+    seconds = flops * steps / (EXPECTED * peak * count)
+    return (
+        f"{work}: about {duration(seconds)} at {EXPECTED:.0%} of the peak of {count} {kind},"
+        " evaluations and checkpoints not counted"
+    )
+
+
+def program_bytes(compiled: Any) -> int:
+    """What a compiled program takes on a device: its arguments and its temporaries; results that
+    take the place of donated arguments are not counted twice.
+    """
+    size = compiled.memory_analysis()
+    results = size.output_size_in_bytes - size.alias_size_in_bytes
+    return size.argument_size_in_bytes + size.temp_size_in_bytes + results
 
 
 def memory_bytes() -> int:
@@ -239,6 +268,10 @@ def _inner(params: Mapping[str, Any]) -> list[core.Jaxpr]:
         elif isinstance(value, core.Jaxpr):
             inner.append(value)
     return inner
+
+
+def _peak(kind: str) -> float | None:
+    return next((peak for part, peak in PEAK_FLOPS if part in kind), None)
 
 
 def _plain(value: Any) -> int | float | None:

@@ -26,6 +26,7 @@ from vla_jax.training.checkpoint import Checkpointer
 from vla_jax.training.clock import Clock
 from vla_jax.training.feed import Feed
 from vla_jax.training.objective import microbatch_loss, task_weights
+from vla_jax.training.patience import Patience
 from vla_jax.training.profiler import Profiler
 from vla_jax.training.reports import Metrics, Pairs, Units
 from vla_jax.training.state import TrainConfig, TrainState, inference_params, shardings_of
@@ -50,6 +51,7 @@ class Hooks(NamedTuple):
     peers: hosts.Hosts = hosts.ALONE
     # before a save: whether all hosts still train the same; raises where they do not
     agree: Callable[[int, TrainState], None] | None = None
+    patience: Patience | None = None
 
 
 def make_train_step(
@@ -209,12 +211,13 @@ def fit(
     """Trains until `config.steps`, from wherever `state` stands, and leaves a checkpoint of the
     last step.
 
-    `batches` yields this process's rows (numpy) from position `state.step` on. On SIGTERM the
-    running step is finished and saved, and the process exits with SIGTERM_EXIT. Raises
+    `batches` yields this process's rows (numpy) from position `state.step` on. With
+    `hooks.patience` it may end earlier; the best evaluation's step is saved and marked. On SIGTERM
+    the running step is finished and saved, and the process exits with SIGTERM_EXIT. Raises
     RuntimeError, after saving, when `nan_patience` steps in a row were not finite.
     """
-    done = int(state.step)
-    if done >= config.steps:
+    done, patience = int(state.step), hooks.patience
+    if done >= config.steps or (patience is not None and patience.over):
         hooks.recorder.say(f"already at step {done} of {config.steps}: nothing to train")
         return state
     mesh, clock = state.step.sharding.mesh, hooks.clock
@@ -223,18 +226,11 @@ def fit(
         stack.callback(feed.close)
         stack.enter_context(hooks.profiler.listening())
         hooks.peers.at(done, "compiling")
-        hooks.recorder.say("compiling the train step, or reading it from disk")
         batch = feed.next(done, None, clock)
-        before = clock.seconds()["compile"]
-        with clock.during("compile"), compile_cache.hits() as found:
-            traced = step.trace(state, batch)
-            # One program for the whole run: another shape is an error, not a recompilation.
-            compiled = traced.lower().compile()
-        how = "read from the compiled programs on disk" if found else "compiled"
-        hooks.recorder.say(f"train step {how} in {clock.seconds()['compile'] - before:.1f} s")
+        compiled, flops = _compile(step, state, batch, config.steps - done, hooks)
         asked = stack.enter_context(_asked_to_stop())
         stack.enter_context(clock.during("productive"))
-        meter = metrics.Meter(config.batch_size, metrics.count_flops(traced.jaxpr.jaxpr), mesh)
+        meter = metrics.Meter(config.batch_size, flops, mesh)
         log = _Log(config, hooks, meter)
         for number in range(done + 1, config.steps + 1):
             hooks.peers.at(number)
@@ -250,21 +246,58 @@ def fit(
             log.pending = _Pending(number, report, spent)
             hooks.profiler.after(number, report)
             stop, last = asked(number), number == config.steps
+            best = False
             if config.eval_every and (last or number % config.eval_every == 0):
                 log.flush(evaluating=state)
-            if stop or log.diverged or last or number % config.save_every == 0:
+                best = patience is not None and patience.saw(number, log.last["val/loss"])
+            last = last or (patience is not None and patience.over)
+            if stop or log.diverged or last or best or number % config.save_every == 0:
                 log.flush()  # before saving: who resumes from this step must find its row
-                with clock.during("checkpoint"):
-                    if hooks.agree is not None:
-                        hooks.agree(number, state)
-                    clock.saving(number)
-                    hooks.checkpointer.save(number, state)
+                _save(number, state, hooks, best)
             hooks.recorder.progress(number, log.last.get("loss"))
             if stop or log.diverged:
                 _leave(number, log, hooks)
+            if last:
+                break
     with clock.during("checkpoint"):
         hooks.checkpointer.wait()
     return state
+
+
+def _compile(
+    step: Any, state: TrainState, batch: Batch, left: int, hooks: Hooks
+) -> tuple[Any, float]:
+    """The step's program and its FLOPs over all devices. Says beforehand what the steps that are
+    `left` will take, and afterwards what memory.
+    """
+    clock, mesh = hooks.clock, state.step.sharding.mesh
+    before = clock.seconds()["compile"]
+    with clock.during("compile"), compile_cache.hits() as found:
+        traced = step.trace(state, batch)
+        flops = metrics.count_flops(traced.jaxpr.jaxpr)
+        kind = mesh.devices.flat[0].device_kind
+        hooks.recorder.say(metrics.forecast(flops, left, kind, mesh.size))
+        hooks.recorder.say("compiling the train step, or reading it from disk")
+        # One program for the whole run: another shape is an error, not a recompilation.
+        compiled = traced.lower().compile()
+    how = "read from the compiled programs on disk" if found else "compiled"
+    size = metrics.program_bytes(compiled) / 2**30
+    hooks.recorder.say(
+        f"train step {how} in {clock.seconds()['compile'] - before:.1f} s; on each device it takes"
+        f" {size:.3f} GiB, activations included"
+    )
+    return compiled, flops
+
+
+def _save(number: int, state: TrainState, hooks: Hooks, best: bool) -> None:
+    """Starts writing the checkpoint of step `number`; the best one is waited for and marked."""
+    with hooks.clock.during("checkpoint"):
+        if hooks.agree is not None:
+            hooks.agree(number, state)
+        hooks.clock.saving(number)
+        hooks.checkpointer.save(number, state)
+        if best:
+            hooks.checkpointer.mark(number)
 
 
 class _Pending(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 from vla_jax.models import lora
 from vla_jax.params import Params
 from vla_jax.training.checkpoint import (
+    complete_steps,
     find,
     load_arrays,
     load_params,
@@ -87,12 +88,14 @@ class Transfer(NamedTuple):
 
 
 def plan(directory: Path | str, abstract: TrainState, full: bool) -> Transfer:
-    """How the newest checkpoint in `directory` becomes a state like `abstract`; reads no array.
+    """How the policy in `directory`, or with `full` its newest checkpoint, becomes a state like
+    `abstract`; reads no array.
 
     Raises ValueError without a complete checkpoint, and with `full` for one that holds no
     optimizer.
     """
-    where = find(directory, None)
+    steps = complete_steps(directory) if full else []  # the whole state is that of the newest
+    where = find(directory, steps[-1] if steps else None)
     saved = {name: tuple(leaf.shape) for name, leaf in saved_arrays(where / "params").items()}
     wanted = {name: leaf.shape for name, leaf in {**abstract.params, **abstract.frozen}.items()}
     base, adapters = lora.split_adapters(saved)
