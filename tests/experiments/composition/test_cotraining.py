@@ -49,7 +49,7 @@ def test_everything_asked_for_is_in_the_batches(root: Path, tmp_path: Path) -> N
     assert reader is not None
 
     def take(start: int, count: int) -> list:
-        stream = cotraining.batches(loader, reader, start)
+        stream = cotraining.batches(loader, reader, start, start)
         try:
             return [jax.tree.map(np.array, batch) for batch in islice(stream, count)]
         finally:
