@@ -277,7 +277,7 @@ def test_statistics_of_the_whole_are_checked(new):
     edit(new / "meta/stats.json", lambda stats: stats["action"]["mean"].__setitem__(2, 0.5))
     with pytest.raises(ValueError, match=r"mine: action: meta/stats.json has mean 0.5 in column 2"):
         index(new)
-    with pytest.raises(ValueError, match="stats.json has mean 0.5 in column 2"):
+    with pytest.raises(ValueError, match=r"stats.json has mean 0.5 in column 2"):
         report.validate(str(new), MINE, lambda error: None)
     # With an episode left out they are of other data.
     chosen = {"quarantine": frozenset({(NEW_ROWS, 1)})}
