@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines import reading, selection, stats
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import formats, lerobot, lerobot_rows
+from data_pipelines.files import formats
 from data_pipelines.reading import EPISODE, RUN, Arrays, Block, Shards, Skipped
 from data_pipelines.selection import HELD_OUT, Selection
 
@@ -64,12 +64,10 @@ def build(
 
 
 def _check_totals(shards: Shards, read: dict[str, list[Block]]) -> None:
-    """Raises ValueError when a LeRobot dataset's own statistics are others."""
-    first = next(iter(shards.values()))[0]
-    if isinstance(first, lerobot.Shard):
-        noted = [block.notes["measured"] for blocks in read.values() for block in blocks]
-        measured = [{key: np.array(own) for key, own in each.items()} for each in noted]
-        lerobot_rows.check_totals(first, measured)
+    """Raises ValueError when a dataset's own statistics are others."""
+    noted = [block.notes.get("measured", {}) for blocks in read.values() for block in blocks]
+    measured = [{key: np.array(own) for key, own in each.items()} for each in noted]
+    formats.check_totals(next(iter(shards.values()))[0], measured)
 
 
 def _leave_out(

@@ -152,12 +152,13 @@ def validate(
     """Reads every record and decodes every image of a dataset, and reports all that is wrong.
 
     Returns the numbers of good episodes and of images. Raises ValueError when the folder as a whole
-    is not what `dataset` describes.
+    is not what `dataset` describes, or what it says of itself.
     """
     files = formats.check(folder, dataset)
     shards = [(number, shard) for split in files.values() for number, shard in enumerate(split)]
     sizes: dict[str, list[tuple[int, int]]] = {}
     episodes = decoded = 0
+    measured = []
     with (
         Progress(
             f"{dataset.name}: validating", sum(shard.file.size for _, shard in shards)
@@ -177,10 +178,13 @@ def validate(
                         report(EpisodeError(*at_fault, problem, LEAVE_OUT))
                     decoded += before[1]
                 _check_binary(shard, episode, dataset, report)
+                measured.append(episode.measured)
                 episodes += 1
                 progress.add(max(0, episode.end - at))
                 at = max(at, episode.end)
             progress.add(shard.file.size - at)
+    if episodes == sum(shard.file.records for _, shard in shards):
+        formats.check_totals(shards[0][1], measured)
     return episodes, decoded
 
 

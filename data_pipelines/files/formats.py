@@ -5,6 +5,8 @@ RLDS as TFDS writes it is in root/tfds_name/version, LeRobot in root/tfds_name.
 
 from collections.abc import Callable, Iterator, Set
 
+import numpy as np
+
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import lerobot, lerobot_rows, remote, rlds, tfds_folder, tfrecord
 from data_pipelines.files.record import Episode, EpisodeError
@@ -63,3 +65,11 @@ def episodes(
     if isinstance(shard, lerobot.Shard):
         return lerobot_rows.episodes(shard, number, dataset, on_error, skip)
     return rlds.episodes(shard, number, dataset, on_error, skip, checksums)
+
+
+def check_totals(shard: Shard, measured: list[dict[str, np.ndarray]]) -> None:
+    """Raises ValueError when what was measured of all episodes (Episode.measured, one by one or
+    together) is not what the dataset of `shard` says of itself; RLDS says nothing.
+    """
+    if isinstance(shard, lerobot.Shard):
+        lerobot_rows.check_totals(shard, measured)

@@ -251,10 +251,34 @@ def test_fewer_rows_than_meta_says(old):
         index(old)
 
 
+def test_statistics_may_be_computed_in_float32(old):
+    """A joint that hardly moves far from 0, and its standard deviation as lerobot computes it: from
+    the mean of squares.
+    """
+    values = (1000 + np.random.default_rng(0).normal(0, 0.05, (LENGTHS[2], 7))).astype(np.float32)
+    rewrite(old / OLD_ROWS, lambda rows: rows.update(action=values.tolist()))
+    mean, squares = values.mean(0), (values * values).mean(0)
+    std = np.sqrt(np.maximum(squares - mean * mean, 0))
+    assert (np.abs(std - values.std(0)) > 0.02).any()
+    said = {"min": values.min(0), "max": values.max(0), "mean": mean, "std": std}
+    path = old / "meta/episodes_stats.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2]["stats"]["action"] = {name: value.tolist() for name, value in said.items()}
+    written.lines(path, rows)
+    dataset = dataclasses.replace(MINE, standardise=Recipe(("action",), ("observation.state",)))
+    assert index(old, dataset).splits["train"].actions.max() > 999
+    rows[2]["stats"]["action"]["std"][3] = 9.0
+    written.lines(path, rows)
+    with pytest.raises(ValueError, match=r"meta/ says of it std 9 in column 3"):
+        index(old, dataset)
+
+
 def test_statistics_of_the_whole_are_checked(new):
     edit(new / "meta/stats.json", lambda stats: stats["action"]["mean"].__setitem__(2, 0.5))
     with pytest.raises(ValueError, match=r"mine: action: meta/stats.json has mean 0.5 in column 2"):
         index(new)
+    with pytest.raises(ValueError, match=r"stats.json has mean 0.5 in column 2"):
+        report.validate(str(new), MINE, lambda error: None)
     # With an episode left out they are of other data.
     chosen = {"quarantine": frozenset({(NEW_ROWS, 1)})}
     assert index(new, **chosen).splits["train"].record.tolist() == [0, 2, 0, 1, 2]
