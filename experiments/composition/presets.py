@@ -1,4 +1,5 @@
 """The words behind a config file's colon, the same in every file: `--config=FILE.py:tiny,gpt,lora`.
+(finetune.py goes on from a policy whose size and head are given: it takes lora alone.)
 
 tiny                            the same path in minutes on a CPU: random weights, the embedded
                                 block-pushing data

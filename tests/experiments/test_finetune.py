@@ -40,6 +40,15 @@ def test_the_policy_is_that_of_the_run_and_the_rest_is_new(checkpoints: Path) ->
     assert config.augment.crop_scale == load_config("oxe_paligemma.py").augment.crop_scale
 
 
+def test_an_imported_policy_begins_as_a_run_does(tmp_path: Path) -> None:
+    folder = unpack("import", tmp_path)
+    config = load_config(f"finetune.py:{folder}")
+    imported = complete(load_meta(folder)["config"], folder)
+    assert flat.abstract(build.model(config))[1] == flat.abstract(build.model(imported))[1]
+    assert config.model.layout == imported.model.layout != "prefix"
+    assert config.model.cameras == ("primary", "wrist")
+
+
 def test_it_takes_overrides_as_the_other_files_do(checkpoints: Path, tmp_path: Path) -> None:
     config = load_config(
         f"finetune.py:{checkpoints}",
