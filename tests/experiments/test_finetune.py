@@ -38,6 +38,7 @@ def test_the_policy_is_that_of_the_run_and_the_rest_is_new(checkpoints: Path) ->
     assert config.optim.lr == run.optim.lr == 1e-3
     assert (config.optim.freeze_backbone, run.optim.freeze_backbone) == (False, True)
     assert config.augment.crop_scale == load_config("oxe_paligemma.py").augment.crop_scale
+    assert config.data.mixture == ""
 
 
 def test_an_imported_policy_begins_as_a_run_does(tmp_path: Path) -> None:
