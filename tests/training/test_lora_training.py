@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments import pretrain
+from experiments.composition import beginning, steps
 from experiments.composition.config import load_config
 from tests.training import tiny_run
 from tests.weights.test_pretrained import to_hf, write_hf
@@ -202,18 +202,13 @@ def test_pretrained_weights_load_around_fresh_adapters(tmp_path):
     _, sizes, _ = params.abstract(lambda rngs: paligemma.PaliGemma(paligemma.CONFIGS["tiny"], rngs))
     values = {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in sizes.items()}
     folder = write_hf(tmp_path / "hf", to_hf(values))
-    config = load_config("oxe_paligemma.py:tiny,lora", [f"--config.model.weights={folder}"])
-    make = build.training_model(config)
-    _, shapes, logical = params.abstract(make)
-    shardings = sharding.resolve(shapes, logical, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
-    settings, freeze = build.optim(config)
-    optimizer = optim.make_optimizer(settings, freeze, shapes, 100, 1)
-    run = train.TrainConfig(steps=100, batch_size=1, dtype="float32")
-    abstract = training_state.abstract_state(
-        shapes, shardings, optim.partition(shapes, freeze)[0], optimizer, run
+    config = load_config(
+        "oxe_paligemma.py:tiny,lora",
+        [f"--config.model.weights={folder}", "--config.model.dtype=float32"],
     )
-    filled = pretrain._parameters(config, make, abstract)
-    assert filled.keys() == shapes.keys()
+    plan = steps.plan(config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    filled = training_state.inference_params(beginning.state(config, plan, None))
+    assert filled.keys() == plan.shapes.keys()
     for name, value in values.items():
         np.testing.assert_array_equal(filled[f"backbone/{name}"], value, err_msg=name)
     adapters = lora.split_adapters(filled)[1]
