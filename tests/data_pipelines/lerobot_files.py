@@ -4,8 +4,10 @@ Every picture tells which frame it is: 16 bright and dark blocks are the bits of
 compression leaves readable.
 """
 
+import contextlib
 import io
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -63,7 +65,7 @@ def film(path, numbers, times=None, codec="mpeg4", gop=7):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     times = np.arange(len(numbers)) / FPS if times is None else times
-    with av.open(str(path), "w") as container:
+    with _own_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS)
         stream.width = stream.height = SIZE
         stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", gop, 10**6
@@ -73,6 +75,18 @@ def film(path, numbers, times=None, codec="mpeg4", gop=7):
             frame.pts, frame.time_base = round(at * 1000 * FPS), Fraction(1, 1000 * FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+@contextlib.contextmanager
+def _own_priority():
+    """Leaves this thread as it is scheduled: libsvtav1 turns the one that opens it into a real-time
+    one where it may (root), and what that starts, other tests' processes, would keep every core.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def encoded(shown):
