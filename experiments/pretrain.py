@@ -173,12 +173,7 @@ def pretrain(
             checkpointer.close()
         clock.write()
         _say(f"goodput: {clock.summary()}")
-    if patience is not None and patience.step is not None:
-        _say(
-            f"held-out loss: lowest at step {patience.step} ({patience.loss:.5f}), {patience.count}"
-            f" evaluations before the end: {checkpointer.directory / str(patience.step)}, which"
-            " evaluate, export and load_policy take"
-        )
+    _say(_best(patience, checkpointer))
     if jax.process_index() == 0:
         plots.curves(folder / "metrics.jsonl", run.source.train, folder / "curves.png")
         files = f"{folder / 'metrics.jsonl'}, {folder / 'curves.png'}"
@@ -313,6 +308,17 @@ def _patience(
         peers.same(f"early stopping at step {start}", facts)
     checkpointer.mark(None if patience is None else patience.step)
     return patience
+
+
+def _best(patience: Patience | None, checkpointer: Checkpointer) -> str:
+    """A line that names the checkpoint of the lowest held-out loss; "" where none is looked for."""
+    if patience is None or patience.step is None:
+        return ""
+    return (
+        f"held-out loss: lowest at step {patience.step} ({patience.loss:.5f}), {patience.count}"
+        f" evaluations before the end: {checkpointer.directory / str(patience.step)}, which"
+        " evaluate, export and load_policy take"
+    )
 
 
 def _evaluation(
