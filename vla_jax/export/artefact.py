@@ -245,7 +245,7 @@ Actions, by dataset (gripper: 1 is open):
 ## Proof
 
 The same inputs through JAX and through this folder, {sequence["window"] + EXTRA_STEPS} steps;
-`python -m policy_torch
+`python -B -m policy_torch
 --device cuda` repeats it on this machine. Largest difference by stage:
 
 ```

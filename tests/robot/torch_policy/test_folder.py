@@ -43,10 +43,18 @@ def test_links_are_refused(folder: Path, tmp_path: Path) -> None:
     assert "events: expected a file, got a link" in str(raised.value)
 
 
-def test_bytecode_of_a_run_is_passed_over(folder: Path) -> None:
+def test_bytecode_is_refused_but_by_the_folders_own_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = folder / "policy_torch" / "__pycache__"
     cache.mkdir()
     (cache / "policy.cpython-311.pyc").write_bytes(b"bytes")
+    said = r"policy.cpython-311.pyc: not among the exported files; remove __pycache__"
+    with pytest.raises(ValueError, match=said):
+        verify(folder)
+    monkeypatch.setattr(
+        "vla_jax.robot.torch_policy.folder.__file__", str(folder / "policy_torch" / "folder.py")
+    )
     verify(folder)
 
 

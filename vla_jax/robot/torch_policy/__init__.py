@@ -8,7 +8,7 @@ The exporter copies this folder into every artefact as `policy_torch`; hence the
     policy.reset("put the red block on the plate")
     out = policy.act({"primary": image})         # see policy.py
 
-    python -m policy_torch                       # in the artefact: replays golden.npz on this
+    python -B -m policy_torch                    # in the artefact: replays golden.npz on this
                                                  machine
 """
 

@@ -20,6 +20,7 @@ from .tokenizer import Tokenizer
 # 2 since a window may grow and images have filters: code of before would read neither.
 SCHEMA, READ = 2, (1, 2)
 SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.minisig"
+BYTECODE = "; remove __pycache__, which `python -B` does not write"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -118,11 +119,17 @@ def _copying(run: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, run(*args))
 
 
+def _is_bytecode(name: Path) -> bool:
+    return name.parent.name == "__pycache__" and name.suffix == ".pyc"
+
+
 def verify(path: Path, require_signature: str | None = None) -> None:
     """Raises ValueError unless the folder holds exactly the files of SHA256SUMS, each with its
-    hash, and no link, and, with a key, SHA256SUMS is signed by its owner. What Python wrote into a
-    folder `__pycache__` beside them is not looked at: whoever does not trust the folder imports
-    nothing from it, as experiments.serve.
+    hash, and no link, and, with a key, SHA256SUMS is signed by its owner.
+
+    Bytecode is not among them: Python would run it in the place of a file that is. The folder's own
+    code passes it over, as it runs from it: who does not trust the folder imports nothing from it,
+    as experiments.serve.
     """
     listed = path / SUMS
     if not listed.is_file():
@@ -141,15 +148,15 @@ def verify(path: Path, require_signature: str | None = None) -> None:
     sums = contents.made(listed, lambda: dict(_sum(line) for line in data.decode().splitlines()))
     found = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
     inside = {file.relative_to(path) for file in found if file not in (listed, signed)}
-    there = {
-        str(name)
-        for name in inside
-        if not (name.parent.name == "__pycache__" and name.suffix == ".pyc")
-    }
+    own = Path(__file__).resolve().is_relative_to(path.resolve())
+    there = {str(name) for name in inside if not (own and _is_bytecode(name))}
     links = sorted(str(file.relative_to(path)) for file in found if file.is_symlink())
     wrong = [f"{name}: expected a file, got a link" for name in links]
     wrong += [f"{name}: missing" for name in sorted(sums.keys() - there)]
-    wrong += [f"{name}: not among the exported files" for name in sorted(there - sums.keys())]
+    wrong += [
+        f"{name}: not among the exported files{BYTECODE * _is_bytecode(Path(name))}"
+        for name in sorted(there - sums.keys())
+    ]
     for name in sorted((sums.keys() & there) - set(links)):
         got = digest(path / name)
         if got != sums[name]:
