@@ -18,7 +18,7 @@ import re
 from data_pipelines.builders import recorded
 from data_pipelines.builders.to_lerobot import ToLeRobot
 from data_pipelines.builders.to_rlds import ToRlds
-from data_pipelines.datasets import DATASETS, Dataset, lerobot, user
+from data_pipelines.datasets import Dataset, user
 from data_pipelines.files import formats, remote
 from data_pipelines.files.lerobot_features import TASK
 from data_pipelines.standardise import Moved, Part, Recipe, Waypoint
@@ -140,11 +140,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pictures", default="lossy", choices=("lossy", "lossless"))
     parser.add_argument("--fps", type=float, help="recorded steps a second, where nobody says")
     args = parser.parse_args(argv)
-    known = dict(DATASETS) | (user.load(args.datasets)[0] if args.datasets else {})
-    known |= lerobot.found(args.root, args.dataset, known)
-    if args.dataset not in known:
-        raise ValueError(f"--dataset: expected one of {', '.join(known)}; got {args.dataset!r}")
-    dataset, lossless = known[args.dataset], args.pictures == "lossless"
+    dataset = user.dataset(args.root, args.dataset, args.datasets)
+    lossless = args.pictures == "lossless"
     loss = convert(args.root, dataset, args.to, args.out, lossless, args.fps)
     target = described(dataset, args.to, lossless)
     print(f"wrote {_written(args.out, target)}")

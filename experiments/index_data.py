@@ -23,6 +23,7 @@ import os
 from pathlib import Path
 
 from data_pipelines import quarantine, report
+from data_pipelines.datasets import user
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import formats, remote
 from data_pipelines.files.record import EpisodeError
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     selecting.add_options(parser)  # --quarantine is written with --validate, else read
     args = parser.parse_args(argv)
     root = remote.absolute(args.root)
-    dataset = selecting.dataset(args.root, args.dataset, args.datasets)
+    dataset = user.dataset(args.root, args.dataset, args.datasets)
     if args.validate:
         return validate(root, dataset, Path(args.quarantine) if args.quarantine else None)
     chosen = selecting.of_options(args)

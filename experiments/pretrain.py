@@ -142,7 +142,7 @@ def pretrain(
         agree(0)
         begins = beginning.begin(config, folder, run.loader, run.texts, run.meta)
         changed = _changed(config, folder, run, begins, change) if peers.index == 0 else None
-        state = _state(config, folder, run, peers, changed)
+        state = _state(config, folder, run, peers, begins, changed)
     checkpointer = Checkpointer(
         folder / "checkpoints", run.meta, run.identity, config.keep_checkpoints, begins.ahead
     )
@@ -265,7 +265,7 @@ def _changed(
         )
     if not (fields or other or run.taken):
         return None
-    taken = [] if begins.resumes or run.taken is None else str(run.taken).splitlines()
+    taken = str(run.taken).splitlines() if run.taken else []
     return changes.Changed(begins.step, fields, [*taken, *other, *told], begins.digest)
 
 
@@ -274,18 +274,19 @@ def _state(
     folder: Path,
     run: Prepared,
     peers: hosts.Hosts,
+    begins: beginning.Begin,
     changed: changes.Changed | None,
 ) -> train.TrainState | None:
     """The state of a new run; None where a checkpoint is to be continued. Only when its weights are
     read is the work directory this run's.
     """
-    kept = complete_steps(folder / "checkpoints")
-    peers.same("newest checkpoint", {"newest complete checkpoint": kept[-1] if kept else None})
+    newest = begins.step if begins.resumes else None
+    peers.same("newest checkpoint", {"newest complete checkpoint": newest})
     peers.at(0, "restoring or initialising")
-    plan, state = run.plan, None
-    if not kept:
+    state = None
+    if not begins.resumes:
         with _telling("reading weights, making parameters"):
-            state = beginning.state(config, plan, run.taken)
+            state = beginning.state(config, run.plan, run.taken)
     if peers.index == 0:
         workdir.claim(folder, config, run.source, changed)
     peers.wait("work directory")

@@ -12,6 +12,7 @@ and experiments.replay --view PAGE.html links its worst episodes into it.
 import argparse
 from pathlib import Path
 
+from data_pipelines.datasets import user
 from data_pipelines.files import remote, rlds
 from data_pipelines.index import Split, open_index
 from data_pipelines.selection import Quarantine
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix != ".html" or args.out.is_dir():
         raise ValueError(f"--out: expected a file that ends in .html, got {args.out}")
-    dataset = selecting.dataset(args.root, args.dataset, args.datasets)
+    dataset = user.dataset(args.root, args.dataset, args.datasets)
     chosen = selecting.of_options(args)
     try:
         index = open_index(remote.absolute(args.root), dataset, selection=chosen)

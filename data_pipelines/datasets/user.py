@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from data_pipelines.datasets import DATASETS
+from data_pipelines.datasets import DATASETS, lerobot
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.image_text import IMAGE_TEXT, ImageTextDataset
 from data_pipelines.datasets.mixtures import MIXTURES, Mixture
@@ -34,6 +34,22 @@ def load(path: str) -> tuple[dict[str, Dataset], dict[str, Mixture]]:
             )
     _check_names(module, set(datasets) & set(DATASETS) | set(mixtures) & set(MIXTURES))
     return datasets, mixtures
+
+
+def known(root: str, name: str, path: str) -> dict[str, Dataset]:
+    """All descriptions that a command may be asked for by `name`: ours, those of a user's file
+    `path` ("": none), and that of a LeRobot folder `name` under `root` that neither describes.
+    """
+    described = DATASETS | (load(path)[0] if path else {})
+    return described | lerobot.found(root, name, described)
+
+
+def dataset(root: str, name: str, path: str) -> Dataset:
+    """The one of `known` with that name. Raises ValueError where there is none."""
+    described = known(root, name, path)
+    if name not in described:
+        raise ValueError(f"--dataset: expected one of {', '.join(described)}; got {name!r}")
+    return described[name]
 
 
 def image_text(path: str) -> dict[str, ImageTextDataset]:

@@ -6,8 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from data_pipelines import quarantine
-from data_pipelines.datasets import DATASETS, lerobot, user
-from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.selection import HELD_OUT_SHARE, Quarantine, Selection
 
 if TYPE_CHECKING:  # a robot's computer, which replays, need not have it
@@ -23,17 +21,6 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--datasets", default="", help="your own Python file that describes datasets"
     )
-
-
-def dataset(root: str, name: str, file: str) -> Dataset:
-    """The description of that name: ours, of the user's Python `file` ("": none), or that of a
-    LeRobot folder under `root` itself. Raises ValueError where there is none.
-    """
-    known = dict(DATASETS) | (user.load(file)[0] if file else {})
-    known |= lerobot.found(root, name, known)
-    if name not in known:
-        raise ValueError(f"--dataset: expected one of {', '.join(known)}; got {name!r}")
-    return known[name]
 
 
 def of_config(config: "ConfigDict") -> Selection:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import images
-from data_pipelines.datasets import DATASETS, lerobot, user
+from data_pipelines.datasets import user
 from data_pipelines.files import pictures, remote
 from data_pipelines.index import Index, Split, open_index
 from data_pipelines.selection import Selection
@@ -146,7 +146,6 @@ def open_recording(artefact: Path, where: Where) -> Recording:
     is not there, and when the artefact normalises other than this data's statistics say: it was
     trained on other data.
     """
-    known = dict(DATASETS) | (user.load(where.datasets)[0] if where.datasets else {})
     config = json.loads((artefact / "config.json").read_text(encoding="utf-8"))
     specs = json.loads((artefact / "norm_stats.json").read_text(encoding="utf-8"))["datasets"]
     if where.dataset not in specs:
@@ -154,17 +153,13 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             f"--dataset: expected one that {artefact} was trained on ({', '.join(specs)}), got"
             f" {where.dataset!r}"
         )
-    known |= lerobot.found(where.root, where.dataset, known)
+    known = user.known(where.root, where.dataset, where.datasets)
     if where.dataset not in known:
         raise ValueError(
             "--dataset: expected one of data_pipelines/datasets or of --datasets=FILE.py, got"
             f" {where.dataset!r}"
         )
-    root = (
-        where.root
-        if remote.is_remote(where.root)
-        else str(Path(where.root).expanduser().absolute())
-    )
+    root = remote.absolute(where.root)
     index = open_index(root, known[where.dataset], selection=where.selection)
     name = where.split or (index.held_out.name if index.held_out else "")
     if name not in index.splits:
