@@ -141,7 +141,7 @@ def test_a_copied_file_is_python_3_8_and_numpy(module: ModuleType) -> None:
 
 def test_the_readmes_loop_drives_calvin(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of the README beside a simulator that only notes what it is given."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "vla_jax/robot/README.md").read_text(encoding="utf-8")
     (code,) = re.findall(
         r"```python\n(from client import Client\nfrom conv.*?)```", text, re.DOTALL
     )
