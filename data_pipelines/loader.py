@@ -172,9 +172,10 @@ class Loader:
         )
         mixed = order.mixing(np.searchsorted(firsts, self.epoch(0), side="right"))
         lines.append(
-            f"{self.windows} windows an epoch; {self.pool} visits open at a time; {mixed.batch}"
-            f" windows in a row hold {mixed.pairs:.1f} pairs from the same episode,"
-            f" {mixed.episodes:.1f} distinct episodes"
+            f"{self.windows} windows an epoch; {self.pool} visits (stretches of an episode whose"
+            f" windows are decoded together) open at a time; {mixed.batch} windows in a row hold"
+            f" {mixed.pairs:.1f} pairs from the same episode (fewer are better mixed:"
+            f" data.ram_budget), {mixed.episodes:.1f} distinct episodes"
         )
         return "\n".join(lines)
 

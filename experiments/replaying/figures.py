@@ -17,6 +17,11 @@ LAGS = (-2, -1, 0, 1, 2)
 WORST = 5
 
 
+# A policy repeats the recorded actions at another time where its error there is less than this
+# share of its error now, and of the mean action's.
+SHIFTED = 0.5
+
+
 def halves(count: int) -> dict[str, np.ndarray]:
     """Places of `count` episodes, "fit" and "report": drawn, because recordings often come in turns
     of tasks.
@@ -231,7 +236,11 @@ def text(body: dict[str, Any]) -> str:
         f" {grip['open_loop']}, always the commoner state {grip['mean_action']}"
     )
     best = min(body["lag"], key=lambda lag: body["lag"][lag])
-    late = "" if best == "0" else f": THE RECORDED ACTION {best} STEPS LATER FITS BETTER"
+    # A policy that learnt little fits every action badly, and one of them least so: that it repeats
+    # what was recorded, at another time, is said where it does repeat it.
+    least = SHIFTED * min(body["lag"]["0"], error["mean_action"])
+    shifted = best != "0" and body["lag"][best] < least
+    late = f": THE RECORDED ACTION {best} STEPS LATER FITS BETTER" if shifted else ""
     lines.append("arm error against the action at lag " + _row(body["lag"], "{}: {:.4f}") + late)
     lines.append(
         "jerk (RMS second difference of actions, network units): " + _row(jerk, "{} {:.4f}")

@@ -53,6 +53,21 @@ def test_actions_that_come_a_step_late_show(recording: Recording) -> None:
     assert "THE RECORDED ACTION -1 STEPS LATER FITS BETTER" in figures.text({**body, **_told()})
 
 
+def test_a_policy_that_learnt_little_is_not_said_to_be_late(recording: Recording) -> None:
+    """Of errors that are all near those of the mean action one is the least."""
+    body = figures.figures(recording, [replayed(recording, i, late=1) for i in range(4)])
+    error = body["arm_error"]["mean_action"]
+    for lag, all_of in (
+        ({"-1": 0.8 * error, "0": error, "1": error}, False),
+        (
+            {"-1": 0.2 * error, "0": error, "1": error},
+            True,
+        ),
+    ):
+        said = figures.text({**body, **_told(), "lag": lag})
+        assert ("LATER FITS BETTER" in said) == all_of
+
+
 def test_whole_chunks_are_planned_at_their_first_frame_alone(recording: Recording) -> None:
     episode = recording.episode(0)
     policy = FakePolicy(recording.spec, [episode])
