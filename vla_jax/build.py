@@ -34,6 +34,7 @@ from vla_jax.models.objectives import (
     TextAlign,
 )
 from vla_jax.models.resampler import ResamplerConfig
+from vla_jax.models.stack import blocks_in_eight_bits
 from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
@@ -144,8 +145,11 @@ def action_token_end(config: ConfigDict, folder: Path) -> int:
 
 
 def training_model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:
-    """What is trained: the policy of `model`, with adapters when lora.rank > 0."""
-    return attach(model(config, action_end, states), lora(config))
+    """What is trained: the policy of `model`, with adapters when lora.rank > 0, and its blocks'
+    products in 8 bits with model.eight_bits.
+    """
+    whole = attach(model(config, action_end, states), lora(config))
+    return blocks_in_eight_bits(whole, config.model.eight_bits)
 
 
 def model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:

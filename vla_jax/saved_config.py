@@ -103,6 +103,8 @@ INTRODUCED: dict[str, Any] = {
     # 2026-11-29. Runs ended at their steps.
     "epochs": 0.0,
     "early_stop": 0,
+    # 2026-11-29. All products were in model.dtype.
+    "model.eight_bits": "",
 }
 
 

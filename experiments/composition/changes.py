@@ -47,6 +47,7 @@ EFFECTS = {
     "objectives.*.weight": "another loss from the next step on",
     "model.remat": "the same numbers, other memory",
     "model.layers": "the same numbers, another program",
+    "model.eight_bits": "the same parameters, products in other bits from the next step on",
     "model.past_action_hidden": "from the next step on",
     "model.act_dtype": "of rollouts and exports of the checkpoints from here on",
     "seed": "another order of the data, other augmentation and noise",

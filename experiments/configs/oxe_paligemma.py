@@ -145,6 +145,8 @@ def _model() -> ConfigDict:
     config.resampler.latents = 64
     config.dtype = "bfloat16"  # compute; master parameters are float32
     config.act_dtype = "float32"  # of rollouts and exported weights, unless they are told another
+    # products of the backbone's blocks in a training step: "" as dtype says, int8, float8 (by qwix)
+    config.eight_bits = ""
     config.remat = "full"
     config.layers = "scan"
     return config

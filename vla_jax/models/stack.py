@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
+from vla_jax.models import eight_bits
 from vla_jax.models.attention import EVERYWHERE, Cache, Context, FrameMask, Mask, local_mask
-from vla_jax.models.transformer import Block, BlockConfig, KeyValue
+from vla_jax.models.transformer import Block, BlockConfig, KeyValue, Linear
+from vla_jax.params import Build
 from vla_jax.types import Array
 
 REMAT = ("none", "dots", "names", "full")
@@ -158,6 +160,28 @@ class Stack(nnx.Module):
             return Context(chosen, positions, keys)
 
         return context
+
+
+def blocks_in_eight_bits(build: Build, kind: str) -> Build:
+    """`build` with the products of the kernels of the backbone's blocks computed as `kind` says,
+    one of eight_bits.KINDS; `build` itself for "". The parameters are the same.
+
+    Raises ValueError as eight_bits.check does.
+    """
+    eight_bits.check(kind)
+    if not kind:
+        return build
+
+    def changed(rngs: nnx.Rngs) -> nnx.Module:
+        module = build(rngs)
+        for path, stack in nnx.iter_modules(module):
+            if path[:1] == ("backbone",) and isinstance(stack, Stack):
+                for _, part in nnx.iter_modules(stack):
+                    if isinstance(part, Linear):
+                        part.eight_bits = kind
+        return module
+
+    return changed
 
 
 def rematerialised(remat: str, prevent_cse: bool) -> Callable[[Block, Array, int, Context], Array]:

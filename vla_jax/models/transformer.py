@@ -26,6 +26,7 @@ from vla_jax.models.attention import (
     rope,
     take_last_queries,
 )
+from vla_jax.models.eight_bits import product
 from vla_jax.sharding import constrain, gathered
 from vla_jax.types import Array
 
@@ -126,7 +127,8 @@ class Linear(nnx.Module):
     """`x @ kernel + bias` on flattened tokens, kernel [in, out], truncated-normal fan-in
     initialisation.
 
-    With a low-rank adapter (lora.attach): `x @ kernel + scale * (x @ lora_a) @ lora_b + bias`.
+    With a low-rank adapter (lora.attach): `x @ kernel + scale * (x @ lora_a) @ lora_b + bias`. The
+    product with the kernel may be computed in 8 bits.
     """
 
     def __init__(
@@ -143,11 +145,12 @@ class Linear(nnx.Module):
         self.lora_a: nnx.Param | None = None  # in rank
         self.lora_b: nnx.Param | None = None  # rank out
         self.lora_scale = 0.0
+        self.eight_bits = ""  # see eight_bits.product; stack.blocks_in_eight_bits sets it
 
     def __call__(self, x: Float[Array, "*f i"]) -> Float[Array, "*f o"]:
         kernel = gathered(self.kernel[...], *self.logical)
         flat = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
-        out = flat @ kernel
+        out = product(flat, kernel, self.eight_bits)
         if self.lora_a is not None and self.lora_b is not None:
             out = out + self.lora_scale * ((flat @ self.lora_a[...]) @ self.lora_b[...])
         if self.bias is not None:
