@@ -13,11 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from experiments.composition import sources, spaces
+from experiments.composition import beginning, sources, spaces, steps
 from experiments.composition.config import load_config
 from tests import robots
 from tests.fakes import FakeBackbone, initialise
-from vla_jax import build, params, saved
+from vla_jax import build, params, saved, sharding
 from vla_jax.export import artefact
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -26,6 +26,7 @@ from vla_jax.policy import JaxPolicy
 from vla_jax.robot import torch_policy
 from vla_jax.training.checkpoint import Checkpointer
 from vla_jax.training.state import TrainState
+from vla_jax.training.transfer import Transfer
 
 KEY = jax.random.key(0)
 
@@ -138,6 +139,32 @@ def test_every_space_trains_acts_and_exports(name: str, data: Path, tmp_path: Pa
         assert f"proprio = frames['proprio'][0]  # {', '.join(dataset.state_names)}" in said
 
 
+def test_the_config_knows_its_dims_from_the_descriptions_alone(tmp_path: Path) -> None:
+    """No file is there. What the config fixes is held to them."""
+    config = config_of(tmp_path, "robot_16d", "robot_14d", embodiment=True)
+    assert config.model.action_dim == 16
+    assert spaces.resolve(config.copy_and_resolve_references()) == config  # nothing is left
+    assert sources.missing(config)[0].startswith("data: 2 of 2 datasets")
+    everything = (*robots.DATASETS["robot_7d"].action_names, "spare")
+    fixed = {"action_names": everything, "action_binary": ("gripper",)}
+    assert config_of(tmp_path, "robot_4d", **fixed).model.action_dim == 8
+    for change, message in (
+        ({"action_dim": 6}, r"model.action_dim: expected 7, of robot_7d \(x, y, .*; got 6"),
+        ({"action_names": ("x", "y")}, "action_names: robot_7d: expected dims among the policy's"),
+        ({**fixed, "action_dim": 7}, "action_dim: expected 8, the number of model.action_names"),
+        ({**fixed, "action_binary": ()}, r"action_binary: expected the binary dims .* \(gripper\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config_of(tmp_path, "robot_7d", **change)
+    with pytest.raises(ValueError, match=r"robot_3d: its actions are linear_x, .* expected a dim"):
+        config_of(tmp_path, "robot_7d", "robot_3d")
+    wrong = config_of(tmp_path, "robot_7d")
+    wrong.data.mixture = (("robot_7d", 1.0), ("robot_3d", 1.0))
+    assert any(
+        "expected dims among" in line or "expected a dim" in line for line in sources.missing(wrong)
+    )
+
+
 MIXTURE = ("robot_7d", "robot_8d", "robot_30d", "robot_3d", "robot_3d_reversed")
 
 
@@ -231,6 +258,68 @@ def test_what_a_robot_lacks_has_no_gradient(data: Path, tmp_path: Path) -> None:
             assert moved == (name.split(" ")[0] in own), (path, name)
             seen += 1
     assert seen == 2 * 2 * (7 + 8 - 1)
+
+
+def test_fine_tuning_takes_dims_over_by_their_names(data: Path, tmp_path: Path) -> None:
+    """Onto fewer dims all are kept, onto more the new ones begin at random and must be asked for,
+    onto others the head is new.
+    """
+    model: dict[str, Any] = {"head": "mlp", "window": 1, "proprio": True, "past_action": True}
+    one = config_of(data, "robot_7d", embodiment=True, **model)
+    source = sources.data(one, tmp_path)
+    _, values = jittered(build.model(one))
+    start = {"start": str(checkpoint(one, source, values, tmp_path)), **model}
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+
+    def begun(name: str, **more: Any) -> tuple[ConfigDict, Transfer, dict[str, Any]]:
+        config = config_of(data, name, **{**start, **more})
+        plan = steps.plan(config, mesh)
+        taken = beginning.start(config, plan)
+        assert taken is not None
+        return config, taken, {**beginning.state(config, plan, taken).params}
+
+    fewer, taken, made = begun("robot_4d")
+    assert "head/outputs/arm/layers/1/kernel" in str(taken).split("by name ")[1].splitlines()[0]
+    check_places(one, values, fewer, made, new=())
+    assert not taken.new
+
+    asking = r"layers/1/bias: shape \(120,\), there \(24,\); kept of it: x, y, z, roll, pitch, yaw"
+    with pytest.raises(ValueError, match=asking):
+        begun("robot_30d")
+    allowed = ("head/*", "state/*", "past/*")
+    more, _, made = begun("robot_30d", allow_missing=allowed)
+    check_places(one, values, more, made, new=robots.joints(24, "finger_"))
+    with pytest.raises(ValueError, match=r"model.start: .*allow_missing=head/\*,past/\*"):
+        begun("robot_3d", proprio=False)
+    _, taken, _ = begun("robot_7d", embodiment=True)
+    assert not taken.new
+    other, taken, made = begun(
+        "robot_7d",
+        embodiment=True,
+        embodiments=("another", "robot_7d"),
+        allow_missing=("embodiment/*",),
+    )
+    assert "kept of it: robot_7d" in taken.new["embodiment/table"]
+    check_places(one, values, other, made, new=("another",))
+
+
+def check_places(
+    one: ConfigDict, there: Any, config: ConfigDict, made: Any, new: tuple[str, ...]
+) -> None:
+    """All named places of a policy that began from another's are that one's, but for those that
+    are `new`, which are not.
+    """
+    theirs, seen = build.named_axes(one), 0
+    for path, (axis, names) in build.named_axes(config).items():
+        for place, name in enumerate(names if path in made else ()):
+            got = np.take(np.asarray(made[path]), place, axis=axis)
+            if name.split(" ")[0] in new:
+                assert name not in theirs[path].names
+            else:
+                at = theirs[path].names.index(name)
+                np.testing.assert_array_equal(got, np.take(there[path], at, axis=axis), path)
+            seen += 1
+    assert seen > 10
 
 
 @functools.cache
