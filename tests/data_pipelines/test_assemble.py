@@ -95,6 +95,20 @@ def test_actions_past_the_end_are_neutral_in_the_robots_units(index):
     assert np.abs(batch.actions[-1, -1, 1:, :3]).max() > 0.01
 
 
+def test_which_dims_are_zero_at_rest_on_any_robot():
+    """Motion and velocities; positions and grippers stay where they are."""
+    moving = ("x", "left_yaw", "linear_y", "angular_z", "base_turn", "forward", "joint_1_velocity")
+    names = ("joint_1", *moving, "left_joint_1", "wheel", "gripper", "right_gripper", "lift")
+    found = windows.motion(names, {"wheel": "rad/s", "lift": "m"})
+    assert tuple(names[i] for i in found) == (*moving, "wheel")
+    steps = windows.steps(np.array([1]), np.array([2]), 1, 3)
+    column = np.arange(1, 27, dtype=np.float32).reshape(2, 13)
+    past = windows.actions(column, np.array([0]), steps, found)[0, 0, 1]
+    assert not past[found].any()
+    held = [i for i in range(13) if i not in found]
+    np.testing.assert_array_equal(past[held], column[1, held])
+
+
 def test_normalising_twice_needs_explicit_limits(index):
     """RoboVLMs' OXE models clip q99-normalised actions again: only a config that asks for it (an
     import) gets that.

@@ -91,6 +91,8 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
     wanted = {"action": network["head"]["action_dim"]}
     if network["sequence"]["state"]:
         wanted["state"] = network["sequence"]["state"]["dims"]
+    if not stats["datasets"]:
+        raise ValueError("expected a dataset, got none")
     for name, body in stats["datasets"].items():
         for kind, width in wanted.items():
             if kind == "state" and config.get("state_names") and not body["state"]:
