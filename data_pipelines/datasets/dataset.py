@@ -70,7 +70,7 @@ class Dataset:
     action_names: tuple[str, ...] = EEF
     action_units: dict[str, str] = dataclasses.field(default_factory=dict)
     state_units: dict[str, str] = dataclasses.field(default_factory=dict)
-    binary: tuple[int, ...] = (6,)
+    binary: tuple[int, ...] = (EEF.index("gripper"),)
     tfds_name: str = ""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     revision: int = 1
@@ -93,6 +93,15 @@ class Dataset:
             raise ValueError(
                 f"{self.name}: expected a feature with words (language) or words for all episodes"
                 " (instruction), got neither"
+            )
+        if any(not 0 <= dim < len(self.action_names) for dim in self.binary):
+            raise ValueError(
+                f"{self.name}: binary: expected dims of the {len(self.action_names)} in"
+                f" action_names, got {self.binary}; give binary=() where none is"
+            )
+        if len(set(self.action_names)) != len(self.action_names):
+            raise ValueError(
+                f"{self.name}: action_names: expected different words, got {self.action_names}"
             )
         if self.pattern and not self.require:
             raise ValueError(

@@ -84,6 +84,15 @@ def test_dims_are_matched_by_name_in_the_order_in_which_they_come():
     assert space("gnm_dataset") == (("forward", "left"), ())
 
 
+def test_a_description_names_each_dim_once_and_binary_dims_among_them():
+    for change, message in (
+        ({"action_names": ("linear_x", "angular_z")}, r"bridge: binary: .* give binary=\(\)"),
+        ({"action_names": ("x", "x"), "binary": ()}, "action_names: expected different words"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(DATASETS["bridge"], **change)
+
+
 def test_what_cannot_be_one_policy_is_refused_naming_both():
     """Everything that is wrong, at once."""
     bridge = DATASETS["bridge"]

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from experiments import preflight
-from experiments.composition import ahead, steps
+from experiments.composition import ahead, spaces, steps
 from experiments.composition.collectives import Collective
 from experiments.composition.config import parse_argv
 from vla_jax import sharding
@@ -77,7 +77,7 @@ def test_topologies_are_listed(capsys):
 @pytest.mark.slow
 def test_the_largest_batch_is_where_the_line_meets_the_memory(monkeypatch, capsys):
     """A card with room for just what 22 windows a device need: 11 and 5 tell it within a tenth."""
-    config = parse_argv([*TINY, "--config.batch_size=176"]).config
+    config = spaces.resolve(parse_argv([*TINY, "--config.batch_size=176"]).config)
     step = ahead.compiled(config, sharding.make_mesh(1, 8, 1), "gpu:8xH100")
     need = sum(step.memory.values()) / preflight.USABLE
     card = ahead.CHIPS["H100"]._replace(memory=need)
@@ -128,7 +128,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused():
 
 @pytest.fixture(scope="module")
 def sizes() -> ahead.ParameterSizes:
-    config = parse_argv([*TINY, "--config.batch_size=88"]).config
+    config = spaces.resolve(parse_argv([*TINY, "--config.batch_size=88"]).config)
     return ahead.parameter_sizes(steps.plan(config, sharding.make_mesh(1, 8, 1)))
 
 

@@ -206,7 +206,8 @@ def test_pretrained_weights_load_around_fresh_adapters(tmp_path):
         "oxe_paligemma.py:tiny,lora",
         [f"--config.model.weights={folder}", "--config.model.dtype=float32"],
     )
-    plan = steps.plan(config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    plan = steps.plan(spaces.resolve(config), mesh)
     filled = training_state.inference_params(beginning.state(config, plan, None))
     assert filled.keys() == plan.shapes.keys()
     for name, value in values.items():

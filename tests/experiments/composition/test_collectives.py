@@ -199,7 +199,7 @@ def test_without_the_constraints_it_is(monkeypatch):
 TEMPORARIES = """
 import sys
 import jax
-from experiments.composition import spaces, steps
+from experiments.composition import steps
 from tests.experiments.composition.test_collectives import config_of
 from vla_jax import sharding
 for shape in ((1, 2, 1), (1, 16, 1), (1, 2, 2), (2, 4, 2)):

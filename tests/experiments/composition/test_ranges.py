@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from experiments.composition import steps
+from experiments.composition import spaces, steps
 from experiments.composition.config import check_values, load_config
 from experiments.composition.ranges import RANGES, numbers
 from vla_jax import sharding
@@ -121,7 +121,7 @@ def test_a_run_can_be_planned_with_the_numbers_at_the_ends_or_says_which_it_is(f
         check_values(config)
         refused = ""
         try:
-            steps.plan(config, mesh, steps_per_epoch=1.0)
+            steps.plan(spaces.resolve(config), mesh, steps_per_epoch=1.0)
         except ValueError as error:
             refused = str(error)
         assert not refused or field.rsplit(".", 1)[-1] in refused

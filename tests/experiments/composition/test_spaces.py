@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from experiments.composition import beginning, sources, spaces, steps
+from experiments.composition import beginning, changes, sources, spaces, steps
 from experiments.composition.config import load_config
 from tests import robots
 from tests.fakes import FakeBackbone, initialise
@@ -153,6 +153,7 @@ def test_the_config_knows_its_dims_from_the_descriptions_alone(tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match=message):
             config_of(tmp_path, "robot_7d", **change)
+    assert changes.effect("model.action_names") is None  # another policy: not in place
     with pytest.raises(ValueError, match=r"robot_3d: its actions are linear_x, .* expected a dim"):
         config_of(tmp_path, "robot_7d", "robot_3d")
     wrong = config_of(tmp_path, "robot_7d")

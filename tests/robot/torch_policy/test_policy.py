@@ -25,6 +25,7 @@ class ChunkNetwork(Network):
         self.chunks, self.pasts = list(chunks), []
         self.state, self.past, self.head = None, ActionToken(2, 3, [2]), Head()
         self.readout_embedding = torch.zeros(1)
+        self.masks_dims, self.masks_state, self.embodiment = False, False, None
 
     def vision(self, images: torch.Tensor) -> torch.Tensor:
         return images.float()

@@ -91,14 +91,16 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
     wanted = {"action": network["head"]["action_dim"]}
     if network["sequence"]["state"]:
         wanted["state"] = network["sequence"]["state"]["dims"]
-    if not stats["datasets"]:
+    if stats["datasets"] == {}:
         raise ValueError("expected a dataset, got none")
     for name, body in stats["datasets"].items():
         for kind, width in wanted.items():
             if kind == "state" and config.get("state_names") and not body["state"]:
                 continue  # it has none, and the policy knows the numbers by their names
             spec = Spec(body[kind])
-            spec.unnormalise(spec.normalise(np.zeros(len(spec.names))))
+            made = spec.unnormalise(spec.normalise(np.zeros(len(spec.names))))
+            if made.shape != (len(spec.names),):
+                raise ValueError(f"{name}: {kind}: expected {made.size} numbers, got {spec.names}")
             names = config.get(f"{kind}_names", spec.names)
             if len(names) != width or not set(spec.names) <= set(names):
                 raise ValueError(
