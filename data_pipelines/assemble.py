@@ -97,11 +97,13 @@ class Assembler:
             split.length[episode].astype(np.int64),
         )
         steps = windows.steps(newest - first, length, config.window, config.chunk, config.future)
-        actions = windows.actions(split.actions, first, steps, member.action_spec)
-        batch.actions[rows] = member.action_spec.normalise(actions)
-        batch.action_mask[rows] = steps.action_mask[..., None]
         frames = first[:, None] + steps.frames
-        state = member.state_spec.normalise(np.asarray(split.state)[frames])
+        measured = np.asarray(split.state)[frames]
+        moving = windows.motion(member.index.dataset)
+        actions = windows.actions(split.actions, first, steps, moving)
+        batch.actions[rows] = member.action_spec.normalise(actions, measured[:, :, None])
+        batch.action_mask[rows] = steps.action_mask[..., None]
+        state = member.state_spec.normalise(measured)
         batch.obs.proprio[rows, :, : state.shape[-1]] = state
         batch.obs.proprio_mask[rows] = state.shape[-1] > 0
         has = np.array([slot in split.frames for slot in config.cameras])
@@ -112,7 +114,9 @@ class Assembler:
         batch.obs.step_mask[rows] = steps.step_mask
         batch.dataset_id[rows] = dataset_id
         if batch.obs.past_action is not None and batch.obs.past_action_mask is not None:
-            past, mask = windows.past_actions(split.actions, first, steps, member.action_spec)
+            past, mask = windows.past_actions(
+                split.actions, first, steps, member.action_spec, measured
+            )
             batch.obs.past_action[rows], batch.obs.past_action_mask[rows] = past, mask
         if batch.future is not None:
             batch.future.mask[rows] = steps.future_mask[..., None] & has

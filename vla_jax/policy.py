@@ -130,7 +130,8 @@ class JaxPolicy:
 
         `executed` [d] is the action carried out since the last call, for models that see it; None:
         the first of the last chunk. Raises ValueError for missing or unknown cameras, images that
-        are not uint8 RGB, and missing state.
+        are not uint8 RGB, and missing state, where the model sees it or the actions are relative
+        to it.
         """
         frame = self._embed(self._params, self._observation(images, proprio, executed))
         key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
@@ -147,7 +148,7 @@ class JaxPolicy:
             chunk = self._act_on_readouts(self._params, readouts, present, key)
         self._step += 1
         self._normalised = np.asarray(chunk, np.float32)[0]
-        actions = self._io.action_spec.unnormalise(self._normalised)
+        actions = self._io.action_spec.unnormalise(self._normalised, _measured(self._io, proprio))
         self._last = actions[0]
         return actions
 
@@ -168,7 +169,7 @@ class JaxPolicy:
         config, io = self._config, self._io
         if set(images) != set(config.cameras):
             raise ValueError(f"images: expected the cameras {config.cameras}, got {tuple(images)}")
-        first = self._step == 0
+        first, measured = self._step == 0, _measured(io, proprio)
         sizes = ObservationSizes(
             b=1,
             t=1,
@@ -187,7 +188,7 @@ class JaxPolicy:
             )
         if not first and obs.past_action is not None:
             last = self._last if executed is None else executed
-            obs.past_action[0, 0] = io.action_spec.normalise(np.asarray(last, np.float32))
+            obs.past_action[0, 0] = io.action_spec.normalise(np.asarray(last, np.float32), measured)
         return obs._replace(
             images=tuple(_fitted(images[name], io, name)[None, None] for name in config.cameras),
             image_mask=np.ones_like(obs.image_mask),
@@ -292,6 +293,21 @@ def _unseen(frame: FrameTokens) -> FrameTokens:
 def _stacked(frames: tuple[FrameTokens, ...]) -> FrameTokens:
     """Frames of one robot, one behind the other."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *frames)
+
+
+def _measured(io: PolicyIO, proprio: np.ndarray | None) -> np.ndarray | None:
+    """The state [p] that relative actions start from. Raises ValueError when it is not there."""
+    parts, names = io.action_spec.relative, io.state_spec.names
+    if not parts:
+        return None
+    numbers = np.asarray(np.nan if proprio is None else proprio, np.float32)
+    if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
+        needed = ", ".join(names[i] for part in parts for i in part.state)
+        raise ValueError(
+            f"proprio: expected {len(names)} finite numbers ({', '.join(names)}), got {proprio};"
+            f" the actions are relative to {needed}"
+        )
+    return numbers
 
 
 def _fitted(image: np.ndarray, io: PolicyIO, name: str) -> np.ndarray:

@@ -170,7 +170,9 @@ def test_replay_links_to_the_runs_of_its_own_data_only(
 ) -> None:
     index = open_index(root, DATASETS["blocks"])
     train, held_out = (
-        Recording(index, index.splits[name], ("primary",), 24, "bicubic", ActionSpec(()))
+        Recording(
+            index, index.splits[name], ("primary",), 24, "bicubic", ActionSpec(()), np.zeros(0)
+        )
         for name in ("train", "val")
     )
     links = replay.page_links(page, train)

@@ -49,6 +49,8 @@ EXTRA_STEPS = 3  # steps of the proof beyond the window
 RUNTIME = {
     "runtime.py": "runtime.py",
     "resize.py": "resize.py",
+    "rotations.py": "rotations.py",
+    "relative.py": "relative.py",
     "events/trigger.py": "trigger.py",
     "events/regret.py": "regret.py",
     "events/calibration.py": "calibration.py",
@@ -188,11 +190,14 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
     head, sequence = body["network"]["head"], body["network"]["sequence"]
     specs = "\n".join(
         f"- `{name}`, {numbers.control_hz or 'unknown'} steps per second:"
-        f" {', '.join(numbers.action.names)}"
+        f" {numbers.targets}{' ' * bool(numbers.targets)}{', '.join(numbers.action.names)}"
         for name, numbers in source.specs.items()
     )
-    state = next(iter(source.specs.values())).state if sequence["state"] else None
+    first = next(iter(source.specs.values()))
+    state = first.state if sequence["state"] or first.action.relative else None
     proprio = ", ".join(state.names) if state else "not looked at"
+    if state and first.action.relative:
+        proprio += "; what the network says is relative to it, what `act` gives is absolute"
     dataset = next(iter(stats))
     said = stats[dataset].get("instruction")
     begin = f"{said!r}, {dataset!r}" if said else f'str(frames["instruction"]), {dataset!r}'
@@ -261,6 +266,7 @@ def _norm_stats(source: SavedPolicy, footage: Mapping[str, Footage], part: Path)
             "action": numbers.action.to_json(),
             "state": numbers.state.to_json() if numbers.state else None,
             "control_hz": numbers.control_hz,
+            "targets": numbers.targets,
         }
         if name in footage:
             stats[name] |= footage[name]._asdict()
@@ -276,11 +282,11 @@ def _files(source: SavedPolicy, model: VLA, body: dict[str, Any], part: Path, dt
     )
     code = Path(torch_policy.__file__).parent
     (part / "policy_torch").mkdir()
-    for file in sorted(code.glob("*.py")):
-        shutil.copyfile(file, part / "policy_torch" / file.name)
-    for ours, flat in RUNTIME.items():
+    copied = {file: file.name for file in sorted(code.glob("*.py"))}
+    copied |= {code.parent / ours: flat for ours, flat in RUNTIME.items()}
+    for file, flat in copied.items():
         (part / "policy_torch" / flat).write_text(
-            flattened((code.parent / ours).read_text(encoding="utf-8")), "utf-8"
+            flattened(file.read_text(encoding="utf-8")), "utf-8"
         )
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     tensors = {
@@ -295,10 +301,13 @@ def _files(source: SavedPolicy, model: VLA, body: dict[str, Any], part: Path, dt
 
 
 def flattened(code: str) -> str:
-    """A file of RUNTIME with its relative imports as they are in an artefact."""
+    """A file of the policy or of RUNTIME with its relative imports as they are in an artefact."""
     for ours, flat in RUNTIME.items():
         module = ours.removesuffix(".py").replace("/", ".")
-        code = code.replace(f"from .{module} import", f"from .{flat.removesuffix('.py')} import")
+        for dots in (".", ".."):
+            code = code.replace(
+                f"from {dots}{module} import", f"from .{flat.removesuffix('.py')} import"
+            )
     return code
 
 

@@ -93,10 +93,17 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
         wanted["state"] = network["sequence"]["state"]["dims"]
     for name, body in stats["datasets"].items():
         for kind, width in wanted.items():
-            spec = Spec(body[kind])
+            spec = Spec({**body[kind], "relative": []})
             spec.unnormalise(spec.normalise(np.zeros(width)))
             if len(spec.names) != width:
                 raise ValueError(f"{name}: {kind}: expected {width} numbers, got {spec.names}")
+        there = len(body["state"]["names"]) if body["state"] else 0
+        for part in Spec(body["action"]).relative:
+            within = max(part.action) < wanted["action"] and max(part.state) < there
+            if not within or len(part.action) != len(part.state):
+                raise ValueError(
+                    f"{name}: action: expected dims of it and of the state, got {part}"
+                )
 
 
 def _compile(network: Network) -> None:
