@@ -29,8 +29,10 @@ def action_stats(index: Index, chunk: int) -> Stats:
         for start in range(0, len(rows), BLOCK):
             newest = rows[start : start + BLOCK]
             episode = np.searchsorted(split.first, newest, side="right") - 1
-            first = split.first[episode].astype(np.int64)
-            steps = windows.steps(newest - first, split.length[episode], 1, chunk)
+            first, length = (
+                column[episode].astype(np.int64) for column in (split.first, split.length)
+            )
+            steps = windows.steps(newest - first, length, 1, chunk)
             actions = windows.actions(split.actions, first, steps, windows.motion(dataset))
             state = np.asarray(split.state[newest])[:, None, None]
             try:
