@@ -65,7 +65,7 @@ pose = Dataset(
     targets="relative", rotations={"quat_xyzw": ("qx", "qy", "qz", "qw")},
 )
 reached = Recipe(  # the motion to the next step's pose, a rotation composed and not subtracted
-    actions=(Moved("observation/pose[0:3]"), Turned("observation/pose[3:7]", "quat_xyzw"), "gripper")
+    actions=(Moved("pose[0:3]"), Turned("pose[3:7]", "quat_xyzw"), "gripper")
 )
 ```
 

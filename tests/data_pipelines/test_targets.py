@@ -1,4 +1,4 @@
-"""Absolute targets, motions per step, and targets relative to the state where their chunk starts."""
+"""Absolute targets, motions per step, and targets relative to the state at their chunk's start."""
 
 import dataclasses
 import re
@@ -142,7 +142,8 @@ def test_absolute_targets_are_learnt_as_they_are(targets, written, tmp_path):
 
 def test_the_two_arms_of_aloha_have_absolute_targets_that_may_be_learnt_relative():
     aloha = DATASETS["aloha_static_dataset"]
-    assert aloha.targets == "absolute" and aloha.relative == ()
+    assert aloha.targets == "absolute"
+    assert aloha.relative == ()
     (part,) = dataclasses.replace(aloha, targets="relative").relative
     assert part == Relative("number", *((*range(6), *range(7, 13)),) * 2)  # no gripper
 
@@ -153,13 +154,14 @@ def test_the_examples_of_the_table_of_datasets_work():
     columns = {key: np.ones((11, 14)) for key in ("action", "observation/state")}
     columns["action"][:, 6] = 0.3
     arms = said["delta"].standardise(columns).actions
-    assert arms.shape == (3, 14) and not arms[:, [0, 5, 7, 12]].any()
+    assert arms.shape == (3, 14)
+    assert not arms[:, [0, 5, 7, 12]].any()
     np.testing.assert_allclose(arms[:, [6, 13]], [[0.3, 1]] * 3, rtol=1e-6)
     assert [part.kind for part in said["relative"].relative] == ["number"]
     quaternion, number = said["pose"].relative
     assert quaternion == Relative("quat_xyzw", (3, 4, 5, 6), (3, 4, 5, 6))
     assert number == Relative("number", (0, 1, 2), (0, 1, 2))
-    pose = {"observation/pose": np.tile([1.0, 2, 3, 0, 0, 0, 1], (4, 1)), "gripper": np.ones(4)}
+    pose = {"pose": np.tile([1.0, 2, 3, 0, 0, 0, 1], (4, 1)), "gripper": np.ones(4)}
     assert said["reached"](pose).actions.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1]] * 3
 
 
