@@ -34,6 +34,7 @@ from vla_jax.models.attention import Cache
 from vla_jax.models.sequence import FrameTokens, MaskedTokens
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
+from vla_jax.robot import relative
 from vla_jax.types import Array, Media, Observation, ObservationSizes, new_observation
 
 
@@ -307,7 +308,7 @@ def _measured(io: PolicyIO, proprio: np.ndarray | None) -> np.ndarray | None:
             f"proprio: expected {len(names)} finite numbers ({', '.join(names)}), got {proprio};"
             f" the actions are relative to {needed}"
         )
-    return numbers
+    return relative.checked(parts, numbers)
 
 
 def _fitted(image: np.ndarray, io: PolicyIO, name: str) -> np.ndarray:

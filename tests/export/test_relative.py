@@ -105,7 +105,7 @@ def test_without_the_state_it_refuses_and_stands_where_it_stood(written: Path) -
         with pytest.raises(ValueError, match=rf"proprio: expected 7 .*the actions are .*{named}$"):
             policy.act(images, bad)
     with pytest.raises(ValueError, match=r"state: quat_xyzw: .* expected a quaternion of length 1"):
-        policy.act(images, 2 * state)
+        policy.prepared(images, 2 * state)  # before others are in the pass with it
     policy.act(images, state)
 
 

@@ -76,12 +76,11 @@ def to_relative(
     parts: Sequence[Relative], actions: np.ndarray, state: np.ndarray | None
 ) -> np.ndarray:
     """Actions [... d] as seen from states [... p], which broadcast against each other: a new array.
-    Raises ValueError when there are no states, they are too short, a number that is needed is not
-    finite, or what should be a rotation is none.
+    Raises ValueError as `checked`, and for an action that should be a rotation and is none.
     """
     out = np.array(actions, np.float64)
     if parts:
-        origin = _checked(parts, state)
+        origin = checked(parts, state)
         for kind, dims, origins in parts:
             _check_rotations("action", kind, out[..., dims])
             out[..., dims] = difference(kind, out[..., dims], origin[..., origins])
@@ -91,19 +90,21 @@ def to_relative(
 def to_absolute(
     parts: Sequence[Relative], actions: np.ndarray, state: np.ndarray | None
 ) -> np.ndarray:
-    """The inverse of `to_relative`, which raises the same; but a network's own rotations need only
-    have a direction.
+    """The inverse of `to_relative`. Raises ValueError as `checked`; a network's own rotations need
+    only have a direction.
     """
     out = np.array(actions, np.float64)
     if parts:
-        origin = _checked(parts, state)
+        origin = checked(parts, state)
         for kind, dims, origins in parts:
             out[..., dims] = compose(kind, out[..., dims], origin[..., origins])
     return out
 
 
-def _checked(parts: Sequence[Relative], state: np.ndarray | None) -> np.ndarray:
-    """The states [... p]."""
+def checked(parts: Sequence[Relative], state: np.ndarray | None) -> np.ndarray:
+    """The states [... p]. Raises ValueError when there are none, they are too short, a number that
+    is needed is not finite, or what should be a rotation is none.
+    """
     needed = sorted(i for part in parts for i in part.state)
     shape = None if state is None else np.shape(state)
     if state is None or not shape or shape[-1] <= needed[-1]:

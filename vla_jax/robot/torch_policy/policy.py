@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..relative import of_json, to_absolute, to_relative
+from ..relative import checked, of_json, to_absolute, to_relative
 from .network import Frame, Inputs, Network, State, Step, join_episodes, split_episodes
 from .tokenizer import Tokenizer
 
@@ -295,9 +295,8 @@ class Policy:
         assert self.state_spec is not None  # `load` made sure
         names = self.state_spec.names
         needed = (names[i] for part in self.action_spec.relative for i in part.state)
-        return _finite(
-            "proprio", proprio, names, f"; the actions are relative to {', '.join(needed)}"
-        )
+        why = f"; the actions are relative to {', '.join(needed)}"
+        return checked(self.action_spec.relative, _finite("proprio", proprio, names, why))
 
     def _normalised(
         self,
