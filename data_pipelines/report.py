@@ -13,7 +13,7 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import formats, pictures, remote
 from data_pipelines.files.record import Episode, EpisodeError
 from data_pipelines.index import Split
-from data_pipelines.windows import MOTION
+from data_pipelines.windows import motion
 from vla_jax.actions import ActionSpec
 from vla_jax.progress import Progress
 
@@ -75,10 +75,11 @@ def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]
     step. None: one of them is constant.
     """
     correlations = {}
-    for name in (
-        name for name in dataset.action_names if name in MOTION and name in dataset.state_names
-    ):
-        action = split.actions[:, dataset.action_names.index(name)].astype(np.float64)
+    for dim in motion(dataset.action_names, dataset.action_units):
+        name = dataset.action_names[dim]
+        if name not in dataset.state_names:
+            continue
+        action = split.actions[:, dim].astype(np.float64)
         state = split.state[:, dataset.state_names.index(name)].astype(np.float64)
         moved = np.diff(state)
         if name in ANGLES:

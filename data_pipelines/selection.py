@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.windows import MOTION
+from data_pipelines.windows import motion
 
 Quarantine = frozenset[tuple[str, int]]  # (name of the shard's file, number of the record in it)
 
@@ -161,5 +161,5 @@ def idle_steps(
 
 def idle_limits(dataset: Dataset, q01: np.ndarray, q99: np.ndarray) -> np.ndarray:
     """How little motion is none, in each dim's own units; NaN for a dim that is no motion: [d]."""
-    moves = [name in MOTION for name in dataset.action_names]
+    moves = np.isin(np.arange(len(q01)), motion(dataset.action_names, dataset.action_units))
     return np.where(moves, IDLE * (q99 - q01), np.nan)

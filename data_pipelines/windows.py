@@ -1,5 +1,6 @@
 """Which steps and actions a window holds: arithmetic only."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,9 +8,27 @@ from jaxtyping import Bool, Float, Int64
 
 from vla_jax.actions import ActionSpec
 
-# Dims that are motion during a step: at rest they are 0. All others (gripper, joint positions) stay
-# where they are.
-MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw"))
+MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw", "forward", "left"))
+SIDES = ("left_", "right_")  # of a robot with two arms
+
+
+def motion(names: Sequence[str], units: Mapping[str, str]) -> list[int]:
+    """The action dims that are motion: at rest they are 0. All others (gripper, joint positions)
+    stay where they are.
+
+    Motion are "x" to "yaw" as the 7-D convention has them, of either arm ("left_x"), those of a
+    base ("forward", "base_turn", "linear_x", "angular_z", "joint_1_velocity"), and all in units a
+    second ("rad/s").
+    """
+    bare = [next((n.removeprefix(s) for s in SIDES if n.startswith(s)), n) for n in names]
+    moving = [
+        name in MOTION
+        or name.startswith(("base_", "linear_", "angular_"))
+        or name.endswith("_velocity")
+        or units.get(own, "").endswith("/s")
+        for own, name in zip(names, bare, strict=True)
+    ]
+    return [dim for dim, moves in enumerate(moving) if moves]
 
 
 class Steps(NamedTuple):
@@ -48,17 +67,19 @@ def steps(
 
 
 def actions(
-    column: Float[np.ndarray, "N d"], first: Int64[np.ndarray, " b"], steps: Steps, spec: ActionSpec
+    column: Float[np.ndarray, "N d"],
+    first: Int64[np.ndarray, " b"],
+    steps: Steps,
+    motion: list[int],
 ) -> Float[np.ndarray, "b t k d"]:
     """The actions of windows in the robot's units, from a dataset's column and the rows where their
-    episodes begin.
+    episodes begin; `motion` are the dims that are 0 at rest.
 
     Outside the episode, where they are masked, stands the neutral action: no motion, everything
     else as it was last. It is neutral in the robot's units, before normalisation: there 0 is not
     rest unless the limits are symmetric.
     """
     out = np.array(column[first[:, None, None] + steps.actions])
-    motion = [i for i, name in enumerate(spec.names) if name in MOTION]
     out[..., motion] *= steps.action_mask[..., None]
     return out
 

@@ -83,7 +83,7 @@ def window(now, taken, images, states):
     return obs._replace(
         images=tuple(images[name][None, index] for name in ("primary", "wrist")),
         image_mask=np.ones((1, T, 2), bool), proprio=states[None, index],
-        proprio_mask=np.ones(1, bool),
+        proprio_mask=np.ones((1, P), bool),
         prompt=prompt, prompt_mask=mask, step_mask=(at >= 0)[None],
         past_action=past, past_action_mask=(at > 0)[None],
     )  # fmt: skip
@@ -173,7 +173,7 @@ def test_cached_decoding_equals_teacher_forcing(history, layout, cross):
 
     @jax.jit
     def both(obs):
-        context = model.prefix_context(model.sequence(obs), t)
+        context = model.prefix_context(model.sequence(obs), t, None)
         ids, scores = model.head.decode_tokens(context, KEY)
         other = jax.random.randint(KEY, (t - 1, q), *model.head.config.token_range)
         written = jnp.concatenate([other, ids])[:, :-1]
@@ -288,7 +288,9 @@ def test_state_and_past_action_reach_the_readouts_and_can_be_masked():
         {"past_action": obs.past_action + 0.5},
     ):
         assert np.abs(readouts(obs._replace(**change)) - before).max(axis=(0, 2, 3)).min() > 1e-4
-    blind = obs._replace(proprio_mask=np.zeros(1, bool), past_action_mask=np.zeros((1, T), bool))
+    blind = obs._replace(
+        proprio_mask=np.zeros((1, P), bool), past_action_mask=np.zeros((1, T), bool)
+    )
     other = blind._replace(proprio=obs.proprio + 1, past_action=obs.past_action + 1)
     np.testing.assert_array_equal(readouts(blind), readouts(other))
 

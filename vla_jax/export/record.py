@@ -31,8 +31,9 @@ def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
         out[f"image/{name}"] = np.clip((1 - part) * first + part * last + noise, 0, 255).astype(
             np.uint8
         )
-    if model.config.state is not None:
-        normalised = rng.uniform(-1, 1, (steps, model.config.state.dims)).astype(np.float32)
+    dims = len(io.state_spec.names)
+    if model.config.state is not None and dims:
+        normalised = rng.uniform(-1, 1, (steps, dims)).astype(np.float32)
         out["proprio"] = io.state_spec.unnormalise(normalised)
     return out
 

@@ -93,10 +93,18 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
         wanted["state"] = network["sequence"]["state"]["dims"]
     for name, body in stats["datasets"].items():
         for kind, width in wanted.items():
+            if kind == "state" and config.get("state_names") and not body["state"]:
+                continue  # it has none, and the policy knows the numbers by their names
             spec = Spec(body[kind])
-            spec.unnormalise(spec.normalise(np.zeros(width)))
-            if len(spec.names) != width:
-                raise ValueError(f"{name}: {kind}: expected {width} numbers, got {spec.names}")
+            spec.unnormalise(spec.normalise(np.zeros(len(spec.names))))
+            names = config.get(f"{kind}_names", spec.names)
+            if len(names) != width or not set(spec.names) <= set(names):
+                raise ValueError(
+                    f"{name}: {kind}: expected dims of {width} by the names {names}, got"
+                    f" {spec.names}"
+                )
+        if network["sequence"].get("embodiments") and name not in config["embodiments"]:
+            raise ValueError(f"embodiments: expected {name}, got {config['embodiments']}")
 
 
 def _compile(network: Network) -> None:
