@@ -43,6 +43,7 @@ from vla_jax.params import Build, Params
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
 from vla_jax.training.optim import FreezeConfig, OptimConfig
+from vla_jax.training.transfer import NamedAxis
 
 
 class HeadKind(NamedTuple):
@@ -247,6 +248,39 @@ def binary(config: ConfigDict) -> tuple[int, ...]:
             "model.action_names: expected names, got none: spaces.resolve has them from the data"
         )
     return tuple(places(config.model.action_binary, names))
+
+
+def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
+    """Of the parameters that may have an axis of action dims, numbers of the state or robots: that
+    axis, and what stands at each of its places.
+    """
+    model = config.model
+    grippers = tuple(model.action_binary)
+    arm = tuple(name for name in model.action_names if name not in grippers)
+
+    def of_chunk(dims: tuple[str, ...]) -> tuple[str, ...]:
+        steps = [f"of step {k + 1} of {model.chunk}" for k in range(model.chunk)]
+        return tuple(f"{name} {step}" for step in steps for name in dims)
+
+    last = f"layers/{len(model.head_mlp)}"
+    outputs = {
+        f"head/outputs/arm/{last}": of_chunk(arm),
+        f"head/outputs/gripper/{last}": of_chunk(grippers),
+        f"head/gripper/{last}": of_chunk(grippers),  # the head flow's
+        "head/velocity": arm,
+    }
+    inputs = {
+        "head/noisy": arm,
+        "past/arm": arm,
+        "past/gripper": grippers,
+        "state/arm": tuple(name for name in model.state_names if name != "gripper"),
+    }
+    return {
+        **{f"{name}/kernel": NamedAxis(1, dims) for name, dims in outputs.items()},
+        **{f"{name}/bias": NamedAxis(0, dims) for name, dims in outputs.items()},
+        **{f"{name}/kernel": NamedAxis(0, dims) for name, dims in inputs.items()},
+        "embodiment/table": NamedAxis(0, tuple(model.embodiments)),
+    }
 
 
 def _state(config: ConfigDict) -> StateConfig:
