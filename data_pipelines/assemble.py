@@ -3,7 +3,7 @@ and open visits.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
@@ -14,6 +14,7 @@ from data_pipelines.config import ALIVE, LoaderConfig
 from data_pipelines.frames import Pool, Span
 from data_pipelines.index import Split
 from data_pipelines.mixture import Member
+from vla_jax.actions import places
 from vla_jax.types import Batch, Future, ObservationSizes, new_observation
 
 
@@ -41,20 +42,47 @@ class Assembler:
         t, m = config.window, len(config.future)
         self._images = [Buffers((t, size, size, 3), ALIVE) for size in config.image_size]
         self._futures = [Buffers((t, m, size, size, 3), ALIVE) for size in config.image_size]
-        self._state_dim = max(len(member.state_spec.names) for member in members)
+        specs = [(member.action_spec.names, member.state_spec.names) for member in members]
+        actions, state = (
+            given or tuple(dict.fromkeys(name for names in every for name in names))
+            for given, every in zip(
+                (config.action_names, config.state_names), zip(*specs, strict=True), strict=True
+            )
+        )
+        self._dims = len(actions), len(state)
+        self._robots = [self._robot(member, actions, state) for member in members]
+
+    def _robot(self, member: Member, actions: tuple[str, ...], state: tuple[str, ...]) -> "_Robot":
+        """Raises ValueError for dims, or a dataset, that the policy does not know."""
+        dataset, known = member.index.dataset, self._config.embodiments
+        if known and dataset.name not in known:
+            raise ValueError(
+                f"model.embodiments: expected {dataset.name} among {', '.join(known)}; give"
+                " --config.model.embodiments=() to have them from the data"
+            )
+        try:
+            return _Robot(
+                np.array(places(member.action_spec.names, actions), int),
+                np.array(places(member.state_spec.names, state), int),
+                windows.motion(dataset),
+                known.index(dataset.name) if known else 0,
+            )
+        except ValueError as error:
+            raise ValueError(f"{dataset.name}: {error}") from None
 
     def empty(self, b: int) -> Batch:
         """Arrays for b windows, to be filled in."""
         config = self._config
-        t, k, d = config.window, config.chunk, len(self._members[0].action_spec.names)
+        t, k, (d, p) = config.window, config.chunk, self._dims
         cameras, m = len(config.cameras), len(config.future)
         sizes = ObservationSizes(
             b=b,
             t=t,
-            p=self._state_dim,
+            p=p,
             l=self._prompts[0][0].shape[1],
+            d=d,
             image_size=tuple(config.image_size),
-            d=d if config.past_action else None,
+            past_action=config.past_action,
         )
         images = iter(self._images)
 
@@ -63,8 +91,8 @@ class Assembler:
 
         batch = Batch(
             new_observation(sizes, make),
-            np.empty((b, t, k, d), np.float32),
-            np.empty((b, t, k, d), bool),
+            np.zeros((b, t, k, d), np.float32),
+            np.zeros((b, t, k, d), bool),
             np.empty(b, np.int32),
         )
         if config.future:
@@ -90,6 +118,7 @@ class Assembler:
         future.
         """
         member, split, config = self._members[dataset_id], self._splits[dataset_id], self._config
+        robot = self._robots[dataset_id]
         episode = np.searchsorted(split.first, newest, side="right") - 1
         # Episodes without steps begin where the next one does; `right` finds the last of them.
         first, length = (
@@ -99,13 +128,16 @@ class Assembler:
         steps = windows.steps(newest - first, length, config.window, config.chunk, config.future)
         frames = first[:, None] + steps.frames
         measured = np.asarray(split.state)[frames]
-        moving = windows.motion(member.index.dataset)
-        actions = windows.actions(split.actions, first, steps, moving)
-        batch.actions[rows] = member.action_spec.normalise(actions, measured[:, :, None])
-        batch.action_mask[rows] = steps.action_mask[..., None]
+        actions = windows.actions(split.actions, first, steps, robot.motion)
+        where = np.ix_(rows, np.arange(config.window), np.arange(config.chunk), robot.actions)
+        batch.actions[where] = member.action_spec.normalise(actions, measured[:, :, None])
+        batch.action_mask[where] = steps.action_mask[..., None]
         state = member.state_spec.normalise(measured)
-        batch.obs.proprio[rows, :, : state.shape[-1]] = state
-        batch.obs.proprio_mask[rows] = state.shape[-1] > 0
+        batch.obs.proprio[np.ix_(rows, np.arange(config.window), robot.state)] = state
+        batch.obs.proprio_mask[np.ix_(rows, robot.state)] = True
+        if batch.obs.action_dims is not None and batch.obs.embodiment is not None:
+            batch.obs.action_dims[np.ix_(rows, robot.actions)] = True
+            batch.obs.embodiment[rows] = robot.number
         has = np.array([slot in split.frames for slot in config.cameras])
         batch.obs.image_mask[rows] = has
         prompt, mask = self._prompts[dataset_id]
@@ -117,7 +149,8 @@ class Assembler:
             past, mask = windows.past_actions(
                 split.actions, first, steps, member.action_spec, measured
             )
-            batch.obs.past_action[rows], batch.obs.past_action_mask[rows] = past, mask
+            batch.obs.past_action[np.ix_(rows, np.arange(config.window), robot.actions)] = past
+            batch.obs.past_action_mask[rows] = mask
         if batch.future is not None:
             batch.future.mask[rows] = steps.future_mask[..., None] & has
         if self._targets is not None and batch.text_target is not None:
@@ -158,6 +191,17 @@ class Assembler:
                     # "clip" lets take write into `out` without a copy; what is out of range is
                     # masked
                     decoded.take(place, axis=0, out=out[row], mode="clip")
+
+
+class _Robot(NamedTuple):
+    """Where a dataset's dims stand among the policy's, which of its own action dims are 0 at rest,
+    and its number among config.embodiments.
+    """
+
+    actions: Int64[np.ndarray, " d"]
+    state: Int64[np.ndarray, " p"]
+    motion: list[int]
+    number: int
 
 
 class _Targets:

@@ -30,6 +30,9 @@ class LoaderConfig:
         shuffle: endless shuffled epochs; False: one pass in file order.
         past_action: also give the action before each frame.
         future: also give the frames so many steps after each frame; () decodes none.
+        action_names, state_names: dims of the policy, d and p, among which a dataset's are placed
+            by name; (): all that the members have, in the order in which they come.
+        embodiments: names of datasets: what Observation.embodiment counts; (): all are 0.
     """
 
     window: int = 1
@@ -45,6 +48,9 @@ class LoaderConfig:
     shuffle: bool = True
     past_action: bool = False
     future: tuple[int, ...] = ()
+    action_names: tuple[str, ...] = ()
+    state_names: tuple[str, ...] = ()
+    embodiments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:

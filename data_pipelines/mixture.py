@@ -1,11 +1,11 @@
-"""Named mixtures of datasets, and the check that all of their files are there before anything costs
-money.
+"""Named mixtures of datasets, what dims one policy of a mixture has, and the check that all of its
+files are there before anything costs money.
 """
 
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipelines.datasets import Dataset
 from data_pipelines.datasets.mixtures import Mixture
@@ -50,6 +50,81 @@ class Member:
             ActionSpec.fit(dataset.state_names, (), index.splits["train"].stats["state"], ("q99",)),
             seen,
         )
+
+
+BINARY, CONTINUOUS = "0 or 1", "continuous"
+
+
+class Space(NamedTuple):
+    """The dims of a policy by name: all those of its datasets, in the order in which they come."""
+
+    names: tuple[str, ...]
+    binary: tuple[str, ...]  # those of `names` that are 0 or 1
+
+
+def action_space(datasets: Sequence[Dataset]) -> Space:
+    """The actions of one policy for all of the datasets, matched by name.
+
+    Raises ValueError, with all that is wrong, for a name that is binary in one dataset and not in
+    another or that has two units, and for a dataset that shares no dim with any other.
+    """
+    names = tuple(dict.fromkeys(name for each in datasets for name in each.action_names))
+    wrong = _two([(each.name, each.action_units) for each in datasets], "action", "unit")
+    kinds = [(each.name, _kinds(each)) for each in datasets]
+    wrong += _two(kinds, "action", "kind")
+    for each in datasets:
+        others = {name for one in datasets if one is not each for name in one.action_names}
+        if len(datasets) > 1 and not others & set(each.action_names):
+            wrong.append(
+                f"{each.name}: its actions are {', '.join(each.action_names)}: expected a dim that"
+                " another dataset of the mixture has too; train it alone, or name its dims as"
+                " theirs where they mean the same"
+            )
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    binary = {name for _, each in kinds for name, kind in each.items() if kind == BINARY}
+    return Space(names, tuple(name for name in names if name in binary))
+
+
+def state_space(datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    """The numbers of the state that one policy sees for all of the datasets, matched by name.
+
+    Raises ValueError for a name that has two units, and where no dataset has a state.
+    """
+    names = tuple(dict.fromkeys(name for each in datasets for name in each.state_names))
+    wrong = _two([(each.name, each.state_units) for each in datasets], "state", "unit")
+    if not names:
+        wrong.append(
+            "model.proprio: expected a dataset with a state, got none of"
+            f" {', '.join(each.name for each in datasets)}; set it to False"
+        )
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return names
+
+
+def _kinds(dataset: Dataset) -> dict[str, str]:
+    """Of every action dim by its name."""
+    names = enumerate(dataset.action_names)
+    return {name: BINARY if dim in dataset.binary else CONTINUOUS for dim, name in names}
+
+
+def _two(given: Sequence[tuple[str, dict[str, str]]], what: str, word: str) -> list[str]:
+    """A line for each name for which two datasets say two things; `given` are (dataset, name ->
+    what it says).
+    """
+    known: dict[str, tuple[str, str]] = {}
+    lines = []
+    for dataset, each in given:
+        for name, says in each.items():
+            other, first = known.setdefault(name, (dataset, says))
+            if says != first:
+                lines.append(
+                    f"{what} {name}: expected one {word} in all datasets, got {first!r} in {other}"
+                    f" and {says!r} in {dataset}; convert one in its description, name it otherwise"
+                    " there, or leave one out"
+                )
+    return lines
 
 
 def resolve(
@@ -101,28 +176,19 @@ def problems(root: str, datasets: list[Dataset]) -> list[str]:
     return lines
 
 
-def misfits(
-    datasets: list[Dataset], cameras: tuple[str, ...], action_names: tuple[str, ...]
-) -> list[str]:
-    """One line for each dataset that a policy with these cameras and actions cannot learn from, and
-    why.
-    """
+def misfits(datasets: list[Dataset], cameras: tuple[str, ...]) -> list[str]:
+    """One line for each dataset that a policy with these cameras cannot learn from, and why."""
     lines = []
     for dataset in datasets:
         if not set(cameras) & set(dataset.cameras):
             has = ", ".join(dataset.cameras) or "no camera"
             lines.append(f"{dataset.name}: has {has}, none of model.cameras {cameras}")
-        if dataset.action_names != action_names:
-            lines.append(
-                f"{dataset.name}: its actions are {', '.join(dataset.action_names)}, not"
-                f" {', '.join(action_names)}"
-            )
     return lines
 
 
 def check(members: list[Member], cameras: tuple[str, ...], window: int) -> None:
     """Raises ValueError, with all that is wrong, when members cannot be read together."""
-    wrong, names = [], members[0].action_spec.names
+    wrong = []
     for member in members:
         name, splits = member.index.dataset.name, member.index.splits
         if member.split not in splits:
@@ -145,10 +211,5 @@ def check(members: list[Member], cameras: tuple[str, ...], window: int) -> None:
             )
         if not 0 < member.weight < float("inf"):
             wrong.append(f"data.mixture: expected a weight above 0 for {name}, got {member.weight}")
-        if member.action_spec.names != names:
-            wrong.append(
-                f"data.mixture: expected the action dims {', '.join(names)} in every dataset,"
-                f" {name} has {', '.join(member.action_spec.names)}"
-            )
     if wrong:
         raise ValueError("\n".join(wrong))

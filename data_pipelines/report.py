@@ -75,9 +75,11 @@ def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]
     step. None: one of them is constant.
     """
     correlations = {}
-    moving = [dataset.action_names[i] for i in motion(dataset)]
-    for name in (name for name in moving if name in dataset.state_names):
-        action = split.actions[:, dataset.action_names.index(name)].astype(np.float64)
+    for dim in motion(dataset):
+        name = dataset.action_names[dim]
+        if name not in dataset.state_names:
+            continue
+        action = split.actions[:, dim].astype(np.float64)
         state = split.state[:, dataset.state_names.index(name)].astype(np.float64)
         moved = np.diff(state)
         if name in ANGLES:

@@ -161,7 +161,5 @@ def idle_steps(
 
 def idle_limits(dataset: Dataset, q01: np.ndarray, q99: np.ndarray) -> np.ndarray:
     """How little motion is none, in each dim's own units; NaN for a dim that is no motion: [d]."""
-    limits = np.full(len(dataset.action_names), np.nan)
-    moving = motion(dataset)
-    limits[moving] = IDLE * (q99 - q01)[moving]
-    return limits
+    moves = np.isin(np.arange(len(q01)), motion(dataset))
+    return np.where(moves, IDLE * (q99 - q01), np.nan)

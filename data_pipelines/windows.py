@@ -8,9 +8,28 @@ from jaxtyping import Bool, Float, Int64
 from data_pipelines.datasets.dataset import Dataset
 from vla_jax.actions import ActionSpec
 
-# Dims that are motion during a step, unless the actions are positions: at rest they are 0. All
-# others (gripper, joint positions) stay where they are.
-MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw"))
+MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw", "forward", "left"))
+SIDES = ("left_", "right_")  # of a robot with two arms
+
+
+def motion(dataset: Dataset) -> list[int]:
+    """The action dims that are motion: at rest they are 0. All others (gripper, joint positions)
+    stay where they are.
+
+    Motion are "x" to "yaw" as the 7-D convention has them, of either arm ("left_x"), unless the
+    actions are positions; those of a base ("forward", "base_turn", "linear_x", "angular_z",
+    "joint_1_velocity"), and all in units a second ("rad/s").
+    """
+    names, units = dataset.action_names, dataset.action_units
+    bare = [next((n.removeprefix(s) for s in SIDES if n.startswith(s)), n) for n in names]
+    moving = [
+        (name in MOTION and not dataset.positions)
+        or name.startswith(("base_", "linear_", "angular_"))
+        or name.endswith("_velocity")
+        or units.get(own, "").endswith("/s")
+        for own, name in zip(names, bare, strict=True)
+    ]
+    return [dim for dim, moves in enumerate(moving) if moves]
 
 
 class Steps(NamedTuple):
@@ -24,12 +43,6 @@ class Steps(NamedTuple):
     action_mask: Bool[np.ndarray, "b t k"]  # False outside the episode and wherever step_mask is
     future: Int64[np.ndarray, "b t m"]  # clipped into the episode
     future_mask: Bool[np.ndarray, "b t m"]  # as action_mask
-
-
-def motion(dataset: Dataset) -> list[int]:
-    """The action dims that are motion during a step."""
-    names = () if dataset.positions else dataset.action_names
-    return [i for i, name in enumerate(names) if name in MOTION]
 
 
 def steps(
@@ -58,17 +71,17 @@ def actions(
     column: Float[np.ndarray, "N d"],
     first: Int64[np.ndarray, " b"],
     steps: Steps,
-    moving: list[int],
+    motion: list[int],
 ) -> Float[np.ndarray, "b t k d"]:
     """The actions of windows in the robot's units, from a dataset's column and the rows where their
-    episodes begin. `moving` is of `motion`.
+    episodes begin; `motion` are the dims that are 0 at rest.
 
     Outside the episode, where they are masked, stands the neutral action: no motion, everything
     else as it was last. It is neutral in the robot's units, before normalisation: there 0 is not
     rest unless the limits are symmetric.
     """
     out = np.array(column[first[:, None, None] + steps.actions])
-    out[..., moving] *= steps.action_mask[..., None]
+    out[..., motion] *= steps.action_mask[..., None]
     return out
 
 

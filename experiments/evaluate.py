@@ -34,17 +34,17 @@ from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
-from experiments.composition import datasets, plots, sources
+from experiments.composition import plots, sources
 from experiments.composition.executed import DELTA, Tally, arm, huber, recorded
 from experiments.composition.json_files import write_json
 from vla_jax import build, command, sharding
 from vla_jax import params as flat
-from vla_jax.actions import ActionSpec
+from vla_jax.actions import ActionSpec, places
 from vla_jax.models.tokenizer import digest
 from vla_jax.models.vla import VLA
 from vla_jax.params import merge
 from vla_jax.progress import Progress
-from vla_jax.saved_config import complete
+from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_arrays, load_meta
 from vla_jax.types import Observation
 
@@ -126,7 +126,7 @@ def evaluate(
     draws actions.png of the first.
     """
     meta = load_meta(workdir / "checkpoints")
-    config = complete(meta["config"], workdir)
+    config = of_checkpoint(meta, workdir)
     parts = mesh.size
     config.batch_size = -(-(batch_size or config.batch_size) // parts) * parts
     source = sources.data(config, workdir, training=False)
@@ -139,7 +139,8 @@ def evaluate(
         by_dataset[member.index.dataset.name] = figures(config, source, member, policy, blank, most)
         if number == 0:
             whole = sources.loader(config, source, [member], shuffle=False)
-            draw(policy, whole, member, workdir / "actions.png")
+            own = places(member.action_spec.names, config.model.action_names)
+            draw(policy, whole, member, own, workdir / "actions.png")
     return {"step": int(find(workdir / "checkpoints", None).name), "datasets": by_dataset}
 
 
@@ -166,7 +167,7 @@ def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sour
 
 def opened(workdir: Path, config: ConfigDict, source: sources.Data, mesh: Mesh) -> Policy:
     """The policy of a run (checkpoint.find), its parameters read straight into their shardings."""
-    make = build.model(config, source.action_end, datasets.states(config))
+    make = build.model(config, source.action_end)
     graphdef, shapes, logical = flat.abstract(make)
     where = sharding.resolve(shapes, logical, mesh)
     specs = {
@@ -207,6 +208,7 @@ def figures(
     loader = sources.loader(config, source, [member], shuffle=count < len(split.actions))
     batches = -(-count // config.batch_size)
     plain, without = Tally(spec), Tally(spec)
+    own = places(spec.names, config.model.action_names)
     name = f"evaluate {member.index.dataset.name}"
     with Progress(name, count, "windows") as progress:
         for number, told in enumerate(chunks(loader, policy, blank, batches)):
@@ -214,7 +216,7 @@ def figures(
             true, within = recorded(split, rows, policy.chunk)
             state = np.asarray(split.state[rows])
             for tally, said in zip((plain, without), told, strict=True):
-                given = spec.unnormalise(said[: len(rows)], state[:, None])
+                given = spec.unnormalise(said[: len(rows), :, own], state[:, None])
                 tally.add(given, true, within, state)
             progress.add(len(rows), f"arm loss {plain.arm_loss():.5f}")
 
@@ -294,9 +296,9 @@ def best_constant(blocks: Blocks, name: str = "best constant action") -> float:
     return float(total(huber, (low + high) / 2).sum() / (steps * low.shape[-1]))
 
 
-def draw(policy: Policy, loader: Loader, member: Member, out: Path) -> None:
+def draw(policy: Policy, loader: Loader, member: Member, own: list[int], out: Path) -> None:
     """Predicted against true first action of every frame of the first held-out episode, in robot
-    units. `loader` reads in file order.
+    units. `loader` reads in file order; `own` are the dims of the dataset among the policy's.
     """
     split, spec = member.index.splits[member.split], member.action_spec
     first = int(np.flatnonzero(split.length)[0])
@@ -307,7 +309,7 @@ def draw(policy: Policy, loader: Loader, member: Member, out: Path) -> None:
     ]
     true, _ = recorded(split, np.arange(length), 1)
     plots.actions(
-        spec.unnormalise(np.concatenate(said)[:length], np.asarray(split.state[:length])),
+        spec.unnormalise(np.concatenate(said)[:length, own], np.asarray(split.state[:length])),
         true[:, 0],
         member,
         f"held-out episode {first}: {loader.instruction(first)!r}",

@@ -34,7 +34,7 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import statistics
+from experiments.composition import spaces, statistics
 from experiments.configs import oxe_paligemma
 from experiments.robovlms import config as robovlms_config
 from experiments.robovlms import names as robovlms_names
@@ -127,7 +127,7 @@ def backbone(path: Path, kind: str) -> Import:
             f"--from {kind}:{path}: expected {'a folder' if kind == 'hf' else 'an .npz'}, got"
             f" {files.kind}"
         )
-    config = oxe_paligemma.get_config()
+    config = spaces.resolve(oxe_paligemma.get_config())
     body = files.config() if kind == "hf" else {"model_type": "paligemma"}
     known = [kind for kind, name in FAMILIES.items() if name in build.BACKBONES]
     if body.get("model_type") not in known:

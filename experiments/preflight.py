@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import ahead, estimate
+from experiments.composition import ahead, estimate, spaces
 from experiments.composition.ahead import GIB, Chip, ParameterSizes, Step
 from experiments.composition.collectives import Collective
 from experiments.composition.config import parse_argv
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--price", type=float, help="of a chip and hour")
     flags.add_argument("--largest", action="store_true", help="tell the largest batch that fits")
     args = parse_argv(argv, flags)
-    return max(answer(args.config, name, args) for name in args.topology.split(","))
+    config = spaces.resolve(args.config)
+    return max(answer(config, name, args) for name in args.topology.split(","))
 
 
 def answer(config: ConfigDict, topology: str, args: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ from experiments.composition import (
     plots,
     replicas,
     sources,
+    spaces,
     steps,
     workdir,
 )
@@ -128,7 +129,7 @@ def pretrain(
             after listing what it means, "yes" goes on so.
     """
     clock = Clock(folder / "goodput.json" if peers.index == 0 else None)
-    program = replicas.program(config)
+    program = replicas.program(spaces.resolve(config))
     peers.same("start", program)
     with tempfile.TemporaryDirectory() as scratch:
         run = _prepare(config, folder, Path(scratch), peers, bool(change))
@@ -202,7 +203,7 @@ def _prepare(
     loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
     texts = cotraining.reader(config, source.texts, "train", rows)
     plan = steps.plan(config, mesh, loader.windows / config.batch_size, source.action_end)
-    units = sources.units(source)
+    units = sources.units(config, source)
     run = Prepared(
         source=source,
         loader=loader,

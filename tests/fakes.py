@@ -188,7 +188,7 @@ def make_batch(
         images=tuple(images),
         image_mask=image_mask,
         proprio=np.zeros((b, t, 0), np.float32),
-        proprio_mask=np.zeros(b, bool),
+        proprio_mask=np.zeros((b, 0), bool),
         prompt=(rng.integers(1, vocab, (b, 5)) * prompt_mask).astype(np.int32),
         prompt_mask=prompt_mask,
         step_mask=step_mask,

@@ -6,6 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
+from experiments.composition import spaces
 from experiments.composition.config import load_config
 from vla_jax import build
 from vla_jax.models.backbones import BackboneFile
@@ -26,7 +27,7 @@ class ToyHead(MLPHead):
 
 def made(*overrides: str):
     config = load_config("oxe_paligemma.py:tiny", [f"--config.model.{text}" for text in overrides])
-    return nnx.eval_shape(lambda: build.model(config)(nnx.Rngs(jax.random.key(0))))
+    return nnx.eval_shape(lambda: build.model(spaces.resolve(config))(nnx.Rngs(jax.random.key(0))))
 
 
 def test_a_heads_own_option_needs_its_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +67,12 @@ def test_a_backbones_file_has_all_that_is_asked_of_it(name: str) -> None:
     assert sorted(asked - vars(build.BACKBONES[name]).keys()) == []
 
 
-@pytest.mark.parametrize(
-    ("states", "message"),
-    [
-        (None, "got no dataset"),
-        ({"blocks": ("x", "gripper"), "bridge": ("x", "y")}, r"blocks: x, gripper\n  bridge: x, y"),
-        ({"blocks": ()}, "blocks: none"),
-    ],
-)
-def test_the_state_must_be_that_of_all_datasets(states, message: str) -> None:
-    config = load_config("oxe_paligemma.py:tiny", ["--config.model.proprio=True"])
-    with pytest.raises(ValueError, match=message):
-        build.model(config, states=states)
-    same = build.model(config, states={"blocks": ("x", "gripper"), "bridge": ("x", "gripper")})
-    assert nnx.eval_shape(lambda: same(nnx.Rngs(0))).config.state.gripper == 1
+def test_a_config_whose_dims_are_not_known_yet_says_so() -> None:
+    with pytest.raises(ValueError, match=r"model.action_names: expected names, got none: spaces"):
+        build.model(load_config("oxe_paligemma.py:tiny"))
+
+
+def test_the_state_has_its_numbers_by_name() -> None:
+    assert made("proprio=True", "state_names=x,gripper").config.state.gripper == 1
+    assert made("proprio=True", "state_names=x,y").config.state.gripper is None
+    assert made("proprio=True").config.state.dims == 7  # of blocks

@@ -84,7 +84,7 @@ def window(now, taken, images, states):
     return obs._replace(
         images=tuple(images[name][None, index] for name in ("primary", "wrist")),
         image_mask=np.ones((1, T, 2), bool), proprio=states[None, index],
-        proprio_mask=np.ones(1, bool),
+        proprio_mask=np.ones((1, P), bool),
         prompt=prompt, prompt_mask=mask, step_mask=(at >= 0)[None],
         past_action=past, past_action_mask=(at > 0)[None],
     )  # fmt: skip
@@ -152,6 +152,49 @@ def test_relative_actions_start_from_the_state_of_the_newest_frame(head):
             policy.act(frame, bad)
 
 
+@pytest.mark.parametrize(
+    ("history", "head"),
+    [("head", "flow"), ("interleaved", "discrete")]
+    + [
+        pytest.param("head", head, marks=pytest.mark.slow)
+        for head in ("lstm", "discrete", "gpt", "mlp")
+    ],
+)
+def test_rollout_equals_window_of_a_robot_that_lacks_dims(history, head):
+    """Its dims, state and last action are placed by name; in the place of the others stands what
+    stood there in training.
+    """
+    state, past = StateConfig(P, 1), PastConfig((2,), dropout_rate=0.5)
+    graphdef, flat = build(history, head=head, state=state, past=past, embodiments=3)
+    act = jax.jit(lambda obs, key: params.merge(graphdef, flat).act(obs, key))
+    has, spec = [2, 0], ActionSpec(("gripper", "x"), binary=(0,))
+    io = dataclasses.replace(
+        IO,
+        action_spec=spec,
+        state_spec=ActionSpec(("a",)),
+        action_names=SPEC.names,
+        state_names=("a", "gripper"),
+        embodiment=2,
+    )
+    policy, (images, states), taken = JaxPolicy(graphdef, flat, io), episode(), []
+    policy.reset("ab")
+    for now in range(STEPS):
+        frames = {name: each[now] for name, each in images.items()}
+        acted = policy.act(frames, states[now, :1])
+        assert acted.shape == (K, 2)
+        obs = window(now, taken, images, states)
+        obs = obs._replace(
+            proprio=np.where([True, False], obs.proprio, 99.0).astype(np.float32),
+            proprio_mask=np.array([[True, False]]),
+            action_dims=np.array([[True, False, True]]),
+            embodiment=np.array([2], np.int32),
+        )
+        expected = np.asarray(act(obs, jax.random.fold_in(KEY, now)))[0][:, has]
+        np.testing.assert_allclose(acted, spec.unnormalise(expected), atol=2e-5)
+        taken.append(np.array([acted[0, 1], 0.0, acted[0, 0]]))
+    assert np.std(taken, axis=0)[0] > 1e-2  # the agreement is about something
+
+
 GROWING = (("head", "lstm"), ("interleaved", "lstm"), ("head", "gpt"), ("head", "flow"))
 
 
@@ -202,7 +245,7 @@ def test_cached_decoding_equals_teacher_forcing(history, layout, cross):
 
     @jax.jit
     def both(obs):
-        context = model.prefix_context(model.sequence(obs), t)
+        context = model.prefix_context(model.sequence(obs), t, None)
         ids, scores = model.head.decode_tokens(context, KEY)
         other = jax.random.randint(KEY, (t - 1, q), *model.head.config.token_range)
         written = jnp.concatenate([other, ids])[:, :-1]
@@ -317,9 +360,27 @@ def test_state_and_past_action_reach_the_readouts_and_can_be_masked():
         {"past_action": obs.past_action + 0.5},
     ):
         assert np.abs(readouts(obs._replace(**change)) - before).max(axis=(0, 2, 3)).min() > 1e-4
-    blind = obs._replace(proprio_mask=np.zeros(1, bool), past_action_mask=np.zeros((1, T), bool))
+    blind = obs._replace(
+        proprio_mask=np.zeros((1, P), bool), past_action_mask=np.zeros((1, T), bool)
+    )
     other = blind._replace(proprio=obs.proprio + 1, past_action=obs.past_action + 1)
     np.testing.assert_array_equal(readouts(blind), readouts(other))
+
+
+def test_which_robot_it_is_reaches_the_readouts_and_what_it_lacks_does_not():
+    graphdef, flat = build(state=StateConfig(P, 1), embodiments=2)
+    obs = window(4, [np.zeros(D)] * STEPS, *episode())
+    first = obs._replace(embodiment=np.zeros(1, np.int32))
+    readouts = jax.jit(lambda obs: params.merge(graphdef, flat).readouts(obs))
+    other = first._replace(embodiment=np.ones(1, np.int32))
+    assert np.abs(readouts(first) - readouts(other)).max() > 1e-3
+    for mask in ([True, False], [False, True], [False, False]):
+        part = first._replace(proprio_mask=np.array([mask]))
+        junk = part._replace(proprio=np.where(mask, part.proprio, 5.0).astype(np.float32))
+        np.testing.assert_array_equal(readouts(part), readouts(junk))
+        assert np.abs(readouts(part) - readouts(first)).max() > 1e-4
+    with pytest.raises(ValueError, match="embodiment: expected which robot it is, got None"):
+        params.merge(graphdef, flat).sequence(obs)
 
 
 def test_past_actions_are_hidden_at_random_in_training_alone():

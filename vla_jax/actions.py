@@ -202,6 +202,19 @@ class ActionSpec:
         return np.array(values, np.float64)
 
 
+def places(names: Sequence[str], space: Sequence[str]) -> list[int]:
+    """Where each of a robot's `names` stands among those of the policy's `space`. Raises ValueError
+    for one that does not.
+    """
+    outside = [name for name in names if name not in space]
+    if outside:
+        raise ValueError(
+            f"expected dims among the policy's {', '.join(space) or '(none)'}, got"
+            f" {', '.join(outside)}"
+        )
+    return [space.index(name) for name in names]
+
+
 def _limits(rule: Rule, stats: Stats, first: bool, d: int) -> tuple[np.ndarray, ...]:
     """low, high, offset, scale ([d] each, float64) of one rule."""
     kind, *numbers = (rule,) if isinstance(rule, str) else tuple(rule)

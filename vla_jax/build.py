@@ -1,12 +1,13 @@
 """The one composition table: a config becomes a model and an optimizer. Every command and
 `vla_jax.load_policy` build through here.
 
-What only the data knows is given: where the action tokens end, and what a state's numbers mean.
+What only the data knows is given, where the action tokens end, or stands in the config once it is
+known, the names of actions and state (experiments/composition/spaces.py).
 """
 
 import ast
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from vla_jax.actions import places
 from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma
 from vla_jax.models.heads import discrete
 from vla_jax.models.heads.attention import AttentionHead
@@ -42,6 +44,7 @@ from vla_jax.params import Build, Params
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
 from vla_jax.training.optim import FreezeConfig, OptimConfig
+from vla_jax.training.transfer import NamedAxis
 
 
 class HeadKind(NamedTuple):
@@ -68,11 +71,6 @@ HEADS = {
     "flow": HeadKind(FlowHead, HeadConfig),
     "discrete": HeadKind(DiscreteHead, DiscreteConfig),
 }
-
-# Every dataset is standardised to the field's 7-D action; only the last number is binary.
-BINARY = (6,)
-
-States = Mapping[str, tuple[str, ...]]  # dataset -> names of its state's numbers, () without one
 
 
 def backbone_config(config: ConfigDict) -> Any:
@@ -144,40 +142,40 @@ def action_token_end(config: ConfigDict, folder: Path) -> int:
     return discrete.action_end(tokenizer.vocab_size, special_tokens(tokenizer))
 
 
-def training_model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:
+def training_model(config: ConfigDict, action_end: int = 0) -> Build:
     """What is trained: the policy of `model`, with adapters when lora.rank > 0, and its blocks'
     products in 8 bits with model.eight_bits.
     """
-    whole = attach(model(config, action_end, states), lora(config))
+    whole = attach(model(config, action_end), lora(config))
     return blocks_in_eight_bits(whole, config.model.eight_bits)
 
 
-def model(config: ConfigDict, action_end: int = 0, states: States | None = None) -> Build:
+def model(config: ConfigDict, action_end: int = 0) -> Build:
     """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It
     has no adapters, as `checkpoint.load_params` gives none.
 
     Args:
         config: every field of it, see saved_config.
         action_end: see `action_token_end`. 0, where only shapes matter: the end of the vocabulary.
-        states: of all datasets of the mixture, for model.proprio.
 
-    Raises ValueError for a name that is in none of the tables, and for datasets without a common
-    state.
+    Raises ValueError for a name that is in none of the tables, and for a config whose dims are
+    still to be had from the data.
     """
     sizes, model = backbone_config(config), config.model
     make_backbone, head = backbone_module(config).MODEL, _head(config, action_end or sizes.vocab)
     policy = VLAConfig(
         window=model.window,
         chunk=model.chunk,
-        action_dim=model.action_dim,
+        action_dim=len(model.action_names),
         cameras=tuple(model.cameras),
         layout=model.layout,
         history=model.history,
         history_start=model.history_start,
         readouts=model.readouts,
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
-        state=_state(states or {}) if model.proprio else None,
-        past=PastConfig(BINARY, model.past_action_hidden) if model.past_action else None,
+        state=_state(config) if model.proprio else None,
+        past=PastConfig(binary(config), model.past_action_hidden) if model.past_action else None,
+        embodiments=len(model.embodiments) if model.embodiment else 0,
         loss_weights=(
             ("action", 1.0),
             *((name, task.weight) for name, task in config.objectives.items() if task.weight),
@@ -210,8 +208,8 @@ def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]
     model, kind = config.model, _head_kind(config)
     shared = {
         "chunk": model.chunk,
-        "action_dim": model.action_dim,
-        "binary": BINARY,
+        "action_dim": len(model.action_names),
+        "binary": binary(config),
         "tokens": model.readouts,
         "loss": ActionLoss(**config.loss.to_dict()),
         "hidden": model.head_hidden,
@@ -246,18 +244,51 @@ def _options(text: str) -> dict[str, Any]:
         ) from error
 
 
-def _state(states: States) -> StateConfig:
-    """The state that all datasets share."""
-    spaces = {names: dataset for dataset, names in states.items()}
-    if len(spaces) != 1 or () in spaces:
-        lines = "".join(
-            f"\n  {dataset}: {', '.join(names) or 'none'}" for names, dataset in spaces.items()
-        )
+def binary(config: ConfigDict) -> tuple[int, ...]:
+    """The policy's binary dims. Raises ValueError for a config that does not know its dims."""
+    names = config.model.action_names
+    if not names or (config.model.embodiment and not config.model.embodiments):
         raise ValueError(
-            "model.proprio: expected datasets with one and the same state, got"
-            f"{lines or ' no dataset'}\nset it to False"
+            "model.action_names: expected names, got none: spaces.resolve has them from the data"
         )
-    (names,) = spaces
+    return tuple(places(config.model.action_binary, names))
+
+
+def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
+    """Of the parameters that may have an axis of action dims, numbers of the state or robots: that
+    axis, and what stands at each of its places.
+    """
+    model = config.model
+    grippers = tuple(model.action_binary)
+    arm = tuple(name for name in model.action_names if name not in grippers)
+
+    def of_chunk(dims: tuple[str, ...]) -> tuple[str, ...]:
+        steps = [f"of step {k + 1} of {model.chunk}" for k in range(model.chunk)]
+        return tuple(f"{name} {step}" for step in steps for name in dims)
+
+    last = f"layers/{len(model.head_mlp)}"
+    outputs = {
+        f"head/outputs/arm/{last}": of_chunk(arm),
+        f"head/outputs/gripper/{last}": of_chunk(grippers),
+        f"head/gripper/{last}": of_chunk(grippers),  # the head flow's
+        "head/velocity": arm,
+    }
+    inputs = {
+        "head/noisy": arm,
+        "past/arm": arm,
+        "past/gripper": grippers,
+        "state/arm": tuple(name for name in model.state_names if name != "gripper"),
+    }
+    return {
+        **{f"{name}/kernel": NamedAxis(1, dims) for name, dims in outputs.items()},
+        **{f"{name}/bias": NamedAxis(0, dims) for name, dims in outputs.items()},
+        **{f"{name}/kernel": NamedAxis(0, dims) for name, dims in inputs.items()},
+        "embodiment/table": NamedAxis(0, tuple(model.embodiments)),
+    }
+
+
+def _state(config: ConfigDict) -> StateConfig:
+    names = tuple(config.model.state_names)
     return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
 
 

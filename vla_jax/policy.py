@@ -28,7 +28,7 @@ from flax import nnx
 from jaxtyping import Float
 from PIL import Image
 
-from vla_jax.actions import ActionSpec
+from vla_jax.actions import ActionSpec, places
 from vla_jax.models import sequence
 from vla_jax.models.attention import Cache
 from vla_jax.models.sequence import FrameTokens, MaskedTokens
@@ -47,6 +47,9 @@ class PolicyIO:
         prompt_length: tokens.
         encode: an instruction to its token ids.
         action_spec, state_spec: normalisation of the dataset whose robot this is.
+        action_names, state_names: the policy's dims, among which that dataset's are found by name;
+            (): they are the dataset's.
+        embodiment: which of the policy's robots it is.
         seed: of heads that draw (flow, discrete with a temperature).
         resize: how, one of types.RESIZES, as in the loader.
     """
@@ -58,6 +61,9 @@ class PolicyIO:
     state_spec: ActionSpec
     seed: int = 0
     resize: str = "lanczos"
+    action_names: tuple[str, ...] = ()
+    state_names: tuple[str, ...] = ()
+    embodiment: int = 0
 
 
 class Stages(NamedTuple):
@@ -84,6 +90,9 @@ class JaxPolicy:
 
     def __init__(self, graphdef: nnx.GraphDef, params: Params, io: PolicyIO) -> None:
         self._params, self._io, self._graphdef = params, io, graphdef
+        action, state = io.action_spec.names, io.state_spec.names
+        self._action_places = places(action, io.action_names or action)
+        self._state_places = places(state, io.state_names or state)
         config = self._config = self._model(params).config
         self._interleaved = config.history == "interleaved"
         self._on_prefix = self._model(params).head.acts_on == "prefix"
@@ -94,8 +103,8 @@ class JaxPolicy:
         )
         self._extend = jax.jit(self._extended)
         self._act_on_readouts = jax.jit(
-            lambda params, readouts, present, key: self._model(params).act_on_readouts(
-                readouts, present, key
+            lambda params, readouts, present, dims, key: self._model(params).act_on_readouts(
+                readouts, present, dims, key
             )
         )
         self._act_on_prefix = jax.jit(self._acted_on_prefix, static_argnums=2)
@@ -139,17 +148,19 @@ class JaxPolicy:
         if self._on_prefix:
             self._remember(frame)
             t = self._config.window if self._interleaved else 1
-            chunk = self._act_on_prefix(self._params, tuple(self._frames)[-t:], t, key)
+            frames = tuple(self._frames)[-t:]
+            chunk = self._act_on_prefix(self._params, frames, t, self._dims(), key)
         else:
             for new in self._new_readouts(frame):
                 self._readouts.append(new)
             readouts = jnp.concatenate(tuple(self._readouts), axis=1)
             t = self._config.window
             present = (np.arange(t) >= t - 1 - self._step)[None]
-            chunk = self._act_on_readouts(self._params, readouts, present, key)
+            chunk = self._act_on_readouts(self._params, readouts, present, self._dims(), key)
         self._step += 1
         self._normalised = np.asarray(chunk, np.float32)[0]
-        actions = self._io.action_spec.unnormalise(self._normalised, _measured(self._io, proprio))
+        own = self._normalised[:, self._action_places]
+        actions = self._io.action_spec.unnormalise(own, _measured(self._io, proprio))
         self._last = actions[0]
         return actions
 
@@ -174,31 +185,40 @@ class JaxPolicy:
         sizes = ObservationSizes(
             b=1,
             t=1,
-            p=len(io.state_spec.names),
+            p=len(io.state_names or io.state_spec.names),
             l=io.prompt_length,
-            image_size=(io.image_size,) * len(config.cameras),
             d=config.action_dim,
+            image_size=(io.image_size,) * len(config.cameras),
+            past_action=True,
         )
         obs = new_observation(sizes, np.zeros)
         if proprio is not None:
-            obs.proprio[0, 0] = io.state_spec.normalise(np.asarray(proprio, np.float32))
-        elif config.state is not None:
+            state = io.state_spec.normalise(np.asarray(proprio, np.float32))
+            obs.proprio[0, 0, self._state_places] = state
+            obs.proprio_mask[0, self._state_places] = True
+        elif config.state is not None and io.state_spec.names:
             raise ValueError(
                 f"proprio: expected {', '.join(io.state_spec.names)}, got None; the model sees the"
                 " state"
             )
         if not first and obs.past_action is not None:
             last = self._last if executed is None else executed
-            obs.past_action[0, 0] = io.action_spec.normalise(np.asarray(last, np.float32), measured)
+            past = io.action_spec.normalise(np.asarray(last, np.float32), measured)
+            obs.past_action[0, 0, self._action_places] = past
         return obs._replace(
             images=tuple(_fitted(images[name], io, name)[None, None] for name in config.cameras),
             image_mask=np.ones_like(obs.image_mask),
-            proprio_mask=np.full(1, proprio is not None),
             prompt=self._prompt[0],
             prompt_mask=self._prompt[1],
             step_mask=np.ones((1, 1), bool),
             past_action_mask=np.full((1, 1), not first),
+            action_dims=self._dims(),
+            embodiment=np.full(1, io.embodiment, np.int32),
         )
+
+    def _dims(self) -> np.ndarray:
+        """The policy's action dims that this robot has, [1 d]."""
+        return np.isin(np.arange(self._config.action_dim), self._action_places)[None]
 
     def _remember(self, frame: FrameTokens) -> None:
         """Puts a frame at the window's end; before the first stand frames that nobody sees."""
@@ -275,10 +295,15 @@ class JaxPolicy:
         )
 
     def _acted_on_prefix(
-        self, params: Params, frames: tuple[FrameTokens, ...], t: int, key: jax.Array
+        self,
+        params: Params,
+        frames: tuple[FrameTokens, ...],
+        t: int,
+        dims: Array,
+        key: jax.Array,
     ) -> Array:
         model = self._model(params)
-        return model.head.act(model.prefix_context(_stacked(frames), t), key)[:, -1]
+        return model.head.act(model.prefix_context(_stacked(frames), t, dims), key)[:, -1]
 
 
 def _unseen(frame: FrameTokens) -> FrameTokens:

@@ -15,7 +15,7 @@ from vla_jax.actions import ActionSpec
 from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy, PolicyIO
-from vla_jax.saved_config import complete
+from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_meta, load_params
 from vla_jax.types import DTYPES
 
@@ -48,6 +48,8 @@ class SavedPolicy:
         resize: how images of other sizes get it, one of types.RESIZES.
         dtype: what it acts in unless told otherwise, one of DTYPES.
         origin: where it comes from; JSON-able.
+        action_names, state_names: the policy's dims, among which are those of each dataset.
+        embodiments: the datasets that it tells apart; (): none.
     """
 
     build: Build
@@ -60,6 +62,9 @@ class SavedPolicy:
     resize: str
     dtype: str
     origin: dict[str, Any]
+    action_names: tuple[str, ...]
+    state_names: tuple[str, ...]
+    embodiments: tuple[str, ...]
 
     def io(self, dataset: str) -> PolicyIO:
         """What stands between the robot of `dataset` and the network."""
@@ -71,6 +76,9 @@ class SavedPolicy:
             action_spec=spec.action,
             state_spec=spec.state or ActionSpec(()),
             resize=self.resize,
+            action_names=self.action_names,
+            state_names=self.state_names,
+            embodiment=self.embodiments.index(dataset) if self.embodiments else 0,
         )
 
 
@@ -88,7 +96,7 @@ def open_checkpoint(
     when the tokenizer is gone or another.
     """
     meta = load_meta(directory, step)
-    config = complete(meta["config"], directory)
+    config = of_checkpoint(meta, directory)
     folder = tokenizer or tokenizer_folder(directory, meta)
     if digest(folder) != meta["tokenizer"]["sha256"]:
         raise ValueError(
@@ -98,9 +106,8 @@ def open_checkpoint(
     encoder = module.load_tokenizer(folder, config.model.layout)
     blank = config.data.blank_instruction
     specs = {name: _spec(body) for name, body in meta["datasets"].items()}
-    states = {name: spec.state.names if spec.state else () for name, spec in specs.items()}
     return SavedPolicy(
-        build=build.model(config, build.action_token_end(config, folder), states),
+        build=build.model(config, build.action_token_end(config, folder)),
         params=load_params(directory, step),
         specs=specs,
         tokenizer=encoder.definition(),
@@ -120,6 +127,9 @@ def open_checkpoint(
             "trained_at": meta.get("revision"),
             "libraries": meta["libraries"],
         },
+        action_names=tuple(config.model.action_names),
+        state_names=tuple(config.model.state_names) if config.model.proprio else (),
+        embodiments=tuple(config.model.embodiments) if config.model.embodiment else (),
     )
 
 

@@ -105,6 +105,12 @@ INTRODUCED: dict[str, Any] = {
     "early_stop": 0,
     # 2026-11-29. All products were in model.dtype.
     "model.eight_bits": "",
+    # 2026-11-29. All had these actions, but for their names (`of_checkpoint`), and no embodiment.
+    "model.action_names": ("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    "model.action_binary": ("gripper",),
+    "model.state_names": (),
+    "model.embodiment": False,
+    "model.embodiments": (),
 }
 
 
@@ -131,6 +137,21 @@ def complete(saved: dict[str, Any], where: Path | str) -> ConfigDict:
             " edited or cut off: restore it"
         )
     return ConfigDict(_nested({**INTRODUCED, **fields}))
+
+
+def of_checkpoint(meta: dict[str, Any], where: Path | str) -> ConfigDict:
+    """The `complete` config of a checkpoint. One from before dims had names there has them by its
+    datasets, all of which had the same.
+    """
+    config, own = complete(meta["config"], where), flatten(meta["config"])
+    specs = list(meta["datasets"].values())
+    if specs and "model.action_names" not in own:
+        action = specs[0]["action"]
+        config.model.action_names = tuple(action["names"])
+        config.model.action_binary = tuple(action["names"][dim] for dim in action["binary"])
+    if specs and "model.state_names" not in own and config.model.proprio:
+        config.model.state_names = tuple(specs[0]["state"]["names"])
+    return config
 
 
 def unknown_fields(tree: Mapping[str, Any]) -> list[str]:

@@ -27,21 +27,26 @@ class Observation(NamedTuple):
     images: tuple[UInt8[Array, "b t h w 3"], ...]  # RGB, in config.cameras order
     image_mask: Bool[Array, "b t cameras"]  # False: this dataset lacks the camera
     proprio: Float[Array, "b t p"]
-    proprio_mask: Bool[Array, " b"]
+    proprio_mask: Bool[Array, "b p"]  # False: a number of the state that this robot lacks
     prompt: Int[Array, "b l"]
     prompt_mask: Bool[Array, "b l"]
     step_mask: Bool[Array, "b t"]  # False: before the episode began
     # Normalised, the action before each frame; None: not asked for.
     past_action: Float[Array, "b t d"] | None = None
     past_action_mask: Bool[Array, "b t"] | None = None  # False: the episode's first frame has none
+    # False: a dim of the policy's actions that this robot lacks; None: it has all.
+    action_dims: Bool[Array, "b d"] | None = None
+    embodiment: Int[Array, " b"] | None = None  # which robot it is; None: not asked for
 
 
 class Stream(NamedTuple):
-    """A field of Observation: its axes and its type. `optional`: None where an axis has no size."""
+    """A field of Observation: its axes and its type. `past`: of the actions before the frames, None
+    where these are not asked for.
+    """
 
     axes: tuple[str, ...]
     dtype: type
-    optional: bool = False
+    past: bool = False
 
 
 # Every stream but the images, of which there is one per camera. A new sensor is a field above, a
@@ -49,12 +54,14 @@ class Stream(NamedTuple):
 STREAMS = {
     "image_mask": Stream(("b", "t", "cameras"), bool),
     "proprio": Stream(("b", "t", "p"), np.float32),
-    "proprio_mask": Stream(("b",), bool),
+    "proprio_mask": Stream(("b", "p"), bool),
     "prompt": Stream(("b", "l"), np.int32),
     "prompt_mask": Stream(("b", "l"), bool),
     "step_mask": Stream(("b", "t"), bool),
-    "past_action": Stream(("b", "t", "d"), np.float32, optional=True),
-    "past_action_mask": Stream(("b", "t"), bool, optional=True),
+    "past_action": Stream(("b", "t", "d"), np.float32, past=True),
+    "past_action_mask": Stream(("b", "t"), bool, past=True),
+    "action_dims": Stream(("b", "d"), bool),
+    "embodiment": Stream(("b",), np.int32),
 }
 
 
@@ -62,17 +69,18 @@ class ObservationSizes(NamedTuple):
     """What an observation's shapes follow from.
 
     Attributes:
-        b, t, p, l: the axes' sizes.
+        b, t, p, l, d: the axes' sizes.
         image_size: pixels of a side, one per camera.
-        d: action dims; None: without the actions before the frames.
+        past_action: with the actions before the frames.
     """
 
     b: int
     t: int
     p: int
     l: int  # noqa: E741
+    d: int
     image_size: tuple[int, ...]
-    d: int | None = None
+    past_action: bool = False
 
 
 def new_observation(
@@ -80,12 +88,12 @@ def new_observation(
 ) -> Observation:
     """An observation of arrays (or shapes) that `make(shape, dtype)` gives, stream by stream."""
     b, t = sizes.b, sizes.t
-    axes = {"b": b, "t": t, "p": sizes.p, "l": sizes.l, "cameras": len(sizes.image_size)}
-    axes |= {} if sizes.d is None else {"d": sizes.d}
+    axes = {"b": b, "t": t, "p": sizes.p, "l": sizes.l, "d": sizes.d}
+    axes["cameras"] = len(sizes.image_size)
     streams = {
         name: make(tuple(axes[axis] for axis in stream.axes), stream.dtype)
         for name, stream in STREAMS.items()
-        if sizes.d is not None or not stream.optional
+        if sizes.past_action or not stream.past
     }
     images = tuple(make((b, t, size, size, 3), np.uint8) for size in sizes.image_size)
     return Observation(images=images, **streams)
@@ -259,12 +267,15 @@ class HeadContext(NamedTuple):
             training of every frame.
         backbone: a Backbone, which embeds tokens, decodes them behind the prefix, gives logits of
             hidden states.
+        dims: ["b d"], the action dims that the robot has; None: all. A head that looks at actions
+            sees the same in the place of the others, in training and acting.
     """
 
     readouts: Any = None
     predictors: Any = None
     prefix: Any = None
     backbone: Any = None
+    dims: Any = None
 
 
 class PolicyHead(Protocol):

@@ -41,7 +41,6 @@ from vla_jax.policy import JaxPolicy
 from vla_jax.robot import torch_policy
 from vla_jax.saved import DatasetSpec, SavedPolicy
 
-NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 TEXTS = ("push the red block to the left", "move the green block to the right side")
 CAMERAS = ("primary", "wrist")
 STAGES = ("vision", "backbone", "frame", "action")
@@ -162,11 +161,12 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
     encoder = module.load_tokenizer(folder, config.model.layout)
     policy = build.model(config, build.backbone_config(config).vocab)
     params = policies.random_params(policy, np.random.default_rng(0))
+    names = tuple(config.model.action_names)
     stats = {
-        key: np.full(7, value)
+        key: np.full(len(names), value)
         for key, value in {"mean": 0, "std": 1, "min": -1, "max": 1, "q01": -1, "q99": 1}.items()
     }
-    spec = ActionSpec.fit(NAMES, (6,), stats, ("q99",))
+    spec = ActionSpec.fit(names, build.binary(config), stats, ("q99",))
     prompt = {"before": encoder.before, "template": module.prompt("{}"), "after": encoder.after}
     return SavedPolicy(
         build=policy,
@@ -179,6 +179,9 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
         resize=config.model.resize,
         dtype=config.model.act_dtype,
         origin={"checkpoint": "random weights of experiments.benchmark"},
+        action_names=names,
+        state_names=(),
+        embodiments=(),
     )
 
 

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.builders.blocks import write_blocks
 from experiments.benchmarks import data, policies
-from experiments.composition import cotraining, sources, steps
+from experiments.composition import cotraining, sources, spaces, steps
 from experiments.composition.config import load_config
 from experiments.composition.json_files import write_json
 from vla_jax import params as flat
@@ -87,7 +87,8 @@ def configuration(size: str, root: Path) -> ConfigDict:
     """The config, whose data is written to `root` if it is not there."""
     if size == "tiny":
         write_blocks(root)
-        return load_config("oxe_paligemma.py:tiny", [f"--config.data.root={root}"])
+        tiny = load_config("oxe_paligemma.py:tiny", [f"--config.data.root={root}"])
+        return spaces.resolve(tiny)
     data.write_files(root)
     config = policies.configuration("100m")
     config.model.tokenizer, config.model.prompt_length, config.model.window = "train", 32, 1

@@ -6,6 +6,7 @@ It imports no torch: experiments.benchmarks.train_ours must not pay for it.
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.composition import spaces
 from experiments.configs import oxe_paligemma
 from vla_jax import params as flat
 
@@ -21,7 +22,7 @@ def configuration(size: str, head: str = "lstm") -> ConfigDict:
     model.dtype, model.layers, model.remat = "float32", "unroll", "none"
     if size == "100m":
         model.head_hidden, model.head_layers, model.head_mlp = 512, 2, (512, 256)
-    return config
+    return spaces.resolve(config)
 
 
 def random_params(make: flat.Build, rng: np.random.Generator) -> dict[str, np.ndarray]:

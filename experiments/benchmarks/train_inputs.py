@@ -66,7 +66,8 @@ def _batch(config: ConfigDict, model: Any, rng: np.random.Generator) -> dict[str
     words = config.model.prompt_length
     length = rng.integers(8, words + 1, b)
     actions = rng.uniform(-0.9, 0.9, (b, t, k, d)).astype(np.float32)
-    actions[..., build.BINARY] = actions[..., build.BINARY] > 0
+    grippers = list(build.binary(config))
+    actions[..., grippers] = actions[..., grippers] > 0
     out = {
         "images": rng.integers(0, 256, like.obs.images[0].shape, np.uint8),
         "prompt": rng.integers(4, 1000, (b, words), np.int32),

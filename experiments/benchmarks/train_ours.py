@@ -79,8 +79,8 @@ def main(folder: Path, changes: Sequence[str] = ()) -> None:
     change(config, changes)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     plan = steps.plan(config, mesh)
-    dims = config.model.action_dim
-    units = Units(tuple(f"dim {i}" for i in range(dims)), np.ones((1, dims), np.float32))
+    names = tuple(config.model.action_names)
+    units = Units(names, np.ones((1, len(names)), np.float32))
     params = {
         name: jax.device_put(value, plan.shardings[name])
         for name, value in load_file(folder / "ours.safetensors").items()

@@ -46,7 +46,7 @@ class Head(nn.Module):
         )
 
     def forward(self, readouts: Tensor) -> tuple[Tensor, Tensor]:
-        """[b t c] -> arm values [b t k*6] and gripper logits [b t k]."""
+        """[b t c] -> arm values [b t k*(d-1)] and gripper logits [b t k], of the last dim."""
         features = self.lstm(readouts)[0]
         return torch.tanh(self.arm(features)), self.gripper(features)
 
@@ -89,8 +89,8 @@ class Policy(nn.Module):
         with torch.autocast(window.device.type, enabled=False):  # as ours: heads are float32
             arm, gripper = self.head(window)
         wanted, loss = batch["actions"], self.inputs["loss"]
-        huber = F.huber_loss(arm.reshape(*wanted.shape[:-1], -1), wanted[..., :6])
-        cross = F.binary_cross_entropy_with_logits(gripper, wanted[..., 6])
+        huber = F.huber_loss(arm.reshape(*wanted.shape[:-1], -1), wanted[..., :-1])
+        cross = F.binary_cross_entropy_with_logits(gripper, wanted[..., -1])
         return loss["arm"] * huber + loss["gripper"] * cross
 
     def _language(self, batch: dict[str, Tensor]) -> Tensor:

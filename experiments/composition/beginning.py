@@ -17,6 +17,7 @@ from experiments.composition.steps import Plan
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.models import lora
+from vla_jax.saved_config import of_checkpoint
 from vla_jax.training import state as training_state
 from vla_jax.training import transfer
 from vla_jax.training.checkpoint import POSITION, complete_steps, load_data, load_meta
@@ -126,7 +127,9 @@ def start(config: ConfigDict, plan: Plan) -> Transfer | None:
         )
     if not config.model.start:
         return None
-    taken = transfer.plan(Path(config.model.start).expanduser(), plan.abstract, full)
+    where = Path(config.model.start).expanduser()
+    axes = (build.named_axes(config), build.named_axes(of_checkpoint(load_meta(where), where)))
+    taken = transfer.plan(where, plan.abstract, full, *axes)
     taken.check(tuple(config.model.allow_missing))
     if full and taken.step >= config.steps:
         raise ValueError(
@@ -166,6 +169,8 @@ def _parameters(config: ConfigDict, plan: Plan, taken: Transfer | None) -> flat.
         loaded = build.load_backbone(config, backbone)
         loaded = {prefix + name: value for name, value in loaded.items()}
     fresh = _random(config, plan, [name for name in specs if name not in loaded])
+    if taken is not None and taken.parts:
+        fresh |= transfer.partly(taken, fresh)
     return {name: loaded[name] if name in loaded else fresh[name] for name in specs}
 
 

@@ -23,11 +23,6 @@ def members(config: ConfigDict) -> list[tuple[Dataset, float]]:
     ]
 
 
-def states(config: ConfigDict) -> dict[str, tuple[str, ...]]:
-    """What the numbers of the state are, of each dataset of the mixture."""
-    return {dataset.name: dataset.state_names for dataset, _ in members(config)}
-
-
 def root(config: ConfigDict) -> str:
     """data.root as a URL or an absolute path."""
     return remote.absolute(config.data.root)
@@ -38,8 +33,7 @@ def missing(config: ConfigDict) -> list[str]:
     lines = []
     where, wanted = root(config), members(config)
     datasets = [dataset for dataset, _ in wanted]
-    names = datasets[0].action_names
-    unfit = mixture.misfits(datasets, tuple(config.model.cameras), names)
+    unfit = mixture.misfits(datasets, tuple(config.model.cameras))
     if unfit:
         lines.append(
             f"data: {len(unfit)} reasons why the mixture {config.data.mixture!r} cannot be learnt"
@@ -47,11 +41,6 @@ def missing(config: ConfigDict) -> list[str]:
             + "".join(f"    {line}\n" for line in unfit)
             + "    leave them out (a list of (name, weight) as data.mixture in a config file), or"
             " change model.cameras"
-        )
-    if len(names) != config.model.action_dim:
-        lines.append(
-            f"model.action_dim: expected {len(names)}, of {datasets[0].name} ({', '.join(names)}),"
-            f" got {config.model.action_dim}"
         )
     absent = mixture.problems(where, datasets)
     if absent:

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from experiments.composition import estimate, steps
+from experiments.composition import estimate, spaces, steps
 from vla_jax import sharding
 from vla_jax.models import lora
 
@@ -22,7 +22,7 @@ def show(config: ConfigDict) -> None:
     known = math.prod(size for size in sizes if size != -1)
     shape = tuple(max(1, jax.device_count() // known) if size == -1 else size for size in sizes)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    plan = steps.plan(config, mesh)
+    plan = steps.plan(spaces.resolve(config), mesh)
     shapes, state = plan.shapes, plan.abstract
     print(sharding.table(shapes, plan.shardings))
     counts: dict[str, int] = {}

@@ -64,18 +64,19 @@ def batch(config: ConfigDict, b: int) -> Batch:
     sizes = ObservationSizes(
         b=b,
         t=t,
-        p=len(datasets.members(config)[0][0].state_names),
+        p=_state_dims(config),
         l=model.prompt_length,
+        d=len(model.action_names),
         image_size=(size,) * cameras,
-        d=model.action_dim if model.past_action else None,
+        past_action=model.past_action,
     )
     obs = new_observation(sizes, jax.ShapeDtypeStruct)
     tokens = (spec(np.int32, length), spec(bool, length), spec(bool, length))
     text = ImageText(spec(np.uint8, size, size, 3), *tokens)
     return Batch(
         obs=obs,
-        actions=spec(np.float32, t, model.chunk, model.action_dim),
-        action_mask=spec(bool, t, model.chunk, model.action_dim),
+        actions=spec(np.float32, t, model.chunk, len(model.action_names)),
+        action_mask=spec(bool, t, model.chunk, len(model.action_names)),
         dataset_id=spec(np.int32),
         future=(
             Future(images(t, frames), spec(bool, t, frames, cameras))
@@ -85,6 +86,12 @@ def batch(config: ConfigDict, b: int) -> Batch:
         text_target=spec(np.float32, tasks.text_align.width) if tasks.text_align.weight else None,
         image_text=text if tasks.image_text.weight else None,
     )
+
+
+def _state_dims(config: ConfigDict) -> int:
+    """Numbers of the state in a batch: the policy's, or where it sees none, all of the data."""
+    each = [dataset.state_names for dataset, _ in datasets.members(config)]
+    return len(config.model.state_names or {name for names in each for name in names})
 
 
 def _of(config: ConfigDict, graphdef: nnx.GraphDef, shapes: tuple[Shapes, Shapes], b: int) -> Cost:

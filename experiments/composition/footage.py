@@ -10,11 +10,11 @@ import numpy as np
 from data_pipelines import images
 from data_pipelines.index import Split, open_index
 from experiments.composition import datasets, selecting
+from vla_jax import saved_config
 from vla_jax.export.artefact import Footage
 from vla_jax.robot.resize import resize
 from vla_jax.robot.safety import cameras
 from vla_jax.saved import SavedPolicy
-from vla_jax.saved_config import complete
 from vla_jax.training.checkpoint import load_meta
 
 FRAMES = 400  # of each camera, spread evenly over the training split
@@ -27,7 +27,7 @@ def of_checkpoint(
 
     Raises ValueError for datasets that are not there or have not the policy's cameras.
     """
-    config: Any = complete(load_meta(directory, step)["config"], directory)
+    config: Any = saved_config.of_checkpoint(load_meta(directory, step), directory)
     config.data.root = root
     if lines := datasets.missing(config):
         raise ValueError("--data: " + "\n".join(lines))

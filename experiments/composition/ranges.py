@@ -71,7 +71,7 @@ RANGES: dict[str, Range] = {
     "model.image_size": COUNT,
     "model.window": COUNT,
     "model.chunk": COUNT,
-    "model.action_dim": COUNT,
+    "model.action_dim": Range(0, special={0: "from the data"}),
     "model.readouts": COUNT,
     "model.head_hidden": COUNT,
     "model.head_layers": AMOUNT,  # the head discrete has none

@@ -18,8 +18,9 @@ from data_pipelines.index import build_parts, open_index, parts_there
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from data_pipelines.selection import Selection
-from experiments.composition import cotraining, datasets, selecting
+from experiments.composition import cotraining, datasets, selecting, spaces
 from vla_jax import build, saved
+from vla_jax.actions import places
 from vla_jax.models import clip_text
 from vla_jax.models.tokenizer import digest
 from vla_jax.training import wandb_run
@@ -81,6 +82,7 @@ def missing(config: ConfigDict) -> list[str]:
             f"    hf download openai/clip-vit-large-patch14 --local-dir {clip}\n"
             "    or --config.objectives.text_align.weight=0"
         )
+    lines += [f"data: {line}" for line in spaces.problems(config)]
     return lines + datasets.missing(config) + cotraining.missing(config, datasets.root(config))
 
 
@@ -155,12 +157,6 @@ def _members(config: ConfigDict, chosen: Selection) -> tuple[list[Member], list[
     for dataset, weight in datasets.members(config):
         index = open_index(datasets.root(config), dataset, selection=chosen)
         member = Member.fit(index, "train", weight, _rules(config), config.model.chunk)
-        spec = member.action_spec
-        if len(spec.names) != config.model.action_dim or spec.binary != build.BINARY:
-            raise ValueError(
-                f"model.action_dim: expected {len(spec.names)} (with the binary dims {spec.binary})"
-                f" as {dataset.name} has, got {config.model.action_dim} with {build.BINARY}"
-            )
         train.append(member)
         if index.held_out is not None:
             held_out.append(dataclasses.replace(member, split=index.held_out.name))
@@ -201,6 +197,9 @@ def loader(
             shuffle=shuffle,
             past_action=model.past_action,
             future=tuple(forward.offsets) if forward.weight else (),
+            action_names=tuple(model.action_names),
+            state_names=tuple(model.state_names),
+            embodiments=tuple(model.embodiments),
         ),
         source.encode,
         rows,
@@ -208,15 +207,18 @@ def loader(
     )
 
 
-def units(source: Data) -> Units:
-    """What turns errors into each dataset's robot units: 0 for a dim that is constant there, which
-    a robot is held in whatever the network says.
+def units(config: ConfigDict, source: Data) -> Units:
+    """What turns errors into each dataset's robot units: 0 for a dim that it lacks, or that is
+    constant there, which a robot is held in whatever the network says.
     """
-    specs = [member.action_spec for member in source.train]
-    scale = np.stack([spec.units() for spec in specs])
-    for row, spec in zip(scale, specs, strict=True):
-        row[list(spec.constant)] = 0.0
-    return Units(specs[0].names, scale)
+    names = tuple(config.model.action_names)
+    scale = np.zeros((len(source.train), len(names)), np.float32)
+    for row, member in zip(scale, source.train, strict=True):
+        spec = member.action_spec
+        own = spec.units()
+        own[list(spec.constant)] = 0.0
+        row[places(spec.names, names)] = own
+    return Units(names, scale)
 
 
 def held_out(source: Data) -> str:

@@ -47,7 +47,7 @@ def plan(
 
     Raises ValueError for what the model, the optimizer or the mesh refuses.
     """
-    make = build.training_model(config, action_end, datasets.states(config))
+    make = build.training_model(config, action_end)
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     freeze, run = build.optim(config)[1], train_config(config, steps_per_epoch)
@@ -129,12 +129,11 @@ def trace(config: ConfigDict, plan: Plan, evaluate: bool = False) -> jax.stages.
     mesh has devices.
     """
     mesh: Any = plan.abstract.step.sharding.mesh
-    where, dims = sharding.batch_sharding(mesh), config.model.action_dim
+    where, names = sharding.batch_sharding(mesh), tuple(config.model.action_names)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         estimate.batch(config, config.batch_size),
     )
-    names = tuple(f"dim {i}" for i in range(dims))
-    units = Units(names, np.ones((len(datasets.members(config)), dims), np.float32))
+    units = Units(names, np.ones((len(datasets.members(config)), len(names)), np.float32))
     step = eval_step(plan, units) if evaluate else train_step(plan, units)
     return step.trace(plan.abstract, batch)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.composition import changes, sources
 from experiments.composition.config import diff, save
-from vla_jax.saved_config import complete
+from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import complete_steps, load_meta
 
 
@@ -38,9 +38,10 @@ def check(workdir: Path, config: ConfigDict, asked: bool = False) -> Before | No
     if not kept and not logged(workdir):
         return None
     if saved.exists():
-        then = complete(json.loads(saved.read_text()), saved)
+        meta = load_meta(checkpoints) if kept else {"datasets": {}}
+        then = of_checkpoint(meta | {"config": json.loads(saved.read_text())}, saved)
     elif kept:
-        then = complete(load_meta(checkpoints)["config"], checkpoints)
+        then = of_checkpoint(load_meta(checkpoints), checkpoints)
     else:
         return None
     found = changes.since(then, config)

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from experiments.composition import presets
 from experiments.configs import oxe_paligemma
-from vla_jax.saved_config import complete
+from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import complete_steps, load_meta
 
 
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
             " --config.data.root=ROOT --config.data.mixture=NAME --workdir=DIR"
         )
     start = Path(folders[0]).expanduser()
-    saved = complete(load_meta(start)["config"], start)
+    saved = of_checkpoint(load_meta(start), start)
 
     config = oxe_paligemma.get_config()
     config.steps = 30_000
@@ -72,6 +72,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.weights = "none"
     config.model.tokenizer = ""  # that of the start: its embeddings are of its ids
     config.model.allow_missing = ()
+    config.model.action_dim = 0  # and the names: those of the new robot
+    config.model.action_names = config.model.action_binary = ()
+    config.model.state_names = config.model.embodiments = ()
     config.loss = ConfigDict(_tuples(saved.loss.to_dict()))
 
     config.optim.lr = 2e-5 if saved.lora.rank else saved.optim.lr

@@ -119,7 +119,11 @@ def _model() -> ConfigDict:
     config.cameras = ("primary",)
     config.window = 8
     config.chunk = 10
-    config.action_dim = 7
+    # Dims of the actions, how many and by name, and which of them are 0 or 1. 0, (): from the data,
+    # matched by name (experiments/composition/spaces.py).
+    config.action_dim = 0
+    config.action_names = ()
+    config.action_binary = ()
     config.history = "head"  # head, interleaved, one_step: see vla_jax/models/vla.py
     # what the head reads before an episode's first frame: repeat, grow (vla_jax/models/starts.py)
     config.history_start = "repeat"
@@ -135,6 +139,9 @@ def _model() -> ConfigDict:
     config.bins = 256  # of each number, for the head discrete
     config.temperature = 0.0  # of its decoding; 0 takes the likeliest token
     config.proprio = False  # the robot's state as a token before the readouts
+    config.state_names = ()  # its numbers; (): from the data
+    config.embodiment = False  # which dataset's robot it is, as a learned token before the readouts
+    config.embodiments = ()  # the datasets that are told apart; (): from the data
     config.past_action = False  # the action before each frame as a token before the readouts
     # share of frames that do not see it in training, against copying
     config.past_action_hidden = 0.5

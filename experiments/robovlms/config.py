@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DATASETS
 from data_pipelines.datasets.mixtures import MIXTURES
+from data_pipelines.datasets.names import EEF
 from experiments.configs import oxe_paligemma
 from experiments.robovlms.keys import DATASET_KEYS, IGNORED, ONLY
 from vla_jax.saved_config import flatten
@@ -227,7 +228,12 @@ def _policy(fields: _Fields, dataset: str) -> None:
     fields.put("(the code)", "model.history_start", "grow")
     fields.among("act_head.type", "model.head", HEADS, None)
     fields.copy("act_head.hidden_size", "model.head_hidden", int, 1024)
-    fields.copy("act_head.action_dim", "model.action_dim", int, 7)
+    dims = fields.take("act_head.action_dim", len(EEF))
+    if dims != len(EEF):
+        fields.refuse("act_head.action_dim", dims, f"{len(EEF)}, as RoboVLMs' data have")
+    fields.put("act_head.action_dim", "model.action_dim", dims)
+    fields.put("(the code)", "model.action_names", EEF)
+    fields.put("(the code)", "model.action_binary", ("gripper",))
     fields.copy("act_head.latent", "model.readouts", int, 1)
     fields.put("(the code)", "model.head_mlp", (1024, 512, 256))
     config = fields.config.model

@@ -112,7 +112,7 @@ def test_a_mixture_masks_what_a_dataset_lacks(index, bare):
     lame = batch.dataset_id == 1
     assert lame.any()
     assert not lame.all()
-    np.testing.assert_array_equal(batch.obs.proprio_mask, ~lame)
+    np.testing.assert_array_equal(batch.obs.proprio_mask, np.repeat(~lame[:, None], 7, axis=1))
     assert batch.obs.proprio.shape[-1] == 7
     assert not batch.obs.proprio[lame].any()
     assert batch.obs.proprio[~lame].any()

@@ -1,6 +1,5 @@
 """Batches: which windows come when, from how many hosts and threads, and what is refused."""
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from data_pipelines import frames
 from data_pipelines.index import open_index
 from tests.data_pipelines.loading import BLOCKS, loaders, make, member, same, take
-from vla_jax.actions import ActionSpec
 
 
 def test_the_summary_says_what_is_mixed(index, bare):
@@ -179,6 +177,7 @@ def test_all_misfits_of_a_mixture_are_listed_at_once(index, bare):
         "weight above 0 for bare",
     ):
         assert line in str(caught.value)
-    other = dataclasses.replace(member(bare), action_spec=ActionSpec(("a", "b")))
-    with pytest.raises(ValueError, match="bare has a, b"):
-        make(index, other)
+    with pytest.raises(ValueError, match=r"blocks: expected dims among the policy's x, y, got z,"):
+        make(index, action_names=("x", "y"))
+    with pytest.raises(ValueError, match=r"embodiments: expected bare among blocks; give"):
+        make(index, bare, embodiments=("blocks",))

@@ -13,6 +13,7 @@ import pytest
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.builders.blocks_captions import write_captions
 from experiments import evaluate, pretrain
+from experiments.composition import spaces
 from experiments.composition.config import CONFIGS, diff, load_config
 from vla_jax import build, sharding
 from vla_jax import params as flat
@@ -88,7 +89,7 @@ def test_sizes_between(word: str, millions: int, pixels: int) -> None:
     assert (config.model.head, config.model.weights, config.model.image_size) == (
         "gpt", "none", pixels
     )  # fmt: skip
-    config = load_config(f"oxe_paligemma.py:{word}")
+    config = spaces.resolve(load_config(f"oxe_paligemma.py:{word}"))
     shapes = flat.abstract(build.model(config))[1]
     assert sum(math.prod(x.shape) for x in shapes.values()) == pytest.approx(
         1e6 * millions, rel=0.1

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.builders.blocks import write_blocks
 from experiments import evaluate
-from experiments.composition import datasets, sources, steps
+from experiments.composition import sources, spaces, steps
 from experiments.composition.config import load_config
 from experiments.evaluate import best_constant, blanked
 from vla_jax import build, sharding
@@ -93,7 +93,8 @@ def test_memory_does_not_grow_with_the_number_of_windows(monkeypatch: pytest.Mon
         monkeypatch.setattr(sources, "loader", lambda *args, **kwargs: Windows(count, 256))
         said = np.zeros((256, 10, 3), np.float32)
         policy = evaluate.Policy(lambda obs, number: said, lambda rows: rows, 10)
-        config: Any = ConfigDict({"batch_size": 256})
+        names = member.action_spec.names
+        config: Any = ConfigDict({"batch_size": 256, "model": {"action_names": names}})
         tracemalloc.start()
         body = evaluate.figures(config, None, member, policy, lambda obs: obs, None)  # type: ignore
         most = tracemalloc.get_traced_memory()[1]
@@ -113,6 +114,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(
         "oxe_paligemma.py:tiny", [f"--config.data.root={root / 'data'}", "--config.batch_size=12"]
     )
+    spaces.resolve(config)
     source = sources.data(config, root)
     plan = steps.plan(config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
     params = flat.initialise(plan.make, 0, plan.shardings)
@@ -130,9 +132,9 @@ def by_hand(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     at once, on one device.
     """
     meta = evaluate.load_meta(root / "checkpoints")
-    config = evaluate.complete(meta["config"], root)
+    config = evaluate.of_checkpoint(meta, root)
     source = sources.data(config, root, training=False)
-    graphdef = flat.abstract(build.model(config, 0, datasets.states(config)))[0]
+    graphdef = flat.abstract(build.model(config))[0]
     params = jax.device_put(load_params(root / "checkpoints"), jax.devices()[0])
     model: Any = flat.merge(graphdef, params)
     (member,) = source.held_out

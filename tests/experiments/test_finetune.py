@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.builders.blocks import write_blocks
-from experiments.composition import changes
+from experiments.composition import changes, spaces
 from experiments.composition.config import load_config, save
 from tests.older.unpack import unpack
 from vla_jax import build
@@ -29,7 +29,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_policy_is_that_of_the_run_and_the_rest_is_new(checkpoints: Path) -> None:
-    config = load_config(f"finetune.py:{checkpoints}")
+    config = load_config(f"finetune.py:{checkpoints}", ["--config.data.mixture=blocks"])
+    spaces.resolve(config)
     run = complete(load_meta(checkpoints)["config"], checkpoints)
     assert flat.abstract(build.model(config))[1] == flat.abstract(build.model(run))[1]
     assert (config.model.dtype, config.model.resize) == ("bfloat16", "lanczos")
@@ -38,12 +39,13 @@ def test_the_policy_is_that_of_the_run_and_the_rest_is_new(checkpoints: Path) ->
     assert config.optim.lr == run.optim.lr == 1e-3
     assert (config.optim.freeze_backbone, run.optim.freeze_backbone) == (False, True)
     assert config.augment.crop_scale == load_config("oxe_paligemma.py").augment.crop_scale
-    assert config.data.mixture == ""
+    assert load_config(f"finetune.py:{checkpoints}").data.mixture == ""
 
 
 def test_an_imported_policy_begins_as_a_run_does(tmp_path: Path) -> None:
     folder = unpack("import", tmp_path)
-    config = load_config(f"finetune.py:{folder}")
+    config = load_config(f"finetune.py:{folder}", ["--config.data.mixture=blocks"])
+    spaces.resolve(config)
     imported = complete(load_meta(folder)["config"], folder)
     assert flat.abstract(build.model(config))[1] == flat.abstract(build.model(imported))[1]
     assert config.model.layout == imported.model.layout != "prefix"

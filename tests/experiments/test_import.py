@@ -128,7 +128,7 @@ def test_imported_policies_equal_robovlms(
         images=case.images,
         image_mask=np.ones((b, t, 2), bool),
         proprio=np.zeros((b, t, 1), np.float32),
-        proprio_mask=np.zeros((b,), bool),
+        proprio_mask=np.zeros((b, 1), bool),
         prompt=np.where(case.valid, case.ids, 0),
         prompt_mask=case.valid,
         step_mask=np.ones((b, t), bool),

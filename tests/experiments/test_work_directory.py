@@ -144,8 +144,9 @@ def test_checkpoints_whose_config_file_is_gone_belong_to_their_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = load_config("oxe_paligemma.py:tiny")
+    meta = {"config": one.to_dict(), "datasets": {}}
     monkeypatch.setattr(workdir, "complete_steps", lambda folder: [4])
-    monkeypatch.setattr(workdir, "load_meta", lambda folder: {"config": one.to_dict()})
+    monkeypatch.setattr(workdir, "load_meta", lambda folder: meta)
     workdir.check(tmp_path, one)
     with pytest.raises(ValueError, match=rf"{tmp_path} holds a run with another .*\n  optim.lr"):
         workdir.check(tmp_path, load_config("oxe_paligemma.py:tiny", ["--config.optim.lr=0.5"]))

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 import vla_jax
 from experiments import export
+from experiments.composition import spaces
 from experiments.configs import oxe_paligemma
 from vla_jax import build, saved
 from vla_jax import params as flat
@@ -75,8 +76,8 @@ def checkpoint(
     config.data.mixture = mixture
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(TEXTS, folder)
-    states = dict.fromkeys(datasets, NAMES)
-    params = jittered(flat.abstract(build.training_model(config, states=states))[1])
+    spaces.resolve(config)
+    params = jittered(flat.abstract(build.training_model(config))[1])
     meta = {
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": digest(folder)},

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments.composition import beginning, steps
+from experiments.composition import beginning, spaces, steps
 from experiments.composition.config import load_config
 from tests.training import tiny_run
 from tests.weights.test_pretrained import to_hf, write_hf
@@ -186,14 +186,14 @@ def test_the_config_word_turns_adapters_on_beside_a_head():
         )
         assert config.model.head == head
     assert not load_config("oxe_paligemma.py").lora.rank
-    tiny = load_config("oxe_paligemma.py:tiny,lora")
+    tiny = spaces.resolve(load_config("oxe_paligemma.py:tiny,lora"))
     _, shapes, _ = params.abstract(build.training_model(tiny))
     base, adapters = lora.split_adapters(shapes)
     assert len(adapters) == 2 * 13
     assert base.keys() == params.abstract(build.model(tiny))[1].keys()
     outside = load_config("oxe_paligemma.py:tiny,lora", ["--config.lora.targets=*/attn/*,"])
     with pytest.raises(ValueError, match='patterns that begin with "backbone/"'):
-        build.training_model(outside)
+        build.training_model(spaces.resolve(outside))
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 renamed.
 
 model.safetensors  every array by our flat name, one per layer, float32 or bfloat16
-config.json        schema, network, cameras, image size and resize rule, prompt, origin
+config.json        schema, network, names of the policy's dims and robots, cameras, image size and
+                   resize rule, prompt, origin
 norm_stats.json    per dataset: what the numbers of an action and of a state mean, their
                    normalisation, control_hz; where its recordings were there, how its cameras'
                    frames look and an instruction
@@ -30,6 +31,7 @@ import torch
 from flax import nnx
 from safetensors.torch import save_file
 
+from vla_jax.actions import places
 from vla_jax.export import arrays, describe, record
 from vla_jax.models.vla import VLA
 from vla_jax.params import abstract
@@ -118,15 +120,29 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
             "export: the checkpoint has no action spec; it comes with the data at the first"
             " training"
         )
-    state = model.config.state
+    network = describe.network(model, source.prompt["length"])
+    spaces: dict[str, set[tuple[str, ...]]] = {"action": set(), "state": set()}
     for name, numbers in source.specs.items():
-        if state is not None and (numbers.state is None or len(numbers.state.names) != state.dims):
-            raise ValueError(
-                f"export: {name}: the model sees the state, and the checkpoint has no spec for it"
-            )
+        spaces["action"].add(numbers.action.names)
+        spaces["state"].add(numbers.state.names if numbers.state else ())
+        try:
+            places(numbers.action.names, source.action_names)
+            if model.config.state is not None and numbers.state is not None:
+                places(numbers.state.names, source.state_names)
+        except ValueError as error:
+            raise ValueError(f"export: {name}: {error}") from None
+    if model.config.state is not None:
+        if spaces["state"] == {()}:
+            raise ValueError("export: the model sees the state, and the checkpoint has no spec")
+        network["sequence"]["state"]["masked"] = len(spaces["state"]) > 1
+    looks = network["head"]["kind"] in ("flow", "discrete")
+    network["head"]["masked"] = looks and spaces["action"] != {source.action_names}
     return {
         "schema": folder.SCHEMA,
-        "network": describe.network(model, source.prompt["length"]),
+        "network": network,
+        "action_names": list(source.action_names),
+        "state_names": list(source.state_names),
+        "embodiments": list(source.embodiments),
         "cameras": list(model.config.cameras),
         "image": {
             "size": source.image_size,
@@ -193,13 +209,21 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
         f" {numbers.targets}{' ' * bool(numbers.targets)}{', '.join(numbers.action.names)}"
         for name, numbers in source.specs.items()
     )
-    first = next(iter(source.specs.values()))
-    state = first.state if sequence["state"] or first.action.relative else None
-    proprio = ", ".join(state.names) if state else "not looked at"
-    if state and first.action.relative:
-        proprio += "; what the network says is relative to it, what `act` gives is absolute"
-    dataset = next(iter(stats))
+    dataset = proven(source)
+    ours = source.specs[dataset]
+    state = ours.state if sequence["state"] or ours.action.relative else None
+    proprio = _states(source) if sequence["state"] or ours.action.relative else "not looked at"
+    inside = [f"`{name}`" for name, numbers in source.specs.items() if numbers.action.relative]
+    if inside:
+        proprio += (
+            f"\n- Actions of {', '.join(inside)} are relative to the state inside: what `act` gives"
+            " is absolute, and it needs the state for it"
+        )
+    dims = len(ours.action.names)
     said = stats[dataset].get("instruction")
+    example = "proprio = None"
+    if state and state.names:
+        example = f"proprio = frames['proprio'][0]  # {', '.join(state.names)}"
     begin = f"{said!r}, {dataset!r}" if said else f'str(frames["instruction"]), {dataset!r}'
     return f"""# A robot policy
 
@@ -214,10 +238,10 @@ from policy_torch import load
 policy = load("this folder", device="cpu", dtype="{body["weights"]}")
 frames = np.load("this folder/golden.npz")  # recorded ones; your robot has its own
 images = {{name: frames[f"image/{{name}}"][0] for name in policy.cameras}}
-{"proprio = frames['proprio'][0]" if state else "proprio = None"}
+{example}
 policy.reset({begin})  # what to do, whose robot it is
 out = policy.act(images, proprio)  # once per control step
-out["actions"]  # float32 [{head["chunk"]}, {head["action_dim"]}] in robot units
+out["actions"]  # float32 [{head["chunk"]}, {dims}] in robot units
 ```
 
 `arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py. That is the bare
@@ -257,6 +281,22 @@ The same inputs through JAX and through this folder, {sequence["window"] + EXTRA
 {proof}
 ```
 """
+
+
+def proven(source: SavedPolicy) -> str:
+    """The dataset whose robot the golden frames are of: the one that lacks the most dims."""
+    return min(source.specs, key=lambda name: len(source.specs[name].action.names))
+
+
+def _states(source: SavedPolicy) -> str:
+    """What of the state is looked at, by dataset where they differ."""
+    each = {
+        name: numbers.state.names if numbers.state else () for name, numbers in source.specs.items()
+    }
+    if len(set(each.values())) == 1:
+        return ", ".join(next(iter(each.values())))
+    lines = [f"    - `{name}`: {', '.join(names) or 'none'}" for name, names in each.items()]
+    return "\n".join(["by dataset", *lines])
 
 
 def _norm_stats(source: SavedPolicy, footage: Mapping[str, Footage], part: Path) -> None:
@@ -315,7 +355,7 @@ def _golden(source: SavedPolicy, model: VLA, dtype: str) -> record.Golden:
     """What JAX makes of the weights as the file has them, and the bounds for each type that is
     proven.
     """
-    name = next(iter(source.specs))
+    name = proven(source)
     io = source.io(name)
     graphdef, steps = abstract(source.build)[0], model.config.window + EXTRA_STEPS
     params = {key: jnp.asarray(_rounded(value, dtype)) for key, value in source.params.items()}

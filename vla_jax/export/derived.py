@@ -85,6 +85,12 @@ def example(policy: Policy) -> Named:
         shapes["past"] = (network.past.dims,), torch.float32
     if network.head.noise_shape is not None:
         shapes["noise"] = network.head.noise_shape, torch.float32
+    if network.masks_dims:
+        shapes["dims"] = (len(policy.action_names),), torch.bool
+    if network.masks_state:
+        shapes["proprio_mask"] = (len(policy.state_names),), torch.bool
+    if network.embodiment is not None:
+        shapes["embodiment"] = (), torch.int64
     given = {
         name: torch.zeros(1, *shape, dtype=kind, device=device)
         for name, (shape, kind) in shapes.items()

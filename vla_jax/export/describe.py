@@ -47,6 +47,7 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
             "resampler": dataclasses.asdict(config.resampler) if config.resampler else None,
             "state": dataclasses.asdict(config.state) if config.state else None,
             "past": {"binary": list(config.past.binary)} if config.past else None,
+            "embodiments": config.embodiments,
         },
     }
     look_back = body["backbone"]["block"]["window"]
@@ -54,7 +55,8 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
         cameras = len(config.cameras) * (
             config.resampler.latents if config.resampler else model.backbone.tokens_per_image
         )
-        frame = cameras + prompt_length + config.readouts + bool(config.state) + bool(config.past)
+        numbers = bool(config.state) + bool(config.past) + bool(config.embodiments)
+        frame = cameras + prompt_length + config.readouts + numbers
         frame += config.layout == "robovlms_pre"
         slots = (
             frame * (config.window if config.history == "interleaved" else 1)
@@ -115,6 +117,8 @@ def _head(model: VLA) -> dict[str, Any]:
         body["block"] = block(head.config.block)
     if kind in ("attention", "flow"):
         body["rope_theta"] = ROPE_THETA
+    if kind == "discrete":
+        body["middle"] = head.config.middle
     return body
 
 

@@ -32,8 +32,8 @@ def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
         out[f"image/{name}"] = np.clip((1 - part) * first + part * last + noise, 0, 255).astype(
             np.uint8
         )
-    if model.config.state is not None or io.action_spec.relative:
-        dims = len(io.state_spec.names)
+    dims = len(io.state_spec.names)
+    if (model.config.state is not None and dims) or io.action_spec.relative:
         normalised = rng.uniform(-1, 1, (steps, dims)).astype(np.float32)
         out["proprio"] = io.state_spec.unnormalise(normalised)
         for kind, _, state in io.action_spec.relative:  # made-up numbers are no rotation

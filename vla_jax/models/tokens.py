@@ -1,4 +1,4 @@
-"""Tokens made of numbers: the robot's state and the action before a frame.
+"""Tokens made of numbers: the robot's state, the action before a frame, and which robot it is.
 
 Axes: b batch, t window step, p proprio, d action dim, c width.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from vla_jax.models.transformer import Linear
 from vla_jax.types import Array
@@ -49,12 +49,17 @@ class StateToken(nnx.Module):
             (width if gripper is None else 2 * width, width), (None, "embed"), True, rngs
         )
 
-    def __call__(self, state: Float[Array, "b t p"]) -> Float[Array, "b t c"]:
-        """`state` is normalised: a gripper above 0 is open."""
+    def __call__(
+        self, state: Float[Array, "b t p"], mask: Bool[Array, "b p"]
+    ) -> Float[Array, "b t c"]:
+        """`state` is normalised: a gripper above 0 is open. What is not there adds nothing."""
+        there = mask[:, None]
+        state = jnp.where(there, state, 0.0)
         if self.gripper is None or self.embedding is None:
             return self.output(self.arm(state))
         arm = self.arm(state[..., [i for i in range(state.shape[-1]) if i != self.gripper]])
         open_ = self.embedding[...][(state[..., self.gripper] > 0).astype(jnp.int32)]
+        open_ = jnp.where(there[..., self.gripper, None], open_, 0.0)
         return self.output(jnp.concatenate([arm, open_.astype(arm.dtype)], axis=-1))
 
 
@@ -76,3 +81,14 @@ class ActionToken(nnx.Module):
         if self.gripper is not None:
             x = x + self.gripper(action[..., list(self.binary)])
         return self.output(self.middle(x))
+
+
+class EmbodimentToken(nnx.Module):
+    """Which of `count` robots it is as one token, learned."""
+
+    def __init__(self, width: int, count: int, rngs: nnx.Rngs) -> None:
+        table = width**-0.5 * jax.random.normal(rngs.params(), (count, width))
+        self.table = nnx.Param(table, logical=(None, "embed"))
+
+    def __call__(self, number: Int[Array, " b"]) -> Float[Array, "b c"]:
+        return self.table[...][number]

@@ -38,7 +38,13 @@ from vla_jax.models.losses import counted_steps
 from vla_jax.models.objectives import Encoded, MakeTask, Task
 from vla_jax.models.resampler import Resampler, ResamplerConfig
 from vla_jax.models.sequence import LAYOUTS, FrameTokens, MaskedTokens
-from vla_jax.models.tokens import ActionToken, PastConfig, StateConfig, StateToken
+from vla_jax.models.tokens import (
+    ActionToken,
+    EmbodimentToken,
+    PastConfig,
+    StateConfig,
+    StateToken,
+)
 from vla_jax.types import (
     Array,
     Backbone,
@@ -75,6 +81,7 @@ class VLAConfig:
     past: PastConfig | None = None
     loss_weights: tuple[tuple[str, float], ...] = (("action", 1.0),)
     history_start: str = "repeat"  # see starts.py
+    embodiments: int = 0  # robots that a token tells apart; 0: there is none
 
     def __post_init__(self) -> None:
         if not all(weight > 0 for _, weight in self.loss_weights):
@@ -147,6 +154,8 @@ class VLA(nnx.Module):
         self.past = (
             ActionToken(width, config.action_dim, config.past, rngs) if config.past else None
         )
+        count = config.embodiments
+        self.embodiment = EmbodimentToken(width, count, rngs) if count else None
         paths = []
         for name, make in makers.items():
             task: Task = make(width, rngs)
@@ -226,7 +235,7 @@ class VLA(nnx.Module):
         if head.trains_on == "tokens":
             predictors = hidden[:, :, :read].reshape(-1, read, self.backbone.width)
             readouts = hidden[:, :, :1]
-        return HeadContext(readouts, predictors, prefix, self.backbone), queries
+        return HeadContext(readouts, predictors, prefix, self.backbone, obs.action_dims), queries
 
     def _prefix_of_all(
         self, whole: FrameTokens, num_queries: int
@@ -253,27 +262,34 @@ class VLA(nnx.Module):
                 " the episode began"
             )
         if self.head.acts_on == "readouts":
-            return self.act_on_readouts(self.readouts(obs), obs.step_mask, key)
+            return self.act_on_readouts(self.readouts(obs), obs.step_mask, obs.action_dims, key)
         # With frames that are encoded each alone nobody would look at the others.
         obs = obs if self.config.history == "interleaved" else newest(obs)
-        context = self.prefix_context(self.sequence(obs), obs.step_mask.shape[1])
+        t = obs.step_mask.shape[1]
+        context = self.prefix_context(self.sequence(obs), t, obs.action_dims)
         return self.head.act(context, key)[:, -1]
 
     def act_on_readouts(
-        self, readouts: Float[Array, "b t n c"], present: Bool[Array, "b t"], key: jax.Array
+        self,
+        readouts: Float[Array, "b t n c"],
+        present: Bool[Array, "b t"],
+        dims: Bool[Array, "b d"] | None,
+        key: jax.Array,
     ) -> Float[Array, "b k d"]:
         """The chunk at the newest step, for a head that acts on readouts. `present` is False before
-        the episode began.
+        the episode began, `dims` for those that the robot lacks.
         """
         if self.config.history_start == "repeat":
-            return self.head.act(HeadContext(readouts=readouts), key)[:, -1]
+            return self.head.act(HeadContext(readouts=readouts, dims=dims), key)[:, -1]
         read = starts.present_first(readouts, present)
-        return starts.newest(self.head.act(HeadContext(readouts=read), key), present)
+        return starts.newest(self.head.act(HeadContext(readouts=read, dims=dims), key), present)
 
-    def prefix_context(self, frames: FrameTokens, t: int) -> HeadContext:
+    def prefix_context(
+        self, frames: FrameTokens, t: int, dims: Bool[Array, "b d"] | None
+    ) -> HeadContext:
         """What a head that acts on a prefix looks at: all before its tokens, of windows of t."""
         _, prefix = prefill(self.backbone, frames, t, max(0, self.head.num_tokens - 1))
-        return HeadContext(prefix=prefix, backbone=self.backbone)
+        return HeadContext(prefix=prefix, backbone=self.backbone, dims=dims)
 
     def readouts(self, obs: Observation) -> Float[Array, "b t n c"]:
         """The backbone's hidden states at the readout tokens of every frame, in float32.
@@ -307,9 +323,14 @@ class VLA(nnx.Module):
             )
         )
         scalars = []
+        if self.embodiment is not None:
+            if obs.embodiment is None:
+                raise ValueError("Observation.embodiment: expected which robot it is, got None")
+            robot = jnp.repeat(self.embodiment(obs.embodiment)[:, None], t, axis=1)
+            scalars.append(self._scalar_token(robot, jnp.ones((b, t), bool)))
         if self.state is not None:
-            known = jnp.repeat(obs.proprio_mask[:, None], t, axis=1)
-            scalars.append(self._scalar_token(self.state(obs.proprio), known))
+            known = jnp.repeat(jnp.any(obs.proprio_mask, axis=1)[:, None], t, axis=1)
+            scalars.append(self._scalar_token(self.state(obs.proprio, obs.proprio_mask), known))
         if self.past is not None:
             if obs.past_action is None or obs.past_action_mask is None:
                 raise ValueError(

@@ -159,7 +159,7 @@ def load_params(directory: Path | str, step: int | None = None) -> dict[str, np.
     They are those of the model without adapters: these are merged, as the config in meta says.
     """
     where = find(directory, step)
-    params = _read_arrays(where / "params", list(saved_arrays(where / "params")))
+    params = read_arrays(where / "params", list(saved_arrays(where / "params")))
     if not lora.split_adapters(params)[1]:
         return params
     body = _read_meta(where).get("config", {}).get("lora")
@@ -176,7 +176,7 @@ def load_adapters(directory: Path | str, step: int | None = None) -> dict[str, n
     """
     where = find(directory, step) / "params"
     names = lora.split_adapters(saved_arrays(where))[1]
-    return _read_arrays(where, list(names)) if names else {}
+    return read_arrays(where, list(names)) if names else {}
 
 
 def load_arrays(
@@ -373,7 +373,7 @@ def read(where: Path, specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, ja
     return arrays
 
 
-def _read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:
+def read_arrays(where: Path, names: list[str]) -> dict[str, np.ndarray]:
     """The named arrays of an item, as numpy; the others are not read. Raises ValueError naming
     those that are not finite.
     """

@@ -1,7 +1,8 @@
 """A run that begins from another run's checkpoint: which arrays it takes over, and how.
 
 The other run may have had another head, chunk, adapters of another rank, no average: what fits by
-name and shape is kept, the rest is dropped or new, and said before anything is allocated.
+name and shape is kept, the rest is dropped or new, and said before anything is allocated. Where an
+axis stands for action dims, numbers of the state or robots, its places are matched by their names.
 """
 
 import fnmatch
@@ -23,10 +24,29 @@ from vla_jax.training.checkpoint import (
     pack,
     placed,
     read,
+    read_arrays,
     saved_arrays,
     unpack,
 )
 from vla_jax.training.state import TrainState
+
+
+class NamedAxis(NamedTuple):
+    """An axis of an array, and what stands at each of its places."""
+
+    axis: int
+    names: tuple[str, ...]
+
+
+NamedAxes = Mapping[str, NamedAxis]  # by parameter; of others no place has a name
+
+
+class Part(NamedTuple):
+    """Places of an axis here, and there what is taken over to them."""
+
+    axis: int
+    here: list[int]
+    there: list[int]
 
 
 class Transfer(NamedTuple):
@@ -37,7 +57,8 @@ class Transfer(NamedTuple):
         full: whether the optimizer and the step are taken over too.
         merged: whether the adapters there become part of the kernels.
         kept: parameters that are taken over.
-        new: parameters that begin at random -> why.
+        parts: parameters that are taken over place by place.
+        new: parameters that begin at random, in part where they are among `parts` -> why.
         dropped: parameters there that are not wanted -> why.
         state: of the item "state" what is taken over, wanted name -> saved name; with `full`.
         moments: how many arrays the optimizer has here.
@@ -47,6 +68,7 @@ class Transfer(NamedTuple):
     full: bool
     merged: bool
     kept: list[str]
+    parts: dict[str, Part]
     new: dict[str, str]
     dropped: dict[str, str]
     state: dict[str, str]
@@ -78,6 +100,9 @@ class Transfer(NamedTuple):
         what = f"parameters, optimizer and step {self.step}" if self.full else "parameters"
         merged = "; its adapters are merged into their kernels" if self.merged else ""
         lines = [f"start: {what} of {self.where}{merged}", f"  kept     {len(self.kept)} arrays"]
+        whole = sorted(self.parts.keys() - self.new.keys())
+        if whole:
+            lines.append(f"  by name  {len(whole)} arrays: {', '.join(whole)}")
         for word, arrays in (("dropped", self.dropped), ("new", self.new)):
             lines.append(f"  {word:8s} {len(arrays)} arrays")
             lines += [f"    {name}: {why}" for name, why in sorted(arrays.items())]
@@ -87,9 +112,15 @@ class Transfer(NamedTuple):
         return "\n".join(lines)
 
 
-def plan(directory: Path | str, abstract: TrainState, full: bool) -> Transfer:
+def plan(
+    directory: Path | str,
+    abstract: TrainState,
+    full: bool,
+    here: NamedAxes | None = None,
+    there: NamedAxes | None = None,
+) -> Transfer:
     """How the policy in `directory`, or with `full` its newest checkpoint, becomes a state like
-    `abstract`; reads no array.
+    `abstract`; reads no array. `here` and `there` are the named axes of either.
 
     Raises ValueError without a complete checkpoint, and with `full` for one that holds no
     optimizer.
@@ -100,28 +131,85 @@ def plan(directory: Path | str, abstract: TrainState, full: bool) -> Transfer:
     wanted = {name: leaf.shape for name, leaf in {**abstract.params, **abstract.frozen}.items()}
     base, adapters = lora.split_adapters(saved)
     merged = bool(adapters) and not (full and adapters == lora.split_adapters(wanted)[1])
-    there = base if merged else saved
-    kept = [name for name, shape in wanted.items() if there.get(name) == shape]
+    found = base if merged else saved
+    other = _renamed(here or {}, there or {})
+    fits = {name for name, shape in wanted.items() if found.get(name) == shape}
+    kept = [name for name in wanted if name in fits and name not in other]
+    parts = {
+        name: part
+        for name, part in other.items()
+        if part.here
+        and name in wanted.keys() & found.keys()
+        and _without(wanted[name], part) == _without(found[name], part)
+    }
+    whole = {name for name, part in parts.items() if len(part.here) == wanted[name][part.axis]}
     new = {
-        name: f"shape {shape}, there {there[name]}"
-        if name in there
-        else f"shape {shape}, not there"
+        name: _why(shape, found.get(name), name, parts, here or {})
         for name, shape in wanted.items()
-        if there.get(name) != shape
+        if name not in kept and name not in whole
     }
     dropped = {
         name: f"shape {shape}, here {wanted[name]}" if name in wanted else f"shape {shape}"
-        for name, shape in there.items()
-        if wanted.get(name) != shape
+        for name, shape in found.items()
+        if name not in kept and name not in parts
     }
     state = _state_names(where, abstract, kept) if full else {}
     moments = len(jax.tree.leaves(abstract.opt_state))
-    return Transfer(where, full, merged, kept, new, dropped, state, moments)
+    return Transfer(where, full, merged, kept, parts, new, dropped, state, moments)
+
+
+def _renamed(here: NamedAxes, there: NamedAxes) -> dict[str, Part]:
+    """Of the parameters whose axes have other names here than there: what is the same."""
+    parts = {}
+    for name in here.keys() & there.keys():
+        own, theirs = here[name].names, there[name].names
+        if own != theirs:
+            same = [each for each in own if each in theirs]
+            at = [theirs.index(each) for each in same]
+            parts[name] = Part(here[name].axis, [own.index(each) for each in same], at)
+    return parts
+
+
+def _without(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
+    """The shape without the axis of the part."""
+    return (*shape[: part.axis], *shape[part.axis + 1 :])
+
+
+def _why(
+    shape: tuple[int, ...],
+    found: tuple[int, ...] | None,
+    name: str,
+    parts: Mapping[str, Part],
+    here: NamedAxes,
+) -> str:
+    """Why the parameter of that name begins at random."""
+    if found is None:
+        return f"shape {shape}, not there"
+    why = f"shape {shape}, there {found}" if found != shape else f"shape {shape}, of other names"
+    if name in parts:
+        taken = dict.fromkeys(here[name].names[at].split(" ")[0] for at in parts[name].here)
+        why += f"; kept of it: {', '.join(taken)}"
+    return why
 
 
 def parameters(transfer: Transfer, specs: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
     """The kept parameters, in the types and shardings of `specs`."""
     return load_arrays(transfer.where.parent, {name: specs[name] for name in transfer.kept})
+
+
+def partly(transfer: Transfer, fresh: Mapping[str, jax.Array]) -> Params:
+    """The parameters of transfer.parts: the `fresh` ones with the places taken over."""
+    there = read_arrays(transfer.where / "params", list(transfer.parts))
+    out = {}
+    for name, part in transfer.parts.items():
+        rows = np.take(there[name], part.there, axis=part.axis)
+        at = (*[slice(None)] * part.axis, np.array(part.here, int))
+        put = jax.jit(
+            lambda x, rows, at=at: x.at[at].set(rows.astype(x.dtype)),
+            out_shardings=fresh[name].sharding,
+        )
+        out[name] = put(fresh[name], rows)
+    return out
 
 
 def whole_state(
@@ -147,7 +235,9 @@ def whole_state(
     else:
         taken = read(transfer.where / "params", wanted)
     taken |= {name: there[f"params:{name}"] for name in apart}
-    fresh = initialise(list(transfer.new)) if transfer.new else {}
+    lacking = list(transfer.new | transfer.parts)
+    fresh = initialise(lacking) if lacking else {}
+    fresh |= partly(transfer, fresh) if transfer.parts else {}
     taken |= {name: value.astype(params[name].dtype) for name, value in fresh.items()}
     held = {}
     for name, spec in state.items():
@@ -166,6 +256,7 @@ def _state_names(where: Path, abstract: TrainState, kept: list[str]) -> dict[str
     wanted = {name: leaf.shape for name, leaf in pack(abstract)[0].items()}
     # The moments' place in the chain depends on what else the optimizer did.
     moments = {_moment(name): name for name in saved if name.startswith("opt:")}
+    params = {**abstract.params, **abstract.frozen}
     if not moments:
         raise ValueError(
             f"{where}: holds no optimizer to go on with, as an import does; give"
@@ -174,7 +265,9 @@ def _state_names(where: Path, abstract: TrainState, kept: list[str]) -> dict[str
     names = {"step": "step"}
     for name, shape in wanted.items():
         if name.startswith("opt:") and saved.get(moments.get(_moment(name), "")) == shape:
-            names[name] = moments[_moment(name)]
+            own = _moment(name).partition(":")[2]
+            if own not in params or own in kept:  # else its places may mean something else
+                names[name] = moments[_moment(name)]
     for name in kept:
         if f"params:{name}" in saved:
             names[f"params:{name}"] = f"params:{name}"

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from experiments.composition import steps
+from experiments.composition import spaces, steps
 from experiments.composition.collectives import carries_batch, read
 from experiments.composition.config import parse_argv
 from vla_jax import sharding
@@ -120,7 +120,8 @@ def config_of(words: str, shape: tuple[int, int, int], *fields: str):
     sizes = (f"mesh.data={data}", f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}")
     batch = PRIME * data * fsdp * (2 if "accum=2" in fields else 1)
     given = ("model.layers=scan", "model.remat=full", f"batch_size={batch}", *sizes, *fields)
-    return parse_argv([f"--config={words}", *(f"--config.{field}" for field in given)]).config
+    argv = [f"--config={words}", *(f"--config.{field}" for field in given)]
+    return spaces.resolve(parse_argv(argv).config)
 
 
 def moved(words: str, shape: tuple[int, int, int], *fields: str, evaluate: bool = False):
@@ -198,7 +199,7 @@ def test_without_the_constraints_it_is(monkeypatch):
 TEMPORARIES = """
 import sys
 import jax
-from experiments.composition import steps
+from experiments.composition import spaces, steps
 from tests.experiments.composition.test_collectives import config_of
 from vla_jax import sharding
 for shape in ((1, 2, 1), (1, 16, 1), (1, 2, 2), (2, 4, 2)):

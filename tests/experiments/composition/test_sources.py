@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.builders.blocks import write_blocks
-from experiments.composition import sources
+from experiments.composition import sources, spaces
 from experiments.composition.config import load_config
 from vla_jax.models import clip_text
 from vla_jax.models.backbones import paligemma
@@ -113,8 +113,9 @@ def test_wandb_that_is_not_installed_is_missing(
 
 def test_a_dim_that_is_constant_has_no_error_in_robot_units(root: Path, tmp_path: Path) -> None:
     """The robot is held there, whatever the network says."""
-    source = sources.data(config(root, "tiny"), tmp_path)
-    units = sources.units(source)
+    tiny = spaces.resolve(config(root, "tiny"))
+    source = sources.data(tiny, tmp_path)
+    units = sources.units(tiny, source)
     assert units.names[3:5] == ("roll", "pitch")
     assert (units.scale[0, 3:5] == 0).all()
     assert units.scale[0, 0] == source.train[0].action_spec.units()[0] > 0

@@ -11,7 +11,9 @@ import pytest
 from tests.fakes import FakeBackbone, initialise, make_batch
 from vla_jax import params
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead, action_end, decode, encode
+from vla_jax.models.sequence import MaskedTokens
 from vla_jax.models.vla import VLA, VLAConfig
+from vla_jax.types import newest
 
 KEY = jax.random.key(0)
 T, K, D = 2, 2, 3
@@ -157,6 +159,43 @@ def test_teacher_forcing_is_causal_in_the_chunk():
         np.asarray(scores), np.asarray(ids)[..., None] - CONFIG.token_range[0], -1
     ).sum()
     np.testing.assert_allclose(objective.sum, expected / D, rtol=1e-5)
+
+
+def test_what_a_robot_lacks_is_written_as_in_training():
+    """The token of the middle stands there, while decoding as in the teacher's: so what is scored
+    next is the same.
+    """
+    config = DiscreteConfig(chunk=K, action_dim=D, binary=(), end=30, bins=16)
+    assert config.middle == int(encode(jnp.zeros(()), config))
+    policy = VLAConfig(T, K, D, ("primary", "wrist"), readouts=2)
+    graphdef, flat = initialise(
+        lambda rngs: VLA(FakeBackbone(rngs), DiscreteHead(16, config), policy, rngs)
+    )
+    has = np.array([[True, False, True]])
+    obs = newest(example(1).obs)._replace(action_dims=has)
+
+    @jax.jit
+    def decoded(flat):
+        model = params.merge(graphdef, flat)
+        context = model.prefix_context(model.sequence(obs), 1, obs.action_dims)
+        return model.head.decode_tokens(context, KEY)
+
+    @jax.jit
+    def taught(flat, actions):
+        model = params.merge(graphdef, flat)
+        mask = jnp.broadcast_to(has[:, None, None], actions.shape)
+        teacher, valid = model.head.teacher(actions, mask)
+        words = MaskedTokens(model.backbone.embed_text(teacher[:, :-1]), valid[:, :-1])
+        hidden = model.encode(model.sequence(obs, words), K * D, 1)[:, 0]
+        return teacher, model.backbone.logits(hidden, config.token_range)
+
+    ids, scores = (np.asarray(x) for x in decoded(flat))
+    lacked = np.tile(~has[0], K)
+    assert (ids[0, lacked] == config.middle).all()
+    assert (np.argmax(scores[0, lacked], -1) + config.token_range[0] != config.middle).any()
+    teacher, logits = taught(flat, decode(ids, config).reshape(1, 1, K, D))
+    np.testing.assert_array_equal(teacher, ids)
+    np.testing.assert_allclose(scores, logits, atol=1e-5)
 
 
 def test_gripper_probability_is_that_of_its_open_half():

@@ -176,6 +176,83 @@ def test_masked_actions_change_nothing(head):
     )
 
 
+def lacking_heads(head):
+    """The head's parameters, and others: different wherever they belong to the dims in LACKED."""
+    _, flat = head
+    arm, grippers = list(CONFIG.arm), list(CONFIG.binary)
+    of_chunk = {"outputs/arm": arm, "outputs/gripper": grippers, "gripper/": grippers}
+    other = dict(flat)
+    for name, value in flat.items():
+        path = name.rpartition("/")[0]
+        dims = next((each for start, each in of_chunk.items() if name.startswith(start)), None)
+        changed = value.copy()
+        if path == "velocity":
+            changed[..., LACKED_ARM] += 1
+        elif name == "noisy/kernel":
+            changed[LACKED_ARM] += 1
+        elif dims is not None and value.shape[-1] == K * len(dims):
+            lacked = [i for i, dim in enumerate(dims) if dim in LACKED]
+            changed.reshape(*value.shape[:-1], K, len(dims))[..., lacked] += 1
+        other[name] = changed
+    assert any((other[name] != flat[name]).any() for name in flat)
+    return flat, other
+
+
+LACKED = (1, 6)  # of an arm dim and a gripper
+LACKED_ARM = CONFIG.arm.index(1)
+
+
+def test_dims_that_a_robot_lacks_change_nothing(head):
+    """Not what stands in their place in the batch, nor the parameters that belong to them: in the
+    loss, its gradient at all others, and in what is carried out.
+    """
+    graphdef, (readouts, actions, mask) = head[0], example()
+    dims = np.ones((B, D), bool)
+    dims[:, LACKED] = False
+    mask = mask & dims[:, None, None]
+    context = HeadContext(readouts, dims=dims)
+    has = np.flatnonzero(dims[0])
+
+    @jax.jit
+    def whole(flat, actions):
+        made = params.merge(graphdef, flat)
+        value = made.loss(context, actions, mask, KEY)
+        return value, made.act(context, KEY)[..., has]
+
+    flat, other = lacking_heads(head)
+    first = whole(flat, actions)
+    junk = np.where(mask, actions, np.nan).astype(np.float32)
+    jax.tree.map(np.testing.assert_array_equal, first, whole(flat, junk))
+    same, changed = first, whole(other, actions)
+    np.testing.assert_allclose(changed[0].sum, same[0].sum, rtol=1e-6)
+    np.testing.assert_allclose(changed[1], same[1], atol=1e-6)
+    grad = jax.jit(
+        jax.grad(lambda p: params.merge(graphdef, p).loss(context, actions, mask, KEY).sum)
+    )(flat)
+    for name, value in flat.items():
+        lacked = other[name] != value
+        assert not np.asarray(grad[name])[lacked].any(), name
+
+
+def test_loss_and_act_agree_for_a_robot_that_lacks_dims(head):
+    """Training equals rollout there too."""
+    graphdef, flat = head
+    readouts, actions, mask = example()
+    dims = np.arange(D)[None] % 3 != np.arange(B)[:, None]  # of each robot others
+    mask = mask & dims[:, None, None]
+    context = HeadContext(readouts, dims=dims)
+
+    @jax.jit
+    def both(flat):
+        made = params.merge(graphdef, flat)
+        return made.loss(context, actions, mask, KEY).metrics["l1"], made.act(context, KEY)
+
+    (total, count), acted = both(flat)
+    expected = np.sum(np.where(mask, np.abs(acted - actions), 0), axis=(1, 2))
+    np.testing.assert_allclose(total, expected, atol=1e-5)
+    np.testing.assert_array_equal(count, mask.sum((1, 2)))
+
+
 def test_all_false_mask_gives_zero_loss_and_gradient(head):
     readouts, actions, mask = example()
     result = loss(*head, readouts, actions, np.zeros_like(mask))

@@ -7,6 +7,9 @@ Training is teacher forced. Scores are taken over the action tokens alone, in th
 decoding: a token that is no action cannot come out, and the other quarter of a million rows of a
 PaliGemma are never multiplied.
 
+In the place of a number that a robot lacks stands the token of the middle, in training as in
+decoding.
+
 Axes: f frames, q = k * d action tokens of a chunk.
 """
 
@@ -68,6 +71,12 @@ class DiscreteConfig:
     def tokens(self) -> int:
         """Action tokens of a chunk."""
         return self.chunk * self.action_dim
+
+    @property
+    def middle(self) -> int:
+        """The id of the middle of the range, as `encode` gives it."""
+        edges = np.linspace(self.low, self.high, self.bins)
+        return self.end - int(np.sum(edges <= np.float32((self.high + self.low) / 2)))
 
 
 def action_end(vocab_size: int, special_tokens: int) -> int:
@@ -154,18 +163,25 @@ class DiscreteHead(nnx.Module):
     ) -> tuple[Int[Array, "b q"], Float[Array, "b q bins"]]:
         """The newest frame's action tokens, and the scores that each was chosen by."""
         backbone, prefix, last = context.backbone, context.prefix, self.num_tokens - 1
+        config, dims = self.config, context.dims
+
+        def written(chosen: Array, i: Any) -> Array:
+            if dims is None:
+                return chosen
+            there = jax.lax.dynamic_index_in_dim(dims, i % config.action_dim, 1, keepdims=False)
+            return jnp.where(there, chosen, config.middle)
 
         def logits(prefix: Prefix) -> Array:
             return backbone.logits(prefix.hidden[:, None], self.config.token_range)[:, 0]
 
         def step(carry: Any, i: Any) -> tuple[Any, Any]:
             scores, prefix = carry
-            chosen = self.choose(scores, jax.random.fold_in(key, i))
+            chosen = written(self.choose(scores, jax.random.fold_in(key, i)), i)
             prefix = extend(backbone, prefix, chosen)
             return (logits(prefix), prefix), (chosen, scores)
 
         (final, _), (ids, scores) = jax.lax.scan(step, (logits(prefix), prefix), jnp.arange(last))
-        chosen = self.choose(final, jax.random.fold_in(key, last))
+        chosen = written(self.choose(final, jax.random.fold_in(key, last)), last)
         ids, scores = jnp.concatenate([ids, chosen[None]]), jnp.concatenate([scores, final[None]])
         return ids.swapaxes(0, 1), scores.swapaxes(0, 1)
 

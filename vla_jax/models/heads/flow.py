@@ -7,6 +7,9 @@ noisy times come more often, and acting integrates from s = 1 to 0 in `STEPS` Eu
 flow. Binary dims are what they are in the other heads, a logit with cross-entropy: a gripper is
 open or closed, and its probability is wanted.
 
+Arm dims that a robot lacks are 0 at every time, in training and acting, so that nothing in their
+place is looked at; what comes out there is not carried out.
+
 Acting starts from noise that is the same for all steps of a window, so that a rollout equals the
 window. The metrics of the loss are those of the actions that `act` would give with the same key;
 they cost `STEPS` runs of this small network, and can be compared with every other head's.
@@ -78,21 +81,23 @@ class FlowHead(nnx.Module):
         arms, grippers = np.array(config.arm, int), np.array(config.binary, int)
         arm, arm_mask = target[..., arms], mask[..., arms]
         noise, time = draw(key, arm.shape)
-        x = time * noise + (1 - time) * arm
+        there = self._there(context)
+        x = (time * noise + (1 - time) * arm) * there
         error = self._velocity(features, x, time, jnp.any(mask, axis=-1)) - (noise - arm)
         total = config.loss.arm * masked_mean(error**2, arm_mask).sum()
         logits = self._logits(features)
         if config.binary:
             cost = sigmoid_cross_entropy(logits, target[..., grippers])
             total = total + config.loss.gripper * masked_mean(cost, mask[..., grippers]).sum()
-        sampled = jax.lax.stop_gradient(self._put(self._sample(features, key), logits))
+        sampled = jax.lax.stop_gradient(self._put(self._sample(features, there, key), logits))
         metrics = action_loss(sampled, actions, mask, config.binary, config.loss).metrics
         return Loss(total, metrics)
 
     def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b t k d"]:
         """Normalised actions at every window step, from noise drawn with `key`."""
         features = self._features(context.readouts)
-        return self._put(self._sample(features, key), jax.nn.sigmoid(self._logits(features)))
+        arm = self._sample(features, self._there(context), key)
+        return self._put(arm, jax.nn.sigmoid(self._logits(features)))
 
     def noise(self, key: jax.Array) -> Float[Array, "k a"]:
         """What the arm's chunk of one example starts from."""
@@ -101,8 +106,16 @@ class FlowHead(nnx.Module):
     def _features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t h"]:
         return self.history(self.input(flatten(readouts)))
 
-    def _sample(self, features: Float[Array, "b t h"], key: jax.Array) -> Float[Array, "b t k a"]:
-        """The arm dims, integrated from noise to actions."""
+    def _there(self, context: HeadContext) -> Float[Array, "b 1 1 a"]:
+        """1 for an arm dim that the robot has, else 0; [1 1 1 a] where all robots have all."""
+        arm = np.array(self.config.arm, int)
+        dims = jnp.ones((1, self.config.action_dim)) if context.dims is None else context.dims
+        return dims[:, None, None, arm].astype(jnp.float32)
+
+    def _sample(
+        self, features: Float[Array, "b t h"], there: Float[Array, "b 1 1 a"], key: jax.Array
+    ) -> Float[Array, "b t k a"]:
+        """The arm dims, integrated from noise to actions; what is not `there` stays 0."""
         b, t = features.shape[:2]
         chunk, arm = self.config.chunk, len(self.config.arm)
         noise = self._start(key, b)
@@ -110,9 +123,9 @@ class FlowHead(nnx.Module):
 
         def step(x: Any, at: Any) -> tuple[Any, None]:
             time = jnp.full((b, t, 1, 1), at)
-            return x - self._velocity(features, x, time, everywhere) / STEPS, None
+            return (x - self._velocity(features, x, time, everywhere) / STEPS) * there, None
 
-        start = jnp.broadcast_to(noise, (b, t, chunk, arm))
+        start = jnp.broadcast_to(noise * there, (b, t, chunk, arm))
         x, _ = jax.lax.scan(step, start, 1 - jnp.arange(STEPS) / STEPS)
         return jnp.clip(x, -1.0, 1.0)
 

@@ -62,12 +62,7 @@ def _replayed(policy: Policy, file: Path, dtype: str) -> list[Row]:
     rows = [_row(stage, got[stage], arrays[stage], bounds[stage]) for stage in STAGES]
     return [
         *rows,
-        _row(
-            "units",
-            policy.action_spec.unnormalise(arrays["action"], measured),
-            arrays["robot"],
-            0.0,
-        ),
+        _row("units", policy.robot_units(arrays["action"], measured), arrays["robot"], 0.0),
     ]
 
 

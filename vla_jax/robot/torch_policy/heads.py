@@ -76,8 +76,16 @@ class Head(nn.Module):
 
     noise_shape: tuple[int, ...] | None = None
 
-    def act(self, window: Tensor, noise: Tensor | None, newest: Tensor | None = None) -> Tensor:
-        """Readouts [b t f] and noise [b *noise_shape] -> the newest step's chunk [b k d]."""
+    def act(
+        self,
+        window: Tensor,
+        noise: Tensor | None,
+        newest: Tensor | None = None,
+        dims: Tensor | None = None,
+    ) -> Tensor:
+        """Readouts [b t f], noise [b *noise_shape] and the dims that the robot has [b d] -> the
+        newest step's chunk [b k d].
+        """
         raise NotImplementedError
 
 
@@ -90,8 +98,14 @@ class ContinuousHead(Head):
         """Readouts [b t f] -> features [b f] of the newest step."""
         raise NotImplementedError
 
-    def act(self, window: Tensor, noise: Tensor | None, newest: Tensor | None = None) -> Tensor:
-        del noise
+    def act(
+        self,
+        window: Tensor,
+        noise: Tensor | None,
+        newest: Tensor | None = None,
+        dims: Tensor | None = None,
+    ) -> Tensor:
+        del noise, dims
         return self.outputs(self.features(window, newest))
 
 
@@ -189,12 +203,20 @@ class FlowHead(Head):
         self.velocity = Linear(hidden, len(self.dims))
         self.gripper = MLP(hidden, *body["mlp"], chunk * len(self.binary)) if self.binary else None
 
-    def act(self, window: Tensor, noise: Tensor | None, newest: Tensor | None = None) -> Tensor:
+    def act(
+        self,
+        window: Tensor,
+        noise: Tensor | None,
+        newest: Tensor | None = None,
+        dims: Tensor | None = None,
+    ) -> Tensor:
         if noise is None:
             raise ValueError(f"head flow: expected noise of shape {self.noise_shape}, got None")
         features, x = self.history(self.input(window), newest), noise
+        there = torch.ones_like(x[:, :1]) if dims is None else dims[:, None, self.dims].to(x)
+        x = x * there  # what the robot lacks stays 0
         for step in range(FLOW_STEPS):
-            x = x - self._velocity(features, x, 1 - step / FLOW_STEPS) / FLOW_STEPS
+            x = (x - self._velocity(features, x, 1 - step / FLOW_STEPS) / FLOW_STEPS) * there
         parts = [x.clamp(-1, 1)]
         if self.gripper is not None:
             parts.append(torch.sigmoid(self.gripper(features)).unflatten(-1, (x.shape[1], -1)))
@@ -222,6 +244,7 @@ class DiscreteHead(Head):
         self.low, self.high = body["low"], body["high"]
         self.token_range = (self.end - self.bins, self.end)  # ids that stand for an action
         self.tokens = self.chunk * self.action_dim
+        self.middle = body.get("middle", self.end - 1)  # in the place of what a robot lacks
         if self.temperature:  # Gumbel noise for each token
             self.noise_shape = (self.tokens, self.bins)
 

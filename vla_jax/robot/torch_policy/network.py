@@ -30,7 +30,7 @@ from .attention import Cache
 from .backbones import BACKBONES, Media
 from .heads import HEADS, DiscreteHead
 from .layers import scaled
-from .tokens import ActionToken, StateToken
+from .tokens import ActionToken, EmbodimentToken, StateToken
 from .vision import Resampler, ResamplerConfig
 
 LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
@@ -44,7 +44,8 @@ class Inputs(NamedTuple):
     images uint8 [b cameras h w 3]; prompt ids [b l] padded on the right, and their mask; first [b]:
     the episode begins. proprio [b p] and past, the action before [b d], normalised, and noise, for
     networks that take them; at an episode's first frame there is no action before, whatever stands
-    there.
+    there. For networks of robots that differ: dims [b d] and proprio_mask [b p], which of the
+    policy's dims the robot has, and embodiment [b], which robot it is.
     """
 
     images: Tensor
@@ -54,6 +55,9 @@ class Inputs(NamedTuple):
     proprio: Tensor | None
     past: Tensor | None
     noise: Tensor | None
+    dims: Tensor | None = None
+    proprio_mask: Tensor | None = None
+    embodiment: Tensor | None = None
 
 
 class Frame(NamedTuple):
@@ -145,6 +149,11 @@ class Network(nn.Module):
         state, past = sequence["state"], sequence["past"]
         self.state = StateToken(width, state["dims"], state["gripper"]) if state else None
         self.past = ActionToken(width, head["action_dim"], past["binary"]) if past else None
+        count = sequence.get("embodiments", 0)
+        self.embodiment = EmbodimentToken(width, count) if count else None
+        # Whether some robot lacks a dim that the head looks at, or a number of the state.
+        self.masks_dims = head.get("masked", False)
+        self.masks_state = bool(state) and state.get("masked", False)
 
     # ------------------------------------------------------------------------------------ the frame
 
@@ -156,21 +165,16 @@ class Network(nn.Module):
 
     def frame(self, visual: Tensor, inputs: Inputs) -> Frame:
         """Visual tokens [b cameras v w] -> the tokens of one frame [b 1 s c]."""
-        prompt_valid, first = inputs.prompt_mask, inputs.first[:, None]
+        prompt_valid = inputs.prompt_mask
         words = self.backbone.embed_text(inputs.prompt)  # b l c
-        present = torch.ones_like(first)  # b 1
+        present = torch.ones_like(inputs.first[:, None])  # b 1
         media = (visual if self.layout == "prefix" else visual.flip(1)).flatten(1, 2)  # b m w
         media_valid = present.expand(-1, media.shape[1])
         images = [] if self.backbone.cross_attends else [(media, media_valid)]
-        numbers = []
-        for token, value, valid in (
-            (self.state, inputs.proprio, present),
-            (self.past, inputs.past, ~first),
-        ):
-            if token is not None:
-                assert value is not None
-                embedded = token(torch.where(valid, value, 0))  # b c
-                numbers.append((self._scaled_as_words(embedded)[:, None], valid))
+        numbers = [
+            (self._scaled_as_words(token)[:, None], valid)
+            for token, valid in self._numbers(inputs, present)
+        ]
         if self.layout == "prefix":
             parts = [*images, (words, prompt_valid), *numbers]
         else:  # the prompt's last token stands where nothing sees it: it is left out
@@ -189,6 +193,23 @@ class Network(nn.Module):
         if not self.backbone.cross_attends:
             return Frame(tokens, valid, None, None)
         return Frame(tokens, valid, media[:, None], media_valid[:, None])
+
+    def _numbers(self, inputs: Inputs, present: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The tokens [b c] made of numbers, and whether each is there [b 1]; `present` is True."""
+        tokens = []
+        if self.embodiment is not None:
+            assert inputs.embodiment is not None
+            tokens.append((self.embodiment(inputs.embodiment), present))
+        if self.state is not None:
+            assert inputs.proprio is not None
+            mask = inputs.proprio_mask
+            known = present if mask is None else mask.any(1, keepdim=True)
+            tokens.append((self.state(inputs.proprio, mask), known))
+        if self.past is not None:
+            assert inputs.past is not None
+            valid = ~inputs.first[:, None]
+            tokens.append((self.past(torch.where(valid, inputs.past, 0)), valid))
+        return tokens
 
     def _scaled_as_words(self, tokens: Tensor) -> Tensor:
         """Learned tokens [... c], which RoboVLMs' layouts scale as they do words."""
@@ -249,7 +270,7 @@ class Network(nn.Module):
         """What comes out at the newest frame of a window that `remember` gave."""
         if isinstance(self.head, DiscreteHead):
             assert isinstance(window, Frame)
-            return Step(*self._decode(window, self.head, inputs.noise))
+            return Step(*self._decode(window, self.head, inputs.noise, inputs.dims))
         if isinstance(window, Frame):
             readouts, present = self._encode(window), window.valid[:, :, -1]  # b f n c, b f
         elif isinstance(window, Grown):
@@ -261,7 +282,7 @@ class Network(nn.Module):
             read, newest = self._present_first(readouts, present)
         else:
             read, newest = readouts, None
-        action = self.head.act(read.flatten(2), inputs.noise, newest)
+        action = self.head.act(read.flatten(2), inputs.noise, newest, inputs.dims)
         return Step(readouts[:, -1], action, None)
 
     def _present_first(self, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,10 +353,10 @@ class Network(nn.Module):
         return torch.cat([valid[:, :, :1] & before, valid[:, :, 1:]], 2)
 
     def _decode(
-        self, frames: Frame, head: DiscreteHead, noise: Tensor | None
+        self, frames: Frame, head: DiscreteHead, noise: Tensor | None, dims: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The newest frame's readouts [b n c], its decoded actions [b k d], and the probability of
-        each token [b q]. Noise is [b q bins].
+        each token [b q]. Noise is [b q bins], dims [b d].
         """
         mask, positions, media = self.attention_mask(frames)
         x = frames.tokens.flatten(1, 2)
@@ -351,6 +372,9 @@ class Network(nn.Module):
             logits = self.backbone.logits(hidden, head.token_range)  # b 1 bins
             drawn = None if noise is None else noise.index_select(1, done.num_tokens)[:, 0]
             chosen = head.choose(logits[:, 0], drawn)[:, None]
+            if dims is not None:
+                there = dims.index_select(1, done.num_tokens % head.action_dim)
+                chosen = torch.where(there, chosen, head.middle)
             return Decoded(
                 done.num_tokens + 1,
                 done.ids.index_copy(1, done.num_tokens, chosen),

@@ -84,6 +84,12 @@ class Policy:
         # 2026-11-28 say "Lanczos").
         self.size, self.resize = config["image"]["size"], config["image"]["resize"].lower()
         self.cameras = tuple(config["cameras"])
+        # The policy's dims, among which a dataset's are. Artefacts of before 2026-11-29 do not say
+        # them: all their datasets have the same.
+        first = next(iter(self._datasets.values()))
+        self.action_names = tuple(config.get("action_names") or first["action"]["names"])
+        state = first["state"] or {"names": ()}
+        self.state_names = tuple(config.get("state_names") or state["names"])
         self._prompt: dict[str, np.ndarray] | None = None
         self.stages: dict[str, torch.Tensor] = {}  # of the last `act`, for golden.py
 
@@ -115,6 +121,13 @@ class Policy:
         body = self._datasets[name]
         self.action_spec = Spec(body["action"])
         self.state_spec = Spec(body["state"]) if body["state"] else None
+        # Where the dataset's dims stand among the policy's.
+        self._dims = [self.action_names.index(each) for each in self.action_spec.names]
+        self._which: dict[str, np.ndarray] = {}
+        if self.network.masks_dims:
+            self._which["dims"] = np.isin(np.arange(len(self.action_names)), self._dims)
+        if self.network.embodiment is not None:
+            self._which["embodiment"] = np.array(self.config["embodiments"].index(name))
         # Of frames of the training data, by camera, see cameras.py; None: not known.
         self.camera_statistics: dict[str, Any] | None = body.get("cameras")
         padded = np.array(ids + [0] * (length - len(ids)), np.int64)
@@ -170,16 +183,16 @@ class Policy:
         inputs = {
             "images": self._pixels(images),
             **self._prompt,
+            **self._which,
             "first": np.array(self._chunk is None),
         }
         if self.network.state is not None:
-            assert self.state_spec is not None  # the exporter made sure
-            inputs["proprio"] = self._normalised("proprio", proprio, self.state_spec)
+            inputs |= self._state_inputs(proprio)
         if self.action_spec.relative:
             inputs["measured"] = self._measured(proprio)
         if self.network.past is not None:
             if self._last_action is None:  # at the first frame the network does not look at it
-                inputs["past"] = np.zeros(len(self.action_spec.names), np.float32)
+                inputs["past"] = np.zeros(len(self.action_names), np.float32)
             else:
                 last = self._last_action if executed is None else executed
                 inputs["past"] = self.normalised_past(last, inputs.get("measured"))
@@ -191,13 +204,37 @@ class Policy:
             inputs["noise"] = np.asarray(noise, np.float32)
         return inputs
 
+    def _state_inputs(self, proprio: np.ndarray | None) -> dict[str, np.ndarray]:
+        """The dataset's state among the policy's numbers, and where the network masks, which of
+        them it has.
+        """
+        state = np.zeros(len(self.state_names), np.float32)
+        own = self.state_spec.names if self.state_spec else ()
+        there = [self.state_names.index(name) for name in own]
+        if self.state_spec and own:
+            state[there] = self._normalised("proprio", proprio, self.state_spec)
+        mask = np.isin(np.arange(len(state)), there)
+        return {"proprio": state, **({"proprio_mask": mask} if self.network.masks_state else {})}
+
     def normalised_past(
         self, executed: np.ndarray | None, measured: np.ndarray | None
     ) -> np.ndarray:
-        """The action [d] carried out before a frame, in network units, as seen from the state
-        measured at it. Raises as `act` does.
+        """The action [d] carried out before a frame, among the policy's dims in network units, as
+        seen from the state measured at it. Raises as `act` does.
         """
-        return self._normalised("executed", executed, self.action_spec, measured)
+        past = np.zeros(len(self.action_names), np.float32)
+        past[self._dims] = self._normalised("executed", executed, self.action_spec, measured)
+        return past
+
+    def own(self, chunks: np.ndarray) -> np.ndarray:
+        """Of normalised actions [... d] of the policy those of the dataset's dims."""
+        return chunks[..., self._dims]
+
+    def robot_units(self, chunks: np.ndarray, measured: np.ndarray | None = None) -> np.ndarray:
+        """Normalised actions [... d] of the policy as those of the dataset's robot. `measured`
+        [... p] are the states that relative ones start from.
+        """
+        return self.action_spec.unnormalise(self.own(chunks), measured)
 
     def drawn(self) -> np.ndarray:
         """The next step's noise, float32 of the head's noise_shape, for a head that draws."""
@@ -216,14 +253,17 @@ class Policy:
 
         Args:
             state: of the network after the step.
-            action: its normalised chunk [k d].
+            action: its normalised chunk [k d], of the policy's dims.
             probability: of each token [q], for the head discrete.
             measured: of `prepared`, where it gives it.
         """
-        confidence = self._confidence(action, probability, measured)
-        actions = self.action_spec.unnormalise(action, measured)
+        if probability is not None:
+            probability = self.own(probability.reshape(action.shape))
+        own = self.own(action)
+        confidence = self._confidence(own, probability, measured)
+        actions = self.action_spec.unnormalise(own, measured)
         self.state, self._last_action = state, actions[0]
-        self._chunk, self._planned = action, actions
+        self._chunk, self._planned = own, actions
         return {
             "actions": actions,
             "arm": actions[:, self.action_spec.arm],
@@ -248,14 +288,13 @@ class Policy:
         steps: for each of the k actions what "token" is for the next one, or "gripper" where there
             are no tokens.
         """
-        k, d = action.shape
         grippers = np.maximum(action, 1 - action)[:, self.action_spec.binary]
         steps = grippers.min(1) if grippers.size else None
         agreement = token = None
         if probability is not None:
-            steps = np.exp(np.log(probability.astype(np.float64)).reshape(k, d).mean(1))
+            steps = np.exp(np.log(probability.astype(np.float64)).mean(1))
             token = float(steps[0])
-        elif self._chunk is not None and k > 1 and self.action_spec.arm:
+        elif self._chunk is not None and len(action) > 1 and self.action_spec.arm:
             before = self._chunk[1]
             if self._planned is not None and self.action_spec.relative:  # to another state
                 before = self.action_spec.normalise(self._planned[1], measured)
@@ -394,7 +433,7 @@ def act_in_row(
     return [
         {
             **policy.commit_step(own if network.keeps else None, one, sure, frame.get("measured")),
-            "normalised": one,
+            "normalised": policy.own(one),
         }
         for own, one, sure, frame in zip(states, action, probability, prepared, strict=True)
     ]

@@ -19,11 +19,16 @@ class StateToken(nn.Module):
         self.embedding = None if gripper is None else nn.Parameter(torch.empty(2, width))
         self.output = Linear(width if gripper is None else 2 * width, width)
 
-    def forward(self, state: Tensor) -> Tensor:
+    def forward(self, state: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What is not there by the mask [b p] adds nothing."""
+        if mask is not None:
+            state = torch.where(mask, state, 0)
         arm = self.arm(state[:, self.rest])
         if self.embedding is None:
             return self.output(arm)
         gripper = self.embedding[(state[:, self.gripper] > 0).long()]  # b c
+        if mask is not None:
+            gripper = torch.where(mask[:, self.gripper, None], gripper, 0)
         return self.output(torch.cat([arm, gripper.to(arm.dtype)], -1))
 
 
@@ -42,3 +47,14 @@ class ActionToken(nn.Module):
         x = self.arm(action[:, self.rest])
         x = x if self.gripper is None else x + self.gripper(action[:, self.binary])
         return self.output(self.middle(x))
+
+
+class EmbodimentToken(nn.Module):
+    """Which of `count` robots [b] it is as one token [b c]."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, number: Tensor) -> Tensor:
+        return self.table[number]
