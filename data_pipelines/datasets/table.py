@@ -52,17 +52,26 @@ delta = dataclasses.replace(
     standardise=dataclasses.replace(
         absolute.standardise,
         actions=(
-            Offset("action[0:6]", "observation/state[0:6]"), joints[1],
-            Offset("action[7:13]", "observation/state[7:13]"), joints[3],
+            Offset("action[0:6]", "observation/state[0:6]"),
+            joints[1],
+            Offset("action[7:13]", "observation/state[7:13]"),
+            joints[3],
         ),
     ),
 )
 pose = Dataset(
-    name="pose", version="1.0.0", cameras={"primary": "observation/image"},
-    language="language_instruction", control_hz=10.0, download="ask Ada",
+    name="pose",
+    version="1.0.0",
+    cameras={"primary": "observation/image"},
+    language="language_instruction",
+    control_hz=10.0,
+    download="ask Ada",
     standardise=Recipe(actions=("action",), state=("observation/pose",)),
-    action_names=(*QUAT, "gripper"), state_names=QUAT, binary=(7,),
-    targets="relative", rotations={"quat_xyzw": ("qx", "qy", "qz", "qw")},
+    action_names=(*QUAT, "gripper"),
+    state_names=QUAT,
+    binary=(7,),
+    targets="relative",
+    rotations={"quat_xyzw": ("qx", "qy", "qz", "qw")},
 )
 reached = Recipe(  # the motion to the next step's pose, a rotation composed and not subtracted
     actions=(Moved("pose[0:3]"), Turned("pose[3:7]", "quat_xyzw"), "gripper")
