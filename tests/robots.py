@@ -28,6 +28,7 @@ from data_pipelines.standardise import Recipe
 SIZE, MARK, STEPS = 32, 3, 8  # pixels, half a mark's side, steps of an episode
 BASE = ("linear_x", "linear_y", "angular_z")
 BASE_UNITS = {"linear_x": "m/s", "linear_y": "m/s", "angular_z": "rad/s"}
+FOUR = ("x", "y", "z", "gripper")
 HAND = (*POSE, *joints(24, "finger_"))
 
 
@@ -63,7 +64,7 @@ DATASETS = {
         described("robot_16d", (*BIMANUAL, "base_forward", "base_turn"), (6, 13), BIMANUAL),
         described("robot_2d", ("forward", "left"), (), ("x", "y", "yaw")),
         described("robot_3d", BASE, (), (), BASE_UNITS),
-        described("robot_4d", ("x", "y", "z", "gripper"), (3,), ("x", "y", "z"), EEF_UNITS),
+        described("robot_4d", FOUR, (3,), FOUR, EEF_UNITS),
         described("robot_30d", HAND, (), HAND, EEF_UNITS),
         # Its pictures are those of robot_3d, its actions the opposite.
         described("robot_3d_reversed", BASE, (), (), BASE_UNITS),

@@ -8,7 +8,8 @@ from data_pipelines.standardise import Moved, Part, Recipe
 SEVEN = (*joints(7), "gripper")
 BIMANUAL = (*joints(6, "left_"), "left_gripper", *joints(6, "right_"), "right_gripper")
 JOINT = (
-    "Actions are joint positions, not the 7-D convention: it mixes only with others of its kind."
+    "Actions are joint positions, not the 7-D convention: with others it shares the dims of the"
+    " same name."
 )
 
 BERKELEY_MVP = Dataset(

@@ -60,10 +60,11 @@ def curves(metrics_file: Path, members: list[Member], out: Path) -> None:
 
 
 def constant_dims(members: list[Member]) -> list[str]:
-    """The action dims that hardly vary in the training data of any member."""
-    spec = members[0].action_spec
-    each = [set(member.action_spec.constant) for member in members]
-    return [name for i, name in enumerate(spec.names) if all(i in dims for dims in each)]
+    """The action dims that hardly vary in the training data of any member that has them."""
+    specs = [member.action_spec for member in members]
+    varies = {name for spec in specs for i, name in enumerate(spec.names) if i not in spec.constant}
+    names = dict.fromkeys(name for spec in specs for name in spec.names)
+    return [name for name in names if name not in varies]
 
 
 def _measures(members: list[Member]) -> dict[str, str]:
@@ -72,11 +73,15 @@ def _measures(members: list[Member]) -> dict[str, str]:
     """
     said = {"loss": "network units", "arm": "network units", "gripper": "nats"}
     said["gripper_accuracy"] = "share right"
-    spec = members[0].action_spec
-    for i, name in enumerate(spec.names):
-        labels = {member.index.dataset.action_labels[i] for member in members}
-        error = labels.pop() if len(labels) == 1 else name
-        said[f"l1/{name}"] = f"|error| of P({name})" if i in spec.binary else f"|error| of {error}"
+    labels: dict[str, set[str]] = {}
+    for member in members:
+        dataset = member.index.dataset
+        for name, label in zip(dataset.action_names, dataset.action_labels, strict=True):
+            labels.setdefault(name, set()).add(label)
+    binary = {member.action_spec.names[i] for member in members for i in member.action_spec.binary}
+    for name, each in labels.items():
+        error = each.pop() if len(each) == 1 else name
+        said[f"l1/{name}"] = f"|error| of P({name})" if name in binary else f"|error| of {error}"
     return said
 
 

@@ -7,9 +7,10 @@
 RUN is a run's work directory; the folder of an import does as well. What the policy is made of
 (model.*) and its loss are that run's, everything else is new, the data's statistics too. What
 differs on the new robot is overridden as ever (--config.model.cameras=primary,wrist,
---config.model.chunk=16, --config.model.proprio=True); parameters that no longer fit begin at
-random, which --config.model.allow_missing=head/* has to allow: the table that says what is kept,
-dropped and new comes before anything is read.
+--config.model.chunk=16, --config.model.proprio=True). Dims of actions and state are the data's:
+those that the policy has are taken over by their names. Parameters that no longer fit, or of which
+only some dims do, begin at random, which --config.model.allow_missing=head/* has to allow: the
+table that says what is kept, dropped and new comes before anything is read.
 
 The numbers:
 - Learning rate: that of the run, whose parameters are used to it; 2e-5 where the run trained

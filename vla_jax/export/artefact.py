@@ -72,6 +72,23 @@ TEXTS = (
     "x\u0301 fi \u00a0 end",
 )  # fmt: skip
 
+# How a README goes on for a robot that limits_example.yaml is of.
+ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+RUN = """
+```python
+import time
+from policy_torch import limits, runtime, safety, trigger
+bounds = safety.SafetyFilter(limits.load("this folder/policy_torch/limits_example.yaml"), 1.0)
+robot = runtime.Runtime(policy, bounds, trigger.Settings(horizon=1))
+robot.reset({begin})
+# A person's word, without which the robot stands still: where it is, x y z roll pitch yaw.
+pose = np.array([0.4, 0, 0.2, 0, 0, 0])
+bounds.reset("your name", gripper=1.0, pose=pose)
+for step in range(2):  # control steps, at control_rate of the limits; the first commands rest
+    command = robot.step(images, safety.Reading(time.monotonic(), pose), proprio)
+    time.sleep(0.2)  # and send command.action at once
+```
+"""
 
 Proof = dict[str, list[golden.Row]]  # type computed in -> a row per stage
 
@@ -219,7 +236,9 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
             f"\n- Actions of {', '.join(inside)} are relative to the state inside: what `act` gives"
             " is absolute, and it needs the state for it"
         )
-    dims = len(ours.action.names)
+    names = ours.action.names
+    dims, arm = len(names), names == ARM
+    others = "" if arm else ", which is of a 7-D arm"
     said = stats[dataset].get("instruction")
     example = "proprio = None"
     if state and state.names:
@@ -246,22 +265,8 @@ out["actions"]  # float32 [{head["chunk"]}, {dims}] in robot units
 
 `arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py. That is the bare
 policy; on a robot run it behind limits of speed and workspace (policy_torch/runtime.py,
-limits_example.yaml; reading a file of limits needs pyyaml):
-
-```python
-import time
-from policy_torch import limits, runtime, safety, trigger
-bounds = safety.SafetyFilter(limits.load("this folder/policy_torch/limits_example.yaml"), 1.0)
-robot = runtime.Runtime(policy, bounds, trigger.Settings(horizon=1))
-robot.reset({begin})
-# A person's word, without which the robot stands still: where it is, x y z roll pitch yaw.
-pose = np.array([0.4, 0, 0.2, 0, 0, 0])
-bounds.reset("your name", gripper=1.0, pose=pose)
-for step in range(2):  # control steps, at control_rate of the limits; the first commands rest
-    command = robot.step(images, safety.Reading(time.monotonic(), pose), proprio)
-    time.sleep(0.2)  # and send command.action at once
-```
-
+limits_example.yaml{others}; reading a file of limits needs pyyaml).
+{RUN.format(begin=begin) if arm else ""}
 - Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized by
   `policy_torch.resize.resize(frame, {source.image_size}, {body["image"]["resize"]!r})`.
 - History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.

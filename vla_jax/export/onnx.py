@@ -67,6 +67,7 @@ from pathlib import Path
 {derived.CHECK}
 io = json.loads(Path("io.json").read_text())
 stats = json.loads(Path("norm_stats.json").read_text())["datasets"]
+names = json.loads(Path("config.json").read_text())["action_names"]
 session = onnxruntime.InferenceSession("model.onnx")
 state = {{
     name: np.zeros(x["shape"], x["dtype"])
@@ -79,9 +80,13 @@ def step(inputs, state):
     out = dict(zip(io["outputs"], session.run(list(io["outputs"]), {{**inputs, **state}})))
     return out["action"][0], {{name: out["next_" + name] for name in state}}
 
-# proprio and past go the other way, step by step: clip to low and high, minus offset, over scale.
+# proprio and past go the other way, step by step: clip to low and high, minus offset, over scale,
+# each number where its name stands in config.json's state_names or action_names, 0 elsewhere.
+# Where robots differ: dims and proprio_mask are True for those that the robot has, embodiment is
+# its dataset's place in config.json's embodiments.
 def robot_units(action, dataset):
     spec = stats[dataset]["action"]
+    action = action[..., [names.index(name) for name in spec["names"]]]  # the robot's own dims
     for each in reversed(spec["steps"]):
         action = action * np.array(each["scale"]) + np.array(each["offset"])
     for i in spec["constant"]:  # hardly any motion in the training data: none is made up

@@ -69,8 +69,10 @@ def readme(config: dict[str, Any], device: str) -> str:
 does. `io.json` lists inputs and outputs: one episode, fixed shapes. The artefact's files are beside
 it: `config.json` (ids before and after the instruction's, image size and resize rule),
 `norm_stats.json` (per dataset what the numbers of an action and a state mean: `proprio` and `past`
-go in normalised, `action` comes out so), `tokenizer.json`, and `golden.npz`, whose frames these
-programs were checked with.
+go in normalised, `action` comes out so, each number where its name stands in `state_names` or
+`action_names` of `config.json`; where robots differ, `dims` and `proprio_mask` are True for those
+that the robot has, and `embodiment` is its dataset's place in `embodiments`), `tokenizer.json`, and
+`golden.npz`, whose frames these programs were checked with.
 
 ```python
 import hashlib, json, torch
