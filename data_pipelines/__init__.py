@@ -70,11 +70,12 @@ def open(
     absent = mixture.problems(remote.absolute(root), [dataset for dataset, _ in pairs])
     if absent:
         raise ValueError("\n".join(absent))
+    config = config or LoaderConfig()
     members = [
-        mixture.Member.fit(open_index(root, dataset), split, weight, normalise)
+        mixture.Member.fit(open_index(root, dataset), split, weight, normalise, config.chunk)
         for dataset, weight in pairs
     ]
-    return Loader(members, config or LoaderConfig(), encode or _utf8)
+    return Loader(members, config, encode or _utf8)
 
 
 def _utf8(text: str) -> np.ndarray:

@@ -64,7 +64,7 @@ class Assembler:
             return _Robot(
                 np.array(places(member.action_spec.names, actions), int),
                 np.array(places(member.state_spec.names, state), int),
-                windows.motion(dataset.action_names, dataset.action_units),
+                windows.motion(dataset),
                 known.index(dataset.name) if known else 0,
             )
         except ValueError as error:
@@ -126,12 +126,13 @@ class Assembler:
             split.length[episode].astype(np.int64),
         )
         steps = windows.steps(newest - first, length, config.window, config.chunk, config.future)
+        frames = first[:, None] + steps.frames
+        measured = np.asarray(split.state)[frames]
         actions = windows.actions(split.actions, first, steps, robot.motion)
         where = np.ix_(rows, np.arange(config.window), np.arange(config.chunk), robot.actions)
-        batch.actions[where] = member.action_spec.normalise(actions)
+        batch.actions[where] = member.action_spec.normalise(actions, measured[:, :, None])
         batch.action_mask[where] = steps.action_mask[..., None]
-        frames = first[:, None] + steps.frames
-        state = member.state_spec.normalise(np.asarray(split.state)[frames])
+        state = member.state_spec.normalise(measured)
         batch.obs.proprio[np.ix_(rows, np.arange(config.window), robot.state)] = state
         batch.obs.proprio_mask[np.ix_(rows, robot.state)] = True
         if batch.obs.action_dims is not None and batch.obs.embodiment is not None:
@@ -145,7 +146,9 @@ class Assembler:
         batch.obs.step_mask[rows] = steps.step_mask
         batch.dataset_id[rows] = dataset_id
         if batch.obs.past_action is not None and batch.obs.past_action_mask is not None:
-            past, mask = windows.past_actions(split.actions, first, steps, member.action_spec)
+            past, mask = windows.past_actions(
+                split.actions, first, steps, member.action_spec, measured
+            )
             batch.obs.past_action[np.ix_(rows, np.arange(config.window), robot.actions)] = past
             batch.obs.past_action_mask[rows] = mask
         if batch.future is not None:

@@ -11,7 +11,8 @@ from data_pipelines.datasets import Dataset
 from data_pipelines.datasets.mixtures import Mixture
 from data_pipelines.files import formats
 from data_pipelines.index import Index
-from vla_jax.actions import ActionSpec, Rule
+from data_pipelines.learnt import action_stats
+from vla_jax.actions import ActionSpec, Rule, Stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,21 +24,31 @@ class Member:
     weight: float  # multiplies its number of windows
     action_spec: ActionSpec
     state_spec: ActionSpec
+    action_stats: Stats  # of what is learnt, see learnt.py
 
     @classmethod
-    def fit(cls, index: Index, split: str, weight: float, rules: Sequence[Rule]) -> "Member":
+    def fit(
+        cls, index: Index, split: str, weight: float, rules: Sequence[Rule], chunk: int = 0
+    ) -> "Member":
         """A member whose specs are fitted to the statistics of the split "train", whatever is read.
 
         `rules` normalise the actions (see ActionSpec.fit); the state is always normalised by q99.
-        Raises ValueError when there is no such statistic, or a rule is none.
+        Relative targets need the steps of a `chunk`. Raises ValueError when there is no such
+        statistic, or a rule is none.
         """
-        dataset, statistics = index.dataset, index.splits["train"].stats
+        dataset = index.dataset
+        if dataset.relative and chunk < 1:
+            raise ValueError(
+                f"{dataset.name}: relative targets: expected the steps of a chunk, got {chunk}"
+            )
+        names, binary, seen = dataset.action_names, dataset.binary, action_stats(index, chunk)
         return cls(
             index,
             split,
             weight,
-            ActionSpec.fit(dataset.action_names, dataset.binary, statistics["action"], rules),
-            ActionSpec.fit(dataset.state_names, (), statistics["state"], ("q99",)),
+            ActionSpec.fit(names, binary, seen, rules, dataset.relative),
+            ActionSpec.fit(dataset.state_names, (), index.splits["train"].stats["state"], ("q99",)),
+            seen,
         )
 
 

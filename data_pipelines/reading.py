@@ -61,6 +61,7 @@ def key(dataset: Dataset, shards: Shards, skipped: Skipped) -> dict[str, Any]:
             "columns": dataset.columns,
             "language": [*dataset.languages, dataset.instruction],
             "first_frame": dataset.first_frame,
+            **({"positions": True} if dataset.positions else {}),  # which steps are idle
         },
         "episodes": [dataset.require, dataset.pattern, dataset.segments],
         "recipe": _recipe(dataset),

@@ -75,7 +75,7 @@ def consistency(dataset: Dataset, split: Split) -> dict[str, list[float | None]]
     step. None: one of them is constant.
     """
     correlations = {}
-    for dim in motion(dataset.action_names, dataset.action_units):
+    for dim in motion(dataset):
         name = dataset.action_names[dim]
         if name not in dataset.state_names:
             continue

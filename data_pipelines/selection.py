@@ -161,5 +161,5 @@ def idle_steps(
 
 def idle_limits(dataset: Dataset, q01: np.ndarray, q99: np.ndarray) -> np.ndarray:
     """How little motion is none, in each dim's own units; NaN for a dim that is no motion: [d]."""
-    moves = np.isin(np.arange(len(q01)), motion(dataset.action_names, dataset.action_units))
+    moves = np.isin(np.arange(len(q01)), motion(dataset))
     return np.where(moves, IDLE * (q99 - q01), np.nan)

@@ -6,12 +6,15 @@ A vector is a tuple of parts, put side by side:
     "action[-1:] clip01 invert"            its last column, through two operators of OPERATORS
     Constant(0.0, 3)                       three columns of zeros
     Moved("observation/state[0:6]", ...)   how far these columns get until the next step
+    Turned("observation/state[3:7]", ...)  the rotation from these columns to those of the next step
+    Offset("action[0:6]", "state[0:6]")    how far a target is from the state at the same step
 
 A feature of one number a step is one column. Numbers are taken as float64 and returned as float32.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 import zlib
@@ -20,12 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vla_jax.robot import relative, rotations
+
 # Limits are compared in float32, as numbers are stored: 0.1 in a file is 0.1 here, and not beyond
 # it, as a float64 0.1 would have it.
 # A gripper beyond these is open or closed; in between it is on its way.
 OPEN, CLOSED = np.float32(0.95), np.float32(0.05)
 EVENT = np.float32(0.1)  # a relative gripper command beyond this opens or closes
-UNIT = 0.01  # how far a quaternion's length may be from 1: float32 is off by 1e-6, padding by 1
 
 Columns = dict[str, np.ndarray]
 
@@ -57,6 +61,27 @@ class Moved(NamedTuple):
     angles: tuple[int, ...] = ()
 
 
+class Turned(NamedTuple):
+    """Rotation of a part from a kept step to the next one kept, composed and not subtracted: what
+    takes this step's to the next one's in the base frame. `kind` is what the part is and the motion
+    becomes, one of rotations.WIDTHS. Drops a step, as Moved.
+    """
+
+    part: str
+    kind: str
+
+
+class Offset(NamedTuple):
+    """How far a part is from another at the same step: of recorded targets and the state, the
+    motion commanded. A robot that is told positions is told the measured state and it
+    (relative.compose). `kind` is one of relative.KINDS, of both parts.
+    """
+
+    part: str
+    origin: str
+    kind: str = "number"
+
+
 class Waypoint(NamedTuple):
     """Motion in the plane as the robot sees it: forward, left, in the units of the recorded action.
     Drops a step.
@@ -69,7 +94,7 @@ class Waypoint(NamedTuple):
     action: str
 
 
-Part = str | Constant | Moved | Waypoint
+Part = str | Constant | Moved | Turned | Offset | Waypoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +125,12 @@ class Recipe:
             _parse(
                 part
             )  # a typing error is reported when the entry is read, not when its files are
+        for each in (*self.actions, *self.state):
+            known = relative.KINDS if isinstance(each, Offset) else (*rotations.WIDTHS,)
+            if isinstance(each, Turned | Offset) and each.kind not in known:
+                raise ValueError(
+                    f"standardise: {each}: expected a kind of {', '.join(known)}, got {each.kind!r}"
+                )
 
     @property
     def columns(self) -> dict[str, str]:
@@ -130,7 +161,7 @@ class Recipe:
         steps = np.arange(self.drop_first, raw, self.stride)
         frames = (
             steps[:-1]
-            if any(isinstance(part, Moved | Waypoint) for part in self.actions)
+            if any(isinstance(part, Moved | Turned | Waypoint) for part in self.actions)
             else steps
         )
         actions = _vector(self.actions, columns, steps)[: len(frames)]
@@ -148,16 +179,13 @@ class Recipe:
         for part in (*self.actions, *self.state):
             if isinstance(part, str):
                 texts.append(part)
-            elif isinstance(part, Moved):
+            elif isinstance(part, Moved | Turned):
                 texts.append(part.part)
+            elif isinstance(part, Offset):
+                texts += [part.part, part.origin]
             elif isinstance(part, Waypoint):
                 texts += [part.pose, part.action]
         return texts
-
-
-def wrap(angles: np.ndarray) -> np.ndarray:
-    """Angles in radians to [-pi, pi)."""
-    return (angles + np.pi) % (2 * np.pi) - np.pi
 
 
 def binarise(gripper: np.ndarray) -> np.ndarray:
@@ -190,31 +218,6 @@ def rel2abs(gripper: np.ndarray) -> np.ndarray:
     )
 
 
-def euler_from_quat_xyzw(quaternion: np.ndarray) -> np.ndarray:
-    """Roll, pitch, yaw of Rz(yaw) Ry(pitch) Rx(roll): [T, 4] (x, y, z, w) -> [T, 3].
-
-    Rounding in the length is divided out. Raises ValueError when it is off by more than 1%: such a
-    quaternion is padding or another quantity, and any angle made of it would be invented.
-    """
-    if quaternion.ndim != 2 or quaternion.shape[1] != 4:
-        raise ValueError(
-            f"euler_from_quat_xyzw: expected [T, 4], got shape {quaternion.shape}; mend the entry's"
-            " slice"
-        )
-    length = np.linalg.norm(quaternion, axis=1)
-    bad = np.flatnonzero(np.abs(length - 1) > UNIT)
-    if len(bad):
-        raise ValueError(
-            f"step {bad[0]}: expected a quaternion of length 1, got {quaternion[bad[0]].tolist()}"
-            f" of length {length[bad[0]]:.4g}; repair or remove the episode"
-        )
-    x, y, z, w = (quaternion / length[:, None]).T
-    roll = np.arctan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
-    pitch = np.arcsin(np.clip(2 * (w * y - z * x), -1, 1))
-    yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
-    return np.stack([roll, pitch, yaw], axis=1)
-
-
 def zlib_f32(column: np.ndarray, width: int) -> np.ndarray:
     """[T] (or [T, 1]) byte strings, each `width` zlib-compressed little-endian float32, to [T,
     width].
@@ -235,7 +238,13 @@ def zlib_f32(column: np.ndarray, width: int) -> np.ndarray:
 OPERATORS: dict[str, Callable[..., np.ndarray]] = {  # an argument stands behind a colon
     "binarise": binarise,
     "rel2abs": rel2abs,
-    "euler_from_quat_xyzw": euler_from_quat_xyzw,
+    # euler_from_quat_xyzw and all others, by the words of vla_jax/robot/rotations.py
+    **{
+        f"{target}_from_{source}": functools.partial(
+            rotations.convert, source=source, target=target
+        )
+        for source, target in itertools.permutations(rotations.WIDTHS, 2)
+    },
     "zlib_f32": zlib_f32,
     "clip01": lambda x: np.clip(x, 0.0, 1.0),
     "invert": lambda x: 1.0 - x,
@@ -285,8 +294,12 @@ def _vector(parts: tuple[Part, ...], columns: Columns, steps: np.ndarray) -> np.
         elif isinstance(part, Moved):
             change = _moved(_values(part.part, columns)[steps])
             angles = list(part.angles)
-            change[:, angles] = wrap(change[:, angles])
+            change[:, angles] = rotations.wrap(change[:, angles])
             blocks.append(change)
+        elif isinstance(part, Turned):
+            blocks.append(_turned(part.kind, _values(part.part, columns)[steps]))
+        elif isinstance(part, Offset):
+            blocks.append(_offset(part, columns)[steps])
         elif isinstance(part, Waypoint):
             blocks.append(_waypoints(part, columns, steps))
         else:
@@ -308,6 +321,24 @@ def _values(text: str, columns: Columns) -> np.ndarray:
 def _moved(values: np.ndarray) -> np.ndarray:
     """Difference to the next row: [T, n] -> [T, n], whose last row is 0."""
     return np.diff(values, axis=0, append=values[-1:])
+
+
+def _turned(kind: str, values: np.ndarray) -> np.ndarray:
+    """Rotation to the next row: [T, n] -> [T, n], whose last row is none."""
+    rotations.check(kind, values)
+    return rotations.difference(kind, np.concatenate([values[1:], values[-1:]]), values)
+
+
+def _offset(part: Offset, columns: Columns) -> np.ndarray:
+    """[T_raw, n]."""
+    ours, theirs = _values(part.part, columns), _values(part.origin, columns)
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"standardise: {part}: expected two parts of one width, got {ours.shape[1]} and"
+            f" {theirs.shape[1]}"
+        )
+    every = tuple(range(ours.shape[1]))
+    return relative.to_relative((relative.Relative(part.kind, every, every),), ours, theirs)
 
 
 def _waypoints(part: Waypoint, columns: Columns, steps: np.ndarray) -> np.ndarray:

@@ -1,28 +1,29 @@
 """Which steps and actions a window holds: arithmetic only."""
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from data_pipelines.datasets.dataset import Dataset
 from vla_jax.actions import ActionSpec
 
 MOTION = frozenset(("x", "y", "z", "roll", "pitch", "yaw", "forward", "left"))
 SIDES = ("left_", "right_")  # of a robot with two arms
 
 
-def motion(names: Sequence[str], units: Mapping[str, str]) -> list[int]:
+def motion(dataset: Dataset) -> list[int]:
     """The action dims that are motion: at rest they are 0. All others (gripper, joint positions)
     stay where they are.
 
-    Motion are "x" to "yaw" as the 7-D convention has them, of either arm ("left_x"), those of a
-    base ("forward", "base_turn", "linear_x", "angular_z", "joint_1_velocity"), and all in units a
-    second ("rad/s").
+    Motion are "x" to "yaw" as the 7-D convention has them, of either arm ("left_x"), unless the
+    actions are positions; those of a base ("forward", "base_turn", "linear_x", "angular_z",
+    "joint_1_velocity"), and all in units a second ("rad/s").
     """
+    names, units = dataset.action_names, dataset.action_units
     bare = [next((n.removeprefix(s) for s in SIDES if n.startswith(s)), n) for n in names]
     moving = [
-        name in MOTION
+        (name in MOTION and not dataset.positions)
         or name.startswith(("base_", "linear_", "angular_"))
         or name.endswith("_velocity")
         or units.get(own, "").endswith("/s")
@@ -85,11 +86,16 @@ def actions(
 
 
 def past_actions(
-    column: Float[np.ndarray, "N d"], first: Int64[np.ndarray, " b"], steps: Steps, spec: ActionSpec
+    column: Float[np.ndarray, "N d"],
+    first: Int64[np.ndarray, " b"],
+    steps: Steps,
+    spec: ActionSpec,
+    state: Float[np.ndarray, "b t p"],
 ) -> tuple[Float[np.ndarray, "b t d"], Bool[np.ndarray, "b t"]]:
     """The normalised action of the step before each frame, and whether there is one: else zeros
-    stand there.
+    stand there. Relative dims are seen from the frame's own `state`, as its chunk is.
     """
     mask = steps.step_mask & (steps.frames > 0)
     rows = first[:, None] + np.maximum(steps.frames - 1, 0)
-    return np.where(mask[..., None], spec.normalise(np.asarray(column[rows])), np.float32(0)), mask
+    past = spec.normalise(np.asarray(column[rows]), state)
+    return np.where(mask[..., None], past, np.float32(0)), mask

@@ -39,7 +39,7 @@ from experiments.composition.executed import DELTA, Tally, arm, huber, recorded
 from experiments.composition.json_files import write_json
 from vla_jax import build, command, sharding
 from vla_jax import params as flat
-from vla_jax.actions import places
+from vla_jax.actions import ActionSpec, places
 from vla_jax.models.tokenizer import digest
 from vla_jax.models.vla import VLA
 from vla_jax.params import merge
@@ -153,7 +153,7 @@ def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sour
         )
     for member in source.train:
         name = member.index.dataset.name
-        if meta["datasets"][name]["action"] != member.action_spec.to_json():
+        if ActionSpec.from_json(meta["datasets"][name]["action"]) != member.action_spec:
             raise ValueError(
                 f"{workdir}: the checkpoint normalises actions of {name} otherwise than the data"
                 f" under {config.data.root} says; evaluate with the data it was trained on"
@@ -214,8 +214,10 @@ def figures(
         for number, told in enumerate(chunks(loader, policy, blank, batches)):
             rows = loader.ids(number)[: count - number * config.batch_size]
             true, within = recorded(split, rows, policy.chunk)
+            state = np.asarray(split.state[rows])
             for tally, said in zip((plain, without), told, strict=True):
-                tally.add(spec.unnormalise(said[: len(rows), :, own]), true, within)
+                given = spec.unnormalise(said[: len(rows), :, own], state[:, None])
+                tally.add(given, true, within, state)
             progress.add(len(rows), f"arm loss {plain.arm_loss():.5f}")
 
     drawn = (
@@ -229,7 +231,8 @@ def figures(
             stop = min(start + BLOCK, count)
             rows = np.arange(start, stop) if drawn is None else drawn[start:stop]
             true, within = recorded(split, rows, policy.chunk)
-            yield spec.normalise(true)[..., arm(spec)], within
+            state = np.asarray(split.state[rows])[:, None]
+            yield spec.normalise(true, state)[..., arm(spec)], within
 
     constant = best_constant(blocks, f"{name}, best constant action")
     return {
@@ -306,7 +309,7 @@ def draw(policy: Policy, loader: Loader, member: Member, own: list[int], out: Pa
     ]
     true, _ = recorded(split, np.arange(length), 1)
     plots.actions(
-        spec.unnormalise(np.concatenate(said)[:length, own]),
+        spec.unnormalise(np.concatenate(said)[:length, own], np.asarray(split.state[:length])),
         true[:, 0],
         member,
         f"held-out episode {first}: {loader.instruction(first)!r}",

@@ -64,10 +64,11 @@ def main(argv: list[str]) -> None:
             continue
         measured.append(run(f"{dtype} {kind or ''}".strip(), policy, episodes, args.dataset))
         print(f"{measured[-1].name}: {len(measured[-1].actions)} frames", flush=True)
-    print(
-        "\n"
-        + table(measured, np.concatenate([episode.actions for episode in episodes]), recording.spec)
+    demonstrated, state = (
+        np.concatenate([getattr(episode, name) for episode in episodes])
+        for name in ("actions", "state")
     )
+    print("\n" + table(measured, demonstrated, state, recording.spec))
 
 
 def run(name: str, policy: Policy, episodes: list[Episode], dataset: str) -> Measured:
@@ -83,9 +84,11 @@ def run(name: str, policy: Policy, episodes: list[Episode], dataset: str) -> Mea
     return Measured(name, stored(policy), times, np.stack([each["actions"][0] for each in out]))
 
 
-def table(measured: list[Measured], demonstrated: np.ndarray, spec: ActionSpec) -> str:
+def table(
+    measured: list[Measured], demonstrated: np.ndarray, state: np.ndarray, spec: ActionSpec
+) -> str:
     """Both tables. The first of `measured` is what the others are compared with; demonstrated
-    [n d] is in robot units.
+    [n d] and the states [n p] are in robot units.
     """
     dims, binary, reference = arm(spec), list(spec.binary), measured[0].actions
     lines = [f"{'':22s} {'MB':>8s} {'ms p50':>7s} {'arm error':>9s} {'gripper':>8s} {'flips':>6s}"]
@@ -93,7 +96,7 @@ def table(measured: list[Measured], demonstrated: np.ndarray, spec: ActionSpec) 
         accuracy = gripper_accuracy(spec, row.actions, demonstrated)
         lines.append(
             f"{row.name:22s} {row.bytes / 1e6:8.2f} {np.median(row.milliseconds):7.2f} "
-            f"{arm_error(spec, row.actions, demonstrated).mean():9.5f} "
+            f"{arm_error(spec, row.actions, demonstrated, state).mean():9.5f} "
             f"{'-' if accuracy is None else format(accuracy, '.4f'):>8s} "
             f"{int((row.actions != reference)[:, binary].sum()):6d}"
         )

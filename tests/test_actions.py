@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vla_jax.actions import ActionSpec
+from vla_jax.robot.relative import Relative
 
 NAMES = ("x", "yaw", "flat", "gripper")
 
@@ -132,3 +133,44 @@ def test_bad_statistics_and_shapes_are_refused() -> None:
         ActionSpec.fit(NAMES, (3,), {**stats, "mean": np.full(4, np.nan)}, ("q99",))
     with pytest.raises(ValueError, match="expected 4 dims"):
         ActionSpec.fit(NAMES, (3,), stats, ("q99",)).normalise(np.zeros((2, 7)))
+
+
+RELATIVE = (Relative("number", (0,), (2,)), Relative("euler", (1, 2, 3), (3, 4, 5)))
+
+
+def test_relative_actions_have_an_exact_inverse_and_survive_json() -> None:
+    """In any shapes that broadcast: a window of chunks from a window of states."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1.4, 1.4, (5, 3, 4, 5)).astype(np.float32)
+    actions[..., 4] = rng.integers(0, 2, (5, 3, 4))
+    states = rng.uniform(-1.4, 1.4, (5, 3, 6)).astype(np.float32)
+    limits = dict.fromkeys(("mean", "std", "min", "max", "q01", "q99"), np.zeros(5))
+    names = ("x", "roll", "pitch", "yaw", "gripper")
+    spec = ActionSpec.fit(names, (4,), limits, (("bounds", -4.0, 4.0),), RELATIVE)
+    spec = ActionSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert spec.relative == RELATIVE
+    seen = spec.normalise(actions, states[:, :, None])
+    np.testing.assert_allclose(seen[..., 0] * 4, actions[..., 0] - states[:, :, None, 2], atol=1e-6)
+    np.testing.assert_array_equal(seen[..., 4], actions[..., 4])
+    np.testing.assert_allclose(spec.unnormalise(seen, states[:, :, None]), actions, atol=3e-6)
+
+
+def test_relative_actions_need_a_state_that_can_be() -> None:
+    spec = ActionSpec(("x", "roll", "pitch", "yaw", "gripper"), (4,), relative=RELATIVE)
+    for state, message in (
+        (None, r"expected its dims \[2, 3, 4, 5\], got none"),
+        (np.zeros(5), r"expected its dims \[2, 3, 4, 5\], got shape \(5,\)"),
+        (np.array([0, 0, 0, 0, np.inf, 0]), "expected finite numbers"),
+    ):
+        for change in (spec.normalise, spec.unnormalise):
+            with pytest.raises(ValueError, match=message):
+                change(np.zeros((2, 5)), state)
+
+
+def test_a_spec_from_before_relative_actions_opens_and_a_later_kind_is_refused() -> None:
+    body = ActionSpec(("x",), relative=(Relative("number", (0,), (0,)),)).to_json()
+    body["relative"][0]["kind"] = "screw"
+    with pytest.raises(ValueError, match=r"relative: expected the kinds number, .* got screw"):
+        ActionSpec.from_json(body)
+    del body["relative"]
+    assert ActionSpec.from_json(body) == ActionSpec(("x",))

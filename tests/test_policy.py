@@ -22,6 +22,7 @@ from vla_jax.models.sequence import MaskedTokens, in_row
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.robot.relative import Relative
 from vla_jax.robot.resize import resize
 from vla_jax.types import RESIZES, newest
 
@@ -121,6 +122,34 @@ def test_rollout_equals_window(history, layout, head, cross):
     policy.reset("ab")
     again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])
     np.testing.assert_allclose(again[0], taken[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["mlp", "flow", "discrete"])
+def test_relative_actions_start_from_the_state_of_the_newest_frame(head):
+    """The chunk and the action before, as the loader has them; the robot gets positions."""
+    parts = (Relative("number", (0,), (1,)), Relative("angle", (1,), (0,)))
+    spec = dataclasses.replace(SPEC, relative=parts)
+    past = PastConfig((2,), dropout_rate=0.5)
+    graphdef, flat = build(head=head, past=past)  # the network itself sees no state
+    act = jax.jit(lambda obs, key: params.merge(graphdef, flat).act(obs, key))
+    policy = JaxPolicy(graphdef, flat, dataclasses.replace(IO, action_spec=spec))
+    (images, states), before = episode(), []
+    states = 3 * states
+    policy.reset("ab")
+    for now in range(STEPS):
+        frame = {name: frames[now] for name, frames in images.items()}
+        acted = policy.act(frame, states[now])
+        expected = act(window(now, before, images, states), jax.random.fold_in(KEY, now))
+        said = SPEC.unnormalise(np.asarray(expected)[0])
+        np.testing.assert_allclose(acted[:, 0], said[:, 0] + states[now, 1], atol=2e-5)
+        turned = (said[:, 1] + states[now, 0] + np.pi) % (2 * np.pi) - np.pi
+        np.testing.assert_allclose(acted[:, 1], turned, atol=2e-5)
+        np.testing.assert_array_equal(acted[:, 2], said[:, 2])
+        if now + 1 < STEPS:
+            before.append(spec.normalise(acted[0], states[now + 1]))
+    for bad in (None, states[0, :1], np.float32([np.nan, 0])):
+        with pytest.raises(ValueError, match=r"proprio: expected 2 .* are relative to gripper, a$"):
+            policy.act(frame, bad)
 
 
 @pytest.mark.parametrize(

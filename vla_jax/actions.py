@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.robot import relative
+from vla_jax.robot.relative import Relative
+
 KINDS = ("bounds", "q99", "gaussian", "none")
 
 # Below this spread (in robot units) a dim is noise around a constant: dividing by it would blow the
@@ -54,19 +57,27 @@ class ActionSpec:
             no demonstration did.
         steps: normalisation steps in the order they are applied; RoboVLMs' OXE models chain q99 and
             bounds(+-0.65).
+        relative: the dims that the network sees relative to the robot's state where their chunk
+            starts. Statistics, limits, `constant` and `steps` are then of these differences.
     """
 
     names: tuple[str, ...]
     binary: tuple[int, ...] = ()
     constant: tuple[int, ...] = ()
     steps: tuple[Affine, ...] = ()
+    relative: tuple[Relative, ...] = ()
 
     @classmethod
     def fit(
-        cls, names: Sequence[str], binary: Sequence[int], stats: Stats, rules: Sequence[Rule]
+        cls,
+        names: Sequence[str],
+        binary: Sequence[int],
+        stats: Stats,
+        rules: Sequence[Rule],
+        relative: tuple[Relative, ...] = (),
     ) -> "ActionSpec":
-        """A spec from training statistics (keys mean, std, min, max, q01, q99; each [d]) and a
-        chain of rules.
+        """A spec from training statistics (keys mean, std, min, max, q01, q99; each [d], of what
+        is learnt) and a chain of rules.
 
         Rules are applied in order; all but the first must carry explicit limits, because the
         statistics describe raw actions. Raises ValueError for unknown rules, missing or non-finite
@@ -94,20 +105,35 @@ class ActionSpec:
             steps.append(
                 Affine(kind, *(tuple(float(v) for v in a) for a in (low, high, offset, scale)))
             )
-        return cls(tuple(names), tuple(binary), constant, tuple(steps))
+        return cls(tuple(names), tuple(binary), constant, tuple(steps), relative)
 
-    def normalise(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+    def normalise(
+        self,
+        values: Float[np.ndarray, "*batch d"],
+        state: Float[np.ndarray, "*around p"] | None = None,
+    ) -> Float[np.ndarray, "*batch d"]:
         """Robot units to network units, float32. Values outside a step's limits are clipped to
         them.
+
+        `state`, in robot units, is that of the frame where the values' chunk starts, and broadcasts
+        against them; only relative dims need it. Raises ValueError where it is missing or bad.
         """
+        return self.scaled(relative.to_relative(self.relative, self._checked(values), state))
+
+    def scaled(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """The same of values that are relative already, as the statistics are."""
         x = self._checked(values)
         for step in self.steps:
             x = (np.clip(x, step.low, step.high) - step.offset) / step.scale
         return x.astype(np.float32)
 
-    def unnormalise(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
-        """Network units to robot units, float32: the exact inverse of `normalise` within its
-        limits.
+    def unnormalise(
+        self,
+        values: Float[np.ndarray, "*batch d"],
+        state: Float[np.ndarray, "*around p"] | None = None,
+    ) -> Float[np.ndarray, "*batch d"]:
+        """Network units to robot units, float32: the exact inverse of `normalise` with the same
+        state, within its limits.
 
         Binary dims come in as probabilities and leave as 0 or 1; constant ones are clipped to their
         range.
@@ -119,7 +145,7 @@ class ActionSpec:
             x[..., j] = np.clip(x[..., j], self.steps[0].low[j], self.steps[0].high[j])
         for j in self.binary:
             x[..., j] = x[..., j] > 0.5
-        return x.astype(np.float32)
+        return relative.to_absolute(self.relative, x, state).astype(np.float32)
 
     def units(self) -> Float[np.ndarray, " d"]:
         """Robot units per network unit of every dim: turns an error in network units into one in
@@ -133,6 +159,7 @@ class ActionSpec:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; infinities are written as None so that any JSON reader takes it."""
         body = dataclasses.asdict(self)
+        body["relative"] = [part._asdict() for part in self.relative]
         for step in body["steps"]:
             for key in ("low", "high"):
                 step[key] = [v if np.isfinite(v) else None for v in step[key]]
@@ -141,6 +168,7 @@ class ActionSpec:
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> "ActionSpec":
         """The inverse of `to_json`. Raises ValueError when a field is missing or unknown."""
+        body = {"relative": [], **body}  # until 2026-11-29 nothing was
         expected = {f.name for f in dataclasses.fields(cls)}
         if set(body) != expected:
             raise ValueError(
@@ -157,7 +185,13 @@ class ActionSpec:
             )
             for step in body["steps"]
         )
-        return cls(tuple(body["names"]), tuple(body["binary"]), tuple(body["constant"]), steps)
+        return cls(
+            tuple(body["names"]),
+            tuple(body["binary"]),
+            tuple(body["constant"]),
+            steps,
+            relative.of_json(body["relative"]),
+        )
 
     def _checked(self, values: np.ndarray) -> np.ndarray:
         if values.shape[-1:] != (len(self.names),):

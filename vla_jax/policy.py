@@ -34,6 +34,7 @@ from vla_jax.models.attention import Cache
 from vla_jax.models.sequence import FrameTokens, MaskedTokens
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
+from vla_jax.robot import relative
 from vla_jax.types import Array, Media, Observation, ObservationSizes, new_observation
 
 
@@ -139,7 +140,8 @@ class JaxPolicy:
 
         `executed` [d] is the action carried out since the last call, for models that see it; None:
         the first of the last chunk. Raises ValueError for missing or unknown cameras, images that
-        are not uint8 RGB, and missing state.
+        are not uint8 RGB, and missing state, where the model sees it or the actions are relative
+        to it.
         """
         frame = self._embed(self._params, self._observation(images, proprio, executed))
         key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
@@ -157,7 +159,8 @@ class JaxPolicy:
             chunk = self._act_on_readouts(self._params, readouts, present, self._dims(), key)
         self._step += 1
         self._normalised = np.asarray(chunk, np.float32)[0]
-        actions = self._io.action_spec.unnormalise(self._normalised[:, self._action_places])
+        own = self._normalised[:, self._action_places]
+        actions = self._io.action_spec.unnormalise(own, _measured(self._io, proprio))
         self._last = actions[0]
         return actions
 
@@ -178,7 +181,7 @@ class JaxPolicy:
         config, io = self._config, self._io
         if set(images) != set(config.cameras):
             raise ValueError(f"images: expected the cameras {config.cameras}, got {tuple(images)}")
-        first = self._step == 0
+        first, measured = self._step == 0, _measured(io, proprio)
         sizes = ObservationSizes(
             b=1,
             t=1,
@@ -200,7 +203,7 @@ class JaxPolicy:
             )
         if not first and obs.past_action is not None:
             last = self._last if executed is None else executed
-            past = io.action_spec.normalise(np.asarray(last, np.float32))
+            past = io.action_spec.normalise(np.asarray(last, np.float32), measured)
             obs.past_action[0, 0, self._action_places] = past
         return obs._replace(
             images=tuple(_fitted(images[name], io, name)[None, None] for name in config.cameras),
@@ -316,6 +319,21 @@ def _unseen(frame: FrameTokens) -> FrameTokens:
 def _stacked(frames: tuple[FrameTokens, ...]) -> FrameTokens:
     """Frames of one robot, one behind the other."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *frames)
+
+
+def _measured(io: PolicyIO, proprio: np.ndarray | None) -> np.ndarray | None:
+    """The state [p] that relative actions start from. Raises ValueError when it is not there."""
+    parts, names = io.action_spec.relative, io.state_spec.names
+    if not parts:
+        return None
+    numbers = np.asarray(np.nan if proprio is None else proprio, np.float32)
+    if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
+        needed = ", ".join(names[i] for part in parts for i in part.state)
+        raise ValueError(
+            f"proprio: expected {len(names)} finite numbers ({', '.join(names)}), got {proprio};"
+            f" the actions are relative to {needed}"
+        )
+    return relative.checked(parts, numbers)
 
 
 def _fitted(image: np.ndarray, io: PolicyIO, name: str) -> np.ndarray:

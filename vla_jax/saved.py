@@ -21,13 +21,15 @@ from vla_jax.types import DTYPES
 
 
 class DatasetSpec(NamedTuple):
-    """What a dataset's numbers mean: its actions', its state's where it has one, and its steps per
-    second if known.
+    """What a dataset's numbers mean: its actions', its state's where it has one, its steps per
+    second if known, and what its actions are ("absolute", "delta", "relative"; "" where nobody
+    says).
     """
 
     action: ActionSpec
     state: ActionSpec | None
     control_hz: float | None
+    targets: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,4 +179,5 @@ def _spec(body: dict[str, Any]) -> DatasetSpec:
         action=ActionSpec.from_json(body["action"]),
         state=ActionSpec.from_json(body["state"]) if body.get("state") else None,
         control_hz=body.get("control_hz"),
+        targets=body.get("targets", ""),
     )

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipelines.datasets import targets
 from data_pipelines.datasets.names import EEF, OPEN
 from data_pipelines.standardise import Recipe, Standardised
+from vla_jax.robot.relative import Relative
 
 __all__ = ["Dataset", "Standardised"]
 
@@ -37,6 +39,15 @@ class Dataset:
         action_units: the unit of each action dim by its name, without those that nobody says.
         state_units: the same of the state.
         binary: action dims in [0, 1] that mean open or closed.
+        targets: what the actions are, one of targets.TARGETS: "absolute", "delta", "relative"; ""
+            where nobody says, which is read as "delta" of dims called x ... yaw.
+        relative_to: for targets="relative" action dim -> the state dim that it is learnt relative
+            to; the others stay absolute. By default every dim that is not binary is relative to the
+            state dim of its name.
+        rotations: action dims that are angles or rotations, by what they are: "angle" (radians
+            modulo a full turn, each by itself), "euler", "quat_xyzw", "quat_wxyz", "rot6d",
+            "axis_angle" (vla_jax/robot/rotations.py; several of a kind one after the other). A
+            relative one is composed, not subtracted, and its state dims hold the same.
         tfds_name: folder and TFDS name; `name` when left out. The files are in
             root/tfds_name/version, LeRobot's in root/tfds_name.
         columns: name -> feature key of the numbers that `standardise` wants. Leave it out for a
@@ -71,6 +82,9 @@ class Dataset:
     action_units: dict[str, str] = dataclasses.field(default_factory=dict)
     state_units: dict[str, str] = dataclasses.field(default_factory=dict)
     binary: tuple[int, ...] = (EEF.index("gripper"),)
+    targets: str = ""
+    relative_to: dict[str, str] = dataclasses.field(default_factory=dict)
+    rotations: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tfds_name: str = ""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     revision: int = 1
@@ -107,6 +121,37 @@ class Dataset:
             raise ValueError(
                 f"{self.name}: expected in `require` what `pattern` looks at, got none"
             )
+        try:
+            self._check_targets()
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    def _check_targets(self) -> None:
+        if self.targets not in targets.TARGETS:
+            raise ValueError(f"targets: expected one of {targets.TARGETS}, got {self.targets!r}")
+        if self.relative_to and self.targets != "relative":
+            raise ValueError(
+                f"relative_to: expected with targets='relative' alone, got {self.targets!r}"
+            )
+        pairs = self._pairs()
+        targets.relation(pairs, self.rotations, self.action_names, self.state_names)
+        targets.check_binary(pairs, self.action_names, self.binary)
+        targets.check_units(pairs, self.action_units, self.state_units)
+
+    def _pairs(self) -> dict[str, str]:
+        if self.targets != "relative" or self.relative_to:
+            return self.relative_to
+        return targets.by_name(self.action_names, self.binary, self.state_names)
+
+    @property
+    def relative(self) -> tuple[Relative, ...]:
+        """The dims that are learnt relative to the state, as ActionSpec has them."""
+        return targets.relation(self._pairs(), self.rotations, self.action_names, self.state_names)
+
+    @property
+    def positions(self) -> bool:
+        """Whether actions are positions to be reached, and no motions."""
+        return self.targets in ("absolute", "relative")
 
     @property
     def action_labels(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ BERKELEY_MVP = Dataset(
     state_names=(*QUAT, "gripper"),
     action_names=SEVEN,
     binary=(7,),
+    targets="absolute",
     notes=("No primary camera.", JOINT, "As Octo reads it; OpenVLA refuses joint actions."),
 )
 
@@ -46,6 +47,7 @@ BERKELEY_RPT = Dataset(
     state_names=SEVEN,
     action_names=SEVEN,
     binary=(7,),
+    targets="delta",
     notes=(
         "No primary camera.",
         "Actions are the joint motion reached until the next kept step, not the 7-D convention.",
@@ -75,6 +77,7 @@ ROBOSET = Dataset(
     state_names=SEVEN,
     action_names=SEVEN,
     binary=(7,),
+    targets="absolute",
     notes=(
         JOINT,
         (
@@ -111,6 +114,7 @@ def _aloha(kind: str, version: str, download: str, secondary: str | None) -> Dat
         state_names=BIMANUAL,
         action_names=(*BIMANUAL, "base_forward", "base_turn") if mobile else BIMANUAL,
         binary=(6, 13),
+        targets="absolute",
         notes=(
             JOINT,
             "Recorded at 50 Hz; every fifth step is kept.",

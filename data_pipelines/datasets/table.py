@@ -23,6 +23,69 @@ open. A gripper is never normalised; where the recorded number could leave [0, 1
 it. The control rate is that of the standardised steps. *BGR*: stored blue first, swapped on
 reading. *Octo blanks*: Octo trains on it without its instructions; they are kept here.
 
+## What actions aim at
+
+`targets` of a dataset says it, for grippers too, which stay open or closed in all of them:
+
+- `absolute`: positions to be reached, learnt as they are recorded.
+- `delta`: motions during a step, in the base frame.
+- `relative`: recorded as positions, learnt as their difference to the state at the frame where the
+  chunk starts. The statistics are of these differences; the policy gives positions back, needs the
+  robot's state for it at every request, and sees the action before from the newest state too.
+
+Of ALOHA, whose targets are absolute joint positions, and of a hand's pose whose rotation is a
+quaternion; `relative_to` pairs dims whose names differ, and what is not in it stays absolute:
+
+```python
+import dataclasses
+from data_pipelines.datasets import DATASETS, Dataset
+from data_pipelines.datasets.names import QUAT
+from data_pipelines.standardise import Moved, Offset, Recipe, Turned
+
+absolute = DATASETS["aloha_static_dataset"]
+relative = dataclasses.replace(absolute, name="aloha_relative", targets="relative")
+joints = absolute.standardise.actions  # four parts: joints, gripper, joints, gripper
+delta = dataclasses.replace(
+    absolute,
+    name="aloha_delta",
+    targets="delta",
+    standardise=dataclasses.replace(
+        absolute.standardise,
+        actions=(
+            Offset("action[0:6]", "observation/state[0:6]"),
+            joints[1],
+            Offset("action[7:13]", "observation/state[7:13]"),
+            joints[3],
+        ),
+    ),
+)
+pose = Dataset(
+    name="pose",
+    version="1.0.0",
+    cameras={"primary": "observation/image"},
+    language="language_instruction",
+    control_hz=10.0,
+    download="ask Ada",
+    standardise=Recipe(actions=("action",), state=("observation/pose",)),
+    action_names=(*QUAT, "gripper"),
+    state_names=QUAT,
+    binary=(7,),
+    targets="relative",
+    rotations={"quat_xyzw": ("qx", "qy", "qz", "qw")},
+)
+reached = Recipe(  # the motion to the next step's pose, a rotation composed and not subtracted
+    actions=(Moved("pose[0:3]"), Turned("pose[3:7]", "quat_xyzw"), "gripper")
+)
+```
+
+A robot that is told positions and a policy of deltas: an `Offset` is added to the state measured at
+its step (`vla_jax.robot.relative.compose`), motions reached add up from the state measured at the
+chunk's first (`integrate` there). Rotations (`vla_jax/robot/rotations.py`): `euler`, `quat_xyzw`,
+`quat_wxyz`, `rot6d`, `axis_angle`, each from each in a part (`"action[3:7] rot6d_from_quat_xyzw"`);
+`rotations={"angle": (...)}` names single angles that go round.
+
+## All of them
+
 | name | robot | cameras | state | action | Hz | episodes | notes |
 |---|---|---|---|---|---|---|---|
 """
@@ -57,7 +120,8 @@ def _row(dataset: Dataset) -> str:
     action = (
         "7-D"
         if dataset.action_names == EEF
-        else f"{len(dataset.action_names)}-D: {_words(dataset.action_names)}"
+        else f"{len(dataset.action_names)}-D{' ' * bool(dataset.targets)}{dataset.targets}:"
+        f" {_words(dataset.action_names)}"
     )
     state = (
         f"{len(dataset.state_names)}-D: {_words(dataset.state_names)}"

@@ -5,7 +5,10 @@ constant in the training data are held in their range, binary ones are 0 or 1. I
 the recorded action, in the robot's units, or for the arm error in network units: normalised, where
 1 is half of a dim's range in the training data (q99) and what lies outside counts as the limit.
 
-Axes: n windows (a policy's newest frame each), k chunk step, d action dim.
+Relative targets are compared as positions in the robot's units, and in network units as seen from
+the state where the chunk starts; angles differ by the shorter way.
+
+Axes: n windows (a policy's newest frame each), k chunk step, d action dim, p state dim.
 """
 
 from typing import Any
@@ -15,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 
 from data_pipelines.index import Split
 from vla_jax.actions import ActionSpec
+from vla_jax.robot.relative import errors
 
 DELTA = 1.0  # of the Huber error, in network units: that of the arm loss in all our configs
 
@@ -33,16 +37,17 @@ class Tally:
         chunks: Float[np.ndarray, "n k d"],
         true: Float[np.ndarray, "n k d"],
         within: Bool[np.ndarray, "n k"],
+        state: Float[np.ndarray, "n p"],
     ) -> None:
         """Counts chunks beside the recorded actions, both in robot units; steps that are not
-        `within` the episode do not count.
+        `within` the episode do not count. `state` is that of the frames, p is 0 without one.
         """
-        error = arm_error(self._spec, chunks, true).astype(np.float64)
+        error = arm_error(self._spec, chunks, true, state[:, None]).astype(np.float64)
         self._windows += len(chunks)
         self._steps += int(within.sum())
         self._chunk += float(error[within].sum())
         self._next += float(error[:, 0].sum())
-        self._l1 += np.abs(chunks[:, 0].astype(np.float64) - true[:, 0]).sum(0)
+        self._l1 += np.abs(errors(self._spec.relative, chunks[:, 0], true[:, 0])).sum(0)
         self._right += int(right(self._spec, chunks[:, 0], true[:, 0]).sum())
 
     def arm_loss(self) -> float:
@@ -74,9 +79,14 @@ def arm(spec: ActionSpec) -> list[int]:
     return [i for i in range(len(spec.names)) if i not in spec.binary]
 
 
-def arm_error(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """[... d] in robot units -> [...]: mean Huber error of the arm in network units."""
-    return huber(spec.normalise(actions) - spec.normalise(true))[..., arm(spec)].mean(-1)
+def arm_error(
+    spec: ActionSpec, actions: np.ndarray, true: np.ndarray, state: np.ndarray
+) -> np.ndarray:
+    """[... d] in robot units, and the states [... p] of their frames -> [...]: mean Huber error of
+    the arm in network units.
+    """
+    error = spec.normalise(actions, state) - spec.normalise(true, state)
+    return huber(error)[..., arm(spec)].mean(-1)
 
 
 def right(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -156,7 +156,7 @@ def _members(config: ConfigDict, chosen: Selection) -> tuple[list[Member], list[
     train, held_out = [], []
     for dataset, weight in datasets.members(config):
         index = open_index(datasets.root(config), dataset, selection=chosen)
-        member = Member.fit(index, "train", weight, _rules(config))
+        member = Member.fit(index, "train", weight, _rules(config), config.model.chunk)
         train.append(member)
         if index.held_out is not None:
             held_out.append(dataclasses.replace(member, split=index.held_out.name))
@@ -290,13 +290,16 @@ def meta(config: ConfigDict, source: Data, workdir: Path) -> dict[str, Any]:
                 "action": member.action_spec.to_json(),
                 "state": member.state_spec.to_json(),
                 "control_hz": member.index.dataset.control_hz,
+                "targets": member.index.dataset.targets,
             }
             for member in source.train
         },
         "statistics": {
             member.index.dataset.name: {
                 kind: {key: np.asarray(value).tolist() for key, value in stats.items()}
-                for kind, stats in member.index.splits["train"].stats.items()
+                for kind, stats in (
+                    member.index.splits["train"].stats | {"action": member.action_stats}
+                ).items()
             }
             for member in source.train
         },

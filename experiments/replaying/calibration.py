@@ -81,7 +81,9 @@ def tokens(spec: ActionSpec, head: dict[str, Any], one: Replayed) -> Pairs:
     """
     within, true = ahead(one.episode.actions, one.chunks.shape[1])
     width = (head["high"] - head["low"]) / (head["bins"] - 1)
-    close = np.abs(spec.normalise(one.chunks) - spec.normalise(true)) <= width * (1 + 1e-6)
+    state = one.episode.state[:, None]
+    error = np.abs(spec.normalise(one.chunks, state) - spec.normalise(true, state))
+    close = error <= width * (1 + 1e-6)
     close[..., spec.binary] = ((one.chunks > 0.5) == (true > 0.5))[..., spec.binary]
     return one.confidence["steps"][within], close.mean(-1)[within]
 
@@ -90,7 +92,8 @@ def agreement(spec: ActionSpec, one: Replayed) -> Pairs:
     """Of an episode: agreements, and the mean absolute error of the next action's arm in network
     units.
     """
-    error = np.abs(spec.normalise(one.chunks[:, 0]) - spec.normalise(one.episode.actions))
+    true, state = one.episode.actions, one.episode.state
+    error = np.abs(spec.normalise(one.chunks[:, 0], state) - spec.normalise(true, state))
     return one.confidence["agreement"], error[:, arm(spec)].mean(1).astype(np.float64)
 
 

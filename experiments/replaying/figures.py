@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from experiments.composition.executed import Tally, arm, arm_error, right
-from experiments.replaying.recorded import Recording
+from experiments.replaying.recorded import Episode, Recording
 from experiments.replaying.rollout import TIMES, Replayed
 from vla_jax.actions import ActionSpec
+from vla_jax.robot.relative import errors
 
 LAGS = (-2, -1, 0, 1, 2)
 WORST = 5
@@ -36,27 +37,32 @@ def figures(recording: Recording, replayed: list[Replayed]) -> dict[str, Any]:
     true = np.concatenate([one.episode.actions for one in replayed])
     step = np.concatenate([one.chunks[:, 0] for one in replayed])
     open_loop = np.concatenate([one.open_loop for one in replayed])
-    mean = recording.index.splits["train"].stats["action"]["mean"].astype(np.float32)
-    constant = spec.unnormalise(spec.normalise(np.broadcast_to(mean, true.shape)))
+    state = np.concatenate([one.episode.state for one in replayed])
+    mean = np.broadcast_to(recording.mean, true.shape)
+    constant = spec.unnormalise(spec.scaled(mean), state)
     others = (("open_loop", open_loop), ("mean_action", constant))
     times = np.concatenate([one.milliseconds for one in replayed])
     told = tally(spec, replayed).figures()
-    errors = {name: float(arm_error(spec, a, true).mean()) for name, a in others}
+
+    def away(actions: np.ndarray) -> np.ndarray:
+        return errors(spec.relative, actions, true)
+
+    arm_errors = {name: float(arm_error(spec, a, true, state).mean()) for name, a in others}
     return {
         "episodes": len(replayed),
         "frames": len(true),
         "chunk": k,
         "arm_loss": told["arm_loss"],
-        "arm_error": {"every_step": told["arm_error"], **errors},
+        "arm_error": {"every_step": told["arm_error"], **arm_errors},
         "gripper_accuracy": {
             "every_step": told["gripper_accuracy"],
             **{name: gripper_accuracy(spec, a, true) for name, a in others},
         },
         "dims": {
             name: {
-                "every_step": spread(step[:, i] - true[:, i]),
-                "open_loop": spread(open_loop[:, i] - true[:, i]),
-                "mean_action": spread(constant[:, i] - true[:, i]),
+                "every_step": spread(away(step)[:, i]),
+                "open_loop": spread(away(open_loop)[:, i]),
+                "mean_action": spread(away(constant)[:, i]),
                 "correlation": correlation(step[:, i], true[:, i]),
             }
             for i, name in enumerate(spec.names)
@@ -80,7 +86,7 @@ def tally(spec: ActionSpec, replayed: list[Replayed]) -> Tally:
     out = Tally(spec)
     for one in replayed:
         within, true = ahead(one.episode.actions, one.chunks.shape[1])
-        out.add(one.chunks, true, within)
+        out.add(one.chunks, true, within, one.episode.state)
     return out
 
 
@@ -92,10 +98,10 @@ def ahead(actions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return at < len(actions), actions[np.minimum(at, len(actions) - 1)]
 
 
-def chunk_errors(spec: ActionSpec, chunks: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """`arm_error` [t k] of chunks [t k d] against an episode's actions [t d]; 0 past its end."""
-    within, true = ahead(actions, chunks.shape[1])
-    return np.where(within, arm_error(spec, chunks, true), 0.0)
+def chunk_errors(spec: ActionSpec, chunks: np.ndarray, episode: Episode) -> np.ndarray:
+    """`arm_error` [t k] of chunks [t k d] against an episode's actions; 0 past its end."""
+    within, true = ahead(episode.actions, chunks.shape[1])
+    return np.where(within, arm_error(spec, chunks, true, episode.state[:, None]), 0.0)
 
 
 def gripper_accuracy(spec: ActionSpec, actions: np.ndarray, true: np.ndarray) -> float | None:
@@ -132,7 +138,10 @@ def lagged(spec: ActionSpec, replayed: list[Replayed], lag: int) -> float:
         if low < high:
             errors.append(
                 arm_error(
-                    spec, one.chunks[low:high, 0], one.episode.actions[low + lag : high + lag]
+                    spec,
+                    one.chunks[low:high, 0],
+                    one.episode.actions[low + lag : high + lag],
+                    one.episode.state[low:high],
                 )
             )
     return float(np.concatenate(errors).mean()) if errors else float("nan")
@@ -167,8 +176,11 @@ def jerks(spec: ActionSpec, replayed: list[Replayed]) -> dict[str, float]:
 
 
 def _jerk(spec: ActionSpec, actions: np.ndarray) -> np.ndarray:
-    """[t d] -> [t-2]: mean square over the arm."""
-    x = spec.normalise(actions).astype(np.float64)[:, arm(spec)]
+    """[t d] -> [t-2]: mean square over the arm. Relative targets are compared as positions, which
+    no limit of the differences clips: their states move too.
+    """
+    x = actions / spec.units() if spec.relative else spec.normalise(actions)
+    x = x.astype(np.float64)[:, arm(spec)]
     return (np.diff(x, 2, axis=0) ** 2).mean(-1)
 
 
@@ -177,14 +189,15 @@ def worst(spec: ActionSpec, replayed: list[Replayed]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for one in replayed:
         step, true = one.chunks[:, 0], one.episode.actions
-        by_dim = np.abs(spec.normalise(step) - spec.normalise(true)).mean(0)
+        state = one.episode.state
+        by_dim = np.abs(spec.normalise(step, state) - spec.normalise(true, state)).mean(0)
         rows.append(
             {
                 "episode": one.episode.number,
                 "record": one.episode.where,
                 "instruction": one.episode.instruction,
                 "steps": len(true),
-                "arm_error": float(arm_error(spec, step, true).mean()),
+                "arm_error": float(arm_error(spec, step, true, state).mean()),
                 "worst_dim": spec.names[max(arm(spec), key=lambda i: by_dim[i])],
                 "gripper_accuracy": gripper_accuracy(spec, step, true),
             }

@@ -17,6 +17,7 @@ from data_pipelines import images
 from data_pipelines.datasets import user
 from data_pipelines.files import pictures, remote
 from data_pipelines.index import Index, Split, open_index
+from data_pipelines.learnt import action_stats
 from data_pipelines.selection import Selection
 from experiments.composition import selecting
 from vla_jax import command
@@ -51,6 +52,7 @@ class Recording:
     size: int  # of the images that the policy takes
     resize: str  # how a robot makes them so large: a filter of vla_jax/robot/resize.py
     spec: ActionSpec
+    mean: np.ndarray  # d: the mean of what is learnt in train, see data_pipelines/learnt.py
 
     def episodes(self, most: int | None) -> list[int]:
         """Numbers of the first `most` episodes that have a step. One whose instruction changes is
@@ -174,13 +176,20 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             f"{artefact}: expected the cameras {', '.join(cameras)}, in this order, {where.dataset}"
             f" has {', '.join(split.frames) or 'none'}"
         )
-    stats = index.splits["train"].stats
+    spec = ActionSpec.from_json(specs[where.dataset]["action"])
+    if spec.relative != index.dataset.relative:
+        raise ValueError(
+            f"{artefact}: expected a dataset whose actions are learnt as"
+            f" {spec.relative or 'they are recorded'}, {where.dataset} says"
+            f" {index.dataset.relative or 'they are'} (Dataset.targets, relative_to, rotations)"
+        )
+    learnt = action_stats(index, config["network"]["head"]["chunk"])
     check(
         artefact,
         "action",
         specs[where.dataset]["action"],
         index.dataset.action_names,
-        stats["action"],
+        learnt,
     )
     if config["network"]["sequence"]["state"]:
         check(
@@ -188,11 +197,18 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             "state",
             specs[where.dataset]["state"],
             index.dataset.state_names,
-            stats["state"],
+            index.splits["train"].stats["state"],
         )
-    spec = ActionSpec.from_json(specs[where.dataset]["action"])
     image = config["image"]
-    return Recording(index, split, cameras, image["size"], image["resize"].lower(), spec)
+    return Recording(
+        index,
+        split,
+        cameras,
+        image["size"],
+        image["resize"].lower(),
+        spec,
+        learnt["mean"].astype(np.float32),
+    )
 
 
 def check(

@@ -153,7 +153,7 @@ def _known(recording: Recording, episode: Episode, planned: list[dict[str, Any]]
     """An episode with a plan at each step."""
     chunks = np.stack([out["actions"] for out in planned])
     return Known(
-        chunk_errors(recording.spec, chunks, episode.actions),
+        chunk_errors(recording.spec, chunks, episode),
         chunks,
         [out["confidence"]["steps"] for out in planned],
         [luminance(images) for images in episode.frames],

@@ -177,7 +177,7 @@ def measure(
             acting = Planned(one, episode.frames) if one_frame else policy
             for i, (_, _, settings) in enumerate(tried):
                 actions, passes = execute(acting, episode, recording.index.dataset.name, settings)
-                error = arm_error(recording.spec, actions, episode.actions).sum()
+                error = arm_error(recording.spec, actions, episode.actions, episode.state).sum()
                 right = gripper_accuracy(recording.spec, actions, episode.actions)
                 sums[i, :, e] = (
                     len(actions),
@@ -263,7 +263,7 @@ def hindsight(
     made with the full history.
     """
     # t k of each episode
-    tables = [chunk_errors(recording.spec, one.chunks, one.episode.actions) for one in replayed]
+    tables = [chunk_errors(recording.spec, one.chunks, one.episode) for one in replayed]
     frames, sums = sum(len(table) for table in tables), np.zeros((2, len(PRICES)))  # passes, error
     for table in tables:
         regrets = regret.regret(table, PRICES)  # t k q

@@ -7,15 +7,17 @@ import pytest
 
 from data_pipelines.datasets import DATASETS
 from data_pipelines.standardise import (
+    OPERATORS,
     Constant,
     Moved,
     Recipe,
     binarise,
-    euler_from_quat_xyzw,
     rel2abs,
-    wrap,
     zlib_f32,
 )
+from vla_jax.robot.rotations import wrap
+
+euler_from_quat_xyzw = OPERATORS["euler_from_quat_xyzw"]
 
 
 def test_gripper_settles_backwards():

@@ -97,7 +97,7 @@ def test_the_table_says_what_changed():
         quantise.Measured("float32", 2_000_000, np.array([3.0, 1.0, 2.0]), true),
         quantise.Measured("bfloat16 int8", 500_000, np.array([1.0]), moved),
     ]
-    lines = quantise.table(measured, true, spec).splitlines()
+    lines = quantise.table(measured, true, np.zeros((len(true), 0)), spec).splitlines()
     assert lines[1].split() == ["float32", "2.00", "2.00", "0.00000", "1.0000", "0"]
     loss = 0.5 * (0.02**2 + 0.1**2) / 4
     assert lines[2].split() == ["bfloat16", "int8", "0.50", "1.00", f"{loss:.5f}", "0.5000", "1"]

@@ -11,11 +11,32 @@ from data_pipelines.builders.blocks import write_blocks
 
 from .test_pretrain import REPO, environment, run
 
+# The next pose as the target, learnt relative to the state where the chunk starts.
+OWN = """
+import dataclasses
+import numpy as np
+from data_pipelines.datasets import DATASETS as OURS, Standardised
+
+def reached(columns):
+    whole = OURS["blocks"].standardise(columns)
+    actions = np.concatenate([whole.state[1:, :6], whole.actions[:-1, 6:]], axis=1)
+    return Standardised(actions, whole.state[:-1], whole.frames[:-1])
+
+DATASETS = {"relative": dataclasses.replace(
+    OURS["blocks"], name="relative", tfds_name="blocks", standardise=reached, targets="relative",
+    rotations={"euler": ("roll", "pitch", "yaw")},
+)}
+"""
+
 
 @pytest.mark.slow
-def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Path) -> None:
-    root = tmp_path / "rlds"
+@pytest.mark.parametrize("dataset", ["blocks", "relative"])
+def test_replay_of_an_exported_policy_reports_what_evaluate_reports(
+    tmp_path: Path, dataset: str
+) -> None:
+    root, own = tmp_path / "rlds", tmp_path / "own.py"
     write_blocks(root, train=6, val=4)
+    own.write_text(OWN)
     work, out, place = tmp_path / "run", tmp_path / "out", tmp_path / "artefact"
     options = (
         "--config=oxe_paligemma.py:tiny", "--config.steps=2", "--config.batch_size=4",
@@ -24,6 +45,7 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Pa
         "--config.model.window=2",
         "--config.model.dtype=bfloat16",  # of training: nothing is carried out in it
         "--config.model.head=mlp", "--config.model.proprio=True",
+        f"--config.data.datasets={own}", f"--config.data.mixture={dataset}",
     )  # fmt: skip
     for module, args in (
         ("pretrain", (*options, f"--config.data.root={root}", f"--workdir={work}")),
@@ -42,6 +64,10 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Pa
         str(place),
         "--data",
         str(root),
+        "--datasets",
+        str(own),
+        "--dataset",
+        dataset,
         "--out",
         str(out),
         "--trigger",
@@ -52,7 +78,7 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(tmp_path: Pa
         check=False, cwd=REPO, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    said = json.loads((work / "evaluation.json").read_text())["datasets"]["blocks"]
+    said = json.loads((work / "evaluation.json").read_text())["datasets"][dataset]
     body = json.loads((out / "replay.json").read_text())
     assert body["arm_loss"] == pytest.approx(said["arm_loss"], abs=1e-5)
     assert body["arm_error"]["every_step"] == pytest.approx(said["arm_error"], abs=1e-5)

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipelines.builders.blocks import write_blocks
@@ -170,7 +171,9 @@ def test_replay_links_to_the_runs_of_its_own_data_only(
 ) -> None:
     index = open_index(root, DATASETS["blocks"])
     train, held_out = (
-        Recording(index, index.splits[name], ("primary",), 24, "bicubic", ActionSpec(()))
+        Recording(
+            index, index.splits[name], ("primary",), 24, "bicubic", ActionSpec(()), np.zeros(0)
+        )
         for name in ("train", "val")
     )
     links = replay.page_links(page, train)

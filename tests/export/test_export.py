@@ -63,9 +63,9 @@ def jittered(shapes) -> dict[str, np.ndarray]:
 
 
 def checkpoint(
-    root: Path, backbone="paligemma", datasets=("blocks",), mixture="bridge", **model
+    root: Path, backbone="paligemma", datasets=("blocks",), mixture="bridge", action=None, **model
 ) -> Path:
-    """A checkpoint of a jittered tiny policy."""
+    """A checkpoint of a jittered tiny policy; `action` is the JSON of another action spec."""
     config = oxe_paligemma.get_config("tiny")
     config.model.backbone = backbone
     config.model.head_hidden, config.model.head_mlp, config.model.head_attention = 32, (16,), 4
@@ -82,7 +82,7 @@ def checkpoint(
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": digest(folder)},
         "datasets": {
-            name: {"action": SPEC, "state": STATE, "control_hz": 5.0} for name in datasets
+            name: {"action": action or SPEC, "state": STATE, "control_hz": 5.0} for name in datasets
         },
     }
     checkpointer = Checkpointer(root / "checkpoints", meta, {})

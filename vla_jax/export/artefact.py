@@ -51,6 +51,8 @@ EXTRA_STEPS = 3  # steps of the proof beyond the window
 RUNTIME = {
     "runtime.py": "runtime.py",
     "resize.py": "resize.py",
+    "rotations.py": "rotations.py",
+    "relative.py": "relative.py",
     "events/trigger.py": "trigger.py",
     "events/regret.py": "regret.py",
     "events/calibration.py": "calibration.py",
@@ -221,13 +223,20 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
     head, sequence = body["network"]["head"], body["network"]["sequence"]
     specs = "\n".join(
         f"- `{name}`, {numbers.control_hz or 'unknown'} steps per second:"
-        f" {', '.join(numbers.action.names)}"
+        f" {numbers.targets}{' ' * bool(numbers.targets)}{', '.join(numbers.action.names)}"
         for name, numbers in source.specs.items()
     )
     dataset = proven(source)
-    state = source.specs[dataset].state if sequence["state"] else None
-    proprio = _states(source) if sequence["state"] else "not looked at"
-    names = source.specs[dataset].action.names
+    ours = source.specs[dataset]
+    state = ours.state if sequence["state"] or ours.action.relative else None
+    proprio = _states(source) if sequence["state"] or ours.action.relative else "not looked at"
+    inside = [f"`{name}`" for name, numbers in source.specs.items() if numbers.action.relative]
+    if inside:
+        proprio += (
+            f"\n- Actions of {', '.join(inside)} are relative to the state inside: what `act` gives"
+            " is absolute, and it needs the state for it"
+        )
+    names = ours.action.names
     dims, arm = len(names), names == ARM
     others = "" if arm else ", which is of a 7-D arm"
     said = stats[dataset].get("instruction")
@@ -302,6 +311,7 @@ def _norm_stats(source: SavedPolicy, footage: Mapping[str, Footage], part: Path)
             "action": numbers.action.to_json(),
             "state": numbers.state.to_json() if numbers.state else None,
             "control_hz": numbers.control_hz,
+            "targets": numbers.targets,
         }
         if name in footage:
             stats[name] |= footage[name]._asdict()
@@ -317,11 +327,11 @@ def _files(source: SavedPolicy, model: VLA, body: dict[str, Any], part: Path, dt
     )
     code = Path(torch_policy.__file__).parent
     (part / "policy_torch").mkdir()
-    for file in sorted(code.glob("*.py")):
-        shutil.copyfile(file, part / "policy_torch" / file.name)
-    for ours, flat in RUNTIME.items():
+    copied = {file: file.name for file in sorted(code.glob("*.py"))}
+    copied |= {code.parent / ours: flat for ours, flat in RUNTIME.items()}
+    for file, flat in copied.items():
         (part / "policy_torch" / flat).write_text(
-            flattened((code.parent / ours).read_text(encoding="utf-8")), "utf-8"
+            flattened(file.read_text(encoding="utf-8")), "utf-8"
         )
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     tensors = {
@@ -336,10 +346,13 @@ def _files(source: SavedPolicy, model: VLA, body: dict[str, Any], part: Path, dt
 
 
 def flattened(code: str) -> str:
-    """A file of RUNTIME with its relative imports as they are in an artefact."""
+    """A file of the policy or of RUNTIME with its relative imports as they are in an artefact."""
     for ours, flat in RUNTIME.items():
         module = ours.removesuffix(".py").replace("/", ".")
-        code = code.replace(f"from .{module} import", f"from .{flat.removesuffix('.py')} import")
+        for dots in (".", ".."):
+            code = code.replace(
+                f"from {dots}{module} import", f"from .{flat.removesuffix('.py')} import"
+            )
     return code
 
 

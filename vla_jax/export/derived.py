@@ -165,7 +165,7 @@ def frames(policy: Policy, file: Path) -> Iterator[Inputs]:
         )
         values = {name: torch.from_numpy(x[None]) for name, x in prepared.items()}
         yield Inputs(*(values.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
-        policy.commit_step(None, arrays["action"][i], None)
+        policy.commit_step(None, arrays["action"][i], None, prepared.get("measured"))
 
 
 @contextmanager

@@ -94,6 +94,9 @@ def robot_units(action, dataset):
         low, high = -np.inf if low is None else low, np.inf if high is None else high
         action[..., i] = np.clip(action[..., i], low, high)
     action[..., spec["binary"]] = action[..., spec["binary"]] > 0.5
+    if spec["relative"]:
+        raise ValueError("these are relative to the robot's state: to_absolute of the artefact's"
+                         " policy_torch/relative.py makes positions of them")
     return action
 ```
 """

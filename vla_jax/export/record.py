@@ -13,6 +13,7 @@ from flax import nnx
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
 from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.robot import rotations
 
 Golden = dict[str, np.ndarray]
 INSTRUCTION = "put the red block on the plate"
@@ -32,9 +33,13 @@ def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
             np.uint8
         )
     dims = len(io.state_spec.names)
-    if model.config.state is not None and dims:
+    if (model.config.state is not None and dims) or io.action_spec.relative:
         normalised = rng.uniform(-1, 1, (steps, dims)).astype(np.float32)
         out["proprio"] = io.state_spec.unnormalise(normalised)
+        for kind, _, state in io.action_spec.relative:  # made-up numbers are no rotation
+            if kind in rotations.WIDTHS:
+                rotation = rotations.matrix(kind, out["proprio"][:, state])
+                out["proprio"][:, state] = rotations.from_matrix(kind, rotation)
     return out
 
 

@@ -59,7 +59,12 @@ def test_hindsight_is_no_worse_than_any_fixed_horizon(recording: Recording) -> N
         noise[..., 0] = 0.02 * rng.normal(size=noise.shape[:2])
         noisy.append(one._replace(chunks=one.chunks + noise))
     tables = [
-        executed.arm_error(recording.spec, one.chunks, figures.ahead(one.episode.actions, K)[1])
+        executed.arm_error(
+            recording.spec,
+            one.chunks,
+            figures.ahead(one.episode.actions, K)[1],
+            one.episode.state[:, None],
+        )
         for one in noisy
     ]
     frames = sum(map(len, tables))

@@ -97,7 +97,7 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
         for kind, width in wanted.items():
             if kind == "state" and config.get("state_names") and not body["state"]:
                 continue  # it has none, and the policy knows the numbers by their names
-            spec = Spec(body[kind])
+            spec = Spec({**body[kind], "relative": []})
             made = spec.unnormalise(spec.normalise(np.zeros(len(spec.names))))
             if made.shape != (len(spec.names),):
                 raise ValueError(f"{name}: {kind}: expected {made.size} numbers, got {spec.names}")
@@ -107,8 +107,18 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
                     f"{name}: {kind}: expected dims of {width} by the names {names}, got"
                     f" {spec.names}"
                 )
+        _check_relative(name, body)
         if network["sequence"].get("embodiments") and name not in config["embodiments"]:
             raise ValueError(f"embodiments: expected {name}, got {config['embodiments']}")
+
+
+def _check_relative(name: str, body: dict[str, Any]) -> None:
+    """Raises ValueError where the actions of a dataset are relative to dims that are not there."""
+    own, there = len(body["action"]["names"]), len(body["state"]["names"]) if body["state"] else 0
+    for part in Spec(body["action"]).relative:
+        within = max(part.action) < own and max(part.state) < there
+        if not within or len(part.action) != len(part.state):
+            raise ValueError(f"{name}: action: expected dims of it and of the state, got {part}")
 
 
 def _compile(network: Network) -> None:

@@ -56,12 +56,13 @@ def _replayed(policy: Policy, file: Path, dtype: str) -> list[Row]:
         policy.act(images, proprio, executed, arrays["noise"][i] if "noise" in arrays else None)
         for stage in STAGES:
             per_step[stage].append(policy.stages[stage].float().cpu().numpy())
+    measured = arrays["proprio"][:, None] if policy.action_spec.relative else None
     got = {stage: np.stack(values) for stage, values in per_step.items()}
     bounds = dict(zip(STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
     rows = [_row(stage, got[stage], arrays[stage], bounds[stage]) for stage in STAGES]
     return [
         *rows,
-        _row("units", policy.robot_units(arrays["action"]), arrays["robot"], 0.0),
+        _row("units", policy.robot_units(arrays["action"], measured), arrays["robot"], 0.0),
     ]
 
 

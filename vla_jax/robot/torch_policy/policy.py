@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..relative import checked, of_json, to_absolute, to_relative
 from .network import Frame, Inputs, Network, State, Step, join_episodes, split_episodes
 from .tokenizer import Tokenizer
 
@@ -44,17 +45,21 @@ class Spec:
             )
             for step in body["steps"]
         ]
+        # Nothing was in artefacts of before 2026-11-29.
+        self.relative = of_json(body.get("relative", ()))
 
-    def normalise(self, values: np.ndarray) -> np.ndarray:
-        """Robot units [... d] to network units, float32."""
-        x = np.array(values, np.float64)
+    def normalise(self, values: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
+        """Robot units [... d] to network units, float32. `state` [... p], in robot units, is that
+        of the frame where the values' chunk starts, for dims that are relative to it.
+        """
+        x = to_relative(self.relative, values, state)
         for low, high, offset, scale in self._steps:
             x = (np.clip(x, low, high) - offset) / scale
         return x.astype(np.float32)
 
-    def unnormalise(self, values: np.ndarray) -> np.ndarray:
-        """Network units [... d] to robot units, float32; binary dims leave as 0 or 1, constant ones
-        within their range.
+    def unnormalise(self, values: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
+        """Network units [... d] to robot units, float32: the inverse with the same state; binary
+        dims leave as 0 or 1, constant ones within their range.
         """
         x = np.array(values, np.float64)
         for _, _, offset, scale in reversed(self._steps):
@@ -62,7 +67,7 @@ class Spec:
         for i in self._constant:
             x[..., i] = np.clip(x[..., i], self._steps[0][0][i], self._steps[0][1][i])
         x[..., self.binary] = x[..., self.binary] > 0.5
-        return x.astype(np.float32)
+        return to_absolute(self.relative, x, state).astype(np.float32)
 
 
 class Policy:
@@ -130,6 +135,7 @@ class Policy:
         self.state: State = None
         self._last_action: np.ndarray | None = None  # [d], in robot units
         self._chunk: np.ndarray | None = None  # [k d], in network units
+        self._planned: np.ndarray | None = None  # [k d], the same in robot units
         self._rng = np.random.default_rng(seed)
 
     def new_session(self) -> "Policy":
@@ -149,7 +155,8 @@ class Policy:
 
         Args:
             images: uint8 RGB [size, size, 3] of exactly the config's cameras.
-            proprio: the state [p] in robot units, for models that see it.
+            proprio: the state [p] in robot units, for models that see it, and where the actions
+                are relative to it.
             executed: the action [d] carried out since the last call, for models that see it; None:
                 the first of the last chunk.
             noise: what the head draws, of the head's noise_shape; None: drawn with the seed of
@@ -167,7 +174,8 @@ class Policy:
         executed: np.ndarray | None = None,
         noise: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """What `act` is given, checked, as this episode's part of Inputs by field; the episode does
+        """What `act` is given, checked, as this episode's part of Inputs by field; and as
+        "measured" the state [p] in robot units that relative actions start from. The episode does
         not move on. Raises as `act` does.
         """
         if self._prompt is None:
@@ -180,12 +188,14 @@ class Policy:
         }
         if self.network.state is not None:
             inputs |= self._state_inputs(proprio)
+        if self.action_spec.relative:
+            inputs["measured"] = self._measured(proprio)
         if self.network.past is not None:
             if self._last_action is None:  # at the first frame the network does not look at it
                 inputs["past"] = np.zeros(len(self.action_names), np.float32)
             else:
                 last = self._last_action if executed is None else executed
-                inputs["past"] = self.normalised_past(last)
+                inputs["past"] = self.normalised_past(last, inputs.get("measured"))
         if noise is not None:
             if noise.shape != self.network.head.noise_shape:
                 raise ValueError(
@@ -206,21 +216,25 @@ class Policy:
         mask = np.isin(np.arange(len(state)), there)
         return {"proprio": state, **({"proprio_mask": mask} if self.network.masks_state else {})}
 
-    def normalised_past(self, executed: np.ndarray | None) -> np.ndarray:
-        """The action [d] carried out before a frame, among the policy's dims in network units.
-        Raises as `act` does.
+    def normalised_past(
+        self, executed: np.ndarray | None, measured: np.ndarray | None
+    ) -> np.ndarray:
+        """The action [d] carried out before a frame, among the policy's dims in network units, as
+        seen from the state measured at it. Raises as `act` does.
         """
         past = np.zeros(len(self.action_names), np.float32)
-        past[self._dims] = self._normalised("executed", executed, self.action_spec)
+        past[self._dims] = self._normalised("executed", executed, self.action_spec, measured)
         return past
 
     def own(self, chunks: np.ndarray) -> np.ndarray:
         """Of normalised actions [... d] of the policy those of the dataset's dims."""
         return chunks[..., self._dims]
 
-    def robot_units(self, chunks: np.ndarray) -> np.ndarray:
-        """Normalised actions [... d] of the policy as those of the dataset's robot."""
-        return self.action_spec.unnormalise(self.own(chunks))
+    def robot_units(self, chunks: np.ndarray, measured: np.ndarray | None = None) -> np.ndarray:
+        """Normalised actions [... d] of the policy as those of the dataset's robot. `measured`
+        [... p] are the states that relative ones start from.
+        """
+        return self.action_spec.unnormalise(self.own(chunks), measured)
 
     def drawn(self) -> np.ndarray:
         """The next step's noise, float32 of the head's noise_shape, for a head that draws."""
@@ -229,7 +243,11 @@ class Policy:
         return np.asarray(draw(size=self.network.head.noise_shape), np.float32)
 
     def commit_step(
-        self, state: State, action: np.ndarray, probability: np.ndarray | None
+        self,
+        state: State,
+        action: np.ndarray,
+        probability: np.ndarray | None,
+        measured: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Records a step in the episode and returns what `act` does, but for the timing.
 
@@ -237,13 +255,15 @@ class Policy:
             state: of the network after the step.
             action: its normalised chunk [k d], of the policy's dims.
             probability: of each token [q], for the head discrete.
+            measured: of `prepared`, where it gives it.
         """
         if probability is not None:
             probability = self.own(probability.reshape(action.shape))
         own = self.own(action)
-        confidence = self._confidence(own, probability)
-        actions = self.action_spec.unnormalise(own)
-        self.state, self._chunk, self._last_action = state, own, actions[0]
+        confidence = self._confidence(own, probability, measured)
+        actions = self.action_spec.unnormalise(own, measured)
+        self.state, self._last_action = state, actions[0]
+        self._chunk, self._planned = own, actions
         return {
             "actions": actions,
             "arm": actions[:, self.action_spec.arm],
@@ -251,7 +271,9 @@ class Policy:
             "confidence": confidence,
         }
 
-    def _confidence(self, action: np.ndarray, probability: np.ndarray | None) -> dict[str, Any]:
+    def _confidence(
+        self, action: np.ndarray, probability: np.ndarray | None, measured: np.ndarray | None
+    ) -> dict[str, Any]:
         """Numbers in [0, 1], 1 is sure; None where there is none.
 
         gripper: the probability of the gripper's state in the next action (the least sure one, with
@@ -273,7 +295,10 @@ class Policy:
             steps = np.exp(np.log(probability.astype(np.float64)).mean(1))
             token = float(steps[0])
         elif self._chunk is not None and len(action) > 1 and self.action_spec.arm:
-            difference = (action[0] - self._chunk[1])[self.action_spec.arm]
+            before = self._chunk[1]
+            if self._planned is not None and self.action_spec.relative:  # to another state
+                before = self.action_spec.normalise(self._planned[1], measured)
+            difference = (action[0] - before)[self.action_spec.arm]
             agreement = float(np.exp(-np.sqrt(np.mean(difference.astype(np.float64) ** 2))))
         return {
             "gripper": float(grippers[0].min()) if grippers.size else None,
@@ -304,14 +329,33 @@ class Policy:
                 )
         return np.stack([images[name] for name in self.cameras])
 
-    def _normalised(self, what: str, values: np.ndarray | None, spec: Spec) -> np.ndarray:
-        numbers = np.asarray(np.nan if values is None else values, np.float32)
-        if numbers.shape != (len(spec.names),) or not np.isfinite(numbers).all():
-            raise ValueError(
-                f"{what}: expected {len(spec.names)} finite numbers ({', '.join(spec.names)}), got"
-                f" {values}"
-            )
-        return spec.normalise(numbers)
+    def _measured(self, proprio: np.ndarray | None) -> np.ndarray:
+        """The state [p] that relative actions start from, in robot units."""
+        assert self.state_spec is not None  # `load` made sure
+        names = self.state_spec.names
+        needed = (names[i] for part in self.action_spec.relative for i in part.state)
+        why = f"; the actions are relative to {', '.join(needed)}"
+        return checked(self.action_spec.relative, _finite("proprio", proprio, names, why))
+
+    def _normalised(
+        self,
+        what: str,
+        values: np.ndarray | None,
+        spec: Spec,
+        measured: np.ndarray | None = None,
+    ) -> np.ndarray:
+        return spec.normalise(_finite(what, values, spec.names), measured)
+
+
+def _finite(
+    what: str, values: np.ndarray | None, names: Sequence[str], why: str = ""
+) -> np.ndarray:
+    numbers = np.asarray(np.nan if values is None else values, np.float32)
+    if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
+        raise ValueError(
+            f"{what}: expected {len(names)} finite numbers ({', '.join(names)}), got {values}{why}"
+        )
+    return numbers
 
 
 def act_together(
@@ -349,7 +393,9 @@ def act_together(
     outs = []
     for i, (policy, own) in enumerate(zip(policies, split_episodes(state, b), strict=True)):
         policy.stages = {"vision": visual[i], "readout": step.readout[i], "action": step.action[i]}
-        outs.append({**policy.commit_step(own, action[i], probability[i]), "timing": timing})
+        measured = prepared[i].get("measured")
+        out = policy.commit_step(own, action[i], probability[i], measured)
+        outs.append({**out, "timing": timing})
     return outs
 
 
@@ -369,7 +415,7 @@ def act_in_row(
         if i:
             one["first"] = np.array(False)
             if "past" in one:
-                one["past"] = policy.normalised_past(executed)
+                one["past"] = policy.normalised_past(executed, one.get("measured"))
         prepared.append(one)
     with torch.inference_mode():
         inputs = _inputs([policy] * len(prepared), prepared)
@@ -386,10 +432,10 @@ def act_in_row(
         action, probability = _numbers(network.conclude(window, inputs))
     return [
         {
-            **policy.commit_step(own if network.keeps else None, one, sure),
+            **policy.commit_step(own if network.keeps else None, one, sure, frame.get("measured")),
             "normalised": policy.own(one),
         }
-        for own, one, sure in zip(states, action, probability, strict=True)
+        for own, one, sure, frame in zip(states, action, probability, prepared, strict=True)
     ]
 
 
@@ -404,7 +450,8 @@ def _inputs(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]
     device = network.readout_embedding.device
     tensors = {
         name: torch.from_numpy(np.stack([given[name] for given in prepared])).to(device)
-        for name in prepared[0]
+        for name in Inputs._fields
+        if name in prepared[0]
     }
     return Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
 
