@@ -1,5 +1,6 @@
 """What stands in a batch: steps, numbers, words and pixels of its windows."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,10 @@ def test_which_dims_are_zero_at_rest_on_any_robot():
     """Motion and velocities; positions and grippers stay where they are."""
     moving = ("x", "left_yaw", "linear_y", "angular_z", "base_turn", "forward", "joint_1_velocity")
     names = ("joint_1", *moving, "left_joint_1", "wheel", "gripper", "right_gripper", "lift")
-    found = windows.motion(names, {"wheel": "rad/s", "lift": "m"})
+    units = {"wheel": "rad/s", "lift": "m"}
+    found = windows.motion(
+        dataclasses.replace(DATASETS["blocks"], action_names=names, action_units=units, binary=())
+    )
     assert tuple(names[i] for i in found) == (*moving, "wheel")
     steps = windows.steps(np.array([1]), np.array([2]), 1, 3)
     column = np.arange(1, 27, dtype=np.float32).reshape(2, 13)
