@@ -81,7 +81,7 @@ class FlowHead(nnx.Module):
         arms, grippers = np.array(config.arm, int), np.array(config.binary, int)
         arm, arm_mask = target[..., arms], mask[..., arms]
         noise, time = draw(key, arm.shape)
-        there = self._there(context)
+        there = self._there(context, len(actions))
         x = (time * noise + (1 - time) * arm) * there
         error = self._velocity(features, x, time, jnp.any(mask, axis=-1)) - (noise - arm)
         total = config.loss.arm * masked_mean(error**2, arm_mask).sum()
@@ -96,7 +96,7 @@ class FlowHead(nnx.Module):
     def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b t k d"]:
         """Normalised actions at every window step, from noise drawn with `key`."""
         features = self._features(context.readouts)
-        arm = self._sample(features, self._there(context), key)
+        arm = self._sample(features, self._there(context, features.shape[0]), key)
         return self._put(arm, jax.nn.sigmoid(self._logits(features)))
 
     def noise(self, key: jax.Array) -> Float[Array, "k a"]:
@@ -106,10 +106,10 @@ class FlowHead(nnx.Module):
     def _features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t h"]:
         return self.history(self.input(flatten(readouts)))
 
-    def _there(self, context: HeadContext) -> Float[Array, "b 1 1 a"]:
-        """1 for an arm dim that the robot has, else 0; [1 1 1 a] where all robots have all."""
+    def _there(self, context: HeadContext, b: int) -> Float[Array, "b 1 1 a"]:
+        """1 for an arm dim that the robot has, else 0."""
         arm = np.array(self.config.arm, int)
-        dims = jnp.ones((1, self.config.action_dim)) if context.dims is None else context.dims
+        dims = jnp.ones((b, self.config.action_dim)) if context.dims is None else context.dims
         return dims[:, None, None, arm].astype(jnp.float32)
 
     def _sample(
