@@ -43,7 +43,7 @@ def missing(root: str, dataset: Dataset) -> str:
     if remote.exists(info) or kind(there) != RLDS:
         return ""
     if not dataset.version:
-        return f"no {remote.join(there, lerobot.INFO)} and no HDF5 file beside it;"
+        return f"no {lerobot.INFO} and no HDF5 file in {there};"
     instead = tfds_folder.there(there)
     return f"no {info}; {instead}; or" if instead else f"no {info};"
 

@@ -328,7 +328,7 @@ def test_validate_names_all_that_is_wrong_and_quarantine_leaves_it_out(tmp_path)
 
 def test_what_is_missing_and_two_formats_at_once_are_told(tmp_path, root):
     (line,) = mixture.problems(str(tmp_path), [LIBERO])
-    assert "meta/info.json and no HDF5 file beside it; ask Ada" in line
+    assert line == f"libero: no meta/info.json and no HDF5 file in {tmp_path}/libero; ask Ada"
     libero(tmp_path)
     assert mixture.problems(str(tmp_path), [LIBERO]) == []
     written.write_demos(root / "blocks/a.hdf5")
