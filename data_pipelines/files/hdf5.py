@@ -68,9 +68,10 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     paths = [remote.join(folder, name) for name in names(folder)]
     with _opened(paths[0]) as file:
         demos = _demos(file, paths[0])
-        where = f"{paths[0]}: {f'{DATA}/demo_{demos[0]}' if demos else 'its episode'}"
-        features = _promised(where, _group(file, demos[0] if demos else 0), dataset)
-        _words(file, demos[0] if demos else 0, dataset, where)
+        first = demos[0] if demos else 0
+        where = f"{paths[0]}: {_group(file, first).name}"
+        features = _promised(where, _group(file, first), dataset)
+        _words(file, first, dataset, where)
     shards = []
     for path, version in zip(paths, tfds_folder.versions_of(paths), strict=True):
         assert version is not None  # it was listed
@@ -93,8 +94,12 @@ def episodes(
     """The standardised episodes of a file, as `rlds.episodes`; pictures are looked up, not read.
 
     Raises EpisodeError naming file, record, demo, step and feature when something is damaged,
-    missing, not finite, or of another length, type or layout.
+    missing, not finite, or of another length, type or layout. A file of which no record is wanted
+    is not opened.
     """
+    wanted = [record for record in range(shard.file.records) if record not in skip]
+    if not wanted:
+        return
 
     def report(error: EpisodeError) -> None:
         if on_error is None:
@@ -108,9 +113,7 @@ def episodes(
                     f"expected {_layout(bool(shard.demos))} as in the dataset's first file, got"
                     f" {', '.join(sorted(file)) or 'nothing'}"
                 )
-            for record in range(shard.file.records):
-                if record in skip:
-                    continue
+            for record in wanted:
                 try:
                     yield _Demo(file, shard, record).episode(number, dataset)
                 except EpisodeError as error:
@@ -121,7 +124,8 @@ def episodes(
     except ValueError as error:
         if isinstance(error, EpisodeError):
             raise
-        report(EpisodeError(shard.path, None, None, "", _without(shard.path, error), AGAIN))
+        whole = None if shard.demos else 0  # a file that is one record can be quarantined
+        report(EpisodeError(shard.path, whole, None, "", _without(shard.path, error), AGAIN))
 
 
 class _Demo:

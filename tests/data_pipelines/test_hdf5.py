@@ -298,15 +298,21 @@ def test_a_file_cut_short_is_refused(tmp_path):
         open_index(tmp_path, LIBERO)
     aloha(tmp_path)
     cut(tmp_path / "aloha/episode_2.hdf5")
-    with pytest.raises(ValueError, match=r"episode_2.hdf5: expected a whole HDF5 file, got"):
+    with pytest.raises(
+        ValueError, match=r"episode_2.hdf5: record 0: expected a whole HDF5 file, got"
+    ):
         open_index(tmp_path, ALOHA)
+    listed = frozenset({("episode_2.hdf5", 0)})
+    index = open_index(tmp_path, ALOHA, selection=Selection(quarantine=listed, held_out=0))
+    assert index.splits["train"].length.tolist() == [LENGTHS[0], LENGTHS[1], LENGTHS[10]]
 
 
 def test_files_of_two_layouts_are_refused(tmp_path):
     aloha(tmp_path)
     written.write_demos(tmp_path / "aloha/episode_99.hdf5")
     with pytest.raises(
-        ValueError, match=r"episode_99.hdf5: expected action and observations \(ALOHA\) as in the"
+        ValueError,
+        match=r"episode_99.hdf5: record 0: expected action and observations \(ALOHA\) as in the",
     ):
         open_index(tmp_path, ALOHA)
 
