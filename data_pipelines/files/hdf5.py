@@ -30,6 +30,7 @@ DATA, DEMO = "data", re.compile(r"demo_(\d+)")
 ALOHA = ("action", "observations")
 ROWS = 2**32  # a frame's place is its demo's N times this, plus its row
 READ = 2**24  # bytes of decoded frames that are read at a time
+DAMAGED = (KeyError, RuntimeError, OSError)  # what h5py raises where a part cannot be read
 
 
 class Shard(NamedTuple):
@@ -118,7 +119,7 @@ def episodes(
                     yield _Demo(file, shard, record).episode(number, dataset)
                 except EpisodeError as error:
                     report(error)
-                except (KeyError, RuntimeError, OSError) as error:  # as h5py has them
+                except DAMAGED as error:
                     problem = f"damaged: {error}"
                     report(EpisodeError(shard.path, record, None, "", problem, AGAIN))
     except ValueError as error:
@@ -216,7 +217,7 @@ def frames(path: str, key: str, places: np.ndarray) -> Iterator[bytes | np.ndarr
             first = int(inside[0])
             try:
                 slab = stored[first : int(inside[-1]) + 1]
-            except OSError as error:
+            except DAMAGED as error:
                 raise ValueError(f"{key}: damaged: {error}") from error
             if len(slab) <= inside[-1] - first:
                 raise ValueError(f"{key}: expected row {inside[-1]}, it ends at {len(stored)}")
