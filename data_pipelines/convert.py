@@ -1,4 +1,4 @@
-"""Writes a dataset in the other format: RLDS as LeRobot v3.0, or LeRobot as RLDS.
+"""Writes a dataset in another format: RLDS or HDF5 as LeRobot v3.0, LeRobot or HDF5 as RLDS.
 
     python -m data_pipelines.convert --root DIR --dataset NAME --to lerobot --out DIR2
     python -m data_pipelines.convert --root DIR --dataset NAME --to rlds --out DIR2
@@ -20,12 +20,12 @@ from data_pipelines.builders.to_lerobot import ToLeRobot
 from data_pipelines.builders.to_rlds import ToRlds
 from data_pipelines.datasets import Dataset, user
 from data_pipelines.files import formats, remote
+from data_pipelines.files.formats import LEROBOT, RLDS
 from data_pipelines.files.lerobot_features import TASK
 from data_pipelines.standardise import Moved, Part, Recipe, Waypoint
 from vla_jax import command
 from vla_jax.progress import Progress
 
-LEROBOT, RLDS = "lerobot", "rlds"
 WORDS = "language_instruction"  # the RLDS key of what a LeRobot frame's task is
 VERSION = "1.0.0"  # of what is written as RLDS
 
@@ -91,7 +91,7 @@ def convert(
     Raises ValueError when files are damaged or cannot be written so, and when there are some.
     """
     folder = formats.folder(remote.absolute(root), dataset)
-    if formats.is_lerobot(folder) == (to == LEROBOT):
+    if formats.kind(folder) == to:
         raise ValueError(f"{folder}: expected files to be converted to {to}, got {to} already")
     target = described(dataset, to, lossless)
     written = _written(out, target)

@@ -1,7 +1,7 @@
 """The sidecar index of a dataset: one pass over its files, then random access to every frame.
 
 The files stay as they are. The index holds the places of frames (bytes; in LeRobot's files rows or
-time stamps), the standardised actions and
+time stamps, in HDF5 files rows), the standardised actions and
 states, the instructions and the statistics. It lives beside the data, or in a cache where that is
 read-only or remote, and is used only for the files it was made from (files/fingerprint.py). It is
 mapped into memory, not read into it.
@@ -143,8 +143,8 @@ def open_index(
     cache_dir: str | Path | None = None,
     selection: Selection | None = None,
 ) -> Index:
-    """The index of a dataset under `root` (RLDS or LeRobot, found by its files), built if there is
-    none, or if it is stale or damaged.
+    """The index of a dataset under `root` (RLDS, LeRobot or HDF5, found by its files), built if
+    there is none, or if it is stale or damaged.
 
     Shards that `build_parts` read are not read again.
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import fingerprint, formats, lerobot, remote, store, tfrecord
+from data_pipelines.files import fingerprint, formats, lerobot, remote, rlds, store, tfrecord
 from data_pipelines.files.record import Episode
 from data_pipelines.selection import Quarantine
 from data_pipelines.standardise import Recipe
@@ -43,8 +43,8 @@ class Block(NamedTuple):
 
     columns: Arrays
     sentences: tuple[str, ...]
-    # "file": fingerprint; "unwanted": records without Dataset.require; of LeRobot "others":
-    # fingerprints of videos by name, "videos": those that the columns "video/SLOT" count,
+    # "file": fingerprint; "unwanted": records without Dataset.require; else than of RLDS
+    # "others": fingerprints of videos by name, "videos": those that the columns "video/SLOT" count,
     # "measured": Episode.measured of all
     notes: dict[str, Any]
 
@@ -215,7 +215,7 @@ def read(dataset: Dataset, shard: formats.Shard, skipped: Skipped, progress: Pro
     read = columns.arrays()
     unwanted = shard.file.records - len(skip) - len(np.unique(read["record"]))
     notes: dict[str, Any] = {"unwanted": unwanted if dataset.require else 0}
-    if isinstance(shard, lerobot.Shard):
+    if not isinstance(shard, rlds.Shard):
         known = {file.name: list(fingerprint.of_bytes(file)) for file in shard.files}
         notes |= {"file": known.pop(shard.file.name), "others": known, **columns.notes()}
     else:
@@ -269,7 +269,7 @@ class _Columns:
                 self._measured[key] = np.stack([*added, *(whole[3:] + own[3:])])
 
     def notes(self) -> dict[str, Any]:
-        """What a block of a LeRobot file notes."""
+        """What a block of a file that is no TFRecord notes."""
         measured = {key: own.tolist() for key, own in self._measured.items()}
         return {"videos": list(self._videos), "measured": measured}
 

@@ -1,4 +1,4 @@
-"""What one dataset, RLDS or LeRobot, is: where its images, words and numbers are, and what its
+"""What one dataset (RLDS, LeRobot, HDF5) is: where its images, words and numbers are, and what its
 actions mean.
 """
 
@@ -18,17 +18,18 @@ __all__ = ["Dataset", "Standardised"]
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Description of one dataset. Feature keys are relative to a step, e.g. "observation/image_0",
-    and LeRobot's as they are, "observation.images.front".
+    LeRobot's as they are, "observation.images.front", HDF5's to an episode, "obs/agentview_rgb".
 
     Attributes:
         name: our word for it, used in mixtures and messages.
-        version: TFDS version; "" of a LeRobot dataset.
+        version: TFDS version; "" of LeRobot and HDF5.
         cameras: slot ("primary", "secondary", "wrist") -> feature key of an encoded image of 8 bits
             a channel. Grayscale becomes RGB with three equal channels; alpha is dropped, whatever
             it hides. Depth and other numbers in pictures are refused.
         language: feature key of the instruction, of a step or ("episode_metadata/...") of the whole
-            episode; "task" of a LeRobot dataset is the task of each frame. Several: alternatives,
-            of which one that is not empty is drawn for each window. "": the files have none.
+            episode; "task" of a LeRobot dataset is the task of each frame; of HDF5 an attribute, as
+            files/hdf5.py says. Several: alternatives, of which one that is not empty is drawn for
+            each window. "": the files have none.
         control_hz: steps per second after `standardise`; None where nobody says.
         download: command (or sentence) that brings it under a data root, with {root} where that
             goes.
@@ -49,7 +50,7 @@ class Dataset:
             "axis_angle" (vla_jax/robot/rotations.py; several of a kind one after the other). A
             relative one is composed, not subtracted, and its state dims hold the same.
         tfds_name: folder and TFDS name; `name` when left out. The files are in
-            root/tfds_name/version, LeRobot's in root/tfds_name.
+            root/tfds_name/version, LeRobot's and HDF5's in root/tfds_name.
         columns: name -> feature key of the numbers that `standardise` wants. Leave it out for a
             Recipe, which knows.
         revision: raise it when `standardise` changes its result: indexes made by an older one are

@@ -82,6 +82,21 @@ def described_features(folder: str, dataset: Dataset) -> dict[str, Kind]:
     return kinds
 
 
+def check_of_rlds(path: str, dataset: Dataset) -> None:
+    """Raises ValueError for what only RLDS files have; `path` has another format."""
+    wrong = {
+        "segments": dataset.segments,
+        "require": dataset.require,
+        "first_frame": dataset.first_frame,
+    }
+    if any(wrong.values()):
+        raise ValueError(
+            f"{path}: {dataset.name} asks for {', '.join(k for k, v in wrong.items() if v)}, which"
+            " are of RLDS episodes; these files have none: leave them out of its description and"
+            " its episodes out with data.quarantine"
+        )
+
+
 def _check_of_episode(
     path: str, dataset: Dataset, words: tuple[str, ...], leaves: dict[str, tfds_folder.Feature]
 ) -> None:

@@ -5,8 +5,8 @@ what is cheap: its size, the stamp that the disk or the store gives it, and the 
 its first, its last and some records in between (4 bytes each, which TFRecord keeps). A local file
 with a new stamp may only have been copied or touched: then the checksum fields of all of its
 records decide, which still reads none of their data. A remote one is taken as replaced. Parquet
-files and videos keep no such fields: 4 bytes at some places stand for them, and of a local file
-with a new stamp a digest of all its bytes, for which it is read again.
+and HDF5 files and videos keep no such fields: 4 bytes at some places stand for them, and of a local
+file with a new stamp a digest of all its bytes, for which it is read again.
 
 What passes unseen: a file changed in records or bytes that are not among those sampled, within the
 stamp's resolution or with its old stamp put back.

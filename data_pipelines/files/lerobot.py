@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import lerobot_features, remote, tfds_folder
-from data_pipelines.files.features import Kind
+from data_pipelines.files.features import Kind, check_of_rlds
 from data_pipelines.files.tfds_folder import AGAIN, File
 
 INFO, EPISODES, TASKS = "meta/info.json", "meta/episodes", "meta/tasks"
@@ -69,7 +69,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     """
     info = info_of(folder)
     path = remote.join(folder, INFO)
-    lerobot_features.check_promises(path, dataset)
+    check_of_rlds(path, dataset)
     tasks, read = (_tasks_old, _old) if info["codebase_version"] == OLD else (_tasks_new, _new)
     by_file: dict[str, list[Facts]] = {}
     with _as_written(path):

@@ -10,21 +10,6 @@ TASK = "task"  # as Dataset.language: what each frame's task_index stands for
 NUMBERS = re.compile(r"(u?int|float)\d+|bool")  # dtypes of columns of numbers
 
 
-def check_promises(path: str, dataset: Dataset) -> None:
-    """Raises ValueError for what only RLDS files have."""
-    wrong = {
-        "segments": dataset.segments,
-        "require": dataset.require,
-        "first_frame": dataset.first_frame,
-    }
-    if any(wrong.values()):
-        raise ValueError(
-            f"{path}: {dataset.name} asks for {', '.join(k for k, v in wrong.items() if v)}, which"
-            " are of RLDS episodes; a LeRobot dataset has none: leave them out of its description"
-            " and its episodes out with data.quarantine"
-        )
-
-
 def promised(
     path: str, dataset: Dataset, listed: dict[str, Any]
 ) -> tuple[dict[str, Kind], frozenset[str]]:

@@ -1,5 +1,5 @@
 """Stored camera frames, however a dataset keeps them: encoded in a record, in a column of a parquet
-file, or in a video.
+file, in a dataset of an HDF5 file, or in a video.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.files import remote, video
+from data_pipelines.files import hdf5, remote, video
 
 VIDEO, TABLE = ".mp4", ".parquet"
 
@@ -20,7 +20,7 @@ def read(path: str, column: str, place: np.ndarray, length: np.ndarray) -> Itera
 
     Args:
         path: the file that holds them all.
-        column: the feature's key, which names a column of a parquet file.
+        column: the feature's key, which names a column of a parquet file, a dataset of an episode.
         place: [f] what `where` says: bytes from the beginning, rows, or time stamps.
         length: [f] bytes of each frame; 0 where bytes are not counted.
 
@@ -30,6 +30,8 @@ def read(path: str, column: str, place: np.ndarray, length: np.ndarray) -> Itera
         yield from video.frames(path, place.tolist())
     elif path.endswith(TABLE):
         yield from _rows(path, column, place)
+    elif path.endswith(hdf5.ENDINGS):
+        yield from hdf5.frames(path, column, place)
     else:
         start = int(place.min())
         data = memoryview(remote.read_range(path, start, int((place + length).max())))
@@ -41,6 +43,8 @@ def where(path: str, place: int) -> str:
     """What `place` is in such a file, for a message."""
     if path.endswith(VIDEO):
         return f"time stamp {place}"
+    if path.endswith(hdf5.ENDINGS):
+        return hdf5.where(place)
     return f"row {place}" if path.endswith(TABLE) else f"byte {place}"
 
 

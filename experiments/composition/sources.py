@@ -308,21 +308,19 @@ def meta(config: ConfigDict, source: Data, workdir: Path) -> dict[str, Any]:
 
 def revision() -> str | None:
     """The commit of this repository, with "-dirty" where files differ from it; None outside of a
-    git checkout.
+    git checkout, also where an installed copy lies in another project's.
     """
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    here = Path(__file__)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _check_lists(config: ConfigDict, chosen: Selection, files: set[str]) -> None:

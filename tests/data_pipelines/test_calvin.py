@@ -18,6 +18,7 @@ from data_pipelines.builders.calvin_source import Annotation, read_recording
 from data_pipelines.datasets.calvin import CALVIN, CALVIN_PLAY
 from data_pipelines.files import remote
 from data_pipelines.index import open_index
+from tests.wheels import needs_rlds, needs_tensorflow
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "calvin_sample"
 RANGES = {"training": [(3, 30), (40, 52)], "validation": [(60, 72)]}
@@ -391,6 +392,8 @@ print(json.dumps(out))
 
 
 @pytest.mark.slow
+@needs_tensorflow
+@needs_rlds
 def test_tfds_and_rlds_read_the_same_steps(root):
     done = subprocess.run(
         [sys.executable, "-c", READ, str(root)], capture_output=True, text=True, check=False

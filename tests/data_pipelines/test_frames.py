@@ -17,6 +17,7 @@ from data_pipelines.datasets import DATASETS
 from data_pipelines.files import remote
 from data_pipelines.index import open_index
 from tests.data_pipelines.loading import BLOCKS, make, same, take
+from tests.wheels import needs_tensorflow
 
 RLDS = Path(__file__).parents[3] / "shared" / "data" / "rlds"
 needs_bridge = pytest.mark.skipif(
@@ -149,6 +150,7 @@ def test_pictures_of_16_bits_are_no_colours():
 
 
 @needs_bridge
+@needs_tensorflow
 @pytest.mark.slow
 def test_jpegs_are_decoded_exactly(tmp_path):
     split = open_index(RLDS, DATASETS["bridge"], tmp_path).splits["train"]

@@ -127,13 +127,13 @@ def test_a_missing_file_of_meta(new, name):
 
 def test_what_is_not_there_is_named_with_what_brings_it(tmp_path):
     (line,) = mixture.problems(str(tmp_path), [MINE])
-    assert line == f"mine: no {tmp_path}/mine/meta/info.json; ask Ada"
+    assert line == f"mine: no meta/info.json and no HDF5 file in {tmp_path}/mine; ask Ada"
 
 
 def test_both_formats_in_one_folder_are_refused(old):
     (old / "1.0.0").mkdir()
     (old / "1.0.0/dataset_info.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"expected RLDS or LeRobot files, got meta/info.json and"):
+    with pytest.raises(ValueError, match=r"expected RLDS, LeRobot or HDF5 files, got meta/info"):
         index(old, dataclasses.replace(MINE, version="1.0.0"))
 
 

@@ -16,6 +16,7 @@ from data_pipelines.files import rlds, tfds_folder, tfrecord
 from data_pipelines.files.features import FLAGS
 from data_pipelines.index import FOLDER, open_index
 from tests.data_pipelines.blocks_files import edit, files, flip, rewrite, shard
+from tests.wheels import needs_tensorflow
 
 BLOCKS = DATASETS["blocks"]
 
@@ -383,6 +384,7 @@ def test_no_tensorflow():
 
 
 @pytest.mark.slow
+@needs_tensorflow
 def test_tfds_reads_the_same(written, tmp_path):
     """In its own process: TensorFlow warns on import, and our warnings are errors."""
     code = """
