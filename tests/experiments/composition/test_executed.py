@@ -26,7 +26,7 @@ def told(dims: tuple[Dim, ...], off: dict[str, float]) -> dict[str, object]:
     for name, by in off.items():
         said[..., own.names.index(name)] += by
     tally = Tally(own)
-    tally.add(said, true, np.ones((5, 3), bool))
+    tally.add(said, true, np.ones((5, 3), bool), np.zeros((5, 0), np.float32))
     return tally.figures()
 
 

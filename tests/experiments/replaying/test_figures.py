@@ -133,8 +133,7 @@ def test_the_figures_of_two_arms_are_by_the_names_of_their_dims() -> None:
     none = {"steps": np.full((6, K), np.nan)}
     times = np.ones((6, len(rollout.TIMES)))
     one = rollout.Replayed(episode, chunks, spec.normalise(chunks), chunks[:, 0], none, times)
-    train = SimpleNamespace(stats={"action": stats})
-    recorded = SimpleNamespace(spec=spec, index=SimpleNamespace(splits={"train": train}))
+    recorded = SimpleNamespace(spec=spec, mean=np.zeros(4, np.float32))
     body = figures.figures(recorded, [one])
     assert list(body["dims"]) == ["left_joint", "right_joint"]
     assert body["dims"]["right_joint"]["every_step"]["mae"] == pytest.approx(0.2)
