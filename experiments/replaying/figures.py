@@ -208,6 +208,7 @@ def worst(spec: ActionSpec, replayed: list[Replayed]) -> list[dict[str, Any]]:
 def text(body: dict[str, Any]) -> str:
     """The figures as a reader wants them."""
     data, error, jerk = body["data"], body["arm_error"], body["jerk"]
+    width = max(10, *map(len, body["dims"]))
     lines = [
         (
             f"{data['dataset']}/{data['split']}: {body['episodes']} episodes, {body['frames']}"
@@ -222,9 +223,10 @@ def text(body: dict[str, Any]) -> str:
             f" {error['every_step']:.5f}, whole chunks {error['open_loop']:.5f}, mean action"
             f" {error['mean_action']:.5f}"
         ),
-        "in robot units       planned at each step           whole chunks  mean action of training",
+        "in robot units".ljust(width + 11)
+        + "planned at each step           whole chunks  mean action of training",
         (
-            f"{'dim':10s} {'MAE':>10s} {'RMS':>10s} {'p95':>10s} {'MAE':>13s} {'MAE':>10s}"
+            f"{'dim':{width}s} {'MAE':>10s} {'RMS':>10s} {'p95':>10s} {'MAE':>13s} {'MAE':>10s}"
             f" {'RMS':>10s}  correlation"
         ),
     ]
@@ -237,7 +239,7 @@ def text(body: dict[str, Any]) -> str:
             else "  WORSE THAN THE MEAN ACTION"
         )
         lines.append(
-            f"{name:10s} {step['mae']:10.4g} {step['rms']:10.4g} {step['p95']:10.4g}"
+            f"{name:{width}s} {step['mae']:10.4g} {step['rms']:10.4g} {step['p95']:10.4g}"
             f" {row['open_loop']['mae']:13.4g} {mean['mae']:10.4g} {mean['rms']:10.4g}  {r}{flag}"
         )
     grip = {

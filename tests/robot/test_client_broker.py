@@ -429,3 +429,16 @@ def test_the_period_is_the_handshakes_unless_given() -> None:
     broker = ChunkBroker(FakeClient(control_hz=5.0))
     assert broker.period == 0.2
     broker.close()
+
+
+def test_positions_of_an_angle_that_wraps_are_not_averaged() -> None:
+    """3.1 and -3.1 are near to each other, and 0 is not between them."""
+    safety = FakeFilter()
+    wrist = SimpleNamespace(wraps=True, command="position")
+    gripper = SimpleNamespace(wraps=False, command="gripper")
+    safety.limits = SimpleNamespace(**vars(FakeFilter.limits), dims=(wrist, gripper))
+    for filter, kept in ((None, [1]), (FakeFilter(), [1]), (safety, [0, 1])):
+        robot = Robot(FakeClient(filter))
+        robot.begin()
+        assert robot.broker._plan.keep == kept
+        robot.broker.close()

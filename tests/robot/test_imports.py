@@ -14,7 +14,9 @@ import sys
 # vla_jax itself imports numpy alone, until load_policy is called; of what is in it, only these.
 OURS = {"vla_jax", "vla_jax.robot", "vla_jax.robot.safety", "vla_jax.robot.safety.limits",
         "vla_jax.robot.safety.braking", "vla_jax.robot.safety.decision",
-        "vla_jax.robot.safety.filter", "vla_jax.robot.safety.cameras", "vla_jax.robot.events",
+        "vla_jax.robot.safety.filter", "vla_jax.robot.safety.cameras",
+        "vla_jax.robot.safety.bounds", "vla_jax.robot.safety.commands",
+        "vla_jax.robot.safety.state", "vla_jax.robot.events",
         "vla_jax.robot.events.trigger", "vla_jax.robot.events.calibration",
         "vla_jax.robot.events.regret",
         "vla_jax.robot.mobile", "vla_jax.robot.navigation", "vla_jax.robot.resize",
@@ -40,7 +42,7 @@ for name in ("jax", "flax", "torch", "jaxtyping", "vla_jax.actions"):
         continue
     raise SystemExit(f"{name} was not refused")
 six = (1.0,) * 6
-limits = Limits(10.0, six, six, six, (-1.0,) * 6, six, 1.0, None, 1.0, 0.5, None, "hold",
+limits = Limits(10.0, six, six, six, (-1.0,) * 6, six, (1.0,), None, 1.0, 0.5, None, "hold",
                 dict.fromkeys(STOP_CAUSES), 0, 10, {}, 10)
 now = [0.0]
 safety = SafetyFilter(limits, 1.0, lambda: now[0])

@@ -15,10 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma
 from vla_jax.models.tokenizer import open_tokenizer
-from vla_jax.robot.mobile import LOST, from_base, to_base
+from vla_jax.robot.mobile import ARM, LOST, from_base, to_base
 from vla_jax.robot.navigation import SCENARIOS
 
-NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 BACKBONES = (paligemma, kosmos2, llava, flamingo)
 # Where x is this much smaller than y it drowns in the length's rounding.
 numbers = st.floats(-1, 1).map(lambda v: 0.0 if abs(v) < 1e-3 else v)
@@ -45,7 +44,7 @@ def test_what_can_be_inverted_comes_back(actions: np.ndarray, how: str) -> None:
     base = to_base(actions, mapping, signed)
     back = from_base(base, mapping, signed)
     expected = actions.copy()
-    expected[:, [NAMES.index(name) for name in LOST[mapping]]] = 0
+    expected[:, [ARM.index(name) for name in LOST[mapping]]] = 0
     if how == "snippet":
         expected[:, 0] = abs(expected[:, 0])  # its sign is lost
     np.testing.assert_allclose(back, expected, rtol=1e-9, atol=1e-9)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vla_jax.robot import operator_cli
@@ -82,13 +83,27 @@ def test_leave_to_move(url: list[str], capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "session 3f: may move\n"
 
 
+def test_leave_to_move_of_several_grippers_and_a_pose(
+    url: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    who = ["--reset_safety", "--operator_token_file", "operator", "--session", "3f", "--by", "Ada"]
+    told = ["--gripper", "left_gripper=1", "right_gripper=0.5", "--pose", "0.1", "-0.2", "0"]
+    assert operator_cli.main([*url, *who, *told]) == 0
+    assert FakeClient.sent[1]["gripper"] == {"left_gripper": 1.0, "right_gripper": 0.5}
+    np.testing.assert_array_equal(FakeClient.sent[1]["pose"], [0.1, -0.2, 0])
+    assert operator_cli.main([*url, *who]) == 0
+    assert FakeClient.sent[1]["gripper"] is None  # a base has none; a server of an arm refuses it
+    assert operator_cli.main([*url, *who, "--gripper", "left=open"]) == 1
+    assert "--gripper: expected 0 (closed) to 1 (open), or NAME=1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         (["--stop", "fire"], "need --operator_token_file"),
         (
             ["--reset_safety", "--operator_token_file", "operator", "--by", "Ada"],
-            "needs --session, --by and --gripper",
+            "needs --session and --by, and --gripper where there is one",
         ),
         (["--check", "--stop", "fire"], "not allowed with"),
         ([], "is required"),

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from tests.export.test_export import BLOCKED, exported
-from tests.robot.safety.limits_of_tests import HZ, make_limits
+from tests.robot.safety.limits_of_tests import HZ, base_limits, bimanual_limits, make_limits
 from vla_jax.robot.events.trigger import Settings
 from vla_jax.robot.runtime import Runtime
+from vla_jax.robot.safety.bounds import ARM, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
-from vla_jax.robot.safety.limits import NAMES, Limits
 
 __all__ = ["exported"]  # the fixture
+NAMES = tuple(dim.name for dim in ARM)
 FRAME = {"primary": np.zeros((8, 8, 3), np.uint8)}
 
 
@@ -171,8 +172,59 @@ def test_actions_that_the_limits_do_not_bound_are_refused() -> None:
     robot = Runtime(
         Fake(names=("x", "y")), SafetyFilter(make_limits(), gripper=1.0), Settings(horizon=1)
     )
-    with pytest.raises(ValueError, match=r"expected actions of x, y, z, .* got \('x', 'y'\)"):
+    with pytest.raises(
+        ValueError, match=r"expected actions of x, y, z, .*, got x, y; write limits"
+    ):
         robot.reset("push")
+
+
+def test_a_policy_of_a_base_drives_it_behind_its_limits() -> None:
+    limits, now = base_limits(), [10.0]
+    policy = Fake([[0.05, 0.01, -0.1], [0.05, 9.0, 0]], names=limits.names)
+    safety = SafetyFilter(limits, clock=lambda: now[0])
+    robot = Runtime(policy, safety, Settings(horizon=2))
+    robot.reset("drive to the cup")
+    safety.reset("test")
+    safety.rest()
+    sent = []
+    for _ in range(2):
+        now[0] += 1 / HZ
+        sent.append(robot.step(FRAME, Reading(now[0])))
+    np.testing.assert_allclose(sent[0].action, [0.05, 0.01, -0.1], rtol=1e-6)
+    assert sent[0].causes == ()
+    assert 0 < sent[1].action[1] < 0.2
+    assert "velocity" in sent[1].causes
+
+
+def test_a_velocity_has_no_place_to_be_tracked() -> None:
+    safety = SafetyFilter(base_limits())
+    Runtime(Fake(), safety, Settings(1, tracking=(None,) * 3))
+    with pytest.raises(ValueError, match=r"3 tolerances, of null \(linear_x\), null"):
+        Runtime(Fake(), safety, Settings(1, tracking=(0.1, None, None)))
+
+
+def test_two_arms_that_do_not_follow_their_positions_plan_anew() -> None:
+    """What is commanded is where they should be, whatever they did before; a wrist may be read a
+    turn away.
+    """
+    limits, now = bimanual_limits(), [10.0]
+    grippers = {"left_gripper": 1.0, "right_gripper": 1.0}
+    rows = np.zeros((5, 14))
+    rows[:, [6, 13]] = 1
+    rows[:, 0] = 0.01 * np.arange(1, 6)
+    policy = Fake(rows, rows, names=limits.names)
+    safety = SafetyFilter(limits, grippers, lambda: now[0], pose=np.zeros(12))
+    tracking = (0.015, *(None,) * 10, 0.01)
+    robot = Runtime(policy, safety, Settings(5, tracking=tracking))
+    robot.reset("fold the shirt")
+    safety.reset("test")
+    safety.rest()
+    reasons = []
+    for waist in (0.0, 0.01, 0.02, 0.01):
+        now[0] += 1 / HZ
+        pose = np.array([waist, *(0.0,) * 10, 2 * math.pi])
+        reasons.append(robot.step(FRAME, Reading(now[0], pose)).reason)
+    assert reasons == ["start", None, None, "tracking"]
 
 
 IN_ARTEFACT = """

@@ -58,10 +58,15 @@ RUNTIME = {
     "events/calibration.py": "calibration.py",
     "safety/filter.py": "safety.py",
     "safety/cameras.py": "cameras.py",
-    "safety/decision.py": "decision.py",
+    "safety/bounds.py": "bounds.py",
     "safety/braking.py": "braking.py",
+    "safety/commands.py": "commands.py",
+    "safety/decision.py": "decision.py",
+    "safety/state.py": "state.py",
     "safety/limits.py": "limits.py",
     "safety/limits_example.yaml": "limits_example.yaml",
+    "safety/limits_base_example.yaml": "limits_base_example.yaml",
+    "safety/limits_two_arms_example.yaml": "limits_two_arms_example.yaml",
 }
 
 # Texts of many kinds, on which the standalone tokenizer must give the ids of the original.
@@ -238,7 +243,8 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
         )
     names = ours.action.names
     dims, arm = len(names), names == ARM
-    others = "" if arm else ", which is of a 7-D arm"
+    others = ", which is of a 7-D arm; limits_base_example.yaml, limits_two_arms_example.yaml"
+    others = "" if arm else others
     said = stats[dataset].get("instruction")
     example = "proprio = None"
     if state and state.names:

@@ -121,8 +121,8 @@ class Report(NamedTuple):
     executed: np.ndarray | None = None  # [d], the last action carried out; or which one it was:
     chunk: int | None = None  # the number of its chunk, as the reply said, and
     row: int | None = None  # its place in it, from 0
-    pose: np.ndarray | None = None  # [6], x y z roll pitch yaw, m and rad, of the frame's time
-    gripper: float | None = None  # measured, 1 = open
+    pose: np.ndarray | None = None  # [n] of the limits' axes, m and rad, of the frame's time
+    gripper: Any = None  # measured, 1 = open; of several grippers a map by name
     distance: float | None = None  # to the nearest obstacle, m
 
 
@@ -202,14 +202,29 @@ class Client:
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         """Begins an episode; arguments as of the policy's `reset`. Raises ServerError if the server
-        refuses them.
+        refuses them, ValueError if the policy's actions are not the numbers of the filter's limits.
         """
         episode = {"type": "reset", "instruction": instruction, "dataset": dataset, "seed": seed}
         # A connection that comes back meanwhile is not to begin the old one.
         self._episode = self._reply = None
         self._last = SILENT
+        self._check_names(dataset)
         self._call(episode, "ready")
         self._episode = episode
+
+    def _check_names(self, dataset: str | None) -> None:
+        # A filter from before dims had names is of seven, and stops at any other number of them.
+        expected = getattr(self.filter.limits, "names", None) if self.filter is not None else None
+        sets = self.handshake["datasets"]
+        names = {tuple(body["action"]) for name, body in sets.items() if dataset in (None, name)}
+        # Of an unknown dataset there are none: the server refuses that.
+        if expected is not None and names - {expected}:
+            got = "; ".join(", ".join(each) for each in sorted(names))
+            raise ValueError(
+                f"{self.url}: expected a policy with the actions of the filter's limits,"
+                f" {', '.join(expected)}, got {got}; write limits with the policy's dims in their"
+                " order, or name the dataset"
+            )
 
     def act(
         self,
@@ -240,7 +255,9 @@ class Client:
         if report.executed is None and report.chunk is None:
             last = self._last
             report = report._replace(executed=last.executed, chunk=last.chunk, row=last.row)
-        report = report._replace(gripper=_number(report.gripper), distance=_number(report.distance))
+        report = report._replace(
+            gripper=_numbers(report.gripper), distance=_number(report.distance)
+        )
         with_filter = self.filter is not None and self.handshake["limits"]
         request = {
             "type": "act",
@@ -679,8 +696,8 @@ class ChunkBroker:
             blend: where chunks overlap: "freeze", "ensemble" (see these functions; best with
                 share=1) or "newest".
             decay: of `ensemble`.
-            keep: dims never averaged; by default those with "gripper" in their name. Absolute
-                angles belong there too.
+            keep: dims never averaged; by default those with "gripper" in their name, and by the
+                filter's limits positions that wrap. Without a filter such angles belong there too.
         """
         self._filter = client.filter
         if client.handshake["limits"] and self._filter is None:
@@ -747,11 +764,7 @@ class ChunkBroker:
         Nothing of the last episode is executed any more: `next` gives no action until the first
         chunk of this one.
         """
-        keep = self._keep
-        if keep is None:
-            sets = self._client.handshake["datasets"]
-            names = [body["action"] for name, body in sets.items() if dataset in (None, name)]
-            keep = sorted({i for each in names for i, name in enumerate(each) if "gripper" in name})
+        keep = self._unblended(dataset) if self._keep is None else self._keep
         with self._changed:
             counts, self._plan = self._plan.counts, Plan(*self._settings, keep)
             self._plan.counts = counts
@@ -762,6 +775,15 @@ class ChunkBroker:
             self._fatal, self._stopped, self._held, self._trouble = None, "", "", ""
             self._halted, self._waiting = False, None
             self._changed.notify()
+
+    def _unblended(self, dataset: str | None) -> list[int]:
+        """Grippers, and positions that wrap: between two numbers of an angle lies another place."""
+        sets = self._client.handshake["datasets"]
+        names = [body["action"] for name, body in sets.items() if dataset in (None, name)]
+        keep = {i for each in names for i, name in enumerate(each) if "gripper" in name}
+        dims = getattr(self._filter.limits, "dims", ()) if self._filter is not None else ()
+        wraps = {i for i, dim in enumerate(dims) if dim.wraps and dim.command == "position"}
+        return sorted(keep | wraps)
 
     def observe(
         self,
@@ -1011,6 +1033,13 @@ def _own_period(client: Client) -> float:
 
 def _number(value: Any) -> float | None:
     return None if value is None else float(value)
+
+
+def _numbers(value: Any) -> Any:
+    """Of grippers: a number, or numbers by name."""
+    if isinstance(value, dict):
+        return {str(name): float(each) for name, each in value.items()}
+    return _number(value)
 
 
 def _copied(values: Any) -> np.ndarray | None:

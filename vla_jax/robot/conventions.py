@@ -24,7 +24,13 @@ from typing import Any
 
 import numpy as np
 
-ARM, GRIPPER, DIMS = 6, 6, 7
+POSE = ("x", "y", "z", "roll", "pitch", "yaw")
+NAMES = (*POSE, "gripper")  # of a policy's action
+GRIPPER, ROLL = NAMES.index("gripper"), NAMES.index("roll")
+# CALVIN's robot_obs: where the tool is, how far the gripper is open, the arm's joints, and the last
+# command of the gripper.
+CALVIN = (*POSE, "width", *(f"joint_{i + 1}" for i in range(7)), "command")
+WIDTH, COMMAND = CALVIN.index("width"), CALVIN.index("command")
 
 
 class Calvin:
@@ -34,20 +40,22 @@ class Calvin:
         """Nothing is kept from step to step."""
 
     def act(self, action: np.ndarray) -> np.ndarray:
-        """An action [7] as `env.step` takes it; it is its own, for the environment writes into
+        """An action [d] as `env.step` takes it; it is its own, for the environment writes into
         it.
         """
-        return np.append(_checked(action)[:ARM], _sign(action))
+        return np.append(_checked(action)[:GRIPPER], _sign(action))
 
     def observe(self, observation: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The images by camera, and the state float32 [8] (pose, gripper width, last gripper
+        """The images by camera, and the state float32 [p] (pose, gripper width, last gripper
         command with 1 = open), from what `env.step` gives.
         """
         images, state = observation["rgb_obs"], np.asarray(observation["robot_obs"], np.float32)
-        if state.shape != (15,):
-            raise ValueError(f"robot_obs: expected 15 numbers, got shape {state.shape}")
+        if state.shape != (len(CALVIN),):
+            raise ValueError(f"robot_obs: expected {len(CALVIN)} numbers, got shape {state.shape}")
         cameras = {"primary": images["rgb_static"], "wrist": images["rgb_gripper"]}
-        return cameras, np.append(state[:7], np.clip(state[14], 0, 1)).astype(np.float32)
+        return cameras, np.append(state[: WIDTH + 1], np.clip(state[COMMAND], 0, 1)).astype(
+            np.float32
+        )
 
 
 class WidowX:
@@ -65,7 +73,7 @@ class WidowX:
         self._opened = 0
 
     def act(self, action: np.ndarray) -> np.ndarray:
-        """An action [7] as `env.step` takes it."""
+        """An action [d] as `env.step` takes it."""
         arm = _posed(action)
         self._opened = self._opened + 1 if _sign(action) > 0 else 0
         return np.append(arm, 1.0 if self._opened >= self._opens_after else -1.0)
@@ -84,7 +92,7 @@ class GoogleRobot:
         self._last, self._command, self._left = 0.0, 0.0, 0
 
     def act(self, action: np.ndarray) -> np.ndarray:
-        """An action [7] as `env.step` takes it."""
+        """An action [d] as `env.step` takes it."""
         arm, said = _posed(action), _sign(action)
         if self._last and said != self._last and not self._left:
             self._command, self._left = -said, self._repeats
@@ -117,18 +125,18 @@ def axis_angle(roll: float, pitch: float, yaw: float) -> np.ndarray:
 
 def _checked(action: np.ndarray) -> np.ndarray:
     numbers = np.asarray(action, np.float64)
-    if numbers.shape != (DIMS,) or not np.isfinite(numbers).all():
+    if numbers.shape != (len(NAMES),) or not np.isfinite(numbers).all():
         raise ValueError(
-            "action: expected 7 finite numbers, x y z roll pitch yaw gripper, got"
+            f"action: expected {len(NAMES)} finite numbers, {' '.join(NAMES)}, got"
             f" {np.array2string(numbers, threshold=8)}; give one action of a chunk"
         )
     return numbers
 
 
 def _posed(action: np.ndarray) -> np.ndarray:
-    """The arm [6] with its rotation as axis times angle."""
+    """The arm, a number of POSE each, with its rotation as axis times angle."""
     numbers = _checked(action)
-    return np.append(numbers[:3], axis_angle(*numbers[3:ARM]))
+    return np.append(numbers[:ROLL], axis_angle(*numbers[ROLL:GRIPPER]))
 
 
 def _sign(action: np.ndarray) -> float:

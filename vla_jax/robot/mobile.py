@@ -1,5 +1,6 @@
 """Arm actions for a mobile base: (x y z roll pitch yaw gripper) to (linear_x linear_y angular_z).
-navigation.py has the instructions of its tasks.
+For policies of an arm; a policy may as well be trained on a base's own commands. navigation.py has
+the instructions of its tasks.
 
 Two mappings, because the document that asks for one states two that contradict each other (its
 section 9.1):
@@ -24,20 +25,22 @@ from typing import Literal
 import numpy as np
 
 Mapping = Literal["snippet", "table"]
-X, Y, YAW, GRIPPER = 0, 1, 5, 6
+ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+BASE = ("linear_x", "linear_y", "angular_z")
+X, Y, YAW, GRIPPER = (ARM.index(name) for name in ("x", "y", "yaw", "gripper"))
 # Dims that a mapping does not read: their values are lost.
 LOST = {"snippet": ("z", "roll", "pitch", "gripper"), "table": ("y", "z", "roll", "pitch")}
 
 
 def to_base(action: np.ndarray, mapping: Mapping = "snippet", signed: bool = False) -> np.ndarray:
-    """Actions [... 7] as base motions [... 3], in the units of the action: m and rad per step stay
-    per step.
+    """Actions [... d] of ARM as base motions [... b] of BASE, in the units of the action: m and rad
+    per step stay per step.
 
     Multiply by the control rate for velocities. `signed` lets `snippet` reverse where x < 0;
     `table` always can. Raises ValueError for another width, a number that is not finite, an unknown
     mapping, or `signed` with `table`.
     """
-    _check(action, 7, "action", "x y z roll pitch yaw gripper", mapping, signed)
+    _check(action, "action", ARM, mapping, signed)
     if mapping == "table":
         return np.stack([action[..., X], action[..., YAW], action[..., GRIPPER]], -1)
     length = np.hypot(action[..., X], action[..., Y])
@@ -46,16 +49,16 @@ def to_base(action: np.ndarray, mapping: Mapping = "snippet", signed: bool = Fal
 
 
 def from_base(base: np.ndarray, mapping: Mapping = "snippet", signed: bool = False) -> np.ndarray:
-    """Base motions [... 3] as actions [... 7] that `to_base` maps onto them; the dims of LOST come
-    back as 0.
+    """Base motions [... b] of BASE as actions [... d] of ARM that `to_base` maps onto; the dims
+    of LOST come back as 0.
 
     With `table`, and with `snippet` when signed, the other dims are those that went in (x up to
     rounding; where it was much smaller than y it is lost to that). Without `signed` the sign of x
     is lost: it comes back as x >= 0. Raises ValueError as `to_base` does, and where `snippet` has
     no such action: |linear_x| < |linear_y|, or linear_x < 0 unsigned.
     """
-    _check(base, 3, "base motion", "linear_x linear_y angular_z", mapping, signed)
-    action = np.zeros((*base.shape[:-1], 7), base.dtype)
+    _check(base, "base motion", BASE, mapping, signed)
+    action = np.zeros((*base.shape[:-1], len(ARM)), base.dtype)
     forward, side, turn = base[..., 0], base[..., 1], base[..., 2]
     if mapping == "table":
         action[..., X], action[..., YAW], action[..., GRIPPER] = forward, side, turn
@@ -75,7 +78,7 @@ def from_base(base: np.ndarray, mapping: Mapping = "snippet", signed: bool = Fal
 
 
 def _check(
-    values: np.ndarray, width: int, what: str, names: str, mapping: str, signed: bool
+    values: np.ndarray, what: str, names: tuple[str, ...], mapping: str, signed: bool
 ) -> None:
     if mapping not in LOST:
         raise ValueError(
@@ -86,10 +89,10 @@ def _check(
             "mobile: expected signed with the snippet's mapping only, got it with table, which is"
             " signed"
         )
-    if values.shape[-1:] != (width,) or values.dtype.kind != "f":
+    if values.shape[-1:] != (len(names),) or values.dtype.kind != "f":
         raise ValueError(
-            f"{what}: expected floats with {width} numbers last ({names}), got {values.dtype}"
-            f" {values.shape}; pass what the policy returns"
+            f"{what}: expected floats with {len(names)} numbers last ({' '.join(names)}), got"
+            f" {values.dtype} {values.shape}; pass what the policy returns"
         )
     if not np.isfinite(values).all():
         raise ValueError(

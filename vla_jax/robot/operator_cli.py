@@ -9,8 +9,9 @@ to move again.
 
 A stop concerns the robots of all sessions, or of --session; a robot's session is in its client's
 `handshake` and in the server's log. Whoever resets has looked at the robot: --gripper says what its
-gripper does now (1 is open), and --pose where its tool is (m, rad), which limits of a workspace
-need unless the robot reports it.
+gripper does now (1 is open; of several NAME=1 each), and --pose where its axes are (m, rad, in the
+order of the limits), which limits of a workspace need unless the robot reports it, and commands of
+positions always.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
                 fields.update(type="stop", why=options.stop, session=options.session or "*")
             else:
                 pose = None if options.pose is None else np.array(options.pose)
-                gripper, session = options.gripper, options.session
+                gripper, session = openings(options.gripper), options.session
                 fields.update(
                     type="safety_reset", by=options.by, gripper=gripper, pose=pose, session=session
                 )
@@ -78,14 +79,34 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", help="of --check, where the policy knows several")
     parser.add_argument("--session")
     parser.add_argument("--by", help="who has looked at the robot")
-    parser.add_argument("--gripper", type=float, help="0 (closed) to 1 (open)")
-    parser.add_argument("--pose", type=float, nargs=6, help="x y z roll pitch yaw, m and rad")
+    parser.add_argument(
+        "--gripper", nargs="+", metavar="[NAME=]OPEN", help="0 (closed) to 1 (open)"
+    )
+    parser.add_argument("--pose", type=float, nargs="+", help="of the limits' axes, m and rad")
     options = parser.parse_args(arguments)
     if not options.check and options.operator_token_file is None:
         parser.error("--stop and --reset_safety need --operator_token_file")
-    if options.reset_safety and None in (options.by, options.gripper, options.session):
-        parser.error("--reset_safety needs --session, --by and --gripper")
+    if options.reset_safety and None in (options.by, options.session):
+        parser.error("--reset_safety needs --session and --by, and --gripper where there is one")
     return options
+
+
+def openings(words: list[str] | None) -> float | dict[str, float] | None:
+    """Of `1` the number, of `left=1 right=0.5` numbers by name, None without words. Raises
+    ValueError for anything else.
+    """
+    if words is None:
+        return None
+    try:
+        if len(words) == 1 and "=" not in words[0]:
+            return float(words[0])
+        pairs = [word.rsplit("=", 1) for word in words]
+        return {name: float(number) for name, number in pairs}
+    except ValueError:
+        raise ValueError(
+            f"--gripper: expected 0 (closed) to 1 (open), or NAME=1 for each of several, got"
+            f" {' '.join(words)}"
+        ) from None
 
 
 def check(client: Client, dataset: str | None) -> str:

@@ -20,12 +20,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .events.trigger import Acting, EventPolicy, Settings, Trigger
+from .safety.bounds import Limits
 from .safety.cameras import CameraWatch
-from .safety.decision import Reading, vector
-from .safety.filter import SafetyFilter
-from .safety.limits import NAMES
-
-POSE, ANGLES = 6, slice(3, 6)  # of an action, as limits.NAMES has them
+from .safety.commands import vector
+from .safety.filter import Reading, SafetyFilter
 
 
 class Named(Acting, Protocol):
@@ -41,8 +39,8 @@ class Command(NamedTuple):
     """One control step.
 
     Attributes:
-        action: float64 [7], to send.
-        wanted: what the policy asked for, [7]; None when it failed.
+        action: float64 [d], to send.
+        wanted: what the policy asked for, [d]; None when it failed.
         reason: why the backbone ran; None: its chunk went on.
         causes: why `action` is not `wanted`, or why the robot stands still: causes of the filter.
         error: what went wrong in the policy; the emergency stop is latched then.
@@ -62,15 +60,26 @@ class Runtime:
 
     def __init__(self, policy: Named, safety: SafetyFilter, settings: Settings) -> None:
         """`settings`: horizon 1 runs the backbone at every step; trigger.load reads fitted ones.
-        Their `tracking` is of the pose (x y z roll pitch yaw, m and rad): where the robot is
+        Their `tracking` is of the pose, a number for each axis of the limits: where the robot is
         further than that from where the actions sent since the last pass should have led it, the
-        backbone runs. Raises ValueError for tolerances of anything else.
+        backbone runs. Raises ValueError for tolerances of anything else: an axis that is commanded
+        by velocity has none, as nobody here knows where it should be.
         """
-        if settings.tracking is not None and len(settings.tracking) != POSE:
-            raise ValueError(
-                f"trigger.tracking: expected {POSE} tolerances, of x, y, z, roll, pitch, yaw, got"
-                f" {settings.tracking}"
+        limits, tracking = safety.limits, settings.tracking
+        if tracking is not None:
+            fits = len(tracking) == len(limits.axes) and not any(
+                most is not None and dim.command == "velocity"
+                for most, dim in zip(tracking, limits.moving, strict=True)
             )
+            if not fits:
+                wanted = ", ".join(
+                    f"null ({dim.name})" if dim.command == "velocity" else dim.name
+                    for dim in limits.moving
+                )
+                raise ValueError(
+                    f"trigger.tracking: expected {len(limits.axes)} tolerances, of {wanted}, got"
+                    f" {tracking}"
+                )
         self.safety, self.policy = safety, EventPolicy(policy, Trigger(settings))
         self._inner, self._watch = policy, CameraWatch(safety.limits.frozen_after)
         self._sent: np.ndarray | None = None
@@ -78,15 +87,11 @@ class Runtime:
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         """Begins an episode, and does not clear a stop. Arguments and errors as of the policy's
-        reset; ValueError too for a policy whose actions are not the seven numbers that the filter
-        bounds.
+        reset; ValueError too for a policy whose actions are not the numbers that the limits are of,
+        by name and in their order.
         """
         self.policy.reset(instruction, dataset, seed)
-        names = tuple(self._inner.action_spec.names)
-        if names != NAMES:
-            raise ValueError(
-                f"Runtime: expected actions of {', '.join(NAMES)}, as the limits have, got {names}"
-            )
+        self.safety.limits.check_names(self._inner.action_spec.names, "Runtime")
         self._sent = self._expected = None
 
     def step(self, images: dict[str, np.ndarray], reading: Reading, proprio: Any = None) -> Command:
@@ -100,12 +105,13 @@ class Runtime:
                 decision.Reading.
         """
         wanted = reason = error = None
-        before, pose = self.safety.counts, vector(reading.pose, POSE)
+        limits = self.safety.limits
+        before, pose = self.safety.counts, vector(reading.pose, len(limits.axes))
         try:
             seen = self._watch.look(images, self._inner.camera_statistics)
             reading = reading._replace(cameras=seen)
             wanted, reason = self.policy.act(
-                images, proprio, self._sent, pose, _turned(self._expected, pose)
+                images, proprio, self._sent, pose, _turned(limits, self._expected, pose)
             )
             if reason is not None:
                 self._expected = pose
@@ -115,15 +121,21 @@ class Runtime:
         action = self.safety.step(wanted, reading)
         self._sent = action.astype(np.float32)
         if self._expected is not None:
-            self._expected = self._expected + action[:POSE]
+            moved = action[limits.at_axes]
+            self._expected = np.where(limits.by["delta"], self._expected + moved, moved)
         after = self.safety.counts
         causes = tuple(cause for cause, count in after.items() if count > before.get(cause, 0))
         return Command(action, wanted, reason, causes, error)
 
 
-def _turned(expected: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray | None:
-    """The expected pose [6] with its angles turned to within half a turn of the measured ones."""
+def _turned(
+    limits: Limits, expected: np.ndarray | None, pose: np.ndarray | None
+) -> np.ndarray | None:
+    """The expected pose [n] with angles that wrap turned to within half a turn of the measured
+    ones.
+    """
     if expected is None or pose is None:
         return None
-    turns = np.round((expected - pose)[ANGLES] / (2 * np.pi))
-    return np.concatenate([expected[:3], expected[ANGLES] - 2 * np.pi * turns])
+    wraps = np.array([dim.wraps for dim in limits.moving], bool)
+    turns = np.round((expected - pose) / (2 * np.pi))
+    return np.where(wraps, expected - 2 * np.pi * turns, expected)

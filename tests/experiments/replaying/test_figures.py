@@ -1,13 +1,15 @@
 """The figures of a replay, of policies whose errors are known beforehand."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments.replaying import figures, rollout
-from experiments.replaying.recorded import Recording
+from experiments.replaying.recorded import Episode, Recording
 from tests.experiments.replaying.fake_policy import FakePolicy, K, replayed
+from vla_jax.actions import ActionSpec
 
 
 def test_a_perfect_policy_has_no_error_and_the_demonstrations_jerk(recording: Recording) -> None:
@@ -114,3 +116,27 @@ def test_halves_share_no_episode_and_no_pattern() -> None:
     assert len(parts["fit"]) == 100
     for period in (2, 3, 12):  # the embedded data has 3 colours and 4 directions in turn
         assert len(set(parts["fit"] % period)) == len(set(parts["report"] % period)) == period
+
+
+def test_the_figures_of_two_arms_are_by_the_names_of_their_dims() -> None:
+    """Both grippers and the joints between them; nothing here is of seven numbers."""
+    names = ("left_joint", "left_gripper", "right_joint", "right_gripper")
+    stats = {name: np.full(4, value) for name, value in
+        {"min": -2, "q01": -2, "max": 2, "q99": 2, "mean": 0, "std": 1}.items()}  # fmt: skip
+    spec = ActionSpec.fit(names, (1, 3), stats, ("q99",))
+    actions = np.zeros((6, 4), np.float32)
+    actions[:, 0] = np.linspace(0, 1, 6)
+    chunks = np.repeat(actions[:, None], K, 1)
+    chunks[..., 2] += 0.2
+    chunks[:3, :, 3] = 1.0
+    episode = Episode(0, "record", "fold the shirt", [], np.zeros((6, 0)), actions)
+    none = {"steps": np.full((6, K), np.nan)}
+    times = np.ones((6, len(rollout.TIMES)))
+    one = rollout.Replayed(episode, chunks, spec.normalise(chunks), chunks[:, 0], none, times)
+    recorded = SimpleNamespace(spec=spec, mean=np.zeros(4, np.float32))
+    body = figures.figures(recorded, [one])
+    assert list(body["dims"]) == ["left_joint", "right_joint"]
+    assert body["dims"]["right_joint"]["every_step"]["mae"] == pytest.approx(0.2)
+    assert body["worst"][0]["worst_dim"] == "right_joint"
+    assert body["gripper_accuracy"]["every_step"] == 0.75
+    assert "right_joint" in figures.text({**body, **_told()})

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.robot.safety.limits import STOP_CAUSES, Limits
+from vla_jax.robot.safety.bounds import GRIPPER, STOP_CAUSES, Dim, Limits
 
 HZ = 10.0
 
@@ -19,7 +19,7 @@ def make_limits(**changes: Any) -> Limits:
         "jerk": (8.0, 8.0, 4.0, 30.0, 30.0, 30.0),
         "low": (-0.1, -0.2, 0.0, -0.5, -0.5, -math.inf),
         "high": (0.1, 0.2, 0.3, 0.5, 0.5, math.inf),
-        "gripper_rate": 2.0,
+        "gripper_rate": (2.0,),
         "stop_distance": None,
         "max_age": 0.5,
         "jitter": 0.5,
@@ -34,6 +34,44 @@ def make_limits(**changes: Any) -> Limits:
     return Limits(**{**body, **changes})
 
 
+BASE = tuple(
+    Dim(name, "velocity", unit)
+    for name, unit in (("linear_x", "m"), ("linear_y", "m"), ("angular_z", "rad"))
+)
+JOINTS = ("waist", "shoulder", "elbow", "forearm", "wrist_angle", "wrist_turn")
+# Two arms of six joints, the last of which turns without an end, each with a gripper behind them.
+BIMANUAL = tuple(
+    dim
+    for side in ("left", "right")
+    for dim in (
+        *(Dim(f"{side}_{joint}", "position", "rad", joint == JOINTS[-1]) for joint in JOINTS),
+        Dim(f"{side}_gripper", GRIPPER),
+    )
+)
+
+
+def base_limits(**changes: Any) -> Limits:
+    """A mobile base at 10 Hz: 0.5 m/s forward, 0.2 m/s to the side, 1 rad/s."""
+    free = (math.inf,) * len(BASE)
+    body = {
+        "velocity": (0.5, 0.2, 1.0), "acceleration": (1.0, 1.0, 4.0), "jerk": (8.0, 8.0, 30.0),
+        "low": tuple(-end for end in free), "high": free, "gripper_rate": (), "dims": BASE,
+    }  # fmt: skip
+    return make_limits(**{**body, **changes})
+
+
+def bimanual_limits(**changes: Any) -> Limits:
+    """Two arms at 10 Hz: joints up to 1 rad/s within 1.5 rad of 0, but for those without an end."""
+    high = (*(1.5,) * (len(JOINTS) - 1), math.inf) * 2
+    n = len(high)
+    body = {
+        "velocity": (1.0,) * n, "acceleration": (4.0,) * n, "jerk": (30.0,) * n,
+        "low": tuple(-end for end in high), "high": high, "gripper_rate": (2.0, 1.0),
+        "dims": BIMANUAL,
+    }  # fmt: skip
+    return make_limits(**{**body, **changes})
+
+
 def violations(limits: Limits, sent: np.ndarray, stopped: list[bool], gripper: float) -> list[str]:
     """Every limit that a run of actions [t 7] from rest breaks, by the definitions in SI units.
 
@@ -45,7 +83,10 @@ def violations(limits: Limits, sent: np.ndarray, stopped: list[bool], gripper: f
     for t, action in enumerate(sent):
         if not np.isfinite(action).all():
             broken.append(f"{t}: not finite")
-        if not 0 <= action[6] <= 1 or abs(action[6] - gripper) * hz > limits.gripper_rate * close:
+        if (
+            not 0 <= action[6] <= 1
+            or abs(action[6] - gripper) * hz > limits.gripper_rate[0] * close
+        ):
             broken.append(f"{t}: gripper {gripper} -> {action[6]}")
         gripper = action[6]
         velocity = action[:6] * hz

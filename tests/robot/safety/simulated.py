@@ -2,8 +2,9 @@
 
     python -m tests.robot.safety.simulated --steps 2000000
 
-runs until so many commands were judged by motor.violations and prints a table. The server is a
-Session with a clock of its own, the client is the one that robots copy, the policy is hostile.
+runs until so many commands of each space were judged by motor.violations and prints a table: of an
+arm's deltas, a base's velocities, the joint positions of two arms. The server is a Session with a
+clock of its own, the client is the one that robots copy, the policy is hostile.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from tests.robot.safety.limits_of_tests import make_limits
+from tests.robot.safety.limits_of_tests import BASE, BIMANUAL, make_limits
 from tests.robot.safety.motor import Motor, violations
 from vla_jax.robot.client import ChunkBroker, Client, Report, ServerError, Waits, pack, unpack
 from vla_jax.robot.events.trigger import Settings as Horizon
 from vla_jax.robot.runtime import Runtime
+from vla_jax.robot.safety.bounds import ARM, Dim, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
-from vla_jax.robot.safety.limits import NAMES, Limits
 from vla_jax.robot.serving.inference import Inference, Model
 from vla_jax.robot.serving.messages import Refusal, checked
 from vla_jax.robot.serving.metrics import Metrics
@@ -36,21 +37,23 @@ from vla_jax.robot.serving.sessions import Session, Settings, Times
 K, PICTURE = 8, np.zeros((2, 2, 3), np.uint8)
 IMAGES = {"primary": PICTURE}
 COMMANDS = 400  # of an episode
+SPACES = {"arm": ARM, "base": BASE, "two arms": BIMANUAL}
 
 
 class World:
     """One episode: the true time, the limits, the motors, a policy, a wire."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, dims: tuple[Dim, ...] = ARM) -> None:
         self.random = rng = np.random.default_rng(seed)
-        self.limits = some_limits(rng)
+        self.limits = some_limits(rng, dims)
         self.period = 1 / self.limits.control_rate
         self.now = 1000.0
         self.offset, self._calm = 0.0, 0  # of the robot's clock, which may jump
         low = np.maximum(self.limits.low, -0.5)
         high = np.minimum(self.limits.high, 0.5)
-        self.motor = Motor(low + (high - low) * rng.uniform(0.05, 0.95, 6), float(rng.random()))
-        self.policy = Hostile(rng, self.limits)
+        pose = low + (high - low) * rng.uniform(0.05, 0.95, len(low))
+        self.motor = Motor(self.limits, pose, [rng.random() for _ in self.limits.grippers])
+        self.policy = Hostile(rng, self.limits, self.motor)
         # Half of the robots run at about the limits' rate.
         near = rng.random() < 0.5
         self.rate = (
@@ -97,7 +100,7 @@ class World:
     def new_filter(self) -> SafetyFilter:
         """Beside these motors, and released by a person."""
         motor = self.motor
-        safety = SafetyFilter(self.limits, motor.holding, self.clock)
+        safety = SafetyFilter(self.limits, motor.holding, self.clock, pose=motor.pose)
         safety.reset("test", motor.holding, motor.pose)
         return safety
 
@@ -107,35 +110,52 @@ class Hostile:
     Stands for the policy and the inference of a server as well.
     """
 
-    def __init__(self, rng: np.random.Generator, limits: Limits) -> None:
-        self.random, self._most = rng, np.array(limits.velocity) / limits.control_rate
-        self.action_spec = SimpleNamespace(names=NAMES, arm=[0, 1, 2, 3, 4, 5], binary=[6])
+    def __init__(self, rng: np.random.Generator, limits: Limits, motor: Motor) -> None:
+        self.random, self.limits, self.motor = rng, limits, motor
+        self._most = np.array(limits.velocity) / limits.control_rate
+        names, binary = limits.names, [limits.names.index(name) for name in limits.grippers]
+        arm = [i for i in range(len(names)) if i not in binary]
+        self.action_spec = SimpleNamespace(names=names, arm=arm, binary=binary)
         self.camera_statistics = None
-        self._push = rng.choice([-1.0, 0.0, 1.0], 6)
+        self._push = rng.choice([-1.0, 0.0, 1.0], len(arm))
 
     def reset(self, *_: Any) -> None:
-        self._push = self.random.choice([-1.0, 0.0, 1.0], 6)
+        self._push = self.random.choice([-1.0, 0.0, 1.0], len(self._most))
 
     def new_session(self) -> Hostile:
         return self
 
     def chunk(self) -> np.ndarray:
-        rng, out = self.random, np.zeros((K, 7))
+        rng, spec, n = self.random, self.action_spec, len(self._most)
         if rng.random() < 0.2:
             self.reset()
         kind = rng.integers(5)
-        out[:, :6] = self._push * rng.choice([0.2, 1.0, 3.0])
+        moves = np.zeros((K, n)) + self._push * rng.choice([0.2, 1.0, 3.0])
         if kind == 1:
-            out[:, :6] += rng.normal(size=(K, 6))
+            moves += rng.normal(size=(K, n))
         elif kind == 2:
-            out[::2, :6] *= -1
+            moves[::2] *= -1
         elif kind == 3:
-            out[:, :6] = rng.normal(size=(K, 6)) * 0.2
-        out[:, :6] *= self._most
-        out[:, 6] = rng.random(K) if kind else rng.integers(2)
+            moves = rng.normal(size=(K, n)) * 0.2
+        out = np.zeros((K, len(spec.names)))
+        out[:, spec.arm] = self._numbers(moves * self._most)
+        for i in spec.binary:
+            out[:, i] = rng.random(K) if kind else rng.integers(2)
         if rng.random() < 0.01:
-            out[rng.integers(K), rng.integers(7)] = rng.choice([math.nan, math.inf, 1e30])
+            wrong = rng.choice([math.nan, math.inf, 1e30])
+            out[rng.integers(K), rng.integers(len(spec.names))] = wrong
         return out.astype(np.float32)
+
+    def _numbers(self, moves: np.ndarray) -> np.ndarray:
+        """What commands motions per step [K n]; of an angle that wraps as some number of it."""
+        out, at = moves.copy(), np.cumsum(moves, 0) + self.motor.pose
+        for i, dim in enumerate(self.limits.moving):
+            if dim.command == "velocity":
+                out[:, i] = moves[:, i] * self.limits.control_rate
+            elif dim.command == "position":
+                turn = 2 * math.pi * self.random.integers(-1, 2) if dim.wraps else 0.0
+                out[:, i] = at[:, i] + turn
+        return out
 
     def act(self, *_: Any) -> dict[str, Any]:
         """As Policy.act; for Runtime."""
@@ -231,7 +251,7 @@ class Robot(Client):
         self._check(
             {
                 "server": "vla_jax", "protocol": 2, "artefact": "a", "cameras": ["primary"],
-                "image": {"size": 2}, "chunk": K, "datasets": {"d": {"action": list(NAMES)}},
+                "image": {"size": 2}, "chunk": K, "datasets": {"d": {"action": list(limits.names)}},
                 "session": "s", "limits": limits.digest, "control_hz": limits.control_rate,
             }
         )  # fmt: skip
@@ -472,14 +492,16 @@ class Row:
     broken: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-def run(steps: int, seed: int = 0, progress: bool = False) -> dict[str, Row]:
+def run(
+    steps: int, dims: tuple[Dim, ...] = ARM, seed: int = 0, progress: bool = False
+) -> dict[str, Row]:
     """Until every client has its part of `steps` commands."""
     rows = {name: Row() for name in CLIENTS}
     begun = time.monotonic()
     for place, (name, (episode, part)) in enumerate(CLIENTS.items()):
         row = rows[name]
         while row.commands < steps * part:
-            world = World(seed + 1_000_000 * place + row.episodes)
+            world = World(seed + 1_000_000 * place + row.episodes, dims)
             episode(world)
             row.episodes += 1
             row.commands += len(world.motor.commands)
@@ -490,24 +512,32 @@ def run(steps: int, seed: int = 0, progress: bool = False) -> dict[str, Row]:
     return rows
 
 
-def table(rows: dict[str, Row]) -> str:
+def table(spaces: dict[str, dict[str, Row]]) -> str:
     """For people."""
-    lines = ["| client | episodes | commands | that moved | violations |", "|---|---|---|---|---|"]
-    for name, row in rows.items():
+    heads = "space", "client", "episodes", "commands", "that moved", "violations"
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for space, name, row in (
+        (space, *each) for space, rows in spaces.items() for each in rows.items()
+    ):
         broken = ", ".join(f"{cause} {n}" for cause, n in sorted(row.broken.items())) or "0"
-        lines.append(f"| {name} | {row.episodes} | {row.commands} | {row.moved} | {broken} |")
+        lines.append(
+            f"| {space} | {name} | {row.episodes} | {row.commands} | {row.moved} | {broken} |"
+        )
     return "\n".join(lines)
 
 
-def some_limits(rng: np.random.Generator) -> Limits:
+def some_limits(rng: np.random.Generator, dims: tuple[Dim, ...]) -> Limits:
     """Tight, loose and absent limits at any rate; a stop from full speed takes a few steps."""
     rate = float(rng.choice([5.0, 10.0, 20.0, 50.0]))
-    velocity = rng.choice([0.05, 0.15, 0.5], 6)
-    acceleration = velocity * rate * rng.choice([0.4, 0.7, 2.0, math.inf], 6)
+    moving = [dim for dim in dims if dim.command != "gripper"]
+    n = len(moving)
+    velocity = rng.choice([0.05, 0.15, 0.5], n)
+    acceleration = velocity * rate * rng.choice([0.4, 0.7, 2.0, math.inf], n)
     jerk = (
-        np.minimum(acceleration, 2 * velocity * rate) * rate * rng.choice([0.7, 2.0, math.inf], 6)
+        np.minimum(acceleration, 2 * velocity * rate) * rate * rng.choice([0.7, 2.0, math.inf], n)
     )
-    high = rng.choice([0.1, 0.3, math.inf], 6)
+    high = rng.choice([0.1, 0.3, math.inf], n)
+    high[[dim.command == "velocity" for dim in moving]] = math.inf
     return make_limits(
         control_rate=rate,
         velocity=tuple(velocity.tolist()),
@@ -515,21 +545,28 @@ def some_limits(rng: np.random.Generator) -> Limits:
         jerk=tuple(jerk.tolist()),
         low=tuple((-high).tolist()),
         high=tuple(high.tolist()),
-        gripper_rate=float(rng.choice([0.5, 2.0, math.inf])),
+        gripper_rate=tuple(float(rng.choice([0.5, 2.0, math.inf])) for _ in range(len(dims) - n)),
         gripper_at_stop=str(rng.choice(["hold", "open", "close"])),
         jitter=float(rng.choice([0.1, 0.5, 0.8])),
         clean_steps=int(rng.choice([0, 0, 3])),
         max_age=float(rng.choice([0.5, 2.0])),
+        dims=dims,
     )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--steps", type=int, default=200_000, help="of each space")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--space", choices=SPACES, help="one alone")
     options = parser.parse_args()
     logging.getLogger("vla_jax.serve").setLevel(logging.CRITICAL)  # each stop is a line
-    found = run(options.steps, options.seed, progress=True)
+    found = {
+        name: run(options.steps, dims, options.seed, progress=True)
+        for name, dims in SPACES.items()
+        if options.space in (None, name)
+    }
     print(table(found))
     # Where little moved, nothing was tried.
-    sys.exit(any(row.broken or row.moved <= row.commands / 40 for row in found.values()))
+    rows = [row for each in found.values() for row in each.values()]
+    sys.exit(any(row.broken or row.moved <= row.commands / 40 for row in rows))

@@ -49,7 +49,7 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "control_rate": hz, "velocity": velocity, "acceleration": acceleration, "jerk": jerk,
         "low": tuple(-h for h in high), "high": high,
-        "gripper_rate": draw(st.sampled_from([0.1, 2.0, math.inf])),
+        "gripper_rate": (draw(st.sampled_from([0.1, 2.0, math.inf])),),
         "gripper_at_stop": draw(st.sampled_from(["hold", "open", "close"])),
         "clean_steps": draw(st.integers(0, 2)),
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """A policy for a server's tests: its actions say which frame of which episode they come from."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,12 @@ NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
 
 
 class Spec:
-    arm, binary = [0, 1, 2, 3, 4, 5], [6]
+    """As of ActionSpec; what has "gripper" in its name is binary."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = tuple(names)
+        self.binary = [i for i, name in enumerate(names) if "gripper" in name]
+        self.arm = [i for i, name in enumerate(names) if "gripper" not in name]
 
 
 class FakePolicy:
@@ -21,7 +27,8 @@ class FakePolicy:
     """
 
     def __init__(self, log: "Log") -> None:
-        self.log, self.frames, self.instruction, self.action_spec = log, 0, "", Spec()
+        self.log, self.frames, self.instruction = log, 0, ""
+        self.action_spec = Spec(log.names)
         self.camera_statistics = log.camera_statistics
 
     def new_session(self) -> "FakePolicy":
@@ -55,9 +62,12 @@ class FakePolicy:
 
 
 class Log:
-    """What a fake was asked. Passes wait at `gate`; `broken` is raised by them."""
+    """What a fake of actions of these names was asked. Passes wait at `gate`; `broken` is raised by
+    them.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, names: list[str] = NAMES) -> None:
+        self.names = list(names)
         self.resets: list[tuple[str, str | None, int]] = []
         self.batches: list[list[str]] = []
         self.executed: list[np.ndarray | None] = []
@@ -76,7 +86,7 @@ class Log:
         outs = []
         for policy, image in zip(policies, inputs, strict=True):
             policy.frames += 1
-            outs.append(answer(image, policy.frames, self.scale))
+            outs.append(answer(policy.action_spec, image, policy.frames, self.scale))
         return outs
 
     def model(self) -> Model:
@@ -87,28 +97,31 @@ class Log:
             "chunk": CHUNK,
             "control_hz": 10.0,
             "datasets": {
-                name: {"action": NAMES, "state": None, "control_hz": 10.0} for name in DATASETS
+                name: {"action": self.names, "state": None, "control_hz": 10.0} for name in DATASETS
             },
         }
         return Model(FakePolicy(self), self.together, about)
 
 
-def actions(image: np.ndarray, frame: int, scale: float = 1.0) -> np.ndarray:
+def actions(
+    image: np.ndarray, frame: int, scale: float = 1.0, names: Sequence[str] = NAMES
+) -> np.ndarray:
     """What the fake answers at the `frame`-th frame of an episode, from 1 on."""
     steps = np.arange(CHUNK, dtype=np.float32)[:, None] * 1e-4
-    out = scale * (np.full((CHUNK, 7), 1e-3 * frame + image.mean() * 1e-5, np.float32) + steps)
-    out[:, 6] = 1
+    moves = np.full((CHUNK, len(names)), 1e-3 * frame + image.mean() * 1e-5, np.float32)
+    out = scale * (moves + steps)
+    out[:, Spec(list(names)).binary] = 1
     return out
 
 
-def answer(image: np.ndarray, frame: int, scale: float) -> dict[str, Any]:
-    out = actions(image, frame, scale)
+def answer(spec: Spec, image: np.ndarray, frame: int, scale: float) -> dict[str, Any]:
+    out = actions(image, frame, scale, spec.names)
     confidence = {"gripper": 0.9, "agreement": None, "token": None}
     timing = {"vision": 1.0, "backbone": 2.0, "total": 3.0}
     return {
         "actions": out,
-        "arm": out[:, :6],
-        "gripper": out[:, 6:],
+        "arm": out[:, spec.arm],
+        "gripper": out[:, spec.binary],
         "confidence": confidence,
         "timing": timing,
     }

@@ -137,7 +137,6 @@ BAD = {
         "bad_request",
         "chunk, row: expected one of the chunks",
     ),
-    "pose of 7": ({"pose": np.zeros(7)}, "bad_request", "pose: expected [6]"),
     "too long": (
         {"type": "reset", "instruction": "a " * 9},
         "bad_request",

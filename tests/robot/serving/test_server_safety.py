@@ -142,6 +142,8 @@ async def test_openpis_messages_pass_the_same_filter():
         sent = (await bot.ask(observation(**{"safety/pose": wall})))["actions"]
         assert sent[0, 0] == 0
         assert sent[0, 1] > 0
+        wrong = await bot.ask(observation(**{"safety/pose": np.zeros(7)}))
+        assert "pose: expected [6] (x y z roll pitch yaw), got (7,)" in wrong
         assert "safety.age: expected" in await bot.ask(observation(**{"safety/age": "old"}))
         everyone = {"type": "stop", "why": "fire", "session": "*"}
         assert (await other.ask(everyone))["code"] == "unauthorised"

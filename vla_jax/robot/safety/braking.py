@@ -4,7 +4,7 @@ kept together.
 A velocity is admissible if it is within all limits *and* the hardest braking after it, which keeps
 acceleration and jerk, comes to rest without leaving velocity and box. After an admissible step the
 first step of that braking is admissible, so one exists always (from rest inside the box on). numpy
-only; every array is [6], per step.
+only; every array is [n], per step: of all axes, in what their commands move them.
 
 A step that comes early lasts only `scale` of a period, and so much less may change in it; the
 braking after it is planned in whole ones. Braking is planned with a reserve, which such steps use
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .limits import MAX_BRAKING_STEPS, Bounds
+from .bounds import MAX_BRAKING_STEPS, Bounds
 
 # Braking plans keep this part of a limit away from it, so that rounding never crosses it.
 MARGIN = 1e-9
@@ -25,8 +25,8 @@ FRACTIONS = np.linspace(0, 1, 17)[:, None]
 
 
 class Motion(NamedTuple):
-    """Where the tool can be, from lowest to highest in each axis, its velocity (of the last delta,
-    per whole step), and how much that differed from the one before.
+    """Where the axes can be, from lowest to highest, their velocity (of the last motion, per whole
+    step), and how much that differed from the one before.
     """
 
     lowest: np.ndarray
@@ -36,7 +36,7 @@ class Motion(NamedTuple):
 
 
 def brake(velocity: np.ndarray, change: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """The velocity ([... 6], per step) of the next step of the hardest stop that keeps acceleration
+    """The velocity ([... n], per step) of the next step of the hardest stop that keeps acceleration
     and jerk.
 
     The deceleration is the largest d that can fall to 0 in steps of the ramp r before the speed s
@@ -68,10 +68,20 @@ def reserved(bounds: Bounds) -> Bounds:
     return bounds._replace(change=change, ramp=ramp, low=bounds.low + gap, high=bounds.high - gap)
 
 
+def short_of(target: np.ndarray, motion: Motion, bounds: Bounds) -> Bounds:
+    """Bounds of which the box ends at a target [n], whichever way it lies: the braking that is
+    planned then does not lead beyond it. NaN is no target.
+    """
+    gap = GAP * bounds.velocity  # which the plan leaves
+    low = np.where(target < motion.lowest, np.maximum(bounds.low, target - gap), bounds.low)
+    high = np.where(target > motion.highest, np.minimum(bounds.high, target + gap), bounds.high)
+    return bounds._replace(low=low, high=high)
+
+
 def admissible(
     velocity: np.ndarray, motion: Motion, bounds: Bounds, plan: Bounds, scale: float = 1.0
 ) -> np.ndarray:
-    """For candidate velocities [c 6]: which keep all limits and can be braked from as planned.
+    """For candidate velocities [c n]: which keep all limits and can be braked from as planned.
     Axes are independent.
 
     The braking is simulated with exactly the arithmetic that the coming steps will use: rounding
@@ -96,27 +106,26 @@ def admissible(
 
 
 def project(
-    request: np.ndarray, motion: Motion, bounds: Bounds, scale: float = 1.0
+    wanted: np.ndarray, motion: Motion, bounds: Bounds, scale: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The admissible delta [6] nearest to a finite requested one [6] on the way to braking, its
-    velocity, and where there is none.
+    """The admissible velocity [n] nearest to a finite wanted one [n] on the way to braking, where
+    that is the wanted one, and where there is none.
     """
-    wanted, plan = request / scale, reserved(bounds)
+    plan = reserved(bounds)
     good = admissible(wanted[None], motion, bounds, plan, scale)[0]
     if good.all():
-        return request, wanted, ~good
+        return wanted, good, ~good
     velocity, lost = _nearest(wanted, motion, bounds, plan, scale)
     if (lost & ~good).any():
         last, none = _nearest(wanted, motion, bounds, bounds, scale)
         velocity, lost = np.where(lost, last, velocity), lost & none
-    delta = np.where(good, request, velocity * scale)
-    return delta, np.where(good, wanted, velocity), lost & ~good
+    return np.where(good, wanted, velocity), good, lost & ~good
 
 
 def _nearest(
     wanted: np.ndarray, motion: Motion, bounds: Bounds, plan: Bounds, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The admissible velocity [6] nearest to a wanted one, and where there is none."""
+    """The admissible velocity [n] nearest to a wanted one, and where there is none."""
     room, reach = bounds.change * (1 - MARGIN) * scale, bounds.ramp * (1 - MARGIN) * scale
     (low, high), steady = fence(motion, bounds), motion.velocity + motion.change * scale
     lowest = (
@@ -132,11 +141,12 @@ def _nearest(
     if scale < 1:
         change = np.clip(far - motion.velocity, motion.change - reach, motion.change + reach)
         far = motion.velocity + change * scale
-    lost = np.zeros(6, bool)
+    axes = np.arange(len(wanted))
+    lost = np.zeros(len(axes), bool)
     for _ in range(2):  # a grid, then a finer one where the first changed its mind
         tries = near[None] + FRACTIONS * (far - near)[None]
         tries[-1] = far
         ok = admissible(tries, motion, bounds, plan, scale)
         first, lost = ok.argmax(0), np.asarray(~ok.any(0))
-        near, far = tries[np.maximum(first - 1, 0), np.arange(6)], tries[first, np.arange(6)]
+        near, far = tries[np.maximum(first - 1, 0), axes], tries[first, axes]
     return far, lost

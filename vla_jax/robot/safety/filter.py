@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .decision import Causes, Decision, Reading, State, decide, real, rest, start, vector
-from .limits import Limits
+from .bounds import Limits
+from .cameras import Causes
+from .commands import openings, real, vector
+from .decision import Decision, decide, rest
+from .state import Reading, State, placed, start
 
 Rule = Callable[[Limits, State, Any, Any, float], Decision]
 
@@ -59,19 +62,29 @@ class SafetyFilter:
     def __init__(
         self,
         limits: Limits,
-        gripper: float,
+        gripper: Any = None,
         clock: Callable[[], float] = time.monotonic,
         unseen: bool = False,
+        pose: np.ndarray | None = None,
     ) -> None:
-        """`gripper` is what it does now, 1 = open. `unseen`: not beside the motors but at a server,
-        for the rules of unseen.py. Raises ValueError for a gripper outside of [0, 1].
+        """`gripper` is what it does now, 1 = open; of several a mapping by name. `pose` is where
+        the axes are ([n], m and rad), needed where positions are commanded: what is sent before the
+        first reset holds it. `unseen`: not beside the motors but at a server, for the rules of
+        unseen.py. Raises ValueError for a gripper outside of [0, 1], and for a pose that is not
+        finite.
         """
         self.limits, self._clock = limits, clock
         # Reentrant: a signal handler may press the button in the middle of a step.
         self._lock = threading.RLock()
-        self._state = start(limits, _checked_gripper(gripper), None, -math.inf)._replace(
-            unseen=unseen
-        )
+        if pose is None and limits.by["position"].any():
+            raise ValueError(
+                f"SafetyFilter: expected a pose, of {', '.join(limits.axes)}, since positions are"
+                " commanded, got None; say where they are now"
+            )
+        hold = np.zeros(len(limits.dims))
+        hold[limits.at_grippers] = openings(limits, gripper)
+        state = start(limits, hold, self._checked_pose(pose), -math.inf)
+        self._state = state._replace(unseen=unseen)
         self._events: deque[Event] = deque(maxlen=limits.events)
         self._counts: Counter[str] = Counter()
         self._step, self._logged = 0, 0
@@ -102,7 +115,7 @@ class SafetyFilter:
             return dict(self._counts)
 
     def step(self, action: Any, reading: Reading) -> np.ndarray:
-        """The action to send now, float64 [7]. Every action that reaches the motors comes out of
+        """The action to send now, float64 [d]. Every action that reaches the motors comes out of
         here, once per control step, and is sent at once.
 
         Whatever `action` and the fields of `reading` are, it answers and does not raise.
@@ -110,7 +123,7 @@ class SafetyFilter:
         return self.apply(decide, action, reading)
 
     def rest(self) -> np.ndarray:
-        """The action to send now, float64 [7], where there is none to ask for: a stop for this
+        """The action to send now, float64 [d], where there is none to ask for: a stop for this
         step.
         """
         return self.apply(rest, None, None)
@@ -125,7 +138,7 @@ class SafetyFilter:
             if self._latched is None:
                 decision = rule(self.limits, self._state, action, reading, now)
                 if decision.causes:
-                    self._log(now, decision, vector(action, 7))
+                    self._log(now, decision, vector(action, len(self.limits.dims)))
                 if decision.latch is not None and self._latched is None:
                     patience = self.limits.patience[decision.latch]
                     self._latch(decision.latch, f"stop {patience} of its cause", now)
@@ -145,29 +158,36 @@ class SafetyFilter:
         with self._lock:
             self._latch("emergency", why, self._now())
 
-    def reset(self, by: str, gripper: float | None = None, pose: np.ndarray | None = None) -> None:
+    def reset(self, by: str, gripper: Any = None, pose: np.ndarray | None = None) -> None:
         """Clears the latch; the next step commands rest, and motion begins after it. `by` says who
         took the decision; it is logged.
 
-        `gripper` and `pose` ([6], m and rad) tell where the robot is now; by default the gripper is
-        where it was, and the pose comes with the next reading. Raises ValueError, and stays
-        stopped, if they are not finite.
+        `gripper` (a number, of several a mapping by name) and `pose` ([n], m and rad) tell where
+        the robot is now; by default grippers are where they were, positions as commanded last, and
+        the rest of the pose comes with the next reading. A position that is told is commanded next.
+        Raises ValueError, and stays stopped, if they are not finite.
         """
         with self._lock:
-            place = None if pose is None else vector(pose, 6)
-            if pose is not None and (place is None or not np.isfinite(place).all()):
-                raise ValueError(
-                    f"reset: expected a pose of 6 finite numbers (m, rad), got {pose!r}; measure it"
-                    " again"
-                )
-            at = self._state.gripper if gripper is None else _checked_gripper(gripper)
+            place, hold = self._checked_pose(pose), self._state.hold.copy()
+            if gripper is not None:
+                hold[self.limits.at_grippers] = openings(self.limits, gripper)
             now = self._now()
             # Without a clock, the first time that there is one.
             begun = now if math.isfinite(now) else math.inf
             unseen = self._state.unseen
-            self._state = start(self.limits, at, place, begun)._replace(unseen=unseen)
+            self._state = start(self.limits, hold, place, begun)._replace(unseen=unseen)
             self._latched = None
             self._add(Event(self._step, now, {"reset": ()}, True, note=str(by)[:200]))
+
+    def _checked_pose(self, pose: Any) -> np.ndarray | None:
+        axes = self.limits.axes
+        place = None if pose is None else vector(pose, len(axes))
+        if pose is not None and (place is None or not placed(self.limits, place)):
+            raise ValueError(
+                f"reset: expected a pose of {len(axes)} finite numbers (m, rad:"
+                f" {', '.join(axes)}), got {pose!r}; measure it again"
+            )
+        return place
 
     def _now(self) -> float:
         try:
@@ -197,12 +217,3 @@ class SafetyFilter:
     def _add(self, event: Event) -> None:
         self._events.append(event)
         self._logged += 1
-
-
-def _checked_gripper(gripper: float) -> float:
-    value = real(gripper)
-    if not 0 <= value <= 1:
-        raise ValueError(
-            f"gripper: expected 0 (closed) to 1 (open), got {gripper!r}; say where it is now"
-        )
-    return value

@@ -1,219 +1,28 @@
-"""What a robot may do: limits in SI units, and the reader of the YAML file that states them with
-their units.
+"""The file of limits: YAML in which every number carries its unit, and its reader.
 
-numpy and the standard library only; pyyaml is imported when a file is read. A limit that is not
+pyyaml is imported when a file is read, so that limits built in code need none. A limit that is not
 wanted is written `none`: nothing is unlimited because a line was forgotten. `limits_example.yaml`
-is a complete, commented file.
+is a complete, commented file; beside it are those of a mobile base and of two arms. A file of
+version 1 has no dims: it is of an arm's deltas, bounds.ARM.
 """
 
-import dataclasses
-import functools
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from .bounds import ARM, COMMANDS, FREE, GRIPPER, STOP_CAUSES, UNITS, Dim, Limits
 from .cameras import CAUSES as CAMERA_CAUSES
 
-AXES = ("x", "y", "z", "roll", "pitch", "yaw")
-NAMES = (*AXES, "gripper")
-# Why a step was answered by a stop; decision.py says when each occurs. "emergency" is not
-# here: it latches always.
-STOP_CAUSES = (
-    "malformed", "not_finite", "distribution", "stale", "clock", "early", "collision", "pose",
-    "no_braking_room",
-)  # fmt: skip
-GRIPPERS = ("hold", "open", "close")
 IGNORE = "ignore"  # of a cause in cameras.latch_after: it is no stop
-# A braking manoeuvre is simulated in every step, so that its length bounds the time of one; 1 s at
-# 500 Hz.
-MAX_BRAKING_STEPS = 500
 MAX_BYTES = 1 << 16
+SECTIONS = ("collision", "cameras", "watchdog", "stop", "log")  # of every version
+ARM_SECTIONS = (
+    "velocity", "acceleration", "jerk", "workspace", "rotation", "gripper", "distribution",
+)  # fmt: skip
+OPEN = "open"  # the unit of a gripper's number
 
-Six = tuple[float, float, float, float, float, float]
-
-
-class Bounds(NamedTuple):
-    """Limits per step, [6] each: |delta|, |its change|, |change of that|, and the box."""
-
-    velocity: np.ndarray
-    change: np.ndarray
-    ramp: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Limits of the actions of one robot: deltas (x y z in m, roll pitch yaw in rad) and a gripper,
-    1 = open.
-
-    Attributes:
-        control_rate: steps per second (Hz). A delta d is the velocity d * control_rate.
-        velocity: of each axis, m/s or rad/s; 0 locks an axis. acceleration, jerk: the same per s^2,
-            s^3; inf is none.
-        low, high: where the tool may be, per axis, m or rad (workspace box and rotation limits);
-            -inf, inf is free.
-        gripper_rate: full strokes per second; inf is none.
-        stop_distance: least distance to an obstacle (m) that the caller's sensor must report; None
-            without a sensor.
-        max_age: of an observation, s. jitter: part of a period by which a step may come early.
-        expected: per dim of NAMES the (low, high) of an action per step that the policy was trained
-            on; None for all.
-        gripper_at_stop: "hold", "open" or "close". latch_after: stops per cause until one latches;
-            None is never.
-        clean_steps: steps without a cause, at rest, before motion goes on. events: how many the log
-            holds.
-        cameras: of cameras.CAUSES those that are a stop, with the stops until one latches, as in
-            latch_after; others are ignored. frozen_after: equal frames in a row.
-    """
-
-    control_rate: float
-    velocity: Six
-    acceleration: Six
-    jerk: Six
-    low: Six
-    high: Six
-    gripper_rate: float
-    stop_distance: float | None
-    max_age: float
-    jitter: float
-    expected: tuple[tuple[float, float], ...] | None
-    gripper_at_stop: str
-    latch_after: Mapping[str, int | None]
-    clean_steps: int
-    events: int
-    cameras: Mapping[str, int | None]
-    frozen_after: int
-
-    def __post_init__(self) -> None:
-        _need(
-            0 < self.control_rate < math.inf,
-            "control_rate",
-            "a positive finite rate in Hz",
-            self.control_rate,
-        )
-        for axis in range(len(AXES)):
-            self._check_axis(axis)
-        _need(self.gripper_rate > 0, "gripper.rate", "more than 0, or none", self.gripper_rate)
-        _need(
-            self.stop_distance is None or 0 <= self.stop_distance < math.inf,
-            "collision.stop_distance", "a finite distance, 0 or more, or none", self.stop_distance,
-        )  # fmt: skip
-        _need(
-            0 < self.max_age < math.inf, "watchdog.max_age", "a positive finite time", self.max_age
-        )
-        _need(
-            0 <= self.jitter < 1,
-            "watchdog.jitter",
-            "a part of the period, from 0 to less than 1",
-            self.jitter,
-        )
-        self._check_expected()
-        self._check_stop()
-        _need(1 <= self.events <= 1_000_000, "log.events", "1 to 1000000 events", self.events)
-
-    def _check_axis(self, axis: int) -> None:
-        name, velocity = AXES[axis], self.velocity[axis]
-        acceleration, jerk = self.acceleration[axis], self.jerk[axis]
-        _need(0 <= velocity < math.inf, f"velocity.{name}", "a finite speed, 0 or more", velocity)
-        _need(acceleration > 0, f"acceleration.{name}", "more than 0, or none", acceleration)
-        _need(jerk > 0, f"jerk.{name}", "more than 0, or none", jerk)
-        low, high = ends = self.low[axis], self.high[axis]
-        _need(low < high, f"range of {name}", "[low, high] with low < high", ends)
-        bounded = math.isfinite(low) and math.isfinite(high)
-        free = ends == (-math.inf, math.inf)
-        _need(free or bounded, f"range of {name}", "two finite ends, or none", ends)
-        angle = axis >= 3
-        _need(
-            not (angle and bounded) or high - low < 2 * math.pi,
-            f"rotation.{name}",
-            "less than a turn",
-            ends,
-        )
-        _need(
-            self.braking_steps(axis) <= MAX_BRAKING_STEPS,
-            name,
-            f"a stop from full speed within {MAX_BRAKING_STEPS} steps (raise acceleration or jerk)",
-            self.braking_steps(axis),
-        )
-
-    def _check_stop(self) -> None:
-        _need(
-            self.gripper_at_stop in GRIPPERS,
-            "stop.gripper",
-            " | ".join(GRIPPERS),
-            self.gripper_at_stop,
-        )
-        _need(
-            set(self.latch_after) == set(STOP_CAUSES),
-            "stop.latch_after",
-            sorted(STOP_CAUSES),
-            sorted(self.latch_after),
-        )
-        unknown = sorted(self.cameras.keys() - set(CAMERA_CAUSES))
-        _need(not unknown, "cameras", f"some of {', '.join(CAMERA_CAUSES)}", unknown)
-        _need(self.frozen_after >= 2, "cameras.frozen_after", "2 frames or more", self.frozen_after)
-        for cause, count in self.patience.items():
-            where = "cameras.latch_after" if cause in CAMERA_CAUSES else "stop.latch_after"
-            _need(count is None or count >= 1, f"{where}.{cause}", "1 step or more, or none", count)
-        _need(self.clean_steps >= 0, "stop.clean_steps", "0 steps or more", self.clean_steps)
-
-    @functools.cached_property
-    def patience(self) -> Mapping[str, int | None]:
-        """Stops of each cause until one latches; None is never."""
-        return {**self.latch_after, **self.cameras}
-
-    @functools.cached_property
-    def per_step(self) -> Bounds:
-        """In robot units. What an axis cannot exceed anyway replaces infinity."""
-        rate = self.control_rate
-        velocity = np.array(self.velocity) / rate
-        change = np.minimum(np.array(self.acceleration) / rate**2, 2 * velocity)
-        ramp = np.minimum(np.array(self.jerk) / rate**3, 2 * change)
-        return Bounds(velocity, change, ramp, np.array(self.low), np.array(self.high))
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """The same for the same limits: by it a server and a robot know that theirs are."""
-        body = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(body.encode()).hexdigest()
-
-    def braking_steps(self, axis: int) -> int:
-        """A bound on the steps that the jerk-limited stop of `axis` takes from any
-        permitted speed.
-        """
-        rate = self.control_rate
-        speed = self.velocity[axis] / rate
-        change = min(self.acceleration[axis] / rate**2, 2 * speed)
-        ramp = min(self.jerk[axis] / rate**3, 2 * change)
-        if speed == 0:
-            return 1
-        ratios = speed / max(change, 1e-300) + 3 * change / max(ramp, 1e-300)
-        return 2 * math.ceil(min(ratios, 1e9)) + 4
-
-    def _check_expected(self) -> None:
-        if self.expected is None:
-            return
-        _need(
-            len(self.expected) == len(NAMES),
-            "distribution",
-            f"a range for {', '.join(NAMES)}",
-            self.expected,
-        )
-        for i, name in enumerate(NAMES):
-            low, high = self.expected[i]
-            # A range without 0 would refuse to stand still.
-            _need(
-                low <= high and (i == 6 or low <= 0 <= high),
-                f"distribution.{name}",
-                "[low, high] around 0",
-                (low, high),
-            )
+# With what every caller of the reader needs.
+__all__ = ["STOP_CAUSES", "Limits", "load", "parse"]
 
 
 def load(path: Path | str) -> Limits:
@@ -253,42 +62,34 @@ def parse(body: Any, where: str = "limits") -> Limits:
     """The limits of a parsed file. `where` begins every message. Raises ValueError as
     `load` does.
     """
-    top = _keys(body, where, (
-        "version", "control_rate", "velocity", "acceleration", "jerk", "workspace", "rotation",
-        "gripper", "collision",
-        "cameras", "watchdog", "distribution", "stop", "log",
-    ))  # fmt: skip
-    _need(
-        top["version"] == 1 and not isinstance(top["version"], bool),
-        f"{where}: version",
-        1,
-        top["version"],
-    )
+    version = body.get("version", 2) if isinstance(body, dict) else 2
+    if isinstance(version, bool) or version not in (1, 2):
+        raise ValueError(f"{where}: version: expected 1 or 2, got {version!r}; see the examples")
+    sections = ARM_SECTIONS if version == 1 else ("dims",)
+    top = _keys(body, where, ("version", "control_rate", *sections, *SECTIONS))
     watchdog = _keys(top["watchdog"], f"{where}: watchdog", ("max_age", "jitter"))
     stop = _keys(top["stop"], f"{where}: stop", ("gripper", "clean_steps", "latch_after"))
     latch = _keys(stop["latch_after"], f"{where}: stop.latch_after", STOP_CAUSES)
     cameras = _keys(top["cameras"], f"{where}: cameras", ("frozen_after", "latch_after"))
     seen = _keys(cameras["latch_after"], f"{where}: cameras.latch_after", CAMERA_CAUSES)
-    box = {
-        **_ranges(top["workspace"], f"{where}: workspace", AXES[:3], "m"),
-        **_ranges(top["rotation"], f"{where}: rotation", AXES[3:], "rad"),
-    }
-    gripper = _keys(top["gripper"], f"{where}: gripper", ("rate",))["rate"]
     collision = _keys(top["collision"], f"{where}: collision", ("stop_distance",))["stop_distance"]
+    rows = _arm(top, where) if version == 1 else _dims(top["dims"], f"{where}: dims")
+    axes = [row for row in rows if row.dim.command != GRIPPER]
+    free = all(row.expected == FREE for row in rows)
     try:
         return Limits(
             control_rate=_number(top["control_rate"], f"{where}: control_rate", "Hz"),
-            velocity=_six(top["velocity"], f"{where}: velocity", "/s", optional=False),
-            acceleration=_six(top["acceleration"], f"{where}: acceleration", "/s^2", optional=True),
-            jerk=_six(top["jerk"], f"{where}: jerk", "/s^3", optional=True),
-            low=_per_axis(lambda axis: box[axis][0]),
-            high=_per_axis(lambda axis: box[axis][1]),
-            gripper_rate=_optional(gripper, f"{where}: gripper.rate", "1/s"),
+            velocity=tuple(row.velocity for row in axes),
+            acceleration=tuple(row.acceleration for row in axes),
+            jerk=tuple(row.jerk for row in axes),
+            low=tuple(row.ends[0] for row in axes),
+            high=tuple(row.ends[1] for row in axes),
+            gripper_rate=tuple(row.velocity for row in rows if row.dim.command == GRIPPER),
             stop_distance=None if collision == "none" else _number(collision,
             f"{where}: collision.stop_distance", "m"),
             max_age=_number(watchdog["max_age"], f"{where}: watchdog.max_age", "s"),
             jitter=_number(watchdog["jitter"], f"{where}: watchdog.jitter", "period"),
-            expected=_expected(top["distribution"], f"{where}: distribution"),
+            expected=None if free else tuple(row.expected for row in rows),
             gripper_at_stop=stop["gripper"],
             latch_after={
                 cause: _steps(value, f"{where}: stop.latch_after.{cause}")
@@ -303,6 +104,7 @@ def parse(body: Any, where: str = "limits") -> Limits:
             },
             frozen_after=_count(cameras["frozen_after"], f"{where}: cameras.frozen_after",
             "frames"),
+            dims=tuple(row.dim for row in rows),
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(
@@ -310,9 +112,101 @@ def parse(body: Any, where: str = "limits") -> Limits:
         ) from None
 
 
-def _need(good: bool, where: str, expected: object, got: object) -> None:
-    if not good:
-        raise ValueError(f"{where}: expected {expected}, got {got!r}; correct the limits")
+class _Row(NamedTuple):
+    """What a file says of a dim, in the units of bounds.Limits; of a gripper its rate as
+    velocity.
+    """
+
+    dim: Dim
+    velocity: float
+    expected: tuple[float, float]
+    acceleration: float = math.inf
+    jerk: float = math.inf
+    ends: tuple[float, float] = FREE
+
+
+def _dims(body: Any, where: str) -> list[_Row]:
+    """The dims of a file of version 2."""
+    if not isinstance(body, dict) or not body:
+        raise ValueError(
+            f"{where}: expected a mapping with each dim of an action, in its order, got {body!r};"
+            " see limits_example.yaml"
+        )
+    return [_row(str(name), values, f"{where}.{name}") for name, values in body.items()]
+
+
+def _row(name: str, body: Any, where: str) -> _Row:
+    command = body.get("command") if isinstance(body, dict) else None
+    if command == GRIPPER:
+        values = _keys(body, where, ("command", "rate", "distribution"))
+        rate = _optional(values["rate"], f"{where}.rate", "1/s")
+        return _Row(
+            Dim(name, GRIPPER), rate, _range(values["distribution"], f"{where}.distribution", OPEN)
+        )
+    if command not in COMMANDS:
+        raise ValueError(
+            f"{where}.command: expected {' | '.join((*COMMANDS, GRIPPER))}, got {command!r}; see"
+            " limits_example.yaml"
+        )
+    unit = body.get("unit")
+    if unit not in UNITS:
+        raise ValueError(f"{where}.unit: expected {' | '.join(UNITS)}, got {unit!r}")
+    placed = command != "velocity"
+    place = (("range", "wraps") if unit == "rad" else ("range",)) if placed else ()
+    keys = ("command", "unit", "velocity", "acceleration", "jerk", *place, "distribution")
+    values = _keys(body, where, keys)
+    wraps = values.get("wraps", False)
+    if not isinstance(wraps, bool):
+        raise ValueError(f"{where}.wraps: expected true or false, got {wraps!r}")
+    per = {"delta": "/step", "velocity": "/s", "position": ""}[command]
+    return _Row(
+        Dim(name, command, unit, wraps),
+        _number(values["velocity"], f"{where}.velocity", unit + "/s"),
+        _range(values["distribution"], f"{where}.distribution", unit + per),
+        _optional(values["acceleration"], f"{where}.acceleration", unit + "/s^2"),
+        _optional(values["jerk"], f"{where}.jerk", unit + "/s^3"),
+        _range(values["range"], f"{where}.range", unit) if placed else FREE,
+    )
+
+
+def _arm(top: dict[str, Any], where: str) -> list[_Row]:
+    """The dims of a file of version 1, which has a section for each limit."""
+    axes = [dim for dim in ARM if dim.command != GRIPPER]
+    names = tuple(dim.name for dim in axes)
+    limit = {
+        key: _keys(top[key], f"{where}: {key}", names)
+        for key in ("velocity", "acceleration", "jerk")
+    }
+    workspace = tuple(dim.name for dim in axes if dim.unit == "m")
+    rotation = tuple(dim.name for dim in axes if dim.unit == "rad")
+    box = {
+        "m": _keys(top["workspace"], f"{where}: workspace", workspace),
+        "rad": _keys(top["rotation"], f"{where}: rotation", rotation),
+    }
+    expected = top["distribution"]
+    if expected == "none":
+        expected = dict.fromkeys((dim.name for dim in ARM), "none")
+    expected = _keys(expected, f"{where}: distribution", tuple(dim.name for dim in ARM))
+    rows = []
+    for dim in axes:
+        name, unit = dim.name, dim.unit
+        place = "workspace" if unit == "m" else "rotation"
+        rows.append(
+            _Row(
+                dim,
+                _number(limit["velocity"][name], f"{where}: velocity.{name}", unit + "/s"),
+                _range(expected[name], f"{where}: distribution.{name}", unit + "/step"),
+                _optional(
+                    limit["acceleration"][name], f"{where}: acceleration.{name}", unit + "/s^2"
+                ),
+                _optional(limit["jerk"][name], f"{where}: jerk.{name}", unit + "/s^3"),
+                _range(box[unit][name], f"{where}: {place}.{name}", unit),
+            )
+        )
+    gripper = ARM[-1]
+    rate = _keys(top["gripper"], f"{where}: gripper", ("rate",))["rate"]
+    ends = _range(expected[gripper.name], f"{where}: distribution.{gripper.name}", OPEN)
+    return [*rows, _Row(gripper, _optional(rate, f"{where}: gripper.rate", "1/s"), ends)]
 
 
 def _keys(body: Any, where: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -382,29 +276,6 @@ def _count(value: Any, where: str, unit: str) -> int:
     return int(number)
 
 
-def _per_axis(value: Callable[[str], float]) -> Six:
-    x, y, z, roll, pitch, yaw = (value(axis) for axis in AXES)
-    return x, y, z, roll, pitch, yaw
-
-
-def _six(body: Any, where: str, per: str, optional: bool) -> Six:
-    """A limit of each axis, in m or rad `per` time; `none` is inf where it is allowed."""
-    values, read = _keys(body, where, AXES), _optional if optional else _number
-    return _per_axis(
-        lambda axis: read(
-            values[axis], f"{where}.{axis}", ("m" if axis in AXES[:3] else "rad") + per
-        )
-    )
-
-
-def _ranges(
-    body: Any, where: str, axes: tuple[str, ...], unit: str
-) -> dict[str, tuple[float, float]]:
-    """[low, high] of each axis; `none` is free."""
-    values = _keys(body, where, axes)
-    return {axis: _range(values[axis], f"{where}.{axis}", unit) for axis in axes}
-
-
 def _range(value: Any, where: str, unit: str) -> tuple[float, float]:
     if value == "none":
         return -math.inf, math.inf
@@ -414,11 +285,3 @@ def _range(value: Any, where: str, unit: str) -> tuple[float, float]:
             " limits_example.yaml"
         )
     return _signed(value[0], where, unit), _signed(value[1], where, unit)
-
-
-def _expected(body: Any, where: str) -> tuple[tuple[float, float], ...] | None:
-    if body == "none":
-        return None
-    values = _keys(body, where, NAMES)
-    units = (*("m/step",) * 3, *("rad/step",) * 3, "open")
-    return tuple(_range(values[name], f"{where}.{name}", units[i]) for i, name in enumerate(NAMES))

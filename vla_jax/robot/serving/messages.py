@@ -19,7 +19,9 @@ With limits, an act may say that the robot has a filter beside its motors: "limi
 that filter's, which must be the server's (see the handshake). Such a robot gets whole chunks, its
 filter keeps the limits, and the server refuses and latches. To any other a server's answer is one
 small step, and stays here for a period (safety/unseen.py): all that can be promised where nobody
-sees when an action is carried out. "chunk", "row" say which action was the last.
+sees when an action is carried out. "chunk", "row" say which action was the last. "pose" is of the
+limits' axes in their order; "gripper", here and in safety_reset, is a number where there is one, of
+several a map by name.
 
 Those of openpi's client (openpi_client.websocket_client_policy 0.1) have none:
 {"observation/image": uint8 [h w 3] or [3 h w], "observation/wrist_image", "observation/state": [p],
@@ -36,6 +38,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vla_jax.robot.safety.bounds import Limits
 from vla_jax.robot.safety.filter import Reading
 
 CAMERA_KEYS = {"primary": "observation/image", "wrist": "observation/wrist_image"}
@@ -51,14 +54,15 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "act": {
         "id": (int,), "observed_at": _NUMBER, "images": (dict,), "proprio": (np.ndarray, _NONE),
         "executed": (np.ndarray, _NONE), "chunk": (int, _NONE), "row": (int, _NONE),
-        "limits": (str, _NONE), "pose": (np.ndarray, _NONE), "gripper": (*_NUMBER, _NONE),
+        "limits": (str, _NONE), "pose": (np.ndarray, _NONE), "gripper": (*_NUMBER, dict, _NONE),
         "distance": (*_NUMBER, _NONE), "age": (*_NUMBER, _NONE),
     },
     "stop": {
         "id": (int, _NONE), "why": (str,), "session": (str, _NONE), "operator_token": (str, _NONE),
     },
     "safety_reset": {
-        "id": (int, _NONE), "by": (str,), "gripper": _NUMBER, "pose": (np.ndarray, _NONE),
+        "id": (int, _NONE), "by": (str,), "gripper": (*_NUMBER, dict, _NONE),
+        "pose": (np.ndarray, _NONE),
         "session": (str, _NONE), "operator_token": (str,),
     },
 }  # fmt: skip
@@ -113,14 +117,28 @@ def check_types(kind: str, values: dict[str, Any], fields: dict[str, tuple[type,
             )
 
 
-def reading_of(fields: dict[str, Any], arrived: float) -> Reading:
-    """What a frame says of its robot. Raises Refusal for a pose or an age that is none."""
-    age, pose = fields["age"] or 0.0, fields["pose"]
-    if pose is not None and pose.shape != (6,):
-        raise Refusal("bad_request", f"pose: expected [6] (x y z roll pitch yaw), got {pose.shape}")
+def reading_of(fields: dict[str, Any], arrived: float, limits: Limits | None) -> Reading:
+    """What a frame says of its robot. Raises Refusal for a pose or grippers that are not those of
+    the limits, and for an age that is none.
+    """
+    age, pose, gripper = fields["age"] or 0.0, fields["pose"], fields["gripper"]
+    if limits is not None and pose is not None and pose.shape != (len(limits.axes),):
+        names = " ".join(limits.axes)
+        raise Refusal(
+            "bad_request", f"pose: expected [{len(limits.axes)}] ({names}), got {pose.shape}"
+        )
+    several = isinstance(gripper, dict)
+    if (
+        limits is not None
+        and gripper is not None
+        and (set(gripper) - set(limits.grippers) if several else len(limits.grippers) != 1)
+    ):
+        got = ", ".join(str(name)[:40] for name in gripper) if several else gripper
+        names = ", ".join(limits.grippers) or "no gripper"
+        raise Refusal("bad_request", f"gripper: expected a map of {names}, got {got}")
     if not 0 <= age < CLOCK:
         raise Refusal("bad_request", f"age: expected 0 s or more, got {age}; of one clock")
-    return Reading(arrived - age, pose, fields["distance"], gripper=fields["gripper"])
+    return Reading(arrived - age, pose, fields["distance"], gripper=gripper)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,18 +149,19 @@ class Server:
                 f"--camera: expected {', '.join(about['cameras'])}, got"
                 f" {', '.join(sorted(unknown))}"
             )
-        wrong = [name for name, body in about["datasets"].items() if len(body["action"]) != 7]
-        if self.settings.limits is not None and wrong:
-            raise ValueError(
-                f"--limits: expected actions of 7 numbers, got another width for {', '.join(wrong)}"
-            )
+        # Episodes of another dataset's robot are refused when they begin.
+        names = [
+            body["action"] for name, body in about["datasets"].items() if dataset in (None, name)
+        ]
+        limits = self.settings.limits
+        if limits is not None and not any(tuple(each) == limits.names for each in names):
+            limits.check_names(names[0], "--limits")
         self._model, self.state = model, "ok"
         self.inference.serve(model)
-        if self.settings.limits is not None:
-            rate = self.settings.limits.control_rate
+        if limits is not None:
             log.info(
                 "limits: for %g steps per second; the policy learnt at %s",
-                rate,
+                limits.control_rate,
                 about["control_hz"],
             )
         log.info(
@@ -364,7 +365,7 @@ class Server:
             if message["type"] == "stop":
                 target.stop(fields["why"])
             else:
-                target.safety_reset(fields["by"], float(fields["gripper"]), fields["pose"])
+                target.safety_reset(fields["by"], fields["gripper"], fields["pose"])
         except Refusal as error:
             return sender.error(error.code, error, message)
         return _told(fields, name, target.latched)

@@ -15,8 +15,8 @@ import numpy as np
 
 from vla_jax.robot.client import pack
 from vla_jax.robot.safety import cameras, unseen
+from vla_jax.robot.safety.bounds import STOP_CAUSES, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
-from vla_jax.robot.safety.limits import STOP_CAUSES, Limits
 from vla_jax.robot.serving.inference import BadInput, Inference, Model
 from vla_jax.robot.serving.messages import (
     CLOCK,
@@ -181,6 +181,8 @@ class Session:
             await self._inference.call(
                 self._policy.reset, instruction, dataset or self.settings.dataset, seed
             )
+            if self.settings.limits is not None:
+                self.settings.limits.check_names(self._policy.action_spec.names, "limits")
         except ValueError as error:
             raise Refusal("bad_request", error) from None
         self._instruction = instruction
@@ -199,7 +201,7 @@ class Session:
             )
         if self._instruction is None:
             raise Refusal("not_ready", "act: expected a reset with the instruction first")
-        reading = reading_of(fields, arrived)
+        reading = reading_of(fields, arrived, self.settings.limits)
         executed = fields["executed"]
         if fields["chunk"] is not None and executed is None:
             executed = self._carried_out(fields["chunk"], fields["row"])
@@ -252,7 +254,7 @@ class Session:
         images, state, prompt = observed(message, self.settings.names, self.model.about["cameras"])
         fields = {name: message.get(f"safety/{name}") for name in SAFETY}
         check_types("safety", fields, FIELDS["act"])
-        reading = reading_of(fields, arrived)
+        reading = reading_of(fields, arrived, self.settings.limits)
         self._check_seen(fields["limits"])
         if prompt != self._instruction:
             await self._begin(prompt, None, 0)
@@ -318,19 +320,19 @@ class Session:
     async def _limited(
         self, safety: SafetyFilter, actions: np.ndarray, reading: Reading, arrived: float
     ) -> np.ndarray:
-        """What is sent in place of the policy's actions, float32 [k 7]."""
-        shape = (len(actions), 7)
+        """What is sent in place of the policy's actions, float32 [k d]."""
+        limits, shape = safety.limits, actions.shape
         if self._seen:
             sent = safety.apply(unseen.look, actions, reading)
             return np.broadcast_to(sent, shape).astype(np.float32)
         # An answer leaves a period after its request came, see unseen.py; a stop that is answered
         # meanwhile is in it.
-        leaves = arrived + 1 / safety.limits.control_rate
+        leaves = arrived + 1 / limits.control_rate
         while (wait := leaves - self._times.now()) > 0:
             await self._times.sleep(wait)
         sent = safety.apply(unseen.creep, actions[0], reading)
         chunk = np.broadcast_to(sent, shape).astype(np.float32)
-        chunk[1:, :6] = 0
+        chunk[1:, limits.at_axes[~limits.by["position"]]] = 0
         return chunk
 
     @property
@@ -353,9 +355,11 @@ class Session:
             self._filter.emergency_stop(why)
         log.warning("session %s: stopped: %s", self.name, printable(why))
 
-    def safety_reset(self, by: str, gripper: float, pose: np.ndarray | None) -> None:
-        """Lets the robot move again, from where it stands. Raises Refusal without limits, for a
-        robot that moves, and for a gripper or pose that is not finite.
+    def safety_reset(self, by: str, gripper: Any, pose: np.ndarray | None) -> None:
+        """Lets the robot move again, from where it stands; what it says of grippers and pose is as
+        of SafetyFilter.reset, but neither grippers nor positions have a default. Raises Refusal
+        without limits, for a robot that moves, and for a gripper or pose that is missing or not
+        finite.
         """
         if self.settings.limits is None:
             raise Refusal("bad_request", "safety_reset: this server was started without --limits")
@@ -366,9 +370,11 @@ class Session:
                 " first",
             )
         try:
-            fresh = self._filter or SafetyFilter(
-                self.settings.limits, gripper, self._times.now, unseen=True
+            # Made anew, also where there is one: it checks that both are there.
+            made = SafetyFilter(
+                self.settings.limits, gripper, self._times.now, unseen=True, pose=pose
             )
+            fresh = self._filter or made
             fresh.reset(by, gripper, pose)
         except ValueError as error:
             raise Refusal("bad_request", error) from None
