@@ -1,5 +1,5 @@
-"""A small world to navigate in: a floor, one or two boxes, a cup behind them, and a base that drives
-in any direction and carries a wide camera.
+"""A small world to navigate in: a floor, one or two boxes, a cup behind them, and a base that
+drives in any direction and carries a wide camera.
 
 Metres, radians, seconds; x is forward, y to the left, angles turn to the left. A base is a circle.
 An episode succeeds within REACH of the cup, with every box passed on the side that the scenario
@@ -28,7 +28,7 @@ PLACES = {"1box": (1.6, 3.1), "2box_hori": (1.4, 2.7, 4.0), "2box_vert": (1.3, 3
 
 SIZE = 64  # pixels of a side
 FIELD = 3.84  # the camera's angle of view from left to right: a fisheye's 220 degrees
-EYE, HORIZON, FOCAL = 0.6, 20.0, 40.0  # height, m; row of what is far away, rows per unit of slope
+EYE, HORIZON, FOCAL = 0.6, 4.0, 60.0  # height, m; row of what is far away, rows per unit of slope
 WALL, FLOOR = (225, 225, 215), (120, 125, 120)
 # Top, front and flank of each object: the boxes by nearness at the start, the cup.
 COLOURS = (
@@ -150,8 +150,8 @@ class World:
         for each in order:
             of = each, COLUMN
             top, face = kind[each, 0], kind[each, 0] + 1 + flank[of]
-            below = ROW >= edge[of]
-            painted = (ROW >= back[of]) & (ROW < foot[of])
+            below = edge[of] <= ROW
+            painted = (back[of] <= ROW) & (foot[of] > ROW)
             canvas = np.where(painted, np.where(below, face, top), canvas)
         return PALETTE[canvas]
 
