@@ -5,6 +5,8 @@ What it does depends on the pose alone, so that a demonstration can begin anywhe
 
 import math
 
+import numpy as np
+
 from data_pipelines.builders.navigation_world import (
     FASTEST,
     RADIUS,
@@ -18,6 +20,7 @@ from data_pipelines.builders.navigation_world import (
 SPEED = 0.5  # m/s
 CLEAR = RADIUS + 0.17  # from the base's middle to a box that it passes
 BEHIND = 0.12  # behind a box the base turns to what comes next
+PARTS = np.arange(21) / 20  # where on a straight line it looks for boxes
 TURN = 1.5  # rad/s per unit of the sine of the cup's bearing
 
 
@@ -25,19 +28,19 @@ def act(layout: Layout, pose: Pose) -> tuple[float, float, float]:
     """linear_x, linear_y (m/s) and angular_z (rad/s): straight to the next point of the way at full
     speed, the eyes on the cup.
     """
-    x, y, yaw = pose
-    cos, sin = cos_sin(yaw)
-
-    def direction(point: tuple[float, float]) -> tuple[float, float]:
-        """Forward and left, of length 1."""
-        away_x, away_y = point[0] - x, point[1] - y
-        length = math.sqrt(away_x * away_x + away_y * away_y) or 1.0
-        return (away_x * cos + away_y * sin) / length, (away_y * cos - away_x * sin) / length
-
-    ahead, aside = direction(_next(layout, x, y))
-    cup_ahead, cup_aside = direction(layout.cup)
+    ahead, aside = _direction(pose, _next(layout, pose[0], pose[1]))
+    cup_ahead, cup_aside = _direction(pose, layout.cup)
     turn = TURN * cup_aside if cup_ahead > 0 else math.copysign(FASTEST[2], cup_aside)
     return SPEED * ahead, SPEED * aside, min(max(turn, -FASTEST[2]), FASTEST[2])
+
+
+def _direction(pose: Pose, point: tuple[float, float]) -> tuple[float, float]:
+    """Forward and left to a point, of length 1."""
+    x, y, yaw = pose
+    cos, sin = cos_sin(yaw)
+    away_x, away_y = point[0] - x, point[1] - y
+    length = math.sqrt(away_x * away_x + away_y * away_y) or 1.0
+    return (away_x * cos + away_y * sin) / length, (away_y * cos - away_x * sin) / length
 
 
 def _next(layout: Layout, x: float, y: float) -> tuple[float, float]:
@@ -55,10 +58,6 @@ def _next(layout: Layout, x: float, y: float) -> tuple[float, float]:
 
 def _free(box: Box, start: tuple[float, float], end: tuple[float, float]) -> bool:
     """Whether the base gets straight from one point to the other, past the box with some room."""
-    parts = [i / 20 for i in range(21)]
-    room = (CLEAR - 0.02) * (CLEAR - 0.02)
-    return all(
-        gap_squared(box, start[0] + (end[0] - start[0]) * t, start[1] + (end[1] - start[1]) * t)
-        >= room
-        for t in parts
-    )
+    x, y = (a + (b - a) * PARTS for a, b in zip(start, end, strict=True))
+    room = CLEAR - 0.02
+    return bool((gap_squared(box, x, y) >= room * room).all())

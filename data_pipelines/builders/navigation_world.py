@@ -12,7 +12,7 @@ Numpy and Python floats, of which only operations are used that IEEE 754 defines
 the same episode is the same bits on any machine. So there is no library's sine here.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -64,16 +64,18 @@ def scatter(draw: np.random.Generator, scenario: str) -> Layout:
     count, lie, side = scenario.split("_")
     *places, end = PLACES[count if count == "1box" else f"{count}_{lie}"]
     half_x, half_y = (LONG, SHORT) if lie == "vert" else (SHORT, LONG)
-
-    def around(middle: float, reach: float) -> float:
-        return middle + reach * float(draw.uniform(-1.0, 1.0))
-
-    boxes = tuple(Box(around(x, 0.1), around(0.0, 0.15), half_x, half_y) for x in places)
-    cup = around(end, 0.15), around(0.0, 0.3)
-    start = around(0.0, 0.1), around(0.0, 0.2), around(0.0, 0.25)
+    boxes = tuple(
+        Box(_around(draw, x, 0.1), _around(draw, 0.0, 0.15), half_x, half_y) for x in places
+    )
+    cup = _around(draw, end, 0.15), _around(draw, 0.0, 0.3)
+    start = _around(draw, 0.0, 0.1), _around(draw, 0.0, 0.2), _around(draw, 0.0, 0.25)
     first = 1 if side == "left" else -1
     second = -first if lie == "vert" else first
     return Layout(boxes, (first, second)[: len(boxes)], cup, start)
+
+
+def _around(draw: np.random.Generator, middle: float, reach: float) -> float:
+    return middle + reach * float(draw.uniform(-1.0, 1.0))
 
 
 class World:
@@ -163,7 +165,7 @@ def cos_sin(angle: float) -> tuple[float, float]:
     x = angle / 8
     q = x * x
     sin = x * (1 - q / 6 * (1 - q / 20 * (1 - q / 42 * (1 - q / 72 * (1 - q / 110)))))
-    cos = 1 - q / 2 * (1 - q / 12 * (1 - q / 30 * (1 - q / 56 * (1 - q / 90))))
+    cos = 1 - q / 2 * (1 - q / 12 * (1 - q / 30 * (1 - q / 56 * (1 - q / 90 * (1 - q / 132)))))
     for _ in range(3):
         cos, sin = cos * cos - sin * sin, 2 * cos * sin
     return cos, sin
@@ -176,9 +178,10 @@ def wrapped(angle: float) -> float:
     return float(angle + 2 * np.pi) if angle < -np.pi else float(angle)
 
 
-def gap_squared(box: Box, x: float, y: float) -> float:
-    """Squared distance of a point to a box, 0 inside."""
-    beside, along = max(abs(y - box.y) - box.half_y, 0.0), max(abs(x - box.x) - box.half_x, 0.0)
+def gap_squared(box: Box, x: float | np.ndarray, y: float | np.ndarray) -> Any:
+    """Squared distance of a point, or of points, to a box; 0 inside."""
+    beside = np.maximum(np.abs(y - box.y) - box.half_y, 0.0)
+    along = np.maximum(np.abs(x - box.x) - box.half_x, 0.0)
     return beside * beside + along * along
 
 
