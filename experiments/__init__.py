@@ -1,6 +1,6 @@
 """The commands, and what they are composed of; the only place that sees everything.
 
 Every file here is a command (`python -m experiments.NAME --help`). composition/: a config becomes
-model, data and optimizer. configs/: the config files. replaying/, viewing/, benchmarks/, robovlms/:
-the parts of one command each.
+model, data and optimizer. configs/: the config files. sims/: worlds to act in. replaying/,
+rolling/, viewing/, benchmarks/, robovlms/: the parts of one command each.
 """

@@ -48,11 +48,12 @@ def main(argv: list[str]) -> None:
         "execute": args.execute,
         "blank": args.blank,
     }
+    actor = opened(args, sim)
     with Kept(args.out, settings) as kept:
         todo = [number for number in range(args.episodes) if number not in kept.rows]
         if len(todo) < args.episodes:
             print(f"{args.out}: {args.episodes - len(todo)} episodes were done before")
-        run(sim, opened(args, sim), args.seed, todo, kept)
+        run(sim, actor, args.seed, todo, kept)
         rows = [kept.rows[number] for number in range(args.episodes)]
     body = figures(rows)
     print(text(body))
@@ -106,7 +107,8 @@ def described(policy: str) -> dict[str, Any]:
     every = hashlib.sha256()
     for file in sorted(path for path in step.rglob("*") if path.is_file()):
         every.update(str(file.relative_to(step)).encode() + b"\0")
-        every.update(hashlib.sha256(file.read_bytes()).digest())
+        with file.open("rb") as opened_file:
+            every.update(hashlib.file_digest(opened_file, "sha256").digest())
     return {
         "kind": "checkpoint",
         "step": int(step.name),

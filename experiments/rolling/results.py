@@ -47,11 +47,8 @@ class Kept:
                 f"--out={out}: another process writes its episodes there; wait for it, or give"
                 " another folder"
             ) from None
-        with_settings = out / "settings.json"
-        if not with_settings.is_file():
-            write_json(with_settings, settings)
-        before = json.loads(with_settings.read_text(encoding="utf-8"))
-        changed = diff(before, settings)
+        self.rows = self._read()
+        changed = self._other(settings)
         if changed:
             self._file.close()
             lines = "\n".join(f"  {key}: {was}, now {now}" for key, (was, now) in changed.items())
@@ -59,7 +56,6 @@ class Kept:
                 f"--out={out}: holds episodes of other settings, which are not to be counted"
                 f" together:\n{lines}\ngive another folder"
             )
-        self.rows = self._read()
 
     def add(self, row: Row) -> None:
         """Keeps an episode, on the disk when this returns."""
@@ -67,6 +63,14 @@ class Kept:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows[row["episode"]] = row
+
+    def _other(self, settings: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """What was other for the episodes that are there; without one, these settings are kept."""
+        file = self.out / "settings.json"
+        if self.rows:
+            return diff(json.loads(file.read_text(encoding="utf-8")), settings)
+        write_json(file, settings)
+        return {}
 
     def _read(self) -> dict[int, Row]:
         """What is there; the end of a line that a kill cut off is removed."""

@@ -64,7 +64,10 @@ def test_what_was_kept_is_there_again_without_the_line_that_a_kill_cut_off(tmp_p
 
 
 def test_results_of_other_settings_are_not_added_to(tmp_path: Path) -> None:
-    Kept(tmp_path, SETTINGS).__exit__(None, None, None)
+    with Kept(tmp_path, SETTINGS | {"seed": 9}):
+        pass  # of which no episode ended
+    with Kept(tmp_path, SETTINGS) as kept:
+        kept.add(row(0))
     before = (tmp_path / "settings.json").read_bytes()
     other = SETTINGS | {"seed": 1, "policy": {"kind": "random"}}
     with pytest.raises(
@@ -72,8 +75,8 @@ def test_results_of_other_settings_are_not_added_to(tmp_path: Path) -> None:
     ):
         Kept(tmp_path, other)
     assert (tmp_path / "settings.json").read_bytes() == before
-    with Kept(tmp_path, SETTINGS):
-        pass
+    with Kept(tmp_path, SETTINGS) as kept:
+        assert kept.rows == {0: row(0)}
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
