@@ -101,17 +101,21 @@ def test_a_checkpoint_and_its_artefact_act_alike(tmp_path: Path) -> None:
         "--config.optim.warmup_steps=1", f"--workdir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    export = ("--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "artefact"))
+    export = (
+        "--checkpoint",
+        str(tmp_path / "run" / "checkpoints"),
+        "--out",
+        str(tmp_path / "artefact"),
+    )
     done = run(*export, module="experiments.export")
     assert done.returncode == 0, done.stderr
-    rows = {}
-    for policy, more in (("run", ()), ("run", ("--blank",)), ("artefact", ())):
-        out = tmp_path / f"{policy}{''.join(more)}"
-        rollout.main([*options(str(tmp_path / policy), out.with_suffix(".out"), 2), *more])
-        rows[out.name] = episodes(out.with_suffix(".out"))
-        body = json.loads((out.with_suffix(".out") / "results.json").read_text())
-        assert body["plans"] == sum(-(-row["steps"] // 4) for row in rows[out.name])
+    for policy in ("run", "artefact"):
+        out = tmp_path / f"of {policy}"
+        rollout.main(options(str(tmp_path / policy), out, 2))
+        body = json.loads((out / "results.json").read_text())
+        assert body["plans"] == sum(-(-row["steps"] // 4) for row in body["episodes"])
+        assert body["settings"]["policy"]["kind"] == {"run": "checkpoint"}.get(policy, policy)
         assert len(body["settings"]["policy"]["files"]) == 64
-    assert rows["run"] == rows["artefact"]
-    with pytest.raises(ValueError, match=r"blank: false, now true"):
-        rollout.main([*options(str(tmp_path / "run"), tmp_path / "run.out", 2), "--blank"])
+    assert episodes(tmp_path / "of run") == episodes(tmp_path / "of artefact")
+    with pytest.raises(ValueError, match='policy.kind: "checkpoint", now "artefact"'):
+        rollout.main(options(str(tmp_path / "artefact"), tmp_path / "of run", 2))
