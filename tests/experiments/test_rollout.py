@@ -117,5 +117,5 @@ def test_a_checkpoint_and_its_artefact_act_alike(tmp_path: Path) -> None:
         assert body["settings"]["policy"]["kind"] == {"run": "checkpoint"}.get(policy, policy)
         assert len(body["settings"]["policy"]["files"]) == 64
     assert episodes(tmp_path / "of run") == episodes(tmp_path / "of artefact")
-    with pytest.raises(ValueError, match='policy.kind: "checkpoint", now "artefact"'):
+    with pytest.raises(ValueError, match=r'policy\.kind: "checkpoint", now "artefact"'):
         rollout.main(options(str(tmp_path / "artefact"), tmp_path / "of run", 2))
