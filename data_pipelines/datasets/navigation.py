@@ -1,9 +1,32 @@
-"""Robots that drive: the GNM datasets, in Octo's form (2-D) and in OpenVLA's (padded to 7-D)."""
+"""Robots that drive: the embedded navigation world, the GNM datasets in Octo's form (2-D) and in
+OpenVLA's (padded to 7-D).
+"""
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.downloads import bring, bucket
 from data_pipelines.datasets.names import POSE, STEP_TEXT
 from data_pipelines.standardise import Constant, Recipe, Waypoint
+
+# Made by data_pipelines/builders/navigation.py.
+NAVIGATION = Dataset(
+    name="navigation",
+    version="1.0.0",
+    robot="mobile base (simulated)",
+    cameras={"primary": "observation/image"},
+    language=STEP_TEXT,
+    control_hz=5.0,
+    action_names=("linear_x", "linear_y", "angular_z"),
+    action_units={"linear_x": "m/s", "linear_y": "m/s", "angular_z": "rad/s"},
+    binary=(),
+    state_names=("x", "y", "yaw"),
+    state_units={"x": "m", "y": "m", "yaw": "rad"},
+    download="python -m data_pipelines.builders.navigation --out {root}",
+    standardise=Recipe(actions=("action",), state=("observation/state",)),
+    notes=(
+        "Velocities of a holonomic base, instructions in Korean (NFC).",
+        "The state is odometry since the start.",
+    ),
+)
 
 GNM = Dataset(
     name="gnm_dataset",
@@ -58,6 +81,7 @@ def _gnm(place: str, robot: str, control_hz: float) -> Dataset:
 
 
 FAMILY = (
+    NAVIGATION,
     GNM,
     _gnm("recon", "Jackal", 3.0),
     _gnm("cory_hall", "RC car", 5.0),

@@ -3,6 +3,7 @@ holds.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,25 @@ from experiments.composition import film
 from vla_jax.actions import CONSTANT_SPREAD
 
 matplotlib.use("Agg")  # no screen on a pod
+from matplotlib import font_manager
 from matplotlib import pyplot as plt  # after the backend is chosen
+
+# What matplotlib brings has no Korean: one of these, where it is installed, writes what that lacks.
+KOREAN = ("Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic")
+INSTALLED = set(font_manager.get_font_names())
+plt.rcParams["font.family"] = ["DejaVu Sans", *(name for name in KOREAN if name in INSTALLED)]
 
 STRIPS, PIXELS = 3, 128  # of a dataset's film strips: episodes, and their height
 
 
 def curves(metrics_file: Path, members: list[Member], out: Path) -> None:
     """Draws every loss and accuracy in a metrics.jsonl over steps, train and validation in one
-    panel each; errors of dims that are constant in all of `members`, from which nothing is learnt,
-    are left out.
+    panel each. What no row has (a gripper, where there is none) is left out, and so are errors of
+    dims that are constant in all of `members`, from which nothing is learnt.
     """
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    names = sorted({key.split("/", 1)[1] for row in rows for key in row if key.startswith("val/")})
+    measured = {key for row in rows for key in row if row[key] is not None}
+    names = sorted(key.removeprefix("val/") for key in measured if key.startswith("val/"))
     still = {f"l1/{name}" for name in constant_dims(members)}
     panels = ["loss", *[n for n in names if n != "loss" and n not in still]]
     measures = _measures(members)
@@ -176,10 +184,15 @@ def dataset(described: Dataset, split: Split, numbers: dict[str, Any], out: Path
 
 
 def save(figure: plt.Figure, out: Path, tight: bool = True) -> None:
-    """Writes a picture, whole or not at all, and closes the figure."""
-    if tight:
-        figure.tight_layout()
+    """Writes a picture, whole or not at all, and closes the figure. Words that no font has are
+    boxes in it.
+    """
     part = out.with_name(out.name + ".part")
-    figure.savefig(part, dpi=100, format="png")
+    with warnings.catch_warnings():
+        # A line for each letter otherwise.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        if tight:
+            figure.tight_layout()
+        figure.savefig(part, dpi=100, format="png")
     part.replace(out)
     plt.close(figure)

@@ -41,6 +41,7 @@ def test_curves_have_units_and_none_of_a_constant_dim(
 ) -> None:
     names = ("loss", "arm", "l1/x", "l1/roll", "l1/yaw", "l1/gripper")
     row = {"step": 1, "loss": 0.5} | {f"val/{name}": 0.1 for name in names}
+    row["val/gripper"] = None  # of a robot without one
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     plots.curves(tmp_path / "metrics.jsonl", [member], tmp_path / "curves.png")
     assert titles(drawn[0]) == ["loss", "arm", "l1/gripper", "l1/x", "l1/yaw"]
@@ -53,6 +54,13 @@ def test_curves_have_units_and_none_of_a_constant_dim(
         ("step", "|error| of x (table widths)"),
         ("step", "|error| of yaw (rad)"),
     ]
+
+
+def test_korean_words_cost_no_warning(tmp_path: Path) -> None:
+    figure, axis = plots.plt.subplots(figsize=(2, 1))
+    axis.set_title("컵까지")
+    plots.save(figure, tmp_path / "korean.png")
+    assert (tmp_path / "korean.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_dim_that_moves_in_one_dataset_of_a_mixture_is_drawn(member: Member) -> None:

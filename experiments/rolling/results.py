@@ -1,0 +1,162 @@
+"""What became of episodes: a line each in a file that survives kills, and figures of all.
+
+OUT/settings.json   what the results are of; other settings do not go on here
+OUT/episodes.jsonl  a line for each episode that ended
+OUT/results.json    written at the end
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from experiments.composition.config import diff
+from experiments.composition.json_files import write_json
+
+NORMAL = 1.959963984540054  # 97.5% of a normal distribution lie below
+
+Row = dict[str, Any]
+
+
+class Kept:
+    """The episodes in a folder, for one process. To be used in a `with` statement.
+
+    Attributes:
+        out: the folder.
+        rows: of the episodes that ended, by their number.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        """Raises ValueError where another process writes there, and for results of other settings,
+        which are named.
+        """
+        self.out = out
+        out.mkdir(parents=True, exist_ok=True)
+        self._file = (out / "episodes.jsonl").open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ValueError(
+                f"--out={out}: another process writes its episodes there; wait for it, or give"
+                " another folder"
+            ) from None
+        self.rows = self._read()
+        changed = self._other(settings)
+        if changed:
+            self._file.close()
+            lines = "\n".join(f"  {key}: {was}, now {now}" for key, (was, now) in changed.items())
+            raise ValueError(
+                f"--out={out}: holds episodes of other settings, which are not to be counted"
+                f" together:\n{lines}\ngive another folder"
+            )
+
+    def add(self, row: Row) -> None:
+        """Keeps an episode, on the disk when this returns."""
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows[row["episode"]] = row
+
+    def _other(self, settings: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """What was other for the episodes that are there; without one, these settings are kept."""
+        file = self.out / "settings.json"
+        if self.rows:
+            return diff(json.loads(file.read_text(encoding="utf-8")), settings)
+        write_json(file, settings)
+        return {}
+
+    def _read(self) -> dict[int, Row]:
+        """What is there; the end of a line that a kill cut off is removed."""
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        self._file.truncate(whole)
+        rows = [json.loads(line) for line in data[:whole].splitlines()]
+        return {row["episode"]: row for row in rows}
+
+    def __enter__(self) -> "Kept":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The interval of a share at 95% (Wilson 1927): all p for which `successes` of n are within
+    1.96 standard deviations of n p. Raises ValueError without an episode.
+    """
+    if n < 1:
+        raise ValueError("wilson: expected one episode or more, got none")
+    share, z2 = successes / n, NORMAL * NORMAL
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def figures(rows: list[Row]) -> dict[str, Any]:
+    """JSON-able: success of all, by wording and by task and wording, how episodes ended, and how
+    long the policy took for a plan, its pictures included, ms.
+    """
+    times = np.concatenate([row["milliseconds"] for row in rows])
+    p50, p95 = np.quantile(times, [0.5, 0.95]).tolist()
+    by_task = {
+        task: _by("wording", [row for row in rows if row["task"] == task])
+        for task in dict.fromkeys(row["task"] for row in rows)
+    }
+    return {
+        "success": _share(rows),
+        "by_wording": _by("wording", rows),
+        "by_task": by_task,
+        "outcomes": dict(Counter(row["outcome"] for row in rows)),
+        "plans": len(times),
+        "milliseconds": {"p50": p50, "p95": p95},
+    }
+
+
+def text(body: dict[str, Any]) -> str:
+    """The figures as a table for people."""
+    wordings = list(body["by_wording"])
+    lines = ["task".ljust(20) + "".join(f"{wording:>28}" for wording in wordings)]
+    for task, cells in [*body["by_task"].items(), ("all", body["by_wording"])]:
+        shown = (_cell(cells[wording]) if wording in cells else "" for wording in wordings)
+        lines.append(task.ljust(20) + "".join(f"{cell:>28}" for cell in shown))
+    ended = ", ".join(f"{name} {count}" for name, count in body["outcomes"].items())
+    times = body["milliseconds"]
+    return "\n".join(
+        [
+            *lines,
+            f"success {_cell(body['success'])}: {ended}",
+            f"{body['plans']} plans, {times['p50']:.2f} ms (p95 {times['p95']:.2f})",
+        ]
+    )
+
+
+def _by(key: str, rows: list[Row]) -> dict[str, Any]:
+    names = dict.fromkeys(row[key] for row in rows)
+    return {name: _share([row for row in rows if row[key] == name]) for name in names}
+
+
+def _share(rows: list[Row]) -> dict[str, Any]:
+    count = sum(row["outcome"] == "success" for row in rows)
+    low, high = wilson(count, len(rows))
+    return {"successes": count, "episodes": len(rows), "low": low, "high": high}
+
+
+def _cell(share: dict[str, Any]) -> str:
+    percent = 100 * share["successes"] / share["episodes"]
+    return (
+        f"{percent:.1f}% [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
+        f" of {share['episodes']}"
+    )

@@ -1,0 +1,46 @@
+"""The world of data_pipelines/builders/navigation.py, to act in: boxes, a cup, words in Korean.
+
+Its layouts are none of the data set's: they are drawn from numbers of their own.
+"""
+
+import numpy as np
+
+from data_pipelines.builders import navigation, navigation_expert
+from data_pipelines.builders.navigation_world import FASTEST, World, scatter
+from vla_jax.robot.navigation import SCENARIOS
+
+ROLLOUTS = len(navigation.SPLITS)  # in place of a split's number
+
+
+class Navigation:
+    """sims.Sim: the eight scenarios are the tasks."""
+
+    dataset = "navigation"
+    tasks = tuple(SCENARIOS)
+    wordings: tuple[str, ...] = ("seen", "held out")
+    low, high = -np.array(FASTEST), np.array(FASTEST)
+    _world: World
+
+    @property
+    def outcome(self) -> str:
+        """See Sim."""
+        return self._world.outcome
+
+    def reset(self, task: str, wording: str, seed: tuple[int, ...]) -> str:
+        """Begins an episode; returns its instruction."""
+        draw = navigation.drawn(ROLLOUTS, *seed)
+        self._world = World(scatter(draw, task))
+        said = navigation.sentences(task, wording == "held out")
+        return said[int(draw.integers(len(said)))]
+
+    def observe(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The camera's picture and the odometry."""
+        return {"primary": self._world.picture()}, self._world.odometry()
+
+    def step(self, action: np.ndarray) -> None:
+        """linear_x, linear_y (m/s) and angular_z (rad/s) for one control step."""
+        self._world.step(*action.tolist())
+
+    def expert(self) -> np.ndarray:
+        """The action of the one who made the demonstrations."""
+        return np.array(navigation_expert.act(self._world.layout, self._world.pose))
