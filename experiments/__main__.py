@@ -24,6 +24,7 @@ COMMANDS = {  # in the order of a policy's life: name -> module, what it does
     "export": ("experiments.export", "an artefact for a robot, ONNX, pt2, Hugging Face"),
     "quantise": ("experiments.quantise", "what 8 bits cost an artefact"),
     "replay": ("experiments.replay", "an artefact on recorded episodes"),
+    "rollout": ("experiments.rollout", "a policy acts in a simulated world"),
     "serve": ("experiments.serve", "an artefact on a socket, for robots"),
     "benchmark": ("experiments.benchmark", "speed, beside a named peer"),
 }
