@@ -30,7 +30,7 @@ T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
 KEY = jax.random.key(0)
 SPEC = ActionSpec(("x", "y", "gripper"), binary=(2,))
 IO = PolicyIO(
-    8, 5, lambda text: np.array([3, 4, 5][: len(text)]), SPEC, ActionSpec(("a", "gripper"))
+    (8, 8), 5, lambda text: np.array([3, 4, 5][: len(text)]), SPEC, ActionSpec(("a", "gripper"))
 )
 HEADS = {"lstm": LSTMHead, "mlp": MLPHead, "flow": FlowHead, "gpt": GPTHead}
 

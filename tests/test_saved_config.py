@@ -101,7 +101,7 @@ def test_a_checkpoint_from_before_a_field_opens(tmp_path: Path) -> None:
     meta = json.loads(file.read_text())
     del meta["config"]["model"]["start"], meta["config"]["objectives"]["text_align"]
     file.write_text(json.dumps(meta))
-    assert saved.open_checkpoint(directory).image_size == 32
+    assert saved.open_checkpoint(directory).image_size == (32,)
     meta["config"]["wheels"] = 4
     file.write_text(json.dumps(meta))
     with pytest.raises(ValueError, match=r"checkpoints: config: no such field here: wheels"):

@@ -74,7 +74,7 @@ HEADS = {
 
 
 def backbone_config(config: ConfigDict) -> Any:
-    """The backbone's own config: its released sizes with this run's image size, remat and layer
+    """The backbone's own config: its released sizes with this run's image sizes, remat and layer
     loop. Positions that were learned for another image size are interpolated where weights are
     read (transforms.positions).
     """
@@ -85,13 +85,16 @@ def backbone_config(config: ConfigDict) -> Any:
             f" {config.model.variant!r}"
         )
     sizes = module.CONFIGS[config.model.variant]
-    size, patch = config.model.image_size, sizes.vision.patch
-    if size < patch or size % patch:
-        raise ValueError(
-            f"model.image_size: expected a multiple of {patch}, the patch of"
-            f" {config.model.variant} (released for {sizes.image_size}), got {size}"
-        )
-    vision = dataclasses.replace(sizes.vision, image_size=size)
+    size, patch, cameras = config.model.image_size, sizes.vision.patch, camera_sizes(config)
+    for field, given in (("image_size", (size,)), ("image_sizes", cameras)):
+        if any(each < patch or each % patch for each in given):
+            raise ValueError(
+                f"model.{field}: expected a multiple of {patch}, the patch of"
+                f" {config.model.variant} (released for {sizes.image_size}), got"
+                f" {', '.join(map(str, given))}"
+            )
+    others = tuple(each for each in dict.fromkeys(cameras) if each != size)
+    vision = dataclasses.replace(sizes.vision, image_size=size, other_sizes=others)
     changes: dict[str, Any] = {
         "vision": vision,
         "remat": config.model.remat,
@@ -103,6 +106,19 @@ def backbone_config(config: ConfigDict) -> Any:
             tasks.caption.weight or tasks.image_text.weight
         )
     return dataclasses.replace(sizes, **changes)
+
+
+def camera_sizes(config: ConfigDict) -> tuple[int, ...]:
+    """Pixels of a side of each camera's images. Raises ValueError where model.image_sizes is not
+    one per camera.
+    """
+    model = config.model
+    if model.image_sizes and len(model.image_sizes) != len(model.cameras):
+        raise ValueError(
+            f"model.image_sizes: expected one per camera ({', '.join(model.cameras)}), or () where"
+            f" all have model.image_size, got {tuple(model.image_sizes)}"
+        )
+    return tuple(model.image_sizes) or (model.image_size,) * len(model.cameras)
 
 
 def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) -> Params:
@@ -293,7 +309,13 @@ def _state(config: ConfigDict) -> StateConfig:
 
 
 def _forward(config: ConfigDict) -> MakeTask:
-    task = config.objectives.forward
+    task, pixels = config.objectives.forward, camera_sizes(config)
+    if len(set(pixels)) > 1:
+        raise ValueError(
+            f"objectives.forward: expected cameras of one size, got {pixels}: its decoder fills in"
+            " equally many patches of each; set objectives.forward.weight=0 or equal"
+            " model.image_sizes"
+        )
     sizes = ForwardConfig(
         frames=len(task.offsets),
         cameras=len(config.model.cameras),
@@ -301,7 +323,7 @@ def _forward(config: ConfigDict) -> MakeTask:
         width=task.width,
         depth=task.depth,
         patch=task.patch,
-        image_size=config.model.image_size,
+        image_size=pixels[0],
     )
     return lambda width, rngs: ForwardPrediction(width, sizes, rngs)
 

@@ -43,7 +43,8 @@ class PolicyIO:
     """What stands between a robot and the network; all of it travels with a checkpoint.
 
     Attributes:
-        image_size: pixels of a side that the network takes; other images are resized.
+        image_size: pixels of a side that the network takes, one per camera; other images are
+            resized.
         prompt_length: tokens.
         encode: an instruction to its token ids.
         action_spec, state_spec: normalisation of the dataset whose robot this is.
@@ -54,7 +55,7 @@ class PolicyIO:
         resize: how, one of types.RESIZES, as in the loader.
     """
 
-    image_size: int
+    image_size: tuple[int, ...]
     prompt_length: int
     encode: Callable[[str], np.ndarray]
     action_spec: ActionSpec
@@ -188,7 +189,7 @@ class JaxPolicy:
             p=len(io.state_names or io.state_spec.names),
             l=io.prompt_length,
             d=config.action_dim,
-            image_size=(io.image_size,) * len(config.cameras),
+            image_size=io.image_size,
             past_action=True,
         )
         obs = new_observation(sizes, np.zeros)
@@ -206,7 +207,10 @@ class JaxPolicy:
             past = io.action_spec.normalise(np.asarray(last, np.float32), measured)
             obs.past_action[0, 0, self._action_places] = past
         return obs._replace(
-            images=tuple(_fitted(images[name], io, name)[None, None] for name in config.cameras),
+            images=tuple(
+                _fitted(images[name], size, io.resize, name)[None, None]
+                for name, size in zip(config.cameras, io.image_size, strict=True)
+            ),
             image_mask=np.ones_like(obs.image_mask),
             prompt=self._prompt[0],
             prompt_mask=self._prompt[1],
@@ -336,13 +340,14 @@ def _measured(io: PolicyIO, proprio: np.ndarray | None) -> np.ndarray | None:
     return relative.checked(parts, numbers)
 
 
-def _fitted(image: np.ndarray, io: PolicyIO, name: str) -> np.ndarray:
-    """The image at the network's size. Raises ValueError when it is not uint8 RGB."""
+def _fitted(image: np.ndarray, size: int, how: str, name: str) -> np.ndarray:
+    """The image of the camera `name` at the network's size. Raises ValueError when it is not uint8
+    RGB.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"images[{name!r}]: expected uint8 [h, w, 3], got {image.dtype} {image.shape}"
         )
-    size = (io.image_size, io.image_size)
-    if image.shape[:2] == size:
+    if image.shape[:2] == (size, size):
         return image
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling[io.resize.upper()]))
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling[how.upper()]))

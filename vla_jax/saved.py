@@ -44,7 +44,7 @@ class SavedPolicy:
         prompt: {"before": ids, "template": text with {} for the instruction, "after": ids,
             "length": tokens}.
         encode: an instruction to its token ids.
-        image_size: pixels of a side.
+        image_size: pixels of a side, one per camera.
         resize: how images of other sizes get it, one of types.RESIZES.
         dtype: what it acts in unless told otherwise, one of DTYPES.
         origin: where it comes from; JSON-able.
@@ -58,7 +58,7 @@ class SavedPolicy:
     tokenizer: dict[str, Any]
     prompt: dict[str, Any]
     encode: Callable[[str], list[int]]
-    image_size: int
+    image_size: tuple[int, ...]
     resize: str
     dtype: str
     origin: dict[str, Any]
@@ -118,7 +118,7 @@ def open_checkpoint(
             "length": config.model.prompt_length,
         },
         encode=lambda text: encoder.encode("" if blank else text),
-        image_size=config.model.image_size,
+        image_size=build.camera_sizes(config),
         resize=config.model.resize,
         dtype=config.model.act_dtype,
         origin={

@@ -111,6 +111,8 @@ INTRODUCED: dict[str, Any] = {
     "model.state_names": (),
     "model.embodiment": False,
     "model.embodiments": (),
+    # 2026-11-29. Every camera had model.image_size.
+    "model.image_sizes": (),
 }
 
 

@@ -175,7 +175,7 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
         tokenizer=encoder.definition(),
         prompt=prompt | {"length": config.model.prompt_length},
         encode=encoder.encode,
-        image_size=config.model.image_size,
+        image_size=build.camera_sizes(config),
         resize=config.model.resize,
         dtype=config.model.act_dtype,
         origin={"checkpoint": "random weights of experiments.benchmark"},

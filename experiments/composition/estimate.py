@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from experiments.composition import datasets
-from vla_jax import sharding
+from vla_jax import build, sharding
 from vla_jax.params import Shapes, merge
 from vla_jax.training import metrics
 from vla_jax.training.state import TrainState
@@ -52,14 +52,14 @@ def per_window(
 def batch(config: ConfigDict, b: int) -> Batch:
     """A batch of b windows as shapes and types."""
     model, tasks = config.model, config.objectives
-    t, size, cameras = model.window, model.image_size, len(model.cameras)
+    t, size, cameras = model.window, model.image_size, build.camera_sizes(config)
     frames, length = len(tasks.forward.offsets), tasks.image_text.length
 
     def spec(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((b, *shape), dtype)
 
     def images(*shape: int) -> tuple[Any, ...]:
-        return tuple(spec(np.uint8, *shape, size, size, 3) for _ in range(cameras))
+        return tuple(spec(np.uint8, *shape, each, each, 3) for each in cameras)
 
     sizes = ObservationSizes(
         b=b,
@@ -67,7 +67,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
         p=_state_dims(config),
         l=model.prompt_length,
         d=len(model.action_names),
-        image_size=(size,) * cameras,
+        image_size=cameras,
         past_action=model.past_action,
     )
     obs = new_observation(sizes, jax.ShapeDtypeStruct)
@@ -79,7 +79,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
         action_mask=spec(bool, t, model.chunk, len(model.action_names)),
         dataset_id=spec(np.int32),
         future=(
-            Future(images(t, frames), spec(bool, t, frames, cameras))
+            Future(images(t, frames), spec(bool, t, frames, len(cameras)))
             if tasks.forward.weight
             else None
         ),

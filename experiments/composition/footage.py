@@ -38,9 +38,9 @@ def of_checkpoint(
         rows = np.unique(np.linspace(0, len(split.actions) - 1, FRAMES).astype(int)).tolist()
         seen = {
             name: cameras.statistics(
-                frame(split, name, row, name in dataset.bgr, source) for row in rows
+                frame(split, name, row, name in dataset.bgr, size, source.resize) for row in rows
             )
-            for name in config.model.cameras
+            for name, size in zip(config.model.cameras, source.image_size, strict=True)
         }
         said = (text for text in split.sentences if text)
         fitting = (text for text in said if len(source.encode(text)) <= source.prompt["length"])
@@ -48,7 +48,7 @@ def of_checkpoint(
     return out
 
 
-def frame(split: Split, camera: str, row: int, bgr: bool, source: SavedPolicy) -> np.ndarray:
+def frame(split: Split, camera: str, row: int, bgr: bool, size: int, how: str) -> np.ndarray:
     """A frame as a robot sends it, uint8 RGB [size size 3]."""
     (picture,) = split.pictures(camera, np.array([row]))
-    return resize(images.raw(picture, bgr), source.image_size, source.resize)
+    return resize(images.raw(picture, bgr), size, how)

@@ -69,6 +69,7 @@ RANGES: dict[str, Range] = {
     "data.windows_per_visit": COUNT,
     "model.prompt_length": COUNT,
     "model.image_size": COUNT,
+    "model.image_sizes": COUNT,
     "model.window": COUNT,
     "model.chunk": COUNT,
     "model.action_dim": Range(0, special={0: "from the data"}),

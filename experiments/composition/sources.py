@@ -187,7 +187,7 @@ def loader(
             window=model.window,
             chunk=model.chunk,
             cameras=tuple(model.cameras),
-            image_size=(model.image_size,) * len(model.cameras),
+            image_size=build.camera_sizes(config),
             resize=model.resize,
             prompt_length=model.prompt_length,
             batch_size=config.batch_size,

@@ -115,6 +115,8 @@ def _model() -> ConfigDict:
     config.tokenizer = ""
     config.prompt_length = 48
     config.image_size = 224
+    # pixels of each camera, in the order of cameras; (): all have image_size
+    config.image_sizes = ()
     config.resize = "lanczos"  # how images get it: lanczos, bicubic, bilinear
     config.cameras = ("primary",)
     config.window = 8

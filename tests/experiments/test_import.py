@@ -161,7 +161,9 @@ def rollout(case: Case, vla: VLA) -> None:
     """From an episode's first frame on: RoboVLMs' queues hold what there is, at most a window."""
     state = ActionSpec(())
     ids = case.ids[0, : LENGTHS[0]]
-    io = PolicyIO(reference.IMAGE, PROMPT, lambda text: ids, ActionSpec(("a",) * 7, (6,)), state)
+    io = PolicyIO(
+        (reference.IMAGE,) * 2, PROMPT, lambda text: ids, ActionSpec(("a",) * 7, (6,)), state
+    )
     policy = JaxPolicy(*flat.split(vla), io)
     policy.reset("")
     frames = [np.concatenate([camera[0], camera[1]]) for camera in case.images]  # 2t h w 3

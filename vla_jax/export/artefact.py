@@ -143,6 +143,13 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
             " training"
         )
     network = describe.network(model, source.prompt["length"])
+    size = network["backbone"]["vision"]["image_size"]
+    if set(source.image_size) != {size}:
+        raise ValueError(
+            f"export: expected images of {size} px from every camera, the tower's own size, got"
+            f" {', '.join(map(str, source.image_size))}: the torch policy has no cameras of another"
+            " size; train with model.image_sizes=(), or act with vla_jax.load_policy"
+        )
     spaces: dict[str, set[tuple[str, ...]]] = {"action": set(), "state": set()}
     for name, numbers in source.specs.items():
         spaces["action"].add(numbers.action.names)
@@ -167,7 +174,7 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
         "embodiments": list(source.embodiments),
         "cameras": list(model.config.cameras),
         "image": {
-            "size": source.image_size,
+            "size": size,
             "format": "uint8 RGB, rows first",
             "resize": source.resize,
         },
@@ -231,7 +238,7 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
         f" {numbers.targets}{' ' * bool(numbers.targets)}{', '.join(numbers.action.names)}"
         for name, numbers in source.specs.items()
     )
-    dataset = proven(source)
+    dataset, size = proven(source), body["image"]["size"]
     ours = source.specs[dataset]
     state = ours.state if sequence["state"] or ours.action.relative else None
     proprio = _states(source) if sequence["state"] or ours.action.relative else "not looked at"
@@ -273,8 +280,8 @@ out["actions"]  # float32 [{head["chunk"]}, {dims}] in robot units
 policy; on a robot run it behind limits of speed and workspace (policy_torch/runtime.py,
 limits_example.yaml{others}; reading a file of limits needs pyyaml).
 {RUN.format(begin=begin) if arm else ""}
-- Images: uint8 RGB [{source.image_size}, {source.image_size}, 3], resized by
-  `policy_torch.resize.resize(frame, {source.image_size}, {body["image"]["resize"]!r})`.
+- Images: uint8 RGB [{size}, {size}, 3], resized by
+  `policy_torch.resize.resize(frame, {size}, {body["image"]["resize"]!r})`.
 - History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
 - State: {proprio}.
 

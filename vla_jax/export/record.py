@@ -25,10 +25,10 @@ def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
     """
     rng = np.random.default_rng(0)
     out = {}
-    for name in model.config.cameras:
-        first, last = rng.integers(0, 256, (2, io.image_size, io.image_size, 3))
+    for name, size in zip(model.config.cameras, io.image_size, strict=True):
+        first, last = rng.integers(0, 256, (2, size, size, 3))
         part = np.linspace(0, 1, steps)[:, None, None, None]
-        noise = rng.integers(-8, 9, (steps, io.image_size, io.image_size, 3))
+        noise = rng.integers(-8, 9, (steps, size, size, 3))
         out[f"image/{name}"] = np.clip((1 - part) * first + part * last + noise, 0, 255).astype(
             np.uint8
         )

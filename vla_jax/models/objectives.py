@@ -28,9 +28,9 @@ from vla_jax.types import Array, Batch
 Pair = tuple[Array, Array]  # sum and weight of each example, [b]
 EPS = 1e-6  # added to a patch's variance, as in MAE
 
-# images [b cameras h w 3], image mask [b cameras], tokens [b l], mask [b l], target [b l] -> logits
-# [b l vocab] at the tokens, of which the targets see only what stands before them.
-TextLogits = Callable[[Array, Array, Array, Array, Array], Array]
+# images [b h w 3] of each camera, image mask [b cameras], tokens [b l], mask [b l], target [b l] ->
+# logits [b l vocab] at the tokens, of which the targets see only what stands before them.
+TextLogits = Callable[[tuple[Array, ...], Array, Array, Array, Array], Array]
 
 
 class Encoded(NamedTuple):
@@ -228,7 +228,7 @@ class Caption:
     def loss(self, encoded: Encoded, batch: Batch) -> Pair:
         """Cross-entropy of the instruction's tokens."""
         obs = batch.obs
-        images = jnp.stack([image[:, -1] for image in obs.images], axis=1)  # b cameras h w 3
+        images = tuple(image[:, -1] for image in obs.images)
         target = obs.prompt_mask & (jnp.arange(obs.prompt.shape[1]) > 0)[None]
         logits = encoded.text_logits(
             images, obs.image_mask[:, -1], obs.prompt, obs.prompt_mask, target
@@ -252,7 +252,7 @@ class ImageTextTask:
     def loss(self, encoded: Encoded, batch: Batch) -> Pair:
         """Cross-entropy of the answer's tokens."""
         example = _given(batch.image_text, "image_text")
-        images, seen = example.images[:, None], jnp.ones((example.images.shape[0], 1), bool)
+        images, seen = (example.images,), jnp.ones((example.images.shape[0], 1), bool)
         logits = encoded.text_logits(images, seen, example.tokens, example.mask, example.target)
         return next_token(logits, example.tokens, example.target)
 

@@ -30,6 +30,8 @@ class VisionConfig:
             CLIP's pixels.
         class_token: the class token is among the tokens returned (CLIP only).
         final_norm: a norm after the last block, over all tokens.
+        other_sizes: pixels of a side of images that it takes beside those of image_size, for which
+            the positions are.
     """
 
     image_size: int
@@ -43,6 +45,7 @@ class VisionConfig:
     clip: bool = False
     class_token: bool = False
     final_norm: bool = True
+    other_sizes: tuple[int, ...] = ()
 
     @property
     def patches(self) -> int:
@@ -84,29 +87,30 @@ class ViT(nnx.Module):
 
     def __call__(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Tokens in rows of patches, behind the class token if it is kept. Raises ValueError for
-        another size.
+        a size that it does not take.
         """
         config, p = self.config, self.config.patch
-        size = config.image_size
-        if images.shape[1:] != (size, size, 3):
+        f, size = images.shape[:2]
+        sizes = dict.fromkeys((config.image_size, *config.other_sizes))
+        if size not in sizes or images.shape[2:] != (size, 3):
+            expected = " or ".join(f"[n, {each}, {each}, 3]" for each in sizes)
             raise ValueError(
-                f"images: expected [n, {size}, {size}, 3], got {images.shape}; resize them in the"
-                " data pipeline"
+                f"images: expected {expected}, got {images.shape}; resize them in the data pipeline"
             )
-        f, side = images.shape[0], size // p
+        side = size // p
         mean, deviation = (255.0 * jnp.asarray(v)[None, None, None] for v in _pixels(config))
         x = (images.astype(jnp.float32) - mean) / deviation
         # Patches in rows, pixels of a patch in (row, column, channel) order: the convolution as one
         # product. A tower whose patches do not divide the image leaves out the last pixels, as a
         # convolution does.
         x = x[:, : side * p, : side * p].reshape(f, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(f, config.patches, p * p * 3))
+        x = self.patch(x.reshape(f, side * side, p * p * 3))
         if self.class_token is not None:
             first = jnp.broadcast_to(
                 self.class_token[...][None].astype(x.dtype), (f, 1, config.width)
             )
             x = jnp.concatenate([first, x], axis=1)
-        x = x + self.positions[...][None]
+        x = x + self._positions_of(side)[None]
         if self.norm_input is not None:
             x = self.norm_input(x)
         tokens = x.shape[1]
@@ -115,6 +119,18 @@ class ViT(nnx.Module):
         # The last block computes only what is returned.
         x = self.layers(x, mask, positions, tokens - 1 if dropped else None)
         return x if self.norm is None else self.norm(x)
+
+    def _positions_of(self, side: int) -> Float[Array, "_ c"]:
+        """The positions for images of `side` patches a side: of another size than image_size what
+        transforms.Positions would have made of them.
+        """
+        table, own = self.positions[...], self.config.image_size // self.config.patch
+        if side == own:
+            return table
+        extra, along = int(self.config.clip), transforms.bicubic(own, side)
+        grid = table[extra:].astype(jnp.float32).reshape(own, own, -1)
+        grid = jnp.einsum("ij,kl,jlc->ikc", along, along, grid, precision="highest")
+        return jnp.concatenate([table[:extra], grid.reshape(side * side, -1).astype(table.dtype)])
 
 
 def _pixels(config: VisionConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -309,12 +309,7 @@ class VLA(nnx.Module):
                 f" {len(obs.images)}; give loader and model the same cameras"
             )
         b, t = obs.step_mask.shape
-        # Cameras are stacked inside the frame, not along the batch, so that a sharded batch stays
-        # where it is.
-        images = jnp.stack(obs.images, axis=2)  # b t cameras h w 3
-        cameras = self._encode_cameras(
-            images.reshape(b * t, *images.shape[2:]), obs.image_mask.reshape(b * t, -1)
-        )
+        cameras = self._encode_cameras(obs.images, obs.image_mask.reshape(b * t, -1))
         # Text is embedded once per example and repeated for its frames.
         words = MaskedTokens(
             *(
@@ -377,13 +372,15 @@ class VLA(nnx.Module):
 
     def text_logits(
         self,
-        images: UInt8[Array, "b cameras h w 3"],
+        images: tuple[UInt8[Array, "b _ _ 3"], ...],
         seen: Bool[Array, "b cameras"],
         tokens: Int[Array, "b l"],
         mask: Bool[Array, "b l"],
         target: Bool[Array, "b l"],
     ) -> Float[Array, "b l vocab"]:
-        """Logits at a text's tokens behind images; targets see only what stands before them."""
+        """Logits at a text's tokens behind the images of each camera; targets see only what stands
+        before them.
+        """
         cameras = self._encode_cameras(images, seen)
         image = sequence.concat_tokens(cameras if self.config.layout == "prefix" else cameras[::-1])
         text = MaskedTokens(self.backbone.embed_text(tokens), mask)
@@ -400,15 +397,22 @@ class VLA(nnx.Module):
         return self.backbone.logits(hidden)
 
     def _encode_cameras(
-        self, images: UInt8[Array, "f cameras h w 3"], mask: Bool[Array, "f cameras"]
+        self, images: tuple[UInt8[Array, "*f _ _ 3"], ...], mask: Bool[Array, "f cameras"]
     ) -> list[MaskedTokens]:
-        """The visual tokens of each camera."""
-        f, cameras = mask.shape
-        visual = self.backbone.embed_image(images.reshape(-1, *images.shape[2:]))  # f*cameras v w
-        visual = visual if self.resampler is None else self.resampler(visual)
-        visual = visual.reshape(f, cameras, *visual.shape[1:])
-        valid = jnp.broadcast_to(mask[:, :, None], visual.shape[:3])
-        return [MaskedTokens(visual[:, i], valid[:, i]) for i in range(cameras)]
+        """The visual tokens of each camera, from its images: one pass for those of equal size."""
+        out: dict[int, MaskedTokens] = {}
+        for size in dict.fromkeys(image.shape[-2] for image in images):
+            cameras = [i for i, image in enumerate(images) if image.shape[-2] == size]
+            # Cameras are stacked inside the frame, not along the batch, so that a sharded batch
+            # stays where it is.
+            stacked = jnp.stack([images[i] for i in cameras], axis=-4)  # *f cameras h w 3
+            visual = self.backbone.embed_image(stacked.reshape(-1, *stacked.shape[-3:]))
+            visual = visual if self.resampler is None else self.resampler(visual)
+            visual = visual.reshape(-1, len(cameras), *visual.shape[1:])  # f cameras v w
+            for i, camera in enumerate(cameras):
+                valid = jnp.broadcast_to(mask[:, camera, None], (len(mask), visual.shape[2]))
+                out[camera] = MaskedTokens(visual[:, i], valid)
+        return [out[camera] for camera in range(len(images))]
 
     def _scalar_token(
         self, token: Float[Array, "b t c"], known: Bool[Array, "b t"]

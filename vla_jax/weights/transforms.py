@@ -101,14 +101,14 @@ class Positions:
         if before**2 + extra != x.shape[0] or before == after:
             return x
         grid = x[extra:].astype(np.float32).reshape(before, before, -1)
-        along = _bicubic(before, after)
+        along = bicubic(before, after)
         grid = np.einsum("ij,kl,jlc->ikc", along, along, grid, optimize=True)
         return np.concatenate([x[:extra], grid.reshape(after**2, -1).astype(x.dtype)])
 
 
-def _bicubic(before: int, after: int) -> np.ndarray:
-    """[after, before]: what each new point takes of the old ones. Keys' convolution (IEEE TASSP
-    1981) with torch's a.
+def bicubic(before: int, after: int) -> np.ndarray:
+    """float32 [after, before]: what each new point takes of the old ones. Keys' convolution (IEEE
+    TASSP 1981) with torch's a.
     """
     a, centres = -0.75, (np.arange(after) + 0.5) * before / after - 0.5
     left = np.floor(centres).astype(int)

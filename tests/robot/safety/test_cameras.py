@@ -3,8 +3,6 @@ CALVIN samples where they are.
 """
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,8 +38,9 @@ def bridge() -> list[np.ndarray]:
     if not (SHARED / "rlds" / "bridge_dataset").is_dir():
         pytest.skip(f"the real Bridge sample is not at {SHARED / 'rlds'}")
     split = open_index(SHARED / "rlds", DATASETS["bridge"]).splits["train"]
-    policy: Any = SimpleNamespace(image_size=224, resize="lanczos")
-    return [frame(split, "primary", row, False, policy) for row in range(len(split.actions))]
+    return [
+        frame(split, "primary", row, False, 224, "lanczos") for row in range(len(split.actions))
+    ]
 
 
 def calvin(camera: str) -> list[np.ndarray]:
