@@ -114,6 +114,9 @@ class _TorchPolicy:
         """
         from vla_jax.robot.resize import resize
 
-        size, filter = self._policy.size, self._policy.resize
-        fitted = {name: resize(image, size, filter) for name, image in images.items()}
+        sizes, filter = self._policy.sizes, self._policy.resize
+        fitted = {
+            name: resize(image, sizes[name], filter) if name in sizes else image
+            for name, image in images.items()
+        }
         return self._policy.act(fitted, proprio)["actions"]

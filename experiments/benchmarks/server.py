@@ -75,12 +75,11 @@ def measure_overhead(artefact: Path, n: int, *options: str) -> Overhead:
         connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as connection,
     ):
         about = unpack(connection.recv())  # type: ignore[arg-type]
-        size, states = (
-            about["image"]["size"],
-            [body["state"] for body in about["datasets"].values()],
-        )
+        image, states = about["image"], [body["state"] for body in about["datasets"].values()]
+        sizes = image.get("sizes") or dict.fromkeys(about["cameras"], image["size"])
         images = {
-            name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name in about["cameras"]
+            name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            for name, size in sizes.items()
         }
         proprio = None if states[0] is None else np.zeros(len(states[0]), np.float32)
         connection.send(

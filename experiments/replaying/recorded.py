@@ -23,6 +23,7 @@ from experiments.composition import selecting
 from vla_jax import command
 from vla_jax.actions import ActionSpec, Rule
 from vla_jax.robot.resize import resize
+from vla_jax.robot.torch_policy.policy import image_sizes
 
 Images = dict[str, np.ndarray]
 
@@ -49,7 +50,7 @@ class Recording:
     index: Index
     split: Split
     cameras: tuple[str, ...]
-    size: int  # of the images that the policy takes
+    sizes: dict[str, int]  # of the images that the policy takes, by camera
     resize: str  # how a robot makes them so large: a filter of vla_jax/robot/resize.py
     spec: ActionSpec
     mean: np.ndarray  # d: the mean of what is learnt in train, see data_pipelines/learnt.py
@@ -82,7 +83,7 @@ class Recording:
         out: list[np.ndarray] = []
         for row in rows.tolist():
             try:
-                out.append(resize(images.raw(next(stored), bgr), self.size, self.resize))
+                out.append(resize(images.raw(next(stored), bgr), self.sizes[slot], self.resize))
             except ValueError as error:
                 frames = self.split.frames[slot]
                 path = self.split.shards[int(frames.shard[row])]
@@ -199,13 +200,12 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             index.dataset.state_names,
             index.splits["train"].stats["state"],
         )
-    image = config["image"]
     return Recording(
         index,
         split,
         cameras,
-        image["size"],
-        image["resize"].lower(),
+        image_sizes(config),
+        config["image"]["resize"].lower(),
         spec,
         learnt["mean"].astype(np.float32),
     )

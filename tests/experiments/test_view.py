@@ -172,7 +172,13 @@ def test_replay_links_to_the_runs_of_its_own_data_only(
     index = open_index(root, DATASETS["blocks"])
     train, held_out = (
         Recording(
-            index, index.splits[name], ("primary",), 24, "bicubic", ActionSpec(()), np.zeros(0)
+            index,
+            index.splits[name],
+            ("primary",),
+            {"primary": 24},
+            "bicubic",
+            ActionSpec(()),
+            np.zeros(0),
         )
         for name in ("train", "val")
     )

@@ -17,7 +17,7 @@ from onnx import load as load_graph
 
 from experiments import export
 from tests.export.test_export import TWO, checkpoint
-from vla_jax.export import artefact, derived, onnx, pt2
+from vla_jax.export import artefact, derived, hf, onnx, pt2
 from vla_jax.models.backbones import flamingo
 from vla_jax.robot import torch_policy
 
@@ -36,9 +36,9 @@ def made(root: Path, **model) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> Path:
-    """An artefact with a state, an action before and a window of readouts."""
+    """An artefact with a state, an action before, a window of readouts and cameras of two sizes."""
     root = tmp_path_factory.mktemp("derived")
-    return made(root, window=3, cameras=TWO, proprio=True, past_action=True)
+    return made(root, window=3, cameras=TWO, image_sizes=(32, 16), proprio=True, past_action=True)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,13 @@ def exact(printed: str) -> None:
         row = re.search(rf"{stage} +(\S+) +(\S+) +\S+ ok", printed)
         assert float(row[2]) <= 1e-5 * max(1, float(row[1]))
         assert float(row[1]) > 0.05
+
+
+@pytest.mark.slow
+def test_cameras_of_another_size_are_none_of_transformers(policy, tmp_path):
+    with pytest.raises(ValueError, match=r"--hf: expected images of 32 px .* got some of 16"):
+        hf.write(policy, tmp_path, tmp_path / "hf")
+    assert "- Images of wrist: uint8 RGB [16, 16, 3]" in (policy / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -139,6 +139,11 @@ CASES = {
         "head": "discrete", "bins": 64, "chunk": 2, "layout": "robovlms_pre",
         "history": "interleaved", "window": 3,
     },
+    "two sizes": {"cameras": TWO, "image_sizes": (32, 16), "window": 2},
+    "two sizes, kosmos2, robovlms": {
+        "backbone": "kosmos2", "layout": "robovlms", "cameras": TWO, "image_sizes": (16, 48),
+    },
+    "two sizes, flamingo": {"backbone": "flamingo", "cameras": TWO, "image_sizes": (32, 16)},
     "flow, growing": {"head": "flow", "window": 3, "history_start": "grow"},
     "flamingo, discrete": {
         "backbone": "flamingo", "head": "discrete", "bins": 64, "chunk": 1,
@@ -172,7 +177,10 @@ def frames_in_a_row_are_as_frame_by_frame(policy: torch_policy.Policy) -> None:
     proprio = len(policy.state_spec.names) if policy.state_spec else 0
     given = [
         (
-            {name: rng.integers(0, 51 * t + 9, (32, 32, 3), np.uint8) for name in policy.cameras},
+            {
+                name: rng.integers(0, 51 * t + 9, (size, size, 3), np.uint8)
+                for name, size in policy.sizes.items()
+            },
             rng.uniform(-0.1, 0.1, proprio).astype(np.float32),
             rng.uniform(-0.1, 0.1, len(policy.action_spec.names)).astype(np.float32),
         )
@@ -419,6 +427,8 @@ DAMAGED = [
     ("config.json", "network.backbone.vision", None, "TypeError"),
     ("config.json", "network.head", {}, "KeyError"),
     ("config.json", "image.size", 10**6, "image.size: expected 1 to 4096"),
+    ("config.json", "image.sizes", {"primary": 32}, "image.sizes: expected 1 to 32 for each"),
+    ("config.json", "image.sizes", {"primary": 64, "wrist": 32}, "image.sizes: expected 1 to 32"),
     ("config.json", "prompt.length", 10**9, "prompt.length: expected 1 to 65536"),
     ("config.json", "cameras", "primary", "cameras: expected 1 to 64 names"),
     ("norm_stats.json", "datasets.bridge.action.names", ["x"], "expected 7 numbers"),

@@ -429,6 +429,20 @@ def test_frames_of_any_size_arrive_as_training_made_its_own(
             client.act({"primary": frame})
 
 
+def test_each_camera_arrives_at_its_own_size(server: Server) -> None:
+    image = {"size": 16, "sizes": {"primary": 16, "wrist": 8}, "resize": "bicubic"}
+    server.handshake |= {"image": image, "cameras": ["primary", "wrist"]}
+    frame = np.zeros((37, 53, 3), np.uint8)
+    with Client(server.url, waits=QUICK) as client:
+        client.reset("push")
+        client.act({"primary": frame, "wrist": frame})
+    sent = server.received[-1]["images"]
+    assert {name: x.shape for name, x in sent.items()} == {
+        "primary": (16, 16, 3),
+        "wrist": (8, 8, 3),
+    }
+
+
 def test_the_filter_is_a_file_beside_it(tmp_path: Path) -> None:
     """The client is copied, alone or with resize.py."""
     shutil.copy(module.__file__, tmp_path / "client.py")

@@ -37,6 +37,7 @@ from vla_jax.models.vla import VLA
 from vla_jax.params import abstract
 from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import folder, golden, tokenizer
+from vla_jax.robot.torch_policy.policy import image_sizes
 from vla_jax.saved import SavedPolicy
 
 # Largest difference allowed at each stage, relative to the largest number where that is above 1.
@@ -143,13 +144,9 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
             " training"
         )
     network = describe.network(model, source.prompt["length"])
-    size = network["backbone"]["vision"]["image_size"]
-    if set(source.image_size) != {size}:
-        raise ValueError(
-            f"export: expected images of {size} px from every camera, the tower's own size, got"
-            f" {', '.join(map(str, source.image_size))}: the torch policy has no cameras of another"
-            " size; train with model.image_sizes=(), or act with vla_jax.load_policy"
-        )
+    image: dict[str, Any] = {"size": max(source.image_size)}
+    if len(set(source.image_size)) > 1:
+        image["sizes"] = dict(zip(model.config.cameras, source.image_size, strict=True))
     spaces: dict[str, set[tuple[str, ...]]] = {"action": set(), "state": set()}
     for name, numbers in source.specs.items():
         spaces["action"].add(numbers.action.names)
@@ -173,11 +170,7 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
         "state_names": list(source.state_names),
         "embodiments": list(source.embodiments),
         "cameras": list(model.config.cameras),
-        "image": {
-            "size": size,
-            "format": "uint8 RGB, rows first",
-            "resize": source.resize,
-        },
+        "image": {**image, "format": "uint8 RGB, rows first", "resize": source.resize},
         "prompt": source.prompt,
         "weights": dtype,
         "origin": source.origin,
@@ -238,7 +231,7 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
         f" {numbers.targets}{' ' * bool(numbers.targets)}{', '.join(numbers.action.names)}"
         for name, numbers in source.specs.items()
     )
-    dataset, size = proven(source), body["image"]["size"]
+    dataset = proven(source)
     ours = source.specs[dataset]
     state = ours.state if sequence["state"] or ours.action.relative else None
     proprio = _states(source) if sequence["state"] or ours.action.relative else "not looked at"
@@ -280,8 +273,7 @@ out["actions"]  # float32 [{head["chunk"]}, {dims}] in robot units
 policy; on a robot run it behind limits of speed and workspace (policy_torch/runtime.py,
 limits_example.yaml{others}; reading a file of limits needs pyyaml).
 {RUN.format(begin=begin) if arm else ""}
-- Images: uint8 RGB [{size}, {size}, 3], resized by
-  `policy_torch.resize.resize(frame, {size}, {body["image"]["resize"]!r})`.
+{_images(body)}
 - History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
 - State: {proprio}.
 
@@ -299,6 +291,18 @@ The same inputs through JAX and through this folder, {sequence["window"] + EXTRA
 {proof}
 ```
 """
+
+
+def _images(body: dict[str, Any]) -> str:
+    """How large the images are, a line of each camera where they differ."""
+    sizes = {f"Images of {name}": size for name, size in image_sizes(body).items()}
+    if "sizes" not in body["image"]:
+        sizes = {"Images": body["image"]["size"]}
+    return "\n".join(
+        f"- {what}: uint8 RGB [{size}, {size}, 3], resized by\n"
+        f"  `policy_torch.resize.resize(frame, {size}, {body['image']['resize']!r})`."
+        for what, size in sizes.items()
+    )
 
 
 def proven(source: SavedPolicy) -> str:

@@ -63,7 +63,11 @@ class OneStep(nn.Module):
         visual = self.network.vision(inputs.images)
         frame = self.network.frame(visual, inputs)
         state, step = self.network.step(_gathered(given), frame, inputs)
-        out = {"action": step.action.float(), "readout": step.readout, "vision": visual.float()}
+        out = {
+            "action": step.action.float(),
+            "readout": step.readout,
+            "vision": torch.cat(visual, 1).float(),
+        }
         if step.probability is not None:
             out["probability"] = step.probability
         return out | {f"next_{name}": x for name, x in _named(state).items()}
@@ -144,6 +148,8 @@ def replay(
             {stage: archive[stage] for stage in golden.STAGES},
             archive[f"bound/{dtype}"].tolist(),
         )
+    # Artefacts of before 2026-11-29 hold the tokens of each camera apart.
+    wanted["vision"] = wanted["vision"].reshape(np.stack(replayed["vision"]).shape)
     rows = []
     for stage, limit in zip(golden.STAGES, limits, strict=True):
         difference = float(np.abs(np.stack(replayed[stage]) - wanted[stage]).max())
@@ -185,6 +191,14 @@ def whole(out: Path, flag: str) -> Iterator[Path]:
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def cameras(config: dict[str, Any]) -> str:
+    """What a README.md says of the cameras, in their order."""
+    names = ", ".join(config["cameras"])
+    if "sizes" not in config["image"]:
+        return names
+    return f"{names}, of image.sizes in config.json, smaller ones in the upper left"
 
 
 def accompany(origin: Path, part: Path, given: Named, made: dict[str, Any]) -> None:

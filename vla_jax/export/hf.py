@@ -34,6 +34,7 @@ from vla_jax.models.tokenizer import open_tokenizer
 from vla_jax.models.vision import VisionConfig
 from vla_jax.robot.torch_policy import golden, load
 from vla_jax.robot.torch_policy.network import Inputs, Network
+from vla_jax.robot.torch_policy.policy import image_sizes
 from vla_jax.weights import transforms
 
 FLAG = "--hf"
@@ -57,8 +58,9 @@ def write(origin: Path, tokenizer: Path, out: Path) -> list[golden.Row]:
     """Writes the Hugging Face folder `out` of the artefact in `origin` and returns its proof.
 
     `tokenizer` is the folder that the policy was trained with. Raises ValueError for another
-    backbone than PaliGemma, a folder that is there, a tokenizer without <image>, and when
-    transformers computes something else than the artefact; no folder is left behind then.
+    backbone than PaliGemma, cameras of another size than the tower's, a folder that is there, a
+    tokenizer without <image>, and when transformers computes something else than the artefact; no
+    folder is left behind then.
     """
     body = json.loads((origin / "config.json").read_text(encoding="utf-8"))
     kind = body["network"]["backbone"]["kind"]
@@ -68,6 +70,13 @@ def write(origin: Path, tokenizer: Path, out: Path) -> list[golden.Row]:
             " here"
         )
     config = sizes(body["network"]["backbone"])
+    others = set(image_sizes(body).values()) - {config.image_size}
+    if others:
+        raise ValueError(
+            f"{FLAG}: expected images of {config.image_size} px from every camera, got some of"
+            f" {', '.join(map(str, sorted(others)))}: a folder of transformers says one size; train"
+            " with model.image_sizes=()"
+        )
     with derived.whole(out, FLAG) as part:
         _files(origin, tokenizer, config, body, part)
         rows = prove(origin, part)

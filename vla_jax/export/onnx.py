@@ -74,7 +74,7 @@ state = {{
     for name, x in io["inputs"].items() if name.startswith("state")
 }}
 
-# inputs: all that is not state. Cameras: {", ".join(config["cameras"])}; `first` is True at an
+# inputs: all that is not state. Cameras: {derived.cameras(config)}; `first` is True at an
 # episode's first frame.
 def step(inputs, state):
     out = dict(zip(io["outputs"], session.run(list(io["outputs"]), {{**inputs, **state}})))

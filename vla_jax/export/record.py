@@ -1,12 +1,13 @@
 """What the JAX policy makes of a made-up episode, at three stages: the golden file of an artefact.
 
-Axes: t steps, h w pixels, v visual tokens, w their width, n readouts, c width, k chunk step, d
-action dim, p proprio.
+Axes: t steps, h w pixels, m visual tokens of all cameras, w their width, n readouts, c width, k
+chunk step, d action dim, p proprio.
 """
 
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -58,7 +59,7 @@ def instruction(io: PolicyIO) -> str:
 
 
 def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> Golden:
-    """Inputs and stages: vision [t cameras v w], readout [t n c], action (normalised) and robot [t
+    """Inputs and stages: vision [t m w], readout [t n c], action (normalised) and robot [t
     k d].
 
     It is what JaxPolicy does, taken apart by its own methods, in the dtype of `params`.
@@ -73,9 +74,7 @@ def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> 
     with jax.default_matmul_precision("highest"):
         for i in range(steps):
             images = {name: golden[f"image/{name}"][i] for name in model.config.cameras}
-            stages["vision"].append(
-                look(params, np.stack([images[name] for name in model.config.cameras]))
-            )
+            stages["vision"].append(look(params, [images[name] for name in model.config.cameras]))
             stages["robot"].append(
                 policy.act(images, golden["proprio"][i] if "proprio" in golden else None)
             )
@@ -93,9 +92,12 @@ def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> 
     return golden
 
 
-def _vision(model: VLA, images: Any) -> Any:
-    visual = model.backbone.embed_image(images)
-    return visual if model.resampler is None else model.resampler(visual)
+def _vision(model: VLA, images: list[Any]) -> Any:
+    """Visual tokens [m w] of an image of each camera."""
+    visual = [model.backbone.embed_image(image[None])[0] for image in images]
+    if model.resampler is not None:
+        visual = [model.resampler(tokens[None])[0] for tokens in visual]
+    return jnp.concatenate(visual)
 
 
 def _noise(model: VLA, seed: int, steps: int) -> np.ndarray | None:

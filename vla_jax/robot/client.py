@@ -286,7 +286,7 @@ class Client:
     def _fitted(self, name: str, image: Any) -> Any:
         """A frame at the policy's size. What is no frame at all is for the server to refuse."""
         about = self.handshake["image"]
-        size = about["size"]
+        size = about.get("sizes", {}).get(name, about["size"])  # sizes: of cameras that differ
         frame = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
         if not frame or image.shape[2] != 3 or image.shape == (size, size, 3):
             return image

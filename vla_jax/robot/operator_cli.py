@@ -117,8 +117,9 @@ def check(client: Client, dataset: str | None) -> str:
     if dataset is None and len(about["datasets"]) == 1:
         dataset = next(iter(about["datasets"]))
     client.reset("check", dataset)
-    size, state = about["image"]["size"], (about["datasets"].get(dataset) or {}).get("state")
-    images = {name: np.zeros((size, size, 3), np.uint8) for name in about["cameras"]}
+    state, each = (about["datasets"].get(dataset) or {}).get("state"), about["image"].get("sizes")
+    sizes = each or dict.fromkeys(about["cameras"], about["image"]["size"])
+    images = {name: np.zeros((size, size, 3), np.uint8) for name, size in sizes.items()}
     proprio = np.zeros(len(state), np.float32) if state else None
     for _ in range(FRAMES):
         began = time.perf_counter()

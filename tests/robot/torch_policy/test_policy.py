@@ -27,10 +27,10 @@ class ChunkNetwork(Network):
         self.readout_embedding = torch.zeros(1)
         self.masks_dims, self.masks_state, self.embodiment = False, False, None
 
-    def vision(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float()
+    def vision(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images[:, 0].float()]
 
-    def frame(self, visual: torch.Tensor, inputs: Inputs) -> Frame:
+    def frame(self, visual: list[torch.Tensor], inputs: Inputs) -> Frame:
         assert inputs.past is not None
         self.pasts.append(inputs.past[0].numpy())
         return Frame(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, dtype=torch.bool), None, None)

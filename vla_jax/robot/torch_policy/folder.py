@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from . import contents, signature
 from .heads import DiscreteHead
 from .network import Network
-from .policy import Policy, Spec
+from .policy import Policy, Spec, image_sizes
 from .quantise import to_8_bits
 from .tokenizer import Tokenizer
 
@@ -68,7 +68,9 @@ def load(
     shapes = contents.shapes(weights)
     contents.made(file, lambda: contents.check_sizes(file, config, shapes))
     with torch.device("meta"):
-        network = contents.made(file, lambda: Network(config["network"]))
+        network = contents.made(
+            file, lambda: Network(config["network"], tuple(image_sizes(config).values()))
+        )
     contents.check_fit(weights, network, shapes)
     arrays = contents.arrays(weights, str(device), DTYPES[dtype])
     network.load_state_dict(arrays, strict=True, assign=True)

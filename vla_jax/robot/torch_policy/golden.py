@@ -59,6 +59,8 @@ def _replayed(policy: Policy, file: Path, dtype: str) -> list[Row]:
     measured = arrays["proprio"][:, None] if policy.action_spec.relative else None
     got = {stage: np.stack(values) for stage, values in per_step.items()}
     bounds = dict(zip(STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
+    # Artefacts of before 2026-11-29 hold the tokens of each camera apart.
+    arrays["vision"] = arrays["vision"].reshape(got["vision"].shape)
     rows = [_row(stage, got[stage], arrays[stage], bounds[stage]) for stage in STAGES]
     return [
         *rows,

@@ -1,7 +1,8 @@
 """The network in torch: new frames and the states of their episodes in, chunks of normalised
 actions and states out.
 
-    Network.vision(images)              uint8 [b cameras h w 3] -> visual tokens [b cameras v w]
+    Network.vision(images)              uint8 [b cameras h w 3] -> visual tokens [b v w] of each
+                                        camera
     Network.frame(visual, inputs)       -> Frame: the tokens of one frame, laid out as in
                                            vla_jax/models/sequence.py
     Network.initial(frame)              -> State: zeros, to stand before an episode's first frame
@@ -41,11 +42,12 @@ STARTS = ("repeat", "grow")
 class Inputs(NamedTuple):
     """What comes in with a new frame of each of b episodes.
 
-    images uint8 [b cameras h w 3]; prompt ids [b l] padded on the right, and their mask; first [b]:
-    the episode begins. proprio [b p] and past, the action before [b d], normalised, and noise, for
-    networks that take them; at an episode's first frame there is no action before, whatever stands
-    there. For networks of robots that differ: dims [b d] and proprio_mask [b p], which of the
-    policy's dims the robot has, and embodiment [b], which robot it is.
+    images uint8 [b cameras h w 3], those of smaller cameras in the upper left; prompt ids [b l]
+    padded on the right, and their mask; first [b]: the episode begins. proprio [b p] and past, the
+    action before [b d], normalised, and noise, for networks that take them; at an episode's first
+    frame there is no action before, whatever stands there. For networks of robots that differ: dims
+    [b d] and proprio_mask [b p], which of the policy's dims the robot has, and embodiment [b],
+    which robot it is.
     """
 
     images: Tensor
@@ -112,12 +114,13 @@ def repeated(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: in
 
 
 class Network(nn.Module):
-    """`body` is "network" of config.json. Parameters have the names of the JAX model, "."
-    for "/".
+    """`body` is "network" of config.json, `image_sizes` pixels of a side of each camera's images.
+    Parameters have the names of the JAX model, "." for "/".
     """
 
-    def __init__(self, body: dict[str, Any]) -> None:
+    def __init__(self, body: dict[str, Any], image_sizes: tuple[int, ...]) -> None:
         super().__init__()
+        self.image_sizes = image_sizes
         sequence, head = body["sequence"], body["head"]
         # Artefacts of before 2026-11-28 do not say it.
         start = sequence.get("history_start", "repeat")
@@ -157,18 +160,26 @@ class Network(nn.Module):
 
     # ------------------------------------------------------------------------------------ the frame
 
-    def vision(self, images: Tensor) -> Tensor:
-        """uint8 [b cameras h w 3], cameras in the config's order -> [b cameras v w]."""
-        visual = self.backbone.embed_image(images.flatten(0, 1))
-        visual = visual if self.resampler is None else self.resampler(visual)
-        return visual.unflatten(0, images.shape[:2])
+    def vision(self, images: Tensor) -> list[Tensor]:
+        """uint8 [b cameras h w 3], cameras in the config's order -> [b v w] of each: one pass for
+        those of equal size.
+        """
+        out: dict[int, Tensor] = {}
+        for size in dict.fromkeys(self.image_sizes):
+            cameras = [i for i, own in enumerate(self.image_sizes) if own == size]
+            seen = torch.stack([images[:, i, :size, :size] for i in cameras], 1)
+            visual = self.backbone.embed_image(seen.flatten(0, 1))
+            visual = visual if self.resampler is None else self.resampler(visual)
+            visual = visual.unflatten(0, seen.shape[:2])
+            out |= {camera: visual[:, i] for i, camera in enumerate(cameras)}
+        return [out[camera] for camera in range(len(out))]
 
-    def frame(self, visual: Tensor, inputs: Inputs) -> Frame:
-        """Visual tokens [b cameras v w] -> the tokens of one frame [b 1 s c]."""
+    def frame(self, visual: list[Tensor], inputs: Inputs) -> Frame:
+        """Visual tokens [b v w] of each camera -> the tokens of one frame [b 1 s c]."""
         prompt_valid = inputs.prompt_mask
         words = self.backbone.embed_text(inputs.prompt)  # b l c
         present = torch.ones_like(inputs.first[:, None])  # b 1
-        media = (visual if self.layout == "prefix" else visual.flip(1)).flatten(1, 2)  # b m w
+        media = torch.cat(visual if self.layout == "prefix" else visual[::-1], 1)  # b m w
         media_valid = present.expand(-1, media.shape[1])
         images = [] if self.backbone.cross_attends else [(media, media_valid)]
         numbers = [

@@ -27,6 +27,14 @@ from .network import Frame, Inputs, Network, State, Step, join_episodes, split_e
 from .tokenizer import Tokenizer
 
 
+def image_sizes(config: dict[str, Any]) -> dict[str, int]:
+    """Pixels of a side of each camera's images, in the order of the cameras, from config.json:
+    "sizes" is there where they differ.
+    """
+    image = config["image"]
+    return {name: image.get("sizes", {}).get(name, image["size"]) for name in config["cameras"]}
+
+
 class Spec:
     """What a vector's numbers mean and how they are normalised: vla_jax.actions.ActionSpec, as JSON
     holds it.
@@ -80,10 +88,9 @@ class Policy:
     ) -> None:
         self.network, self.config, self.tokenizer, self._stats = network, config, tokenizer, stats
         self._datasets = stats["datasets"]
-        # Of the images: pixels of a side, and the filter of resize.py (artefacts of before
-        # 2026-11-28 say "Lanczos").
-        self.size, self.resize = config["image"]["size"], config["image"]["resize"].lower()
-        self.cameras = tuple(config["cameras"])
+        # The filter of resize.py for images (artefacts of before 2026-11-28 say "Lanczos").
+        self.resize = config["image"]["resize"].lower()
+        self.sizes, self.cameras = image_sizes(config), tuple(config["cameras"])
         # The policy's dims, among which a dataset's are. Artefacts of before 2026-11-29 do not say
         # them: all their datasets have the same.
         first = next(iter(self._datasets.values()))
@@ -154,7 +161,7 @@ class Policy:
         """The next k actions at a new frame; see the top of this file.
 
         Args:
-            images: uint8 RGB [size, size, 3] of exactly the config's cameras.
+            images: uint8 RGB [size, size, 3] of exactly the config's cameras, each of its own size.
             proprio: the state [p] in robot units, for models that see it, and where the actions
                 are relative to it.
             executed: the action [d] carried out since the last call, for models that see it; None:
@@ -308,11 +315,15 @@ class Policy:
         }
 
     def _pixels(self, images: dict[str, np.ndarray]) -> np.ndarray:
-        """Checked images, in the order of the cameras: uint8 [cameras h w 3]."""
+        """Checked images, in the order of the cameras: uint8 [cameras h w 3], smaller ones in the
+        upper left.
+        """
         if set(images) != set(self.cameras):
             raise ValueError(f"images: expected the cameras {self.cameras}, got {tuple(images)}")
-        size = self.size
-        for name, image in images.items():
+        largest = max(self.sizes.values())
+        out = np.zeros((len(images), largest, largest, 3), np.uint8)
+        for i, (name, size) in enumerate(self.sizes.items()):
+            image = images[name]
             if (
                 not isinstance(image, np.ndarray)
                 or image.dtype != np.uint8
@@ -327,7 +338,8 @@ class Policy:
                     f"images[{name!r}]: expected uint8 RGB of shape ({size}, {size}, 3), got {got};"
                     f" resize.resize(image, {size}, {self.resize!r}) does it as in training"
                 )
-        return np.stack([images[name] for name in self.cameras])
+            out[i, :size, :size] = image
+        return out
 
     def _measured(self, proprio: np.ndarray | None) -> np.ndarray:
         """The state [p] that relative actions start from, in robot units."""
@@ -392,7 +404,8 @@ def act_together(
     }
     outs = []
     for i, (policy, own) in enumerate(zip(policies, split_episodes(state, b), strict=True)):
-        policy.stages = {"vision": visual[i], "readout": step.readout[i], "action": step.action[i]}
+        seen = torch.cat([of_camera[i] for of_camera in visual])  # m w
+        policy.stages = {"vision": seen, "readout": step.readout[i], "action": step.action[i]}
         measured = prepared[i].get("measured")
         out = policy.commit_step(own, action[i], probability[i], measured)
         outs.append({**out, "timing": timing})
@@ -456,11 +469,11 @@ def _inputs(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]
     return Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
 
 
-def _frame(network: Network, inputs: Inputs) -> tuple[torch.Tensor, Frame, float]:
-    """Visual tokens and the frame's, and when the visual ones were done."""
+def _frame(network: Network, inputs: Inputs) -> tuple[list[torch.Tensor], Frame, float]:
+    """Visual tokens of each camera and the frame's tokens, and when the visual ones were done."""
     visual = network.vision(inputs.images)
-    if visual.device.type == "cuda":
-        torch.cuda.synchronize(visual.device)
+    if inputs.images.device.type == "cuda":
+        torch.cuda.synchronize(inputs.images.device)
     return visual, network.frame(visual, inputs), time.perf_counter()
 
 

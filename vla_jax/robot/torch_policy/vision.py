@@ -63,7 +63,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         config, p, n = self.config, self.config.patch, images.shape[0]
-        side = config.image_size // p  # in patches of p x p pixels
+        side = images.shape[1] // p  # in patches of p x p pixels
         pixels = CLIP_PIXELS if config.clip else SIGLIP_PIXELS
         mean, deviation = (
             255.0 * torch.tensor(rgb, dtype=torch.float32, device=images.device) for rgb in pixels
@@ -73,7 +73,7 @@ class ViT(nn.Module):
         x = self.patch(x.reshape(n, side * side, p * p * 3))  # n v c
         if self.class_token is not None:
             x = torch.cat([self.class_token.to(x.dtype).expand(n, 1, -1), x], 1)
-        x = x + self.positions
+        x = x + self._positions_of(side)
         x = x if self.norm_input is None else self.norm_input(x)
         tokens = x.shape[1]
         mask = torch.ones(n, tokens, tokens, dtype=torch.bool, device=x.device)
@@ -82,6 +82,18 @@ class ViT(nn.Module):
         num_queries = tokens - 1 if config.clip and not config.class_token else tokens
         x = self.layers(x, mask, positions, num_queries)
         return x if self.norm is None else self.norm(x)
+
+    def _positions_of(self, side: int) -> Tensor:
+        """The positions for images of `side` patches a side, interpolated where those of image_size
+        have more or fewer; a class token's stays.
+        """
+        table, own = self.positions, self.config.image_size // self.config.patch
+        if side == own:
+            return table
+        extra = int(self.config.clip)
+        grid = table[extra:].float().T.reshape(1, -1, own, own)
+        grid = F.interpolate(grid, size=(side, side), mode="bicubic").flatten(2)[0].T
+        return torch.cat([table[:extra], grid.to(table.dtype)])
 
 
 class ResamplerLayer(nn.Module):
