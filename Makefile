@@ -31,6 +31,7 @@ $(BIN)/pip:
 
 demo: $(if $(wildcard $(STAMP)),,$(TRAINING))
 	$(BIN)/python -m data_pipelines.builders.blocks --out $(RUN)/data
+	$(BIN)/python -m experiments.view --root $(RUN)/data --dataset blocks --out $(RUN)/data.html
 	$(BIN)/python -m experiments.pretrain --config=oxe_paligemma.py:tiny --config.data.root=$(RUN)/data --workdir=$(RUN)/policy
 	$(BIN)/python -m experiments.pretrain --config=oxe_paligemma.py:tiny --config.data.root=$(RUN)/data \
 	    --config.data.blank_instruction=True --workdir=$(RUN)/blank

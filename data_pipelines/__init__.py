@@ -7,7 +7,7 @@ index.py       what is known of a dataset after one pass; stats, report, quarant
 selection.py   what is trained on, held out, left out
 standardise.py datasets/   what the numbers of a dataset mean, as data
 order.py windows.py        which window comes when, what is in it: pure functions
-frames.py images.py buffers.py   decoding, into memory that is used again
+frames.py images.py readings.py buffers.py   decoding, into memory that is used again
 mixture.py config.py assemble.py loader.py   what is read together; batches
 image_text_table.py image_text.py   images with texts about them
 builders/ convert.py       writes data: the embedded set, CALVIN; one format as the other
@@ -72,7 +72,9 @@ def open(
         raise ValueError("\n".join(absent))
     config = config or LoaderConfig()
     members = [
-        mixture.Member.fit(open_index(root, dataset), split, weight, normalise, config.chunk)
+        mixture.Member.fit(
+            open_index(root, dataset), split, weight, normalise, config.chunk, config.sensors
+        )
         for dataset, weight in pairs
     ]
     return Loader(members, config, encode or _utf8)

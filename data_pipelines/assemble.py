@@ -83,11 +83,14 @@ class Assembler:
             d=d,
             image_size=tuple(config.image_size),
             past_action=config.past_action,
+            sensors={each.name: (each.shape, each.dtype) for each in config.sensors},
         )
         images = iter(self._images)
 
         def make(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-            return next(images).take(b) if dtype is np.uint8 else np.zeros(shape, dtype)
+            # Cameras are asked for first, then sensors, of which some are pictures too.
+            buffers = next(images, None) if dtype is np.uint8 else None
+            return np.zeros(shape, dtype) if buffers is None else buffers.take(b)
 
         batch = Batch(
             new_observation(sizes, make),
@@ -151,6 +154,13 @@ class Assembler:
             )
             batch.obs.past_action[np.ix_(rows, np.arange(config.window), robot.actions)] = past
             batch.obs.past_action_mask[rows] = mask
+        for sensor in config.sensors:
+            if sensor.name in split.readings:
+                spec = member.sensor_specs.get(sensor.name)
+                values = sensor.values(np.asarray(split.readings[sensor.name])[frames], lead=2)
+                seen = sensor.seen(values, None if spec is None else spec.normalise)
+                for out, own in zip(batch.obs.sensors[sensor.name], seen, strict=True):
+                    out[rows] = own
         if batch.future is not None:
             batch.future.mask[rows] = steps.future_mask[..., None] & has
         if self._targets is not None and batch.text_target is not None:
@@ -166,9 +176,15 @@ class Assembler:
         visit: int,
     ) -> None:
         """Copies the pixels of `rows`, all of one open visit, from what `fill_numbers`
-        says they are.
+        says they are, and the readings of sensors that come from files too.
         """
         span = pool.span(visit)
+        for sensor in self._config.sensors:
+            reading = pool.reading(visit, sensor)
+            if reading is not None:
+                places = _places(span, frames[0]) if len(reading.mask) > 1 else 0 * frames[0]
+                for out, own in zip(batch.obs.sensors[sensor.name], reading, strict=True):
+                    out[rows] = own[places]
         self._copy(batch.obs.images, rows, _places(span, frames[0]), pool, visit)
         if batch.future is not None:
             self._copy(batch.future.images, rows, _places(span, frames[1]), pool, visit)

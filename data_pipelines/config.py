@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from vla_jax.robot.sensing import Sensor
 from vla_jax.types import RESIZES
 
 PREFETCH = 2  # batches made ahead of the one in use
@@ -28,6 +29,7 @@ class LoaderConfig:
         windows_per_visit: consecutive windows of an episode that are decoded together. Fewer mix
             better in the same memory, and cost window - 1 more decoded frames each.
         shuffle: endless shuffled epochs; False: one pass in file order.
+        sensors: that are read, see vla_jax/robot/sensing.py; what a dataset lacks is masked.
         past_action: also give the action before each frame.
         future: also give the frames so many steps after each frame; () decodes none.
         action_names, state_names: dims of the policy, d and p, among which a dataset's are placed
@@ -46,6 +48,7 @@ class LoaderConfig:
     ram_budget: int = 2 * 2**30
     windows_per_visit: int = 64
     shuffle: bool = True
+    sensors: tuple[Sensor, ...] = ()
     past_action: bool = False
     future: tuple[int, ...] = ()
     action_names: tuple[str, ...] = ()

@@ -93,6 +93,11 @@ def convert(
     folder = formats.folder(remote.absolute(root), dataset)
     if formats.kind(folder) == to:
         raise ValueError(f"{folder}: expected files to be converted to {to}, got {to} already")
+    if dataset.sensors:
+        raise ValueError(
+            f"{dataset.name}: expected no sensors, got {', '.join(dataset.sensors)}, which are not"
+            " converted; describe it without them to leave them behind"
+        )
     target = described(dataset, to, lossless)
     written = _written(out, target)
     if remote.list_folder(written):

@@ -3,6 +3,7 @@ come.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from data_pipelines import images
 from data_pipelines.buffers import Buffers
 from data_pipelines.files import pictures, remote
 from data_pipelines.index import Split
+from vla_jax.robot.sensing import Reading, Sensor
 
 KEEP = 4096  # free arrays to remember for each camera
 
@@ -62,10 +64,12 @@ class Decoder:
         cameras: tuple[str, ...],
         sizes: tuple[int, ...],
         resize: str,
+        sensors: tuple[Sensor, ...] = (),
     ) -> None:
         """`swapped` names each split's cameras that were stored BGR; `sizes` are pixels, one per
         camera, and `resize` the filter that images.decode gets them with.
         """
+        self.sensors = sensors
         self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
         self._resize = resize
         self._buffers = [Buffers((size, size, 3), KEEP) for size in sizes]
@@ -94,34 +98,63 @@ class Decoder:
             try:
                 out[i] = images.decode(next(stored), size, bgr, self._resize)
             except ValueError as error:
-                episode = int(np.searchsorted(split.first, steps[i], side="right")) - 1
-                frame = steps[i] - int(split.first[episode])
-                raise ValueError(
-                    f"{path}: record {split.record[episode]}: {slot} frame {frame}"
-                    f" ({pictures.where(path, at)}): {error}; download the file again, or leave the"
-                    " episode out: experiments.index_data --validate --quarantine=FILE writes the"
-                    " list for data.quarantine"
-                ) from error
+                where = f"{slot} frame {{}} ({pictures.where(path, at)}): {error}"
+                raise _damaged(split, int(steps[i]), path, where) from error
         return out
 
+    def read(self, span: Span, sensor: Sensor) -> Reading | None:
+        """Readings of a sensor, [f ...], or of sound the only one, [1 ...]. None where the dataset
+        lacks it, or has it in its index.
+        """
+        split = self._splits[span.dataset_id]
+        if sensor.name not in split.places:
+            return None
+        steps = np.arange(span.start, span.stop)
+        try:
+            raw = split.sensed(sensor.name, sensor.kind, steps)
+            values = np.stack([sensor.values(each) for each in raw])
+        except ValueError as error:
+            path, at = split.shards[int(split.shard[steps[0]])], split.places[sensor.name]
+            where = f"sensor {sensor.name} from frame {{}} on (byte {at[steps[0], 0]}): {error}"
+            raise _damaged(split, span.start, path, where) from error
+        return sensor.seen(values, None)
+
     def bytes_per_frame(self, dataset_id: int) -> int:
-        """Of all cameras the dataset has."""
+        """Of all cameras the dataset has, and of its sensors that are not in the index."""
         split = self._splits[dataset_id]
-        return sum(
+        pixels = sum(
             s * s * 3
             for slot, s in zip(self._cameras, self._sizes, strict=True)
             if slot in split.frames
         )
+        placed = [each for each in self.sensors if each.name in split.places]
+        return pixels + sum(
+            math.prod(each.shape) * np.dtype(each.dtype).itemsize
+            for each in placed
+            if split.sensors[each.name].form != "sound"
+        )
+
+
+def _damaged(split: Split, row: int, path: str, problem: str) -> ValueError:
+    """The error of a step of a file; `problem` has {} where the number of its frame goes."""
+    episode = int(np.searchsorted(split.first, row, side="right")) - 1
+    said = problem.replace("{}", str(row - int(split.first[episode])), 1)
+    return ValueError(
+        f"{path}: record {split.record[episode]}: {said}; download the file again, or leave the"
+        " episode out: experiments.index_data --validate --quarantine=FILE writes the list for"
+        " data.quarantine"
+    )
 
 
 @dataclasses.dataclass
 class _Visit:
-    """An open visit: its frames per camera, the windows that were planned and not yet made, and
-    whether more follow.
+    """An open visit: its frames per camera, its readings of sensors by name, the windows that were
+    planned and not yet made, and whether more follow.
     """
 
     span: Span
     frames: list[Future[np.ndarray | None]]
+    readings: dict[str, Future[Reading | None]]
     planned: int
     more: bool
 
@@ -146,7 +179,11 @@ class Pool:
             self._threads.submit(self._decoder.decode, span, camera)
             for camera in range(self._cameras)
         ]
-        self._open[visit] = _Visit(span, frames, windows, more)
+        readings = {
+            sensor.name: self._threads.submit(self._decoder.read, span, sensor)
+            for sensor in self._decoder.sensors
+        }
+        self._open[visit] = _Visit(span, frames, readings, windows, more)
 
     def span(self, visit: int) -> Span:
         """The steps of an open visit."""
@@ -155,6 +192,12 @@ class Pool:
     def frames(self, visit: int, camera: int) -> UInt8[np.ndarray, "f h w 3"] | None:
         """The frames of an open visit's span, when they are there. Raises what decoding raised."""
         return self._open[visit].frames[camera].result()
+
+    def reading(self, visit: int, sensor: Sensor) -> Reading | None:
+        """What Decoder.read says of an open visit's span, when it is there. Raises what that
+        raised.
+        """
+        return self._open[visit].readings[sensor.name].result()
 
     def done(self, visit: int, windows: int) -> None:
         """Lets go of a visit when none of its windows is left."""

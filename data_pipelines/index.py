@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import joining, reading
+from data_pipelines import joining, reading, readings
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import fingerprint, formats, pictures, remote, store, tfds_folder
+from data_pipelines.files.sensors import Stored
 from data_pipelines.selection import HELD_OUT, OF_TRAIN, Selection
 from vla_jax.progress import Progress
 
@@ -58,9 +59,14 @@ class Split:
     state: np.ndarray  # N p, float32
     frames: dict[str, Frames]  # by camera slot
     cameras: dict[str, str]  # slot -> feature key
-    stats: dict[str, Arrays]  # "action", "state" -> mean, std, min, max, q01, q99 (float64)
+    # "action", "state" -> mean, std, min, max, q01, q99 (float64); "sensor_..." -> see stats.finite
+    stats: dict[str, Arrays]
     label: str  # what messages call it: its name, or that it was held out of train
     left_out: dict[str, int]  # episodes, by reason
+    # Of sensors, by name: readings N ..., float32; or in their file first byte and bytes, N 2.
+    readings: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    places: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    sensors: dict[str, Stored] = dataclasses.field(default_factory=dict)
 
     def told(self, rows: np.ndarray, episode: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
         """What steps [r] are told: indices into sentences [r].
@@ -88,6 +94,15 @@ class Split:
         """
         shard, offset, length = (column[rows].astype(np.int64) for column in self.frames[camera])
         return pictures.read(self.shards[int(shard[0])], self.cameras[camera], offset, length)
+
+    def sensed(self, name: str, kind: str, rows: np.ndarray) -> list[Any]:
+        """Raw readings of a sensor at steps [f] of one episode, as Sensor.values of that kind takes
+        them; sound, which is the whole episode's, once. Raises ValueError for what is damaged.
+        """
+        if name in self.readings:
+            return list(self.readings[name][rows])
+        path = self.shards[int(self.shard[rows[0]])]
+        return readings.raw(self.sensors[name], kind, path, self.places[name][rows])
 
     def where(self, row: int) -> str:
         """The file and record of a step's episode, for a message."""
@@ -278,12 +293,16 @@ def _splits(at: _Place, stored: store.Stored, cameras: dict[str, str]) -> dict[s
             if key.startswith(f"{name}/")
         }
         statistics: dict[str, Arrays] = {"action": {}, "state": {}}
-        frames = {}
+        frames, readings, places = {}, {}, {}
         for key, value in own.items():
             kind, _, rest = key.partition("/")
             if kind == "stats":
                 column, _, statistic = rest.partition("/")
-                statistics[column][statistic] = value
+                statistics.setdefault(column, {})[statistic] = value
+            if kind == "reading":
+                readings[rest] = value
+            if kind == "place":
+                places[rest] = value
             if kind == "offset":
                 place = own.get(f"video/{rest}", own["shard"])
                 frames[rest] = Frames(place, value, own[f"size/{rest}"])
@@ -308,6 +327,9 @@ def _splits(at: _Place, stored: store.Stored, cameras: dict[str, str]) -> dict[s
             statistics,
             name if name == origin else OF_TRAIN,
             stored.notes["left_out"][name],
+            readings,
+            places,
+            next(iter(at.shards.values()))[0].sensors,
         )
     return splits
 

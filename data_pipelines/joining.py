@@ -220,6 +220,11 @@ def _together(
             )
         kind = name.removesuffix("s")
         arrays |= {f"stats/{kind}/{k}": v for k, v in stats.summary(running).items()}
+    for name in [name for name in blocks[0].columns if name.startswith("reading/")]:
+        summary = stats.finite(block.columns[name] for block in blocks)
+        arrays |= {
+            f"stats/sensor_{name.removeprefix('reading/')}/{k}": v for k, v in summary.items()
+        }
     for name in [name for name in blocks[0].columns if name not in EPISODE[2:]]:
         # Taken out of the blocks: all columns are in memory once, and one of them twice.
         arrays[name] = np.concatenate([block.columns.pop(name) for block in blocks])

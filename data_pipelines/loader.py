@@ -13,7 +13,7 @@ from data_pipelines import order
 from data_pipelines.assemble import Assembler
 from data_pipelines.config import PREFETCH, LoaderConfig
 from data_pipelines.frames import Decoder, Pool, Span, future_runs
-from data_pipelines.mixture import Member, check
+from data_pipelines.mixture import Member, check, check_sensors
 from vla_jax.types import Batch
 
 WORDS = 5  # number of the random stream that chooses among an instruction's alternatives
@@ -56,6 +56,7 @@ class Loader:
                 f" {config.image_size}"
             )
         check(members, config.cameras, config.window)
+        check_sensors(members, config.sensors)
         self._members, self._config = members, config
         self._splits = [member.index.splits[member.split] for member in members]
         self._rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
@@ -66,7 +67,12 @@ class Loader:
         self._assembler = Assembler(members, config, encode, target)
         swapped = [member.index.dataset.bgr for member in members]
         self._decoder = Decoder(
-            self._splits, swapped, config.cameras, config.image_size, config.resize
+            self._splits,
+            swapped,
+            config.cameras,
+            config.image_size,
+            config.resize,
+            config.sensors,
         )
         self._bases = np.cumsum([0, *(int(split.length.sum()) for split in self._splits)])
         self._visits = [

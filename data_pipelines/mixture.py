@@ -7,12 +7,16 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from data_pipelines import readings
 from data_pipelines.datasets import Dataset
 from data_pipelines.datasets.mixtures import Mixture
 from data_pipelines.files import formats
 from data_pipelines.index import Index
 from data_pipelines.learnt import action_stats
 from vla_jax.actions import ActionSpec, Rule, Stats
+from vla_jax.robot.sensing import Sensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +29,24 @@ class Member:
     action_spec: ActionSpec
     state_spec: ActionSpec
     action_stats: Stats  # of what is learnt, see learnt.py
+    sensor_specs: dict[str, ActionSpec] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def fit(
-        cls, index: Index, split: str, weight: float, rules: Sequence[Rule], chunk: int = 0
+        cls,
+        index: Index,
+        split: str,
+        weight: float,
+        rules: Sequence[Rule],
+        chunk: int = 0,
+        sensors: Sequence[Sensor] = (),
     ) -> "Member":
         """A member whose specs are fitted to the statistics of the split "train", whatever is read.
 
-        `rules` normalise the actions (see ActionSpec.fit); the state is always normalised by q99.
-        Relative targets need the steps of a `chunk`. Raises ValueError when there is no such
-        statistic, or a rule is none.
+        `rules` normalise the actions (see ActionSpec.fit); the state is always normalised by q99,
+        `sensors` by mean and deviation where they are of a kind that is fitted. Relative targets
+        need the steps of a `chunk`. Raises ValueError when there is no such statistic, or a rule is
+        none.
         """
         dataset = index.dataset
         if dataset.relative and chunk < 1:
@@ -49,7 +61,38 @@ class Member:
             ActionSpec.fit(names, binary, seen, rules, dataset.relative),
             ActionSpec.fit(dataset.state_names, (), index.splits["train"].stats["state"], ("q99",)),
             seen,
+            {
+                sensor.name: _sensor_spec(sensor, index.splits["train"].stats[key])
+                for sensor in sensors
+                if sensor.fitted and (key := f"sensor_{sensor.name}") in index.splits["train"].stats
+            },
         )
+
+
+def _sensor_spec(sensor: Sensor, statistics: Stats) -> ActionSpec:
+    """Of the numbers of a sample. Where a sample is one number (a beam) and the data has many, all
+    are of one kind.
+    """
+    numbers = sensor.shape[-1]
+    if numbers == 1 and len(statistics["mean"]) > 1:
+        share = statistics["count"] / max(1.0, statistics["count"].sum())
+        mean = (share * statistics["mean"]).sum()
+        square = (share * (statistics["std"] ** 2 + statistics["mean"] ** 2)).sum()
+        there = statistics["count"] > 0
+        statistics = {
+            "mean": np.array([mean]),
+            "std": np.array([np.sqrt(max(0.0, square - mean**2))]),
+            "min": statistics["min"].min(where=there, initial=np.inf, keepdims=True),
+            "max": statistics["max"].max(where=there, initial=-np.inf, keepdims=True),
+        }
+    ends = {"q01": statistics["min"], "q99": statistics["max"]}  # looked at, and not used
+    if len(statistics["mean"]) != numbers:
+        raise sensor.error(
+            f"expected samples of {numbers} numbers, the data has {len(statistics['mean'])}; change"
+            " model.sensors"
+        )
+    names = tuple(f"{sensor.name}_{i}" for i in range(numbers))
+    return ActionSpec.fit(names, (), {**statistics, **ends}, ("gaussian",))
 
 
 BINARY, CONTINUOUS = "0 or 1", "continuous"
@@ -184,6 +227,33 @@ def misfits(datasets: list[Dataset], cameras: tuple[str, ...]) -> list[str]:
             has = ", ".join(dataset.cameras) or "no camera"
             lines.append(f"{dataset.name}: has {has}, none of model.cameras {cameras}")
     return lines
+
+
+def check_sensors(members: list[Member], sensors: Sequence[Sensor]) -> None:
+    """Raises ValueError, with all that is wrong, when a sensor is in no dataset, or another in
+    one.
+    """
+    wrong = []
+    for sensor in sensors:
+        stored = {
+            member.index.dataset.name: member.index.splits[member.split].sensors
+            for member in members
+        }
+        if not any(sensor.name in each for each in stored.values()):
+            has = sorted({name for each in stored.values() for name in each})
+            wrong.append(
+                f"model.sensors: expected sensors of the data ({', '.join(has) or 'none'}), got"
+                f" {sensor.name}; name its feature in the description of a dataset"
+                " (Dataset.sensors)"
+            )
+        for dataset, each in stored.items():
+            if sensor.name in each:
+                try:
+                    readings.check_fits(each[sensor.name], sensor)
+                except ValueError as error:
+                    wrong.append(f"{dataset}: {error}")
+    if wrong:
+        raise ValueError("\n".join(wrong))
 
 
 def check(members: list[Member], cameras: tuple[str, ...], window: int) -> None:

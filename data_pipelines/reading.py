@@ -19,6 +19,7 @@ import numpy as np
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import fingerprint, formats, lerobot, remote, rlds, store, tfrecord
 from data_pipelines.files.record import Episode
+from data_pipelines.files.sensors import Stored
 from data_pipelines.selection import Quarantine
 from data_pipelines.standardise import Recipe
 from vla_jax.progress import Progress
@@ -63,6 +64,8 @@ def key(dataset: Dataset, shards: Shards, skipped: Skipped) -> dict[str, Any]:
             "first_frame": dataset.first_frame,
             **({"positions": True} if dataset.positions else {}),  # which steps are idle
         },
+        # Not said where there are none: indexes of before there were sensors stay valid.
+        **({"sensors": next(iter(shards.values()))[0].sensors} if dataset.sensors else {}),
         "episodes": [dataset.require, dataset.pattern, dataset.segments],
         "recipe": _recipe(dataset),
         "features": next(iter(shards.values()))[0].features,
@@ -205,7 +208,7 @@ def read(dataset: Dataset, shard: formats.Shard, skipped: Skipped, progress: Pro
     skip, checksums = skipped.get(shard.file.name, frozenset()), tfrecord.Checksums()
     filmed: frozenset[str] = getattr(shard, "filmed", frozenset())
     slots = [slot for slot, key in dataset.cameras.items() if key in filmed]
-    columns, ids = _Columns(dataset, slots), dict[str, int]()
+    columns, ids = _Columns(dataset, slots, shard.sensors), dict[str, int]()
     at = 0
     for episode in formats.episodes(shard, 0, dataset, skip=skip, checksums=checksums):
         columns.add(episode, ids)
@@ -226,7 +229,7 @@ def read(dataset: Dataset, shard: formats.Shard, skipped: Skipped, progress: Pro
 class _Columns:
     """The columns of a block, as its episodes come."""
 
-    def __init__(self, dataset: Dataset, filmed: Sequence[str]) -> None:
+    def __init__(self, dataset: Dataset, filmed: Sequence[str], sensors: dict[str, Stored]) -> None:
         """`filmed` are the slots whose frames are in videos."""
         self._videos: dict[str, int] = {}
         self._measured: dict[str, np.ndarray] = {}
@@ -241,6 +244,11 @@ class _Columns:
         self._pieces |= {f"offset/{slot}": [np.zeros(0, np.int64)] for slot in dataset.cameras}
         self._pieces |= {f"size/{slot}": [np.zeros(0, np.int32)] for slot in dataset.cameras}
         self._pieces |= {f"video/{slot}": [np.zeros(0, np.int32)] for slot in filmed}
+        for name, each in sensors.items():
+            here, kind = each.form == "numbers", f"reading/{name}"
+            self._pieces[kind if here else f"place/{name}"] = [
+                np.zeros((0, *each.shape), np.float32) if here else np.zeros((0, 2), np.int64)
+            ]
 
     def add(self, episode: Episode, ids: dict[str, int]) -> None:
         """The next episode; `ids` counts the sentences."""
@@ -256,6 +264,8 @@ class _Columns:
         pieces = {"actions": episode.actions, "state": episode.state}
         pieces |= {f"offset/{slot}": value for slot, value in episode.offset.items()}
         pieces |= {f"size/{slot}": value for slot, value in episode.size.items()}
+        pieces |= {f"reading/{name}": value for name, value in episode.readings.items()}
+        pieces |= {f"place/{name}": value for name, value in episode.places.items()}
         for slot, name in episode.videos.items():
             pieces[f"video/{slot}"] = np.full(
                 steps, self._videos.setdefault(name, len(self._videos))

@@ -6,6 +6,7 @@ largest value alone, and a narrow bin lies inside one wide bin, so every order o
 the same counts in the same bins.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -130,6 +131,33 @@ def summary(running: Running) -> dict[str, np.ndarray]:
         "max": running.high,
         "q01": quantile(running, 0.01),
         "q99": quantile(running, 0.99),
+    }
+
+
+def finite(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """count, mean, std, min, max, each [c] float64, of the finite numbers of blocks [n ... c]; of
+    numbers that never are there 0.
+    """
+    count = mean = deviation = np.zeros(())
+    low, high = np.full((), np.inf), np.full((), -np.inf)
+    for block in blocks:
+        x = block.reshape(-1, block.shape[-1] if block.ndim > 1 else 1).astype(np.float64)
+        there = np.isfinite(x)
+        n = there.sum(0)
+        own = np.where(there, x, 0).sum(0) / np.maximum(n, 1)
+        total = np.maximum(count + n, 1)
+        delta = own - mean
+        deviation = deviation + np.where(there, (x - own) ** 2, 0).sum(0)
+        deviation = deviation + delta**2 * count * n / total
+        mean, count = mean + delta * n / total, count + n
+        low = np.minimum(low, np.where(there, x, np.inf).min(0, initial=np.inf))
+        high = np.maximum(high, np.where(there, x, -np.inf).max(0, initial=-np.inf))
+    return {
+        "count": count.astype(np.float64),
+        "mean": mean,
+        "std": np.sqrt(deviation / np.maximum(count, 1)),
+        "min": np.where(count > 0, low, 0.0),
+        "max": np.where(count > 0, high, 0.0),
     }
 
 

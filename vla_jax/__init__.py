@@ -9,7 +9,7 @@ much not the other.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,9 @@ def load_policy(
 
     `reset(instruction)` begins an episode. `act(images, proprio)` gives the next k actions, float32
     [k d], in the robot's units; images are uint8 RGB [h w 3] of any size, one per camera by name,
-    proprio [p] is the state in the robot's units where the policy sees it.
+    proprio [p] is the state in the robot's units where the policy sees it. `act(images,
+    sensors={"imu": ...})` gives readings of sensors where the policy has them
+    (vla_jax/robot/sensing.py).
 
     Args:
         folder: a run's work directory, its checkpoints directory, what import_weights wrote, or
@@ -107,10 +109,14 @@ class _TorchPolicy:
         self._policy.reset(instruction, self._dataset)
 
     def act(
-        self, images: dict[str, np.ndarray], proprio: np.ndarray | None = None
+        self,
+        images: dict[str, np.ndarray],
+        proprio: np.ndarray | None = None,
+        *,
+        sensors: Mapping[str, Any] | None = None,
     ) -> np.ndarray:  # float32 [k d]
         """The next k actions; see load_policy. Raises ValueError for missing or unknown cameras,
-        images that are not uint8 RGB, and missing state.
+        images that are not uint8 RGB, missing state, and what is no reading of a sensor.
         """
         from vla_jax.robot.resize import resize
 
@@ -119,4 +125,4 @@ class _TorchPolicy:
             name: resize(image, sizes[name], filter) if name in sizes else image
             for name, image in images.items()
         }
-        return self._policy.act(fitted, proprio)["actions"]
+        return self._policy.act(fitted, proprio, sensors=sensors)["actions"]

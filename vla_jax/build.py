@@ -8,6 +8,7 @@ known, the names of actions and state (experiments/composition/spaces.py).
 import ast
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +37,15 @@ from vla_jax.models.objectives import (
     TextAlign,
 )
 from vla_jax.models.resampler import ResamplerConfig
+from vla_jax.models.sensors.picture import Picture
+from vla_jax.models.sensors.points import PointSet
+from vla_jax.models.sensors.series import Series
 from vla_jax.models.stack import blocks_in_eight_bits
 from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
+from vla_jax.robot import sensing
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
 from vla_jax.training.optim import FreezeConfig, OptimConfig
@@ -70,6 +75,16 @@ HEADS = {
     "attention": HeadKind(AttentionHead, HeadConfig),
     "flow": HeadKind(FlowHead, HeadConfig),
     "discrete": HeadKind(DiscreteHead, DiscreteConfig),
+}
+
+# Kind of sensor (sensing.KINDS) -> what makes tokens of it: (sensor, width, rngs) -> the encoder.
+ENCODERS: dict[str, Any] = {
+    "vector": Series,
+    "scan": Series,
+    "points": PointSet,
+    "depth": Picture,
+    "tactile": Picture,
+    "audio": Series,
 }
 
 
@@ -196,12 +211,15 @@ def model(config: ConfigDict, action_end: int = 0) -> Build:
             ("action", 1.0),
             *((name, task.weight) for name, task in config.objectives.items() if task.weight),
         ),
+        sensors=sensing.parse(model.sensors),
     )
     tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
 
+    encoders = {each.name: partial(ENCODERS[each.kind], each) for each in policy.sensors}
+
     def make(rngs: nnx.Rngs) -> VLA:
         backbone: Any = make_backbone(sizes, rngs)
-        return VLA(backbone, head(backbone.width, rngs), policy, rngs, tasks)
+        return VLA(backbone, head(backbone.width, rngs), policy, rngs, tasks, encoders)
 
     return make
 

@@ -17,7 +17,7 @@ width.
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -34,8 +34,15 @@ from vla_jax.models.attention import Cache
 from vla_jax.models.sequence import FrameTokens, MaskedTokens
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
-from vla_jax.robot import relative
-from vla_jax.types import Array, Media, Observation, ObservationSizes, new_observation
+from vla_jax.robot import relative, sensing
+from vla_jax.types import (
+    Array,
+    Media,
+    Observation,
+    ObservationSizes,
+    SensorReading,
+    new_observation,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class PolicyIO:
         embodiment: which of the policy's robots it is.
         seed: of heads that draw (flow, discrete with a temperature).
         resize: how, one of types.RESIZES, as in the loader.
+        sensor_specs: normalisation of the dataset's sensors, of those that statistics normalise.
     """
 
     image_size: tuple[int, ...]
@@ -65,6 +73,7 @@ class PolicyIO:
     action_names: tuple[str, ...] = ()
     state_names: tuple[str, ...] = ()
     embodiment: int = 0
+    sensor_specs: Mapping[str, ActionSpec] = dataclasses.field(default_factory=dict)
 
 
 class Stages(NamedTuple):
@@ -129,22 +138,27 @@ class JaxPolicy:
         self._readouts: deque[jax.Array] = deque(maxlen=self._config.window)
         self._kept: _Kept | None = None
         self._last: np.ndarray | None = None
+        self._lasting: dict[str, sensing.Reading] = {}
 
     def act(
         self,
         images: dict[str, np.ndarray],
         proprio: np.ndarray | None = None,
         executed: np.ndarray | None = None,
+        sensors: Mapping[str, Any] | None = None,
     ) -> Float[np.ndarray, "k d"]:
         """The next k actions in robot units, from uint8 RGB images [h w 3] of all cameras and the
         state [p].
 
         `executed` [d] is the action carried out since the last call, for models that see it; None:
-        the first of the last chunk. Raises ValueError for missing or unknown cameras, images that
-        are not uint8 RGB, and missing state, where the model sees it or the actions are relative
-        to it.
+        the first of the last chunk. `sensors` are readings by name, in the robot's units, as
+        sensing.py says of each kind; what is not there the model does without, but speech, which
+        stands until the next comes. Raises ValueError for missing or unknown cameras, images that
+        are not uint8 RGB, what is no reading of a sensor, and missing state, where the model sees
+        it or the actions are relative to it.
         """
-        frame = self._embed(self._params, self._observation(images, proprio, executed))
+        obs = self._observation(images, proprio, executed)
+        frame = self._embed(self._params, obs._replace(sensors=self._readings(sensors)))
         key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
         if self._on_prefix:
             self._remember(frame)
@@ -175,6 +189,15 @@ class JaxPolicy:
         else:
             readouts = self._readouts[-1]
         return Stages(np.asarray(readouts, np.float32)[0, -1], self._normalised)
+
+    def _readings(self, given: Mapping[str, Any] | None) -> dict[str, SensorReading]:
+        """What the network sees of the sensors of a frame."""
+        normalise = {name: spec.normalise for name, spec in self._io.sensor_specs.items()}
+        seen = sensing.readings(self._config.sensors, given, normalise, self._lasting)
+        return {
+            name: SensorReading(values[None, None], mask[None, None])
+            for name, (values, mask) in seen.items()
+        }
 
     def _observation(self, images: Any, proprio: Any, executed: Any) -> Observation:
         if self._prompt is None:

@@ -22,14 +22,15 @@ from vla_jax.types import DTYPES
 
 class DatasetSpec(NamedTuple):
     """What a dataset's numbers mean: its actions', its state's where it has one, its steps per
-    second if known, and what its actions are ("absolute", "delta", "relative"; "" where nobody
-    says).
+    second if known, what its actions are ("absolute", "delta", "relative"; "" where nobody says),
+    and its sensors' that statistics normalise.
     """
 
     action: ActionSpec
     state: ActionSpec | None
     control_hz: float | None
     targets: str = ""
+    sensors: Mapping[str, ActionSpec] = {}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class SavedPolicy:
             action_names=self.action_names,
             state_names=self.state_names,
             embodiment=self.embodiments.index(dataset) if self.embodiments else 0,
+            sensor_specs=spec.sensors,
         )
 
 
@@ -180,4 +182,7 @@ def _spec(body: dict[str, Any]) -> DatasetSpec:
         state=ActionSpec.from_json(body["state"]) if body.get("state") else None,
         control_hz=body.get("control_hz"),
         targets=body.get("targets", ""),
+        sensors={
+            name: ActionSpec.from_json(each) for name, each in body.get("sensors", {}).items()
+        },
     )

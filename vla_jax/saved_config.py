@@ -111,6 +111,9 @@ INTRODUCED: dict[str, Any] = {
     "model.state_names": (),
     "model.embodiment": False,
     "model.embodiments": (),
+    # 2026-11-29. There were no sensors.
+    "model.sensors": "",
+    "augment.sensor_dropout": 0.0,
     # 2026-11-29. Every camera had model.image_size.
     "model.image_sizes": (),
 }

@@ -7,18 +7,28 @@ pixels, m future frames, e width of CLIP's text embedding. Masks are True where 
 imports nothing of ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax import Array as JaxArray
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 
 Array = JaxArray | np.ndarray
 
 # How images get the network's size, in Pillow's words: a config's model.resize.
 RESIZES = ("lanczos", "bicubic", "bilinear")
 DTYPES = ("float32", "bfloat16")  # in which a policy may compute
+
+
+class SensorReading(NamedTuple):
+    """What a sensor gave at every frame: values [b t ... numbers of a sample], float32 and
+    normalised (uint8 of a picture), 0 where the mask [b t ...] says that a sample is not there. A
+    frame without any: the dataset lacks the sensor, or nothing came. See vla_jax/robot/sensing.py.
+    """
+
+    values: Num[Array, "b t *reading numbers"]
+    mask: Bool[Array, "b t *reading"]
 
 
 class Observation(NamedTuple):
@@ -37,6 +47,7 @@ class Observation(NamedTuple):
     # False: a dim of the policy's actions that this robot lacks; None: it has all.
     action_dims: Bool[Array, "b d"] | None = None
     embodiment: Int[Array, " b"] | None = None  # which robot it is; None: not asked for
+    sensors: dict[str, SensorReading] = {}  # noqa: RUF012  by name; without any no array
 
 
 class Stream(NamedTuple):
@@ -49,8 +60,8 @@ class Stream(NamedTuple):
     past: bool = False
 
 
-# Every stream but the images, of which there is one per camera. A new sensor is a field above, a
-# line here, and the tokens that the model makes of it.
+# Every stream but the images, of which there is one per camera, and the sensors, of which a config
+# names any (vla_jax/robot/sensing.py).
 STREAMS = {
     "image_mask": Stream(("b", "t", "cameras"), bool),
     "proprio": Stream(("b", "t", "p"), np.float32),
@@ -72,6 +83,7 @@ class ObservationSizes(NamedTuple):
         b, t, p, l, d: the axes' sizes.
         image_size: pixels of a side, one per camera.
         past_action: with the actions before the frames.
+        sensors: of each, by name, the shape of a reading and the type of its values.
     """
 
     b: int
@@ -81,6 +93,7 @@ class ObservationSizes(NamedTuple):
     d: int
     image_size: tuple[int, ...]
     past_action: bool = False
+    sensors: Mapping[str, tuple[tuple[int, ...], type]] = {}
 
 
 def new_observation(
@@ -96,7 +109,11 @@ def new_observation(
         if sizes.past_action or not stream.past
     }
     images = tuple(make((b, t, size, size, 3), np.uint8) for size in sizes.image_size)
-    return Observation(images=images, **streams)
+    sensors = {
+        name: SensorReading(make((b, t, *shape), dtype), make((b, t, *shape[:-1]), bool))
+        for name, (shape, dtype) in sizes.sensors.items()
+    }
+    return Observation(images=images, sensors=sensors, **streams)
 
 
 def newest(obs: Observation) -> Observation:
@@ -106,7 +123,11 @@ def newest(obs: Observation) -> Observation:
         for name, stream in STREAMS.items()
         if "t" in stream.axes and (value := getattr(obs, name)) is not None
     }
-    return obs._replace(images=tuple(image[:, -1:] for image in obs.images), **frame)
+    sensors = {
+        name: SensorReading(*(x[:, -1:] for x in reading)) for name, reading in obs.sensors.items()
+    }
+    images = tuple(image[:, -1:] for image in obs.images)
+    return obs._replace(images=images, sensors=sensors, **frame)
 
 
 class Future(NamedTuple):

@@ -55,6 +55,10 @@ class Dataset:
             Recipe, which knows.
         revision: raise it when `standardise` changes its result: indexes made by an older one are
             then rebuilt.
+        sensors: name -> feature key of a sensor, or (feature key, what its numbers are multiplied
+            by: 0.001 for depth in millimetres). Numbers of a step, NaN and infinity where nothing
+            was measured; pictures; of a whole episode ("episode_metadata/...") its sound. What
+            they are a config says (model.sensors).
         robot: as it is commonly called; "" where we do not know.
         bgr: slots whose pictures are stored blue first.
         blanked: Octo trains on it without its instructions, as uninformative. We keep them, as
@@ -88,6 +92,7 @@ class Dataset:
     rotations: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tfds_name: str = ""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    sensors: dict[str, str | tuple[str, float]] = dataclasses.field(default_factory=dict)
     revision: int = 1
     robot: str = ""
     bgr: tuple[str, ...] = ()
@@ -164,6 +169,14 @@ class Dataset:
     def state_labels(self) -> tuple[str, ...]:
         """The same of the state."""
         return _labels(self.state_names, self.state_units)
+
+    @property
+    def sensor_keys(self) -> dict[str, tuple[str, float]]:
+        """The feature key and the factor of each sensor."""
+        return {
+            name: (said, 1.0) if isinstance(said, str) else said
+            for name, said in self.sensors.items()
+        }
 
     @property
     def languages(self) -> tuple[str, ...]:

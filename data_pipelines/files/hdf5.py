@@ -23,6 +23,7 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import remote, tfds_folder
 from data_pipelines.files.features import CHANNELS, Kind, check_of_rlds
 from data_pipelines.files.record import REPAIR, Episode, EpisodeError, Run, standardised
+from data_pipelines.files.sensors import Stored
 from data_pipelines.files.tfds_folder import AGAIN, File
 
 ENDINGS = (".hdf5", ".h5")
@@ -50,6 +51,11 @@ class Shard(NamedTuple):
         """All that is read."""
         return [self.file]
 
+    @property
+    def sensors(self) -> dict[str, Stored]:
+        """None: `check` refuses a dataset that names some."""
+        return {}
+
 
 def names(folder: str) -> list[str]:
     """The HDF5 files of a folder, episode_10 after episode_9; none where a server does not list."""
@@ -66,6 +72,11 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     another layout, or a promised feature is missing from the first episode.
     """
     check_of_rlds(folder, dataset)
+    if dataset.sensors:
+        raise ValueError(
+            f"{folder}: {dataset.name}: sensors {', '.join(dataset.sensors)}: expected none: they"
+            " are read from RLDS and LeRobot alone; leave them out of its description"
+        )
     paths = [remote.join(folder, name) for name in names(folder)]
     with _opened(paths[0]) as file:
         demos = _demos(file, paths[0])

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import lerobot_features, remote, tfds_folder
 from data_pipelines.files.features import Kind, check_of_rlds
+from data_pipelines.files.sensors import Stored
 from data_pipelines.files.tfds_folder import AGAIN, File
 
 INFO, EPISODES, TASKS = "meta/info.json", "meta/episodes", "meta/tasks"
@@ -49,6 +50,7 @@ class Shard(NamedTuple):
     tasks: dict[int, str]
     totals: dict[str, dict[str, list[float]]]  # of the whole dataset (v3.0), as Facts.stats
     meta: str  # digest of all that meta/ says of it
+    sensors: dict[str, Stored]  # by name
 
     @property
     def path(self) -> str:
@@ -75,6 +77,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     with _as_written(path):
         features, filmed = lerobot_features.promised(path, dataset, info["features"])
         fps = float(info["fps"])
+        stored = lerobot_features.sensors(path, dataset, info["features"])
     with _as_written(remote.join(folder, TASKS)):
         named = tasks(folder)
     with _as_written(remote.join(folder, EPISODES)):
@@ -99,6 +102,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
             named,
             totals,
             said,
+            stored,
         )
         by_split.setdefault(_split(path, info, name, episodes), []).append(shard)
     return by_split

@@ -3,8 +3,11 @@
 import re
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files.features import CHANNELS, Kind
+from data_pipelines.files.sensors import FEW, Stored
 
 TASK = "task"  # as Dataset.language: what each frame's task_index stands for
 NUMBERS = re.compile(r"(u?int|float)\d+|bool")  # dtypes of columns of numbers
@@ -42,6 +45,24 @@ def promised(
         else:
             kinds[key] = Kind(shape, dtype == "string")
     return kinds, frozenset(filmed)
+
+
+def sensors(path: str, dataset: Dataset, listed: dict[str, Any]) -> dict[str, Stored]:
+    """How the sensors are stored, as `promised`. Raises ValueError for one that is not there, or
+    is no column of numbers.
+    """
+    out = {}
+    for name, (key, scale) in dataset.sensor_keys.items():
+        feature = listed.get(key, {})
+        dtype, shape = str(feature.get("dtype", "")), tuple(map(int, feature.get("shape", ())))
+        if not NUMBERS.fullmatch(dtype) or int(np.prod(shape)) > FEW:
+            got = f"{dtype} {list(shape)}" if feature else "no such feature"
+            raise ValueError(
+                f"{path}: {dataset.name}: sensor {name!r}: expected {key!r} as a column of at most"
+                f" {FEW} numbers a frame, got {got}; the frames have {', '.join(sorted(listed))}"
+            )
+        out[name] = Stored(key, "numbers", shape, dtype, 0, scale)
+    return out
 
 
 def _channels(where: str, feature: dict[str, Any], shape: tuple[int, ...]) -> int:

@@ -13,6 +13,7 @@ from data_pipelines.files import lerobot, remote, video
 from data_pipelines.files.features import Kind
 from data_pipelines.files.lerobot_features import TASK
 from data_pipelines.files.record import REPAIR, Episode, EpisodeError, Run, standardised
+from data_pipelines.files.sensors import Stored
 from data_pipelines.files.tfds_folder import AGAIN
 
 TOLERANCE = 1e-4  # seconds between a frame and the time it should have, as lerobot has it
@@ -67,7 +68,8 @@ class _File:
         self._shard, self._dataset = shard, dataset
         stored = [key for key in dataset.cameras.values() if key not in shard.filmed]
         texts = [key for key in dataset.languages if key != TASK]
-        wanted = dict.fromkeys([*INDEX, *dataset.columns.values(), *texts, *stored])
+        sensed = [each.key for each in shard.sensors.values()]
+        wanted = dict.fromkeys([*INDEX, *dataset.columns.values(), *texts, *stored, *sensed])
         try:
             table = pq.read_table(pa.BufferReader(remote.read(shard.path)), columns=[*wanted])
         except pa.ArrowException as error:
@@ -128,6 +130,10 @@ class _File:
             shard.file.size * (record + 1) // len(shard.episodes),
             films,
             measured,
+            {
+                name: self._reading(each, begin, stop, record)[out.frames]
+                for name, each in shard.sensors.items()
+            },
         )
 
     def _error(
@@ -210,19 +216,30 @@ class _File:
         self, key: str, kind: Kind, begin: int, stop: int, record: int | None
     ) -> np.ndarray:
         """[T, *shape] finite numbers of some rows."""
-        column = _flat(self._table[key].slice(begin, stop - begin))
-        width = int(np.prod(kind.shape))
-        if column.null_count or len(column) != width * (stop - begin):
-            got = f"{len(column)} and {column.null_count} empty"
-            problem = f"expected {width} numbers in each of {stop - begin} rows, got {got}"
-            raise self._error(record, None, key, problem, REPAIR)
-        values = column.to_numpy(zero_copy_only=False).reshape(stop - begin, *kind.shape)
+        values = self._any_numbers(key, kind.shape, begin, stop, record)
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             step, *dim = (int(i) for i in bad[0])
             problem = f"expected a finite number, got {values[tuple(bad[0])]}"
             raise self._error(record, step, f"{key}{dim or ''}", problem, REPAIR)
         return values
+
+    def _reading(self, stored: Stored, begin: int, stop: int, record: int) -> np.ndarray:
+        """[T, *shape] float32 of a sensor, NaN and infinity as they are."""
+        values = self._any_numbers(stored.key, stored.shape, begin, stop, record)
+        return values.astype(np.float32) * np.float32(stored.scale)
+
+    def _any_numbers(
+        self, key: str, shape: tuple[int, ...], begin: int, stop: int, record: int | None
+    ) -> np.ndarray:
+        """[T, *shape] numbers of some rows."""
+        column = _flat(self._table[key].slice(begin, stop - begin))
+        width = int(np.prod(shape))
+        if column.null_count or len(column) != width * (stop - begin):
+            got = f"{len(column)} and {column.null_count} empty"
+            problem = f"expected {width} numbers in each of {stop - begin} rows, got {got}"
+            raise self._error(record, None, key, problem, REPAIR)
+        return column.to_numpy(zero_copy_only=False).reshape(stop - begin, *shape)
 
     def _check_images(self, key: str, begin: int, stop: int, record: int) -> None:
         """Raises EpisodeError when an image is not in the file."""

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset, Standardised
-from data_pipelines.files import tfds_folder, tfrecord
+from data_pipelines.files import sensors, tfds_folder, tfrecord
 from data_pipelines.files.features import FLAGS, OF_EPISODE, Kind
+from data_pipelines.files.sensors import Stored
 from data_pipelines.files.tfds_folder import AGAIN, FEATURES
 
 # What is said about stretches of a record of play data, one entry each
@@ -25,6 +26,7 @@ class Shard(NamedTuple):
 
     file: tfds_folder.File
     features: dict[str, Kind]  # by feature key
+    sensors: dict[str, Stored]  # by name
 
     @property
     def path(self) -> str:
@@ -61,6 +63,9 @@ class Episode(NamedTuple):
     # number, least, greatest, sum and sum of squares [5, d].
     videos: dict[str, str] = {}  # noqa: RUF012
     measured: dict[str, np.ndarray] = {}  # noqa: RUF012
+    # Of sensors: readings T ..., float32; of those that stay in the file first byte and bytes, T 2.
+    readings: dict[str, np.ndarray] = {}  # noqa: RUF012
+    places: dict[str, np.ndarray] = {}  # noqa: RUF012
 
 
 class EpisodeError(ValueError):
@@ -101,6 +106,7 @@ class Record:
         columns = {name: self._column(key) for name, key in dataset.columns.items()}
         spans = {slot: self._spans(key) for slot, key in dataset.cameras.items()}
         out = standardised(dataset, columns, self._steps, self._error)
+        readings, places = self._sensors()
         begin = int(self._number(dataset.first_frame)) if dataset.first_frame else 0
         made = []
         for runs, inside in self._stretches(dataset, out.frames):
@@ -120,9 +126,21 @@ class Record:
                     {slot: span.length[frames] for slot, span in spans.items()},
                     frames,
                     self._record.offset + len(self._record.data) + 4,
+                    readings={name: column[frames] for name, column in readings.items()},
+                    places={name: place[frames] for name, place in places.items()},
                 )
             )
         return made
+
+    def _sensors(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The readings of all recorded steps, and places of those that stay in the file."""
+        stored = self._shard.sensors
+        try:
+            return sensors.columns(stored, self._features, self._record, self._steps, self._error)
+        except EpisodeError:
+            raise
+        except ValueError as error:
+            raise self._error(None, "sensors", str(error), AGAIN) from error
 
     def _stretches(
         self, dataset: Dataset, frames: np.ndarray

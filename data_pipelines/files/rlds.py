@@ -5,7 +5,7 @@ shards.
 from collections.abc import Callable, Iterator, Set
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import tfds_folder, tfrecord
+from data_pipelines.files import remote, sensors, tfds_folder, tfrecord
 from data_pipelines.files.features import described_features
 from data_pipelines.files.record import SEGMENTS, Episode, EpisodeError, Record, Shard
 from data_pipelines.files.tfds_folder import AGAIN, INFO
@@ -17,7 +17,11 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     """
     splits = tfds_folder.splits(folder)
     kinds = described_features(folder, dataset)
-    return {split: [Shard(file, kinds) for file in files] for split, files in splits.items()}
+    where = remote.join(folder, tfds_folder.FEATURES)
+    stored = sensors.described(where, dataset, tfds_folder.features(folder))
+    return {
+        split: [Shard(file, kinds, stored) for file in files] for split, files in splits.items()
+    }
 
 
 def episodes(
@@ -45,6 +49,8 @@ def episodes(
     count = 0
     wanted = {f"steps/{key}" for key in shard.features}
     wanted |= {dataset.require, dataset.first_frame, *dataset.languages} - {""}
+    looked = [each for each in shard.sensors.values() if each.form in ("numbers", "picture")]
+    wanted |= {f"steps/{each.key}" for each in looked}  # others are only found
     wanted |= set(SEGMENTS) if dataset.segments else set()
 
     def report(error: EpisodeError) -> None:

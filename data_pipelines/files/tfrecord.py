@@ -186,6 +186,39 @@ def parse(data: bytes, keys: Set[str] | None = None) -> dict[str, Spans | np.nda
     Only `keys` are returned when given. Raises ValueError when the message is malformed.
     """
     features: dict[str, Spans | np.ndarray] = {}
+    for name, entry_start, value in _entries(data):
+        if keys is not None and name not in keys:
+            continue
+        if name in features:
+            raise _malformed(entry_start, f"the feature {name!r} stands there twice")
+        features[name] = _feature(data, *value)
+    return features
+
+
+def packed(data: bytes, key: str) -> tuple[int, int]:
+    """First byte and end of the numbers of a feature, which lie together in an Example: float32, or
+    what `whole_numbers` reads. Raises ValueError where it has none, or apart.
+    """
+    runs = [
+        (wire, a, b)
+        for name, _, value in _entries(data)
+        if name == key
+        for kind, _, start, end in _fields(data, *value)
+        if kind in (2, 3)
+        for _, wire, a, b in _fields(data, start, end)
+    ]
+    if len(runs) != 1 or runs[0][0] != BYTES:
+        raise ValueError(f"{key}: expected numbers that lie together, got {len(runs)} runs of them")
+    return runs[0][1:]
+
+
+def whole_numbers(data: bytes) -> np.ndarray:
+    """[n] int64 of the bytes that `packed` found."""
+    return _integers(data, 0, len(data))
+
+
+def _entries(data: bytes) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """(name, first byte, first byte and end of the value) of the features of an Example."""
     for start, end in _messages(data, 0, len(data), 1):
         for entry_start, entry_end in _messages(data, start, end, 1):
             key, value = b"", (0, 0)
@@ -197,15 +230,9 @@ def parse(data: bytes, keys: Set[str] | None = None) -> dict[str, Spans | np.nda
                 elif number == 2:
                     value = (a, b)
             try:
-                name = key.decode()
+                yield key.decode(), entry_start, value
             except UnicodeDecodeError as error:
                 raise _malformed(entry_start, f"the key {key[:40]!r} is not UTF-8") from error
-            if keys is not None and name not in keys:
-                continue
-            if name in features:
-                raise _malformed(entry_start, f"the feature {name!r} stands there twice")
-            features[name] = _feature(data, *value)
-    return features
 
 
 def encode(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes:

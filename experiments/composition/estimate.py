@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments.composition import datasets
 from vla_jax import build, sharding
 from vla_jax.params import Shapes, merge
+from vla_jax.robot import sensing
 from vla_jax.training import metrics
 from vla_jax.training.state import TrainState
 from vla_jax.types import Batch, Future, ImageText, ObservationSizes, new_observation
@@ -69,6 +70,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
         d=len(model.action_names),
         image_size=cameras,
         past_action=model.past_action,
+        sensors={each.name: (each.shape, each.dtype) for each in sensing.parse(model.sensors)},
     )
     obs = new_observation(sizes, jax.ShapeDtypeStruct)
     tokens = (spec(np.int32, length), spec(bool, length), spec(bool, length))

@@ -92,6 +92,7 @@ RANGES: dict[str, Range] = {
     "augment.saturation": POSITIVE,
     "augment.hue": Range(0, 0.5),
     "augment.shift": AMOUNT,
+    "augment.sensor_dropout": BELOW_ONE,
     "objectives.forward.weight": WEIGHT,
     "objectives.forward.offsets": COUNT,
     "objectives.forward.tokens": COUNT,

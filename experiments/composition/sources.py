@@ -23,6 +23,7 @@ from vla_jax import build, saved
 from vla_jax.actions import places
 from vla_jax.models import clip_text
 from vla_jax.models.tokenizer import digest
+from vla_jax.robot import sensing
 from vla_jax.training import wandb_run
 from vla_jax.training.checkpoint import complete_steps, load_meta
 from vla_jax.training.reports import Units
@@ -156,7 +157,9 @@ def _members(config: ConfigDict, chosen: Selection) -> tuple[list[Member], list[
     train, held_out = [], []
     for dataset, weight in datasets.members(config):
         index = open_index(datasets.root(config), dataset, selection=chosen)
-        member = Member.fit(index, "train", weight, _rules(config), config.model.chunk)
+        sensors = sensing.parse(config.model.sensors)
+        rules, chunk = _rules(config), config.model.chunk
+        member = Member.fit(index, "train", weight, rules, chunk, sensors)
         train.append(member)
         if index.held_out is not None:
             held_out.append(dataclasses.replace(member, split=index.held_out.name))
@@ -195,6 +198,7 @@ def loader(
             ram_budget=config.data.ram_budget,
             windows_per_visit=config.data.windows_per_visit,
             shuffle=shuffle,
+            sensors=sensing.parse(model.sensors),
             past_action=model.past_action,
             future=tuple(forward.offsets) if forward.weight else (),
             action_names=tuple(model.action_names),
@@ -290,6 +294,7 @@ def meta(config: ConfigDict, source: Data, workdir: Path) -> dict[str, Any]:
                 "action": member.action_spec.to_json(),
                 "state": member.state_spec.to_json(),
                 "control_hz": member.index.dataset.control_hz,
+                "sensors": {name: spec.to_json() for name, spec in member.sensor_specs.items()},
                 "targets": member.index.dataset.targets,
             }
             for member in source.train

@@ -144,6 +144,9 @@ def _model() -> ConfigDict:
     config.state_names = ()  # its numbers; (): from the data
     config.embodiment = False  # which dataset's robot it is, as a learned token before the readouts
     config.embodiments = ()  # the datasets that are told apart; (): from the data
+    # sensors as tokens before the readouts: "imu=vector:10x6,front=scan:180,...", see
+    # vla_jax/robot/sensing.py
+    config.sensors = ""
     config.past_action = False  # the action before each frame as a token before the readouts
     # share of frames that do not see it in training, against copying
     config.past_action_hidden = 0.5
@@ -171,6 +174,7 @@ def _augment() -> ConfigDict:
     config.saturation = (0.8, 1.2)
     config.hue = 0.05
     config.shift = ()  # pixels, one number per camera; RoboVLMs on CALVIN has this alone
+    config.sensor_dropout = 0.0  # share of windows that go without a sensor, drawn for each
     config.flip = False  # True is refused: it would need mirrored actions
     return config
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import images
+from data_pipelines import images, readings
 from data_pipelines.datasets import user
 from data_pipelines.files import pictures, remote
 from data_pipelines.index import Index, Split, open_index
@@ -23,7 +23,8 @@ from experiments.composition import selecting
 from vla_jax import command
 from vla_jax.actions import ActionSpec, Rule
 from vla_jax.robot.resize import resize
-from vla_jax.robot.torch_policy.policy import image_sizes
+from vla_jax.robot.sensing import Sensor
+from vla_jax.robot.torch_policy.policy import image_sizes, sensors_of
 
 Images = dict[str, np.ndarray]
 
@@ -39,6 +40,8 @@ class Episode(NamedTuple):
     frames: list[Images]  # t
     state: np.ndarray  # t p, robot units; p is 0 without a recorded state
     actions: np.ndarray  # t d, robot units
+    # t, raw ones by sensor, of speech at the first step; () where the policy has no sensors
+    readings: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Recording:
     resize: str  # how a robot makes them so large: a filter of vla_jax/robot/resize.py
     spec: ActionSpec
     mean: np.ndarray  # d: the mean of what is learnt in train, see data_pipelines/learnt.py
+    sensors: tuple[Sensor, ...] = ()  # of the policy
 
     def episodes(self, most: int | None) -> list[int]:
         """Numbers of the first `most` episodes that have a step. One whose instruction changes is
@@ -75,7 +79,20 @@ class Recording:
             [{name: seen[name][t] for name in self.cameras} for t in range(len(rows))],
             np.array(split.state[rows]),
             np.array(split.actions[rows]),
+            self._readings(rows),
         )
+
+    def _readings(self, rows: np.ndarray) -> tuple[dict[str, Any], ...]:
+        """Of the sensors that this data has."""
+        if not self.sensors:
+            return ()
+        out: list[dict[str, Any]] = [{} for _ in rows]
+        for sensor in self.sensors:
+            if sensor.name in self.split.sensors:
+                made = self.split.sensed(sensor.name, sensor.kind, rows)
+                for here, raw in zip(out, made, strict=False):  # sound: the first step alone
+                    here[sensor.name] = raw
+        return tuple(out)
 
     def _frames(self, slot: str, rows: np.ndarray) -> list[np.ndarray]:
         """With one read or seek: the frames of an episode lie together."""
@@ -200,6 +217,10 @@ def open_recording(artefact: Path, where: Where) -> Recording:
             index.dataset.state_names,
             index.splits["train"].stats["state"],
         )
+    sensors = sensors_of(config)
+    for sensor in sensors:
+        if sensor.name in split.sensors:
+            readings.check_fits(split.sensors[sensor.name], sensor)
     return Recording(
         index,
         split,
@@ -208,6 +229,7 @@ def open_recording(artefact: Path, where: Where) -> Recording:
         config["image"]["resize"].lower(),
         spec,
         learnt["mean"].astype(np.float32),
+        sensors,
     )
 
 

@@ -80,10 +80,13 @@ def plans(
     one pass; but for the first `timed`.
     """
     policy.reset(episode.instruction, dataset)
-    given = [
+    given: list[tuple[Any, ...]] = [
         (episode.frames[t], state(episode, t), episode.actions[t - 1] if t else None)
         for t in range(0, len(episode.frames), every)
     ]
+    if episode.readings:  # behind the noise, which is drawn
+        readings = episode.readings[::every]
+        given = [(*each, None, seen) for each, seen in zip(given, readings, strict=True)]
     out: list[dict[str, Any]] = []
     for each in given[:timed]:
         acted = policy.act(*each)
@@ -98,3 +101,8 @@ def plans(
 def state(episode: Episode, t: int) -> np.ndarray | None:
     """The recorded state, if there is one."""
     return episode.state[t] if episode.state.shape[1] else None
+
+
+def sensed(episode: Episode, t: int) -> dict[str, Any] | None:
+    """The recorded readings of sensors, if the policy has some."""
+    return episode.readings[t] if episode.readings else None

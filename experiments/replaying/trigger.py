@@ -17,7 +17,7 @@ from experiments.composition.executed import arm_error
 from experiments.replaying import regret
 from experiments.replaying.figures import chunk_errors, gripper_accuracy, halves
 from experiments.replaying.recorded import Episode, Images, Recording
-from experiments.replaying.rollout import Replayed, state
+from experiments.replaying.rollout import Replayed, sensed, state
 from vla_jax.progress import Progress
 from vla_jax.robot.events import trigger as events
 from vla_jax.robot.events.calibration import SCHEMA, identity
@@ -200,7 +200,9 @@ class Planned:
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         """As of the policy; there is nothing to forget."""
 
-    def act(self, images: Images, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
+    def act(
+        self, images: Images, proprio: Any = None, executed: Any = None, sensors: Any = None
+    ) -> dict[str, Any]:
         """As of the policy, for one of the `frames` themselves."""
         step = self._step[id(images)]
         sure = self._one.confidence["steps"][step]
@@ -217,7 +219,12 @@ def execute(
     loop = events.EventPolicy(policy, events.Trigger(settings))
     loop.reset(episode.instruction, dataset)
     actions = [
-        loop.act(images, state(episode, t), executed=episode.actions[t - 1] if t else None).action
+        loop.act(
+            images,
+            state(episode, t),
+            executed=episode.actions[t - 1] if t else None,
+            sensors=sensed(episode, t),
+        ).action
         for t, images in enumerate(episode.frames)
     ]
     return np.stack(actions), len(actions) - loop.trigger.counts["continued"]

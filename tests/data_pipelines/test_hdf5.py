@@ -278,6 +278,13 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, what):
     assert not list(tmp_path.rglob("*.index"))
 
 
+def test_sensors_are_not_read_from_them(tmp_path):
+    libero(tmp_path)
+    described = dataclasses.replace(LIBERO, sensors={"force": "obs/ee"})
+    with pytest.raises(ValueError, match="sensors force: expected none: they are read from RLDS"):
+        open_index(tmp_path, described)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 

@@ -61,7 +61,9 @@ class FakeClient(Client):
         observed_at: Any = None,
         report: Any = None,
         resend: bool = True,
+        sensors: Any = None,
     ) -> Any:
+        self.sensors = sensors
         self.asked.put(("act", (observed_at, images, proprio, report, resend)))
         answer = self._answer()
         return {"observed_at": observed_at, "safety": None, **answer}
@@ -192,6 +194,23 @@ def test_frames_and_states_are_copied(robot: Robot) -> None:
     assert images["primary"].max() == 0
     assert state.max() == 0
     robot.answer(0.0)
+
+
+def test_speech_of_a_frame_that_was_not_sent_goes_with_the_next(robot: Robot) -> None:
+    """Copied; a reading of another frame is not."""
+    robot.begin()
+    robot.tick()
+    robot.request()  # is being answered: what comes meanwhile waits
+    sound, imu = np.arange(3), np.ones(2)
+    for sensors in ({"command": (sound, 16000), "imu": imu}, {"imu": imu + 1}):
+        robot.client.now += P / 4
+        robot.broker.observe(IMAGES, sensors=sensors)
+    sound[:], imu[:] = 9, 9
+    robot.replied(0)
+    robot.until(lambda: robot.asks() or robot.tick(P / 4) is None)
+    sent = robot.client.sensors
+    assert "imu" not in sent  # of the frames that came later
+    assert (sent["command"][0].tolist(), sent["command"][1]) == ([0, 1, 2], 16000)
 
 
 def test_times_that_go_backwards_are_refused_by_name(robot: Robot) -> None:

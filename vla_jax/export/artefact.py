@@ -16,6 +16,7 @@ README.md          how to use it, and the table of the proof
 SHA256SUMS         of all of these; `load` checks them
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -52,6 +53,7 @@ EXTRA_STEPS = 3  # steps of the proof beyond the window
 RUNTIME = {
     "runtime.py": "runtime.py",
     "resize.py": "resize.py",
+    "sensing.py": "sensing.py",
     "rotations.py": "rotations.py",
     "relative.py": "relative.py",
     "events/trigger.py": "trigger.py",
@@ -172,6 +174,7 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
         "cameras": list(model.config.cameras),
         "image": {**image, "format": "uint8 RGB, rows first", "resize": source.resize},
         "prompt": source.prompt,
+        "sensors": [dataclasses.asdict(sensor) for sensor in model.config.sensors],
         "weights": dtype,
         "origin": source.origin,
     }
@@ -231,6 +234,13 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
         f" {numbers.targets}{' ' * bool(numbers.targets)}{', '.join(numbers.action.names)}"
         for name, numbers in source.specs.items()
     )
+    sensed = ", ".join(f"{each['name']} ({each['kind']})" for each in body["sensors"])
+    sensors = (
+        f"\n- Sensors: {sensed}: `act(images, proprio, sensors={{...}})`, readings as\n"
+        "  `policy_torch/sensing.py` says; what is left out the policy does without."
+        if sensed
+        else ""
+    )
     dataset = proven(source)
     ours = source.specs[dataset]
     state = ours.state if sequence["state"] or ours.action.relative else None
@@ -275,7 +285,7 @@ limits_example.yaml{others}; reading a file of limits needs pyyaml).
 {RUN.format(begin=begin) if arm else ""}
 {_images(body)}
 - History: the last {sequence["window"]} frames ({sequence["history"]}), kept by the policy.
-- State: {proprio}.
+- State: {proprio}.{sensors}
 
 Actions, by dataset (gripper: 1 is open):
 
@@ -328,6 +338,7 @@ def _norm_stats(source: SavedPolicy, footage: Mapping[str, Footage], part: Path)
             "action": numbers.action.to_json(),
             "state": numbers.state.to_json() if numbers.state else None,
             "control_hz": numbers.control_hz,
+            "sensors": {each: spec.to_json() for each, spec in numbers.sensors.items()},
             "targets": numbers.targets,
         }
         if name in footage:

@@ -28,12 +28,14 @@ from torch.utils._pytree import tree_map
 from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
 from vla_jax.robot.torch_policy.network import (
+    SENSOR,
     Decoded,
     Frame,
     Grown,
     Inputs,
     Network,
     State,
+    inputs_of,
     repeated,
 )
 
@@ -59,7 +61,7 @@ class OneStep(nn.Module):
         self.network = network
 
     def forward(self, given: Named) -> Named:
-        inputs = Inputs(*(given.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        inputs = inputs_of(given)
         visual = self.network.vision(inputs.images)
         frame = self.network.frame(visual, inputs)
         state, step = self.network.step(_gathered(given), frame, inputs)
@@ -95,12 +97,15 @@ def example(policy: Policy) -> Named:
         shapes["proprio_mask"] = (len(policy.state_names),), torch.bool
     if network.embodiment is not None:
         shapes["embodiment"] = (), torch.int64
+    for sensor in policy.sensors:
+        name, kind = f"{SENSOR}{sensor.name}", torch.from_numpy(np.zeros(0, sensor.dtype)).dtype
+        shapes |= {name: (sensor.shape, kind), f"{name}_mask": (sensor.shape[:-1], torch.bool)}
     given = {
         name: torch.zeros(1, *shape, dtype=kind, device=device)
         for name, (shape, kind) in shapes.items()
     }
     with torch.inference_mode():
-        inputs = Inputs(*(given.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        inputs = inputs_of(given)
         state = network.initial(network.frame(network.vision(inputs.images), inputs))
     return given | {name: x.clone() for name, x in _named(state).items()}
 
@@ -138,7 +143,8 @@ def replay(
     state = {name: np.zeros_like(array(x)) for name, x in given.items() if name.startswith(STATE)}
     replayed: dict[str, list[np.ndarray]] = {stage: [] for stage in golden.STAGES}
     for inputs in frames(policy, file):
-        now = {name: array(x) for name, x in inputs._asdict().items() if x is not None}
+        named = inputs._asdict() | inputs.sensors
+        now = {name: array(x) for name, x in named.items() if isinstance(x, Tensor)}
         out = run({name: (state | now)[name] for name in given})
         state = {name: out[f"next_{name}"] for name in state}
         for stage in golden.STAGES:
@@ -168,9 +174,9 @@ def frames(policy: Policy, file: Path) -> Iterator[Inputs]:
             arrays["proprio"][i] if "proprio" in arrays else None,
             arrays["robot"][i - 1, 0] if i else None,
             arrays["noise"][i] if "noise" in arrays else None,
+            golden.given(policy.sensors, arrays, i),
         )
-        values = {name: torch.from_numpy(x[None]) for name, x in prepared.items()}
-        yield Inputs(*(values.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+        yield inputs_of({name: torch.from_numpy(x[None]) for name, x in prepared.items()})
         policy.commit_step(None, arrays["action"][i], None, prepared.get("measured"))
 
 

@@ -17,9 +17,13 @@ from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.sensors.picture import Picture
+from vla_jax.models.sensors.points import PointSet
+from vla_jax.models.sensors.series import Series
 from vla_jax.models.transformer import BlockConfig
 from vla_jax.models.vision import VisionConfig
 from vla_jax.models.vla import VLA
+from vla_jax.robot.sensing import Sensor
 
 BACKBONES = {PaliGemma: "paligemma", Kosmos2: "kosmos2", Llava: "llava", Flamingo: "flamingo"}
 HEADS = {
@@ -30,6 +34,7 @@ HEADS = {
     FlowHead: "flow",
     DiscreteHead: "discrete",
 }
+ENCODERS = {Series: "Series", PointSet: "PointSet", Picture: "Picture"}  # of sensors
 
 
 def network(model: VLA, prompt_length: int) -> dict[str, Any]:
@@ -48,6 +53,7 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
             "state": dataclasses.asdict(config.state) if config.state else None,
             "past": {"binary": list(config.past.binary)} if config.past else None,
             "embodiments": config.embodiments,
+            "sensors": [_sensor(model, sensor) for sensor in config.sensors],
         },
     }
     look_back = body["backbone"]["block"]["window"]
@@ -58,6 +64,7 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
         numbers = bool(config.state) + bool(config.past) + bool(config.embodiments)
         frame = cameras + prompt_length + config.readouts + numbers
         frame += config.layout == "robovlms_pre"
+        frame += sum(sensor.tokens for sensor in config.sensors)
         slots = (
             frame * (config.window if config.history == "interleaved" else 1)
             + model.head.num_tokens
@@ -100,6 +107,19 @@ def _backbone(model: VLA) -> dict[str, Any]:
     else:
         body |= {"resampler": dataclasses.asdict(config.resampler), "every": config.every}
     return body
+
+
+def _sensor(model: VLA, sensor: Sensor) -> dict[str, Any]:
+    encoder = getattr(model, f"sensor_{sensor.name}").encoder
+    body = {
+        "name": sensor.name,
+        "encoder": _named(encoder, ENCODERS, f"sensor {sensor.name}"),
+        "shape": list(sensor.shape),
+        "tokens": sensor.tokens,
+    }
+    return body | (
+        {"vision": _vision(encoder.vision.config)} if isinstance(encoder, Picture) else {}
+    )
 
 
 def _vision(config: VisionConfig) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
 from vla_jax.policy import JaxPolicy, PolicyIO
 from vla_jax.robot import rotations
+from vla_jax.robot.sensing import Sensor
+from vla_jax.robot.torch_policy.golden import given
 
 Golden = dict[str, np.ndarray]
 INSTRUCTION = "put the red block on the plate"
@@ -22,7 +24,8 @@ INSTRUCTION = "put the red block on the plate"
 
 def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
     """Inputs of `steps` frames: images that drift, so that neighbouring frames are alike, and
-    states.
+    states
+    and readings of sensors.
     """
     rng = np.random.default_rng(0)
     out = {}
@@ -41,7 +44,27 @@ def episode(model: VLA, io: PolicyIO, steps: int) -> Golden:
             if kind in rotations.WIDTHS:
                 rotation = rotations.matrix(kind, out["proprio"][:, state])
                 out["proprio"][:, state] = rotations.from_matrix(kind, rotation)
+    for sensor in model.config.sensors:
+        out[f"sensor/{sensor.name}"] = _made_up(sensor, io, steps, rng)
     return out
+
+
+def _made_up(sensor: Sensor, io: PolicyIO, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Raw readings of a sensor [steps ...], some of their samples NaN, and at every third step, or
+    where the dataset has no such sensor, all of them.
+    """
+    if sensor.kind == "tactile":
+        return rng.integers(0, 256, (steps, *sensor.shape), np.uint8)
+    if sensor.kind == "audio":
+        rate, seconds = sensor.sizes
+        return rng.uniform(-1, 1, (steps, rate * seconds // 2)).astype(np.float32)
+    raw = rng.uniform(-1, 1, (steps, *sensor.shape)).astype(np.float32)
+    if sensor.fitted and sensor.name in io.sensor_specs:
+        raw = io.sensor_specs[sensor.name].unnormalise(raw)
+    raw = 10**raw if sensor.kind == "depth" else raw
+    raw[rng.random(raw.shape[:2]) < 0.2] = np.nan
+    raw[2::3] = np.nan
+    return raw if not sensor.fitted or sensor.name in io.sensor_specs else np.full_like(raw, np.nan)
 
 
 def instruction(io: PolicyIO) -> str:
@@ -75,9 +98,9 @@ def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> 
         for i in range(steps):
             images = {name: golden[f"image/{name}"][i] for name in model.config.cameras}
             stages["vision"].append(look(params, [images[name] for name in model.config.cameras]))
-            stages["robot"].append(
-                policy.act(images, golden["proprio"][i] if "proprio" in golden else None)
-            )
+            proprio = golden["proprio"][i] if "proprio" in golden else None
+            sensors = given(model.config.sensors, golden, i)
+            stages["robot"].append(policy.act(images, proprio, sensors=sensors))
             made = policy.stages()
             stages["readout"].append(made.readout)
             stages["action"].append(made.action)

@@ -98,7 +98,7 @@ def assemble(
         cross: the backbone takes images as media.
         cameras: visual tokens of each camera in the config's order.
         words: the prompt, padded on the right.
-        before: what stands before the readouts (state, past action).
+        before: what stands before the readouts (state, past action, sensors).
         after: the readouts, and what follows them.
     """
     readouts, extra = after

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 
 from vla_jax.models.stack import Stack, StackConfig
 from vla_jax.models.transformer import BlockConfig, Linear, Norm, plain_block
@@ -85,9 +85,9 @@ class ViT(nnx.Module):
         self.layers = Stack(config.block, config.depth, run, rngs)
         self.norm = Norm(config.width, "ln", config.eps, "vision") if config.final_norm else None
 
-    def __call__(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
-        """Tokens in rows of patches, behind the class token if it is kept. Raises ValueError for
-        a size that it does not take.
+    def __call__(self, images: Num[Array, "f h w 3"]) -> Float[Array, "f v c"]:
+        """Tokens in rows of patches, behind the class token if it is kept; pixels are 0 to 255, of
+        any type. Raises ValueError for a size that it does not take.
         """
         config, p = self.config, self.config.patch
         f, size = images.shape[:2]

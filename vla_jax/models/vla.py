@@ -37,6 +37,7 @@ from vla_jax.models.decoding import prefill
 from vla_jax.models.losses import counted_steps
 from vla_jax.models.objectives import Encoded, MakeTask, Task
 from vla_jax.models.resampler import Resampler, ResamplerConfig
+from vla_jax.models.sensors.tokens import MakeEncoder, SensorTokens
 from vla_jax.models.sequence import LAYOUTS, FrameTokens, MaskedTokens
 from vla_jax.models.tokens import (
     ActionToken,
@@ -45,6 +46,7 @@ from vla_jax.models.tokens import (
     StateConfig,
     StateToken,
 )
+from vla_jax.robot.sensing import Sensor
 from vla_jax.types import (
     Array,
     Backbone,
@@ -82,6 +84,7 @@ class VLAConfig:
     loss_weights: tuple[tuple[str, float], ...] = (("action", 1.0),)
     history_start: str = "repeat"  # see starts.py
     embodiments: int = 0  # robots that a token tells apart; 0: there is none
+    sensors: tuple[Sensor, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(weight > 0 for _, weight in self.loss_weights):
@@ -127,9 +130,10 @@ class VLA(nnx.Module):
         config: VLAConfig,
         rngs: nnx.Rngs,
         tasks: Mapping[str, MakeTask] | None = None,
+        encoders: Mapping[str, MakeEncoder] | None = None,
     ) -> None:
-        """`tasks` makes those of config.loss_weights beside the action. Raises ValueError when the
-        two do not name the same.
+        """`tasks` makes those of config.loss_weights beside the action, `encoders` those of
+        config.sensors. Raises ValueError when the tasks are not the same.
         """
         makers = tasks or {}
         names = tuple(name for name, _ in config.loss_weights)
@@ -156,6 +160,10 @@ class VLA(nnx.Module):
         )
         count = config.embodiments
         self.embodiment = EmbodimentToken(width, count, rngs) if count else None
+        for sensor in config.sensors:
+            make_encoder = (encoders or {})[sensor.name]
+            tokens = SensorTokens(width, sensor.tokens, make_encoder, rngs)
+            setattr(self, f"sensor_{sensor.name}", tokens)
         paths = []
         for name, make in makers.items():
             task: Task = make(width, rngs)
@@ -333,6 +341,7 @@ class VLA(nnx.Module):
                 )
             token = self.past(obs.past_action)
             scalars.append(self._scalar_token(token, obs.past_action_mask))
+        scalars += [self._sensor_tokens(sensor, obs) for sensor in self.config.sensors]
         readouts = self._query_tokens(self.readout_embedding[...], b * t)
         whole = sequence.assemble(
             self.config.layout,
@@ -420,6 +429,17 @@ class VLA(nnx.Module):
         return MaskedTokens(
             self._learned(token).reshape(-1, 1, token.shape[-1]), known.reshape(-1, 1)
         )
+
+    def _sensor_tokens(self, sensor: Sensor, obs: Observation) -> MaskedTokens:
+        """A sensor's tokens in every frame: there, whatever the reading."""
+        if sensor.name not in obs.sensors:
+            raise ValueError(
+                f"Observation.sensors: expected {sensor.name} of model.sensors, got"
+                f" {', '.join(obs.sensors) or 'none'}; give loader and model the same sensors"
+            )
+        make: SensorTokens = getattr(self, f"sensor_{sensor.name}")
+        tokens = self._learned(make(obs.sensors[sensor.name]))
+        return MaskedTokens(tokens, jnp.ones(tokens.shape[:2], bool))
 
     def _learned(self, tokens: Float[Array, "*s c"]) -> Float[Array, "*s c"]:
         """Learned tokens on the scale on which the layout has them."""

@@ -46,7 +46,7 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -233,6 +233,7 @@ class Client:
         observed_at: float | None = None,
         report: Report = SILENT,
         resend: bool = True,
+        sensors: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The server's answer to a frame: "actions" float32 [k d] in the robot's units,
         "confidence", "timing" ...
@@ -245,6 +246,9 @@ class Client:
                 default now.
             report: of the robot.
             resend: whether to try again, with the same frame, when the connection is lost.
+            sensors: readings of the handshake's sensors by name: arrays, of speech (samples, how
+                many a second), which stands until the next comes, or the episode begins again: say
+                it again after a lost connection.
 
         Raises ServerError when the server refuses, ConnectionError after `waits.total`, ValueError
         before the first `reset` and for an answer that is not finite or not of the chunk's length.
@@ -264,6 +268,8 @@ class Client:
             "observed_at": seen,
             "images": {name: self._fitted(name, image) for name, image in images.items()},
             "proprio": proprio,
+            # A server of before there were sensors knows no such field.
+            **({} if sensors is None else {"sensors": dict(sensors)}),
             "limits": self.filter.limits.digest if with_filter else None,
         }
         reply = self._call({**request, **report._asdict()}, "actions", resend)
@@ -661,6 +667,16 @@ class Plan:
         return Step(action, "", seen, seen + row * self.period, newest.number, row)
 
 
+class Seen(NamedTuple):
+    """What is sent of a frame."""
+
+    observed_at: float
+    images: dict[str, np.ndarray]
+    proprio: np.ndarray | None
+    report: Report
+    sensors: dict[str, Any] | None
+
+
 class ChunkBroker:
     """Actions at a fixed rate from a policy that takes longer than a period: asks for the next
     chunk in time.
@@ -738,7 +754,7 @@ class ChunkBroker:
         self._current: tuple[str, str | None, int] | None = None  # the arguments of the last reset
         self._begin: tuple[str, str | None, int] | None = None  # of one that is still to be sent
         # The newest frame, not yet sent.
-        self._seen: tuple[float, dict[str, np.ndarray], Any, Report] | None = None
+        self._seen: Seen | None = None
         self._action: np.ndarray | None = None  # the last one carried out
         self._sensed: tuple[float, Report] | None = None  # the newest, with its time
         self._asked, self._replies = 0, 0
@@ -791,6 +807,7 @@ class ChunkBroker:
         proprio: np.ndarray | None = None,
         observed_at: float | None = None,
         report: Report = SILENT,
+        sensors: Mapping[str, Any] | None = None,
     ) -> None:
         """The newest frame, copied; arguments as of `Client.act`. `report` needs `executed` only if
         the robot did not do what `next` said. Its pose is of the frame's time.
@@ -810,13 +827,28 @@ class ChunkBroker:
             self._sensed = seen, report._replace(pose=_copied(report.pose))
             if report.executed is None:
                 report = report._replace(executed=self._action)
-            self._seen = (
+            self._seen = Seen(
                 seen,
                 {name: np.array(image) for name, image in images.items()},
                 _copied(proprio),
                 report,
+                self._readings(sensors),
             )
             self._changed.notify()
+
+    def _readings(self, sensors: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """A copy of them, with the speech of a frame that was not sent."""
+        before = {} if self._seen is None else self._seen.sensors or {}
+        said = {name: raw for name, raw in before.items() if isinstance(raw, tuple)}
+        if sensors is None:
+            return said or None
+        copied = {
+            name: (np.array(raw[0]), int(raw[1]))
+            if isinstance(raw, (tuple, list))
+            else _copied(raw)
+            for name, raw in sensors.items()
+        }
+        return {**said, **copied}
 
     def next(self) -> Step:
         """The action of this control step. Call it once per period; it does not wait.
@@ -952,11 +984,11 @@ class ChunkBroker:
         asked = self._request(episode)
         if asked is None:
             return
-        seen, images, proprio, report = asked
-        reply = self._client.act(images, proprio, seen, report, resend=False)
+        seen, images, proprio, report, sensors = asked
+        reply = self._client.act(images, proprio, seen, report, resend=False, sensors=sensors)
         self._answered(reply, episode)
 
-    def _request(self, episode: int) -> tuple[float, dict[str, np.ndarray], Any, Report] | None:
+    def _request(self, episode: int) -> Seen | None:
         """The newest frame, which is sent now."""
         with self._changed:
             if self._seen is None or episode != self._episode:

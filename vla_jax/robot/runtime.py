@@ -94,13 +94,19 @@ class Runtime:
         self.safety.limits.check_names(self._inner.action_spec.names, "Runtime")
         self._sent = self._expected = None
 
-    def step(self, images: dict[str, np.ndarray], reading: Reading, proprio: Any = None) -> Command:
+    def step(
+        self,
+        images: dict[str, np.ndarray],
+        reading: Reading,
+        proprio: Any = None,
+        sensors: Any = None,
+    ) -> Command:
         """The action of this control step, whatever happens: where the policy raises, it is a stop
         that stays.
 
         Args:
-            images, proprio: as of the policy's act. Frames that show that a camera failed are a
-                stop, see `cameras` in the limits.
+            images, proprio, sensors: as of the policy's act. Frames that show that a camera failed
+                are a stop, see `cameras` in the limits.
             reading: when the images were taken, by the filter's clock, and what sensors say; see
                 decision.Reading.
         """
@@ -111,7 +117,12 @@ class Runtime:
             seen = self._watch.look(images, self._inner.camera_statistics)
             reading = reading._replace(cameras=seen)
             wanted, reason = self.policy.act(
-                images, proprio, self._sent, pose, _turned(limits, self._expected, pose)
+                images,
+                proprio,
+                self._sent,
+                pose,
+                _turned(limits, self._expected, pose),
+                sensors,
             )
             if reason is not None:
                 self._expected = pose

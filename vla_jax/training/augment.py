@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 
-from vla_jax.types import Array
+from vla_jax.types import Array, SensorReading
 
 Range = tuple[float, float]
 
@@ -39,6 +39,7 @@ class AugmentConfig:
             edge. () = none.
         flip: must stay False. A mirrored picture shows another action: y, roll and yaw would have
             to be mirrored too.
+        sensor_dropout: share of windows that go without a sensor, drawn for each of them.
     """
 
     crop_scale: Range = (1.0, 1.0)
@@ -49,6 +50,7 @@ class AugmentConfig:
     hue: float = 0.0
     shift: tuple[int, ...] = ()
     flip: bool = False
+    sensor_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.flip:
@@ -113,6 +115,18 @@ def augment(
             frames = jnp.round(x * 255.0).astype(jnp.uint8)
         out.append(frames)
     return tuple(out)
+
+
+def drop_sensors(
+    sensors: dict[str, SensorReading], key: jax.Array, rate: float
+) -> dict[str, SensorReading]:
+    """Takes a sensor away from some windows, so that a policy learns to go without."""
+    out = {}
+    for number, (name, reading) in enumerate(sorted(sensors.items())):
+        mask = reading.mask
+        kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, mask.shape[:1])
+        out[name] = reading._replace(mask=mask & kept.reshape(-1, *[1] * (mask.ndim - 1)))
+    return out
 
 
 def shift(frames: UInt8[Array, "b t h w 3"], key: jax.Array, pad: int) -> UInt8[Array, "b t h w 3"]:

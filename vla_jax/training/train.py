@@ -21,7 +21,7 @@ from vla_jax import sharding
 from vla_jax.models import lora
 from vla_jax.params import Params, merge
 from vla_jax.training import compile_cache, hosts, metrics, optim, reports
-from vla_jax.training.augment import augment
+from vla_jax.training.augment import augment, drop_sensors
 from vla_jax.training.checkpoint import Checkpointer
 from vla_jax.training.clock import Clock
 from vla_jax.training.feed import Feed
@@ -33,7 +33,7 @@ from vla_jax.training.state import TrainConfig, TrainState, inference_params, sh
 from vla_jax.types import Batch
 
 # Folded into the step's key; the parts of a batch count up from 0.
-AUGMENT, DROP = 2**31 - 1, 2**31 - 2
+AUGMENT, DROP, DROP_SENSORS = 2**31 - 1, 2**31 - 2, 2**31 - 3
 # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to.
 SIGTERM_EXIT = 143
 
@@ -80,6 +80,10 @@ def make_train_step(
         # Before accumulation: what an example looks like does not depend on how the batch is cut.
         drawn = augment(batch.obs.images, jax.random.fold_in(key, AUGMENT), config.augment)
         batch = batch._replace(obs=batch.obs._replace(images=drawn))
+        if config.augment.sensor_dropout:
+            kept = jax.random.fold_in(key, DROP_SENSORS)
+            sensors = drop_sensors(batch.obs.sensors, kept, config.augment.sensor_dropout)
+            batch = batch._replace(obs=batch.obs._replace(sensors=sensors))
         # Once, before accumulation, keeping the sharding: fsdp then gathers the compute type and
         # not float32.
         cast = {

@@ -35,15 +35,21 @@ class FakePolicy:
     def __init__(self, sure: list[float] | None = None) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.sure, self.passes, self.broken = sure, 0, False
+        self.heard: list[Any] = []
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         self.calls.append(("reset", instruction, dataset, seed))
 
     def act(
-        self, images: dict[str, np.ndarray], proprio: Any = None, executed: Any = None
+        self,
+        images: dict[str, np.ndarray],
+        proprio: Any = None,
+        executed: Any = None,
+        sensors: Any = None,
     ) -> dict[str, Any]:
         if self.broken:
             raise ValueError("broken")
+        self.heard.append(sensors)
         self.calls.append(("act", None if executed is None else round(float(executed[0]), 1)))
         actions = self.passes + np.arange(K, dtype=np.float32)[:, None] / 10
         self.passes += 1
@@ -78,6 +84,18 @@ def test_the_horizon_cuts_a_chunk_and_1_runs_at_each_step() -> None:
         "chunk",
     ]
     assert [action for action, _ in run(loop(Settings(1))[0], [0] * 3)] == [0.0, 1.0, 2.0]
+
+
+def test_speech_of_a_step_without_a_pass_is_not_lost() -> None:
+    """Other readings are of their own step; a new episode begins in silence."""
+    events, policy = loop(Settings(2))
+    said = (np.zeros(3), 16000)
+    for sensors in ({"imu": 0}, {"command": said}, {"imu": 2}, None, None):
+        events.act({"primary": image(0)}, sensors=sensors)
+    assert policy.heard == [{"imu": 0}, {"command": said, "imu": 2}, {"command": said}]
+    events.reset("push")
+    events.act({"primary": image(0)})
+    assert policy.heard[-1] is None
 
 
 def test_another_scene_than_at_the_last_pass() -> None:

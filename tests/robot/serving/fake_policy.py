@@ -43,7 +43,11 @@ class FakePolicy:
         self.log.resets.append((instruction, dataset, seed))
 
     def prepared(
-        self, images: dict[str, np.ndarray], proprio: np.ndarray | None, executed: np.ndarray | None
+        self,
+        images: dict[str, np.ndarray],
+        proprio: np.ndarray | None,
+        executed: np.ndarray | None,
+        sensors: Any = None,
     ) -> Any:
         if set(images) != set(CAMERAS):
             raise ValueError(f"images: expected {CAMERAS}, got {tuple(images)}")
@@ -58,6 +62,7 @@ class FakePolicy:
             raise ValueError(f"proprio: expected 7 finite numbers,\ngot {proprio}")
         self.log.executed.append(executed)
         self.log.states.append(proprio)
+        self.log.sensors.append(sensors)
         return images["primary"]
 
 
@@ -72,6 +77,7 @@ class Log:
         self.batches: list[list[str]] = []
         self.executed: list[np.ndarray | None] = []
         self.states: list[np.ndarray | None] = []
+        self.sensors: list[dict[str, Any] | None] = []
         self.gate, self.begun, self.broken = threading.Event(), threading.Event(), False
         self.gate.set()
         self.camera_statistics: dict[str, Any] | None = None

@@ -58,6 +58,25 @@ async def test_an_episode_over_the_wire():
         np.testing.assert_array_equal(reply["actions"], actions(images(7)["primary"], 1))
 
 
+@run
+async def test_readings_of_sensors_reach_the_policy():
+    log = Log()
+    async with serving(log) as served, robot(served) as bot:
+        await bot.begin()
+        given = {"imu": np.ones((2, 6), np.float32), "command": [np.zeros(9, np.int16), 16000]}
+        assert (await bot.ask(bot.act(sensors=given)))["type"] == "actions"
+        assert (await bot.ask(bot.act()))["type"] == "actions"
+        seen, none = log.sensors
+        np.testing.assert_array_equal(seen["imu"], given["imu"])
+        assert (seen["command"][0].dtype, seen["command"][1]) == (np.int16, 16000)
+        assert none is None
+        refused = await bot.ask(bot.act(sensors=[1]))
+        assert (refused["code"], "act.sensors: expected dict" in refused["message"]) == (
+            "bad_request",
+            True,
+        )
+
+
 def test_the_handshake_has_a_rate_where_all_datasets_have_the_same():
     config = {"cameras": ["a"], "image": {"size": 8}, "network": {"head": {"chunk": 2}}}
     for first, second, told in (

@@ -308,6 +308,7 @@ class EventPolicy:
         self._policy.reset(instruction, dataset, seed)
         self._instruction, self._dataset, self._seed = instruction, dataset, seed
         self._fresh, self._passes = True, 0
+        self._said: dict[str, Any] = {}  # speech of the episode
         self._chunk = np.zeros((0, 0), np.float32)
         self._next = 0
         self.trigger.reset()
@@ -327,11 +328,13 @@ class EventPolicy:
         executed: Any = None,
         measured: Any = None,
         expected: Any = None,
+        sensors: Any = None,
     ) -> Acted:
         """The action at a new frame.
 
         Args:
-            images, proprio: as of the policy's act.
+            images, proprio, sensors: as of the policy's act. Speech stands until the next comes,
+                whatever passes are left out.
             executed: the action [d] carried out since the last step, where it is not the one that
                 was given out (a safety filter changed it); for models that see it.
             measured, expected: where the robot is, and where the actions executed since the last
@@ -344,13 +347,15 @@ class EventPolicy:
             raise ValueError("EventPolicy.act: expected reset(instruction) before the first frame")
         look = Look(images, self._instruction, measured, expected)
         reason = self.trigger.reason(look)
+        given = sensors or {}
+        self._said |= {name: raw for name, raw in given.items() if isinstance(raw, (tuple, list))}
         if reason is None:
             self._next += 1
         else:
-            self._run(look, proprio, executed)
+            self._run(look, proprio, executed, {**self._said, **given})
         return Acted(self._chunk[self._next], reason)
 
-    def _run(self, look: Look, proprio: Any, executed: Any) -> None:
+    def _run(self, look: Look, proprio: Any, executed: Any, sensors: dict[str, Any]) -> None:
         self.trigger.reset()  # should the pass fail, there is no chunk to go on with
         skipped = self._next > 0
         if self.trigger.settings.history == "restart" and skipped and not self._fresh:
@@ -358,7 +363,8 @@ class EventPolicy:
             self._fresh = True
         if executed is None and not self._fresh:
             executed = self._chunk[self._next]  # by default the policy takes the first of its chunk
-        out = self._policy.act(look.images, proprio, executed)
+        more = {"sensors": sensors} if sensors else {}
+        out = self._policy.act(look.images, proprio, executed, **more)
         self._chunk, self._next, self._fresh = out["actions"], 0, False
         self._passes += 1
         self.trigger.ran(look, self._chunk, out["confidence"]["steps"])

@@ -17,6 +17,7 @@ import numpy as np
 from vla_jax.robot.serving.metrics import Metrics
 
 SLACK = 1 << 20  # bytes of a message beside its images
+READING = 4 << 20  # bytes of a sensor's: a depth map of 1280 x 720 float32, a minute of speech
 WINDOW = 0.005  # s that the first waiting request waits for others
 ACTIVE = 1.0  # s after its last request for which a session is waited for
 
@@ -39,13 +40,20 @@ class Model(NamedTuple):
     about: dict[str, Any]
 
 
+class Given(NamedTuple):
+    """What Policy.prepared is given of a frame."""
+
+    images: dict[str, np.ndarray]
+    proprio: np.ndarray | None
+    executed: np.ndarray | None
+    sensors: dict[str, Any] | None = None
+
+
 class Job(NamedTuple):
     """One frame of one session. `arrived` is when it came (time.monotonic)."""
 
     policy: Any
-    images: dict[str, np.ndarray]
-    proprio: np.ndarray | None
-    executed: np.ndarray | None
+    given: Given
     arrived: float
     answer: "asyncio.Future[dict[str, Any]]"
 
@@ -101,7 +109,7 @@ def open_model(
 
 def message_bytes(artefact: Path) -> int:
     """The largest message in bytes that a server of this artefact reads: frames of four times its
-    pixels still get an answer that says what is wrong with them.
+    pixels still get an answer that says what is wrong with them. Each sensor has room for READING.
 
     Read before the artefact is verified, so that a server can listen at once. Raises ValueError
     when there is no config of an artefact.
@@ -109,7 +117,8 @@ def message_bytes(artefact: Path) -> int:
     file = artefact / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return int(4 * len(config["cameras"]) * 3 * config["image"]["size"] ** 2 + SLACK)
+        pixels = 4 * len(config["cameras"]) * 3 * config["image"]["size"] ** 2
+        return int(pixels + READING * len(config.get("sensors", ())) + SLACK)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{file}: expected the config of an artefact, got {error!r}; export it again"
@@ -126,6 +135,7 @@ def describe(config: dict[str, Any], stats: dict[str, Any], artefact: str) -> di
         "artefact": artefact,
         "cameras": list(config["cameras"]),
         "image": config["image"],
+        "sensors": {each["name"]: each for each in config.get("sensors", ())},
         "chunk": config["network"]["head"]["chunk"],
         # None too where the datasets differ; each of them has its own.
         "control_hz": rates.pop() if len(rates) == 1 else None,
@@ -165,14 +175,7 @@ class Inference:
         """Nobody waits for this one any more."""
         self._asked.pop(policy, None)
 
-    async def act(
-        self,
-        policy: Any,
-        images: dict[str, np.ndarray],
-        proprio: np.ndarray | None,
-        executed: np.ndarray | None,
-        arrived: float,
-    ) -> dict[str, Any]:
+    async def act(self, policy: Any, given: Given, arrived: float) -> dict[str, Any]:
         """What Policy.act returns, and in "timing" the milliseconds from arrival to the pass
         ("queue") and in `act`.
 
@@ -183,7 +186,7 @@ class Inference:
         """
         answer = asyncio.get_running_loop().create_future()
         self._asked[policy] = arrived
-        self._waiting.append(Job(policy, images, proprio, executed, arrived, answer))
+        self._waiting.append(Job(policy, given, arrived, answer))
         self._start()
         return await answer
 
@@ -225,7 +228,8 @@ class Inference:
             try:
                 # A number too large for float32 becomes inf, and is refused as not finite.
                 with np.errstate(over="ignore", invalid="ignore"):
-                    answers.append(job.policy.prepared(job.images, job.proprio, job.executed))
+                    images, proprio, executed, sensors = job.given
+                    answers.append(job.policy.prepared(images, proprio, executed, sensors=sensors))
             except ValueError as error:
                 answers.append(BadInput(str(error)))
             except Exception as error:  # a bug, and this session's alone

@@ -17,7 +17,7 @@ from vla_jax.robot.client import pack
 from vla_jax.robot.safety import cameras, unseen
 from vla_jax.robot.safety.bounds import STOP_CAUSES, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
-from vla_jax.robot.serving.inference import BadInput, Inference, Model
+from vla_jax.robot.serving.inference import BadInput, Given, Inference, Model
 from vla_jax.robot.serving.messages import (
     CLOCK,
     FIELDS,
@@ -207,9 +207,8 @@ class Session:
             executed = self._carried_out(fields["chunk"], fields["row"])
         self._check_seen(fields["limits"])
         self._observed_at, self._heard_at = observed_at, arrived
-        out, safety = await self._chunk(
-            fields["images"], fields["proprio"], executed, reading, arrived
-        )
+        given = Given(fields["images"], fields["proprio"], executed, fields["sensors"])
+        out, safety = await self._chunk(given, reading, arrived)
         return {
             "type": "actions",
             "id": fields["id"],
@@ -258,7 +257,7 @@ class Session:
         self._check_seen(fields["limits"])
         if prompt != self._instruction:
             await self._begin(prompt, None, 0)
-        out, _ = await self._chunk(images, state, None, reading, arrived)
+        out, _ = await self._chunk(Given(images, state, None), reading, arrived)
         timing = out["timing"]
         return {
             "actions": out["actions"],
@@ -267,7 +266,7 @@ class Session:
         }
 
     async def _chunk(
-        self, images: Any, proprio: Any, executed: Any, reading: Reading, arrived: float
+        self, given: Given, reading: Reading, arrived: float
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The policy's answer, through the filter where there is one, and what the filter did."""
         if self.settings.limits is not None and self._filter is None:
@@ -275,11 +274,11 @@ class Session:
                 "not_ready",
                 "the robot stands still until an operator sends safety_reset with its gripper",
             )
-        if executed is None and self._sent:
+        if given.executed is None and self._sent:
             # What was sent, not what the policy asked for.
-            executed = next(reversed(self._sent.values()))[0]
-        out = await self._inference.act(self._policy, images, proprio, executed, arrived)
-        reading = reading._replace(cameras=self._look(images))
+            given = given._replace(executed=next(reversed(self._sent.values()))[0])
+        out = await self._inference.act(self._policy, given, arrived)
+        reading = reading._replace(cameras=self._look(given.images))
         safety = None
         if self._filter is not None:
             before, held = Counter(self._filter.counts), self.latched

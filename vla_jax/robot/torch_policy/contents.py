@@ -18,6 +18,7 @@ Made = TypeVar("Made")
 
 LAYERS = ("depth", "layers")  # of config.json: so many modules are made
 MAX_IMAGE, MAX_WINDOW, MAX_PROMPT = 4096, 4096, 65536  # pixels, frames, tokens
+MAX_READING = 65536  # samples of a sensor
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -77,7 +78,9 @@ def check_sizes(file: Path, config: dict[str, Any], found: dict[str, tuple[int, 
             )
 
     for name, value in _whole(config["network"], "network"):
-        most = len(found) if name.rpartition(".")[2] in LAYERS else longest
+        last = name.rpartition(".")[2]
+        # Of a row of samples, however long, few are left where the parameters are.
+        most = len(found) if last in LAYERS else MAX_READING if last == "shape" else longest
         need(-1 <= value <= most, name, f"at most {most}, by model.safetensors", value)
     size, cameras, head = config["image"]["size"], config["cameras"], config["network"]["head"]
     length, window = config["prompt"]["length"], config["network"]["sequence"]["window"]

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from . import contents, signature
 from .heads import DiscreteHead
 from .network import Network
-from .policy import Policy, Spec, image_sizes
+from .policy import Policy, Spec, image_sizes, sensors_of
 from .quantise import to_8_bits
 from .tokenizer import Tokenizer
 
@@ -71,6 +71,7 @@ def load(
         network = contents.made(
             file, lambda: Network(config["network"], tuple(image_sizes(config).values()))
         )
+    contents.made(file, lambda: _check_sensors(config))
     contents.check_fit(weights, network, shapes)
     arrays = contents.arrays(weights, str(device), DTYPES[dtype])
     network.load_state_dict(arrays, strict=True, assign=True)
@@ -87,6 +88,15 @@ def load(
     return Policy(network, config, stats, tokenizer)
 
 
+def _check_sensors(config: dict[str, Any]) -> None:
+    """Raises something where the readings that are taken are not the network's."""
+    wanted = {
+        each["name"]: each["shape"] for each in config["network"]["sequence"].get("sensors", ())
+    }
+    if wanted != {sensor.name: list(sensor.shape) for sensor in sensors_of(config)}:
+        raise ValueError(f"sensors: expected those of the network, {wanted}")
+
+
 def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
     """Raises something where what is said of a dataset's numbers is not of this network's."""
     network = config["network"]
@@ -95,6 +105,7 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
         wanted["state"] = network["sequence"]["state"]["dims"]
     if stats["datasets"] == {}:
         raise ValueError("expected a dataset, got none")
+    numbers_of_sample = {sensor.name: sensor.shape[-1] for sensor in sensors_of(config)}
     for name, body in stats["datasets"].items():
         for kind, width in wanted.items():
             if kind == "state" and config.get("state_names") and not body["state"]:
@@ -110,6 +121,8 @@ def _check_specs(config: dict[str, Any], stats: dict[str, Any]) -> None:
                     f" {spec.names}"
                 )
         _check_relative(name, body)
+        for each, numbers in body.get("sensors", {}).items():
+            Spec(numbers).normalise(np.zeros(numbers_of_sample[each]))
         if network["sequence"].get("embodiments") and name not in config["embodiments"]:
             raise ValueError(f"embodiments: expected {name}, got {config['embodiments']}")
 

@@ -3,10 +3,11 @@ by stage.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..sensing import Sensor
 from . import contents
 from .policy import Policy
 
@@ -53,7 +54,8 @@ def _replayed(policy: Policy, file: Path, dtype: str) -> list[Row]:
         # The action before is that of JAX: otherwise a difference in one step would show up as one
         # in the next too.
         executed = arrays["robot"][i - 1, 0] if i else None
-        policy.act(images, proprio, executed, arrays["noise"][i] if "noise" in arrays else None)
+        noise = arrays["noise"][i] if "noise" in arrays else None
+        policy.act(images, proprio, executed, noise, given(policy.sensors, arrays, i))
         for stage in STAGES:
             per_step[stage].append(policy.stages[stage].float().cpu().numpy())
     measured = arrays["proprio"][:, None] if policy.action_spec.relative else None
@@ -66,6 +68,17 @@ def _replayed(policy: Policy, file: Path, dtype: str) -> list[Row]:
         *rows,
         _row("units", policy.robot_units(arrays["action"], measured), arrays["robot"], 0.0),
     ]
+
+
+def given(sensors: tuple[Sensor, ...], arrays: dict[str, np.ndarray], step: int) -> dict[str, Any]:
+    """The recorded readings of a step; where all are NaN there was none."""
+    out: dict[str, Any] = {}
+    for sensor in sensors:
+        raw = arrays[f"sensor/{sensor.name}"][step]
+        if raw.dtype.kind == "f" and not np.isfinite(raw).any():
+            continue
+        out[sensor.name] = (raw, sensor.sizes[0]) if sensor.kind == "audio" else raw
+    return out
 
 
 def _row(stage: str, got: np.ndarray, wanted: np.ndarray, bound: float) -> Row:

@@ -31,12 +31,14 @@ from .attention import Cache
 from .backbones import BACKBONES, Media
 from .heads import HEADS, DiscreteHead
 from .layers import scaled
+from .sensors import SensorTokens
 from .tokens import ActionToken, EmbodimentToken, StateToken
 from .vision import Resampler, ResamplerConfig
 
 LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
 HISTORIES = ("head", "interleaved", "one_step")
 STARTS = ("repeat", "grow")
+SENSOR = "sensor_"  # how the names of sensors begin among inputs, and of their parameters
 
 
 class Inputs(NamedTuple):
@@ -47,7 +49,8 @@ class Inputs(NamedTuple):
     action before [b d], normalised, and noise, for networks that take them; at an episode's first
     frame there is no action before, whatever stands there. For networks of robots that differ: dims
     [b d] and proprio_mask [b p], which of the policy's dims the robot has, and embodiment [b],
-    which robot it is.
+    which robot it is. sensors: readings as sensing.py has them, by name as "sensor_imu", and
+    "sensor_imu_mask".
     """
 
     images: Tensor
@@ -60,6 +63,14 @@ class Inputs(NamedTuple):
     dims: Tensor | None = None
     proprio_mask: Tensor | None = None
     embodiment: Tensor | None = None
+    sensors: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+def inputs_of(named: dict[str, Tensor]) -> Inputs:
+    """Inputs of tensors by name: those of its fields, and of sensors."""
+    sensors = {name: x for name, x in named.items() if name.startswith(SENSOR)}
+    fields: Any = {name: named.get(name) for name in Inputs._fields if name != "sensors"}
+    return Inputs(**fields, sensors=sensors)
 
 
 class Frame(NamedTuple):
@@ -157,6 +168,10 @@ class Network(nn.Module):
         # Whether some robot lacks a dim that the head looks at, or a number of the state.
         self.masks_dims = head.get("masked", False)
         self.masks_state = bool(state) and state.get("masked", False)
+        # Artefacts of before 2026-11-29 have none.
+        self.sensors = tuple(each["name"] for each in sequence.get("sensors", ()))
+        for each in sequence.get("sensors", ()):
+            self.add_module(f"{SENSOR}{each['name']}", SensorTokens(each, width))
 
     # ------------------------------------------------------------------------------------ the frame
 
@@ -186,6 +201,10 @@ class Network(nn.Module):
             (self._scaled_as_words(token)[:, None], valid)
             for token, valid in self._numbers(inputs, present)
         ]
+        for name in (f"{SENSOR}{each}" for each in self.sensors):
+            make = getattr(self, name)
+            made = make(inputs.sensors[name], inputs.sensors[f"{name}_mask"])  # b n c
+            numbers.append((self._scaled_as_words(made), present.expand(-1, made.shape[1])))
         if self.layout == "prefix":
             parts = [*images, (words, prompt_valid), *numbers]
         else:  # the prompt's last token stands where nothing sees it: it is left out

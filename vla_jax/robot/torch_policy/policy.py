@@ -16,14 +16,25 @@ Axes: h w pixels, k chunk step, d action dim, a arm dims, g binary dims, p propr
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..relative import checked, of_json, to_absolute, to_relative
-from .network import Frame, Inputs, Network, State, Step, join_episodes, split_episodes
+from ..sensing import Reading, Sensor, readings
+from .network import (
+    SENSOR,
+    Frame,
+    Inputs,
+    Network,
+    State,
+    Step,
+    inputs_of,
+    join_episodes,
+    split_episodes,
+)
 from .tokenizer import Tokenizer
 
 
@@ -78,6 +89,14 @@ class Spec:
         return to_absolute(self.relative, x, state).astype(np.float32)
 
 
+def sensors_of(config: dict[str, Any]) -> tuple[Sensor, ...]:
+    """Those of a config.json; one of before 2026-11-29 has none."""
+    return tuple(
+        Sensor(each["name"], each["kind"], tuple(each["sizes"]), each["tokens"])
+        for each in config.get("sensors", ())
+    )
+
+
 class Policy:
     """One robot's episode on a network. `config` is config.json, `state` the network's after the
     last step.
@@ -97,6 +116,7 @@ class Policy:
         self.action_names = tuple(config.get("action_names") or first["action"]["names"])
         state = first["state"] or {"names": ()}
         self.state_names = tuple(config.get("state_names") or state["names"])
+        self.sensors = sensors_of(config)
         self._prompt: dict[str, np.ndarray] | None = None
         self.stages: dict[str, torch.Tensor] = {}  # of the last `act`, for golden.py
 
@@ -135,6 +155,8 @@ class Policy:
             self._which["dims"] = np.isin(np.arange(len(self.action_names)), self._dims)
         if self.network.embodiment is not None:
             self._which["embodiment"] = np.array(self.config["embodiments"].index(name))
+        self._sensor_specs = {name: Spec(each) for name, each in body.get("sensors", {}).items()}
+        self._lasting: dict[str, Reading] = {}  # of sensors whose last reading stands
         # Of frames of the training data, by camera, see cameras.py; None: not known.
         self.camera_statistics: dict[str, Any] | None = body.get("cameras")
         padded = np.array(ids + [0] * (length - len(ids)), np.int64)
@@ -157,6 +179,7 @@ class Policy:
         proprio: np.ndarray | None = None,
         executed: np.ndarray | None = None,
         noise: np.ndarray | None = None,
+        sensors: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The next k actions at a new frame; see the top of this file.
 
@@ -168,11 +191,14 @@ class Policy:
                 the first of the last chunk.
             noise: what the head draws, of the head's noise_shape; None: drawn with the seed of
                 `reset`.
+            sensors: readings by name, in the robot's units, see sensing.py. What is not there the
+                policy does without; speech stands until the next comes.
 
         Raises ValueError for other cameras, sizes or dtypes, and numbers that are missing or not
         finite. The episode then stands where it stood.
         """
-        return act_together([self], [self.prepared(images, proprio, executed, noise)])[0]
+        given = self.prepared(images, proprio, executed, noise, sensors)
+        return act_together([self], [given])[0]
 
     def prepared(
         self,
@@ -180,6 +206,7 @@ class Policy:
         proprio: np.ndarray | None = None,
         executed: np.ndarray | None = None,
         noise: np.ndarray | None = None,
+        sensors: Mapping[str, Any] | None = None,
     ) -> dict[str, np.ndarray]:
         """What `act` is given, checked, as this episode's part of Inputs by field; and as
         "measured" the state [p] in robot units that relative actions start from. The episode does
@@ -209,6 +236,11 @@ class Policy:
                     f"noise: expected shape {self.network.head.noise_shape}, got {noise.shape}"
                 )
             inputs["noise"] = np.asarray(noise, np.float32)
+        normalise = {name: spec.normalise for name, spec in self._sensor_specs.items()}
+        # Last: what was refused above leaves no reading behind.
+        seen = readings(self.sensors, sensors, normalise, self._lasting)
+        for name, reading in seen.items():
+            inputs[f"{SENSOR}{name}"], inputs[f"{SENSOR}{name}_mask"] = reading
         return inputs
 
     def _state_inputs(self, proprio: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -412,23 +444,21 @@ def act_together(
     return outs
 
 
-def act_in_row(
-    policy: Policy, given: Sequence[tuple[dict[str, np.ndarray], Any, Any]]
-) -> list[dict[str, Any]]:
+def act_in_row(policy: Policy, given: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
     """`act` at several frames of its episode in a row, in one pass; for recorded ones, where what
-    was carried out between is known. `given` are images, proprio and executed of each; executed is
-    None before the first frame alone.
+    was carried out between is known. `given` are the arguments of `prepared` for each, the first
+    three at least; executed is None before the first frame alone.
 
     What comes out is as frame by frame, up to the order of sums, but for "timing": it is not there.
     And "normalised" is: the chunk in network units [k d].
     """
     network, prepared = policy.network, []
-    for i, (images, proprio, executed) in enumerate(given):
-        one = policy.prepared(images, proprio, executed)
+    for i, each in enumerate(given):
+        one = policy.prepared(*each)
         if i:
             one["first"] = np.array(False)
             if "past" in one:
-                one["past"] = policy.normalised_past(executed, one.get("measured"))
+                one["past"] = policy.normalised_past(each[2], one.get("measured"))
         prepared.append(one)
     with torch.inference_mode():
         inputs = _inputs([policy] * len(prepared), prepared)
@@ -463,10 +493,10 @@ def _inputs(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]
     device = network.readout_embedding.device
     tensors = {
         name: torch.from_numpy(np.stack([given[name] for given in prepared])).to(device)
-        for name in Inputs._fields
-        if name in prepared[0]
+        for name in prepared[0]
+        if name in Inputs._fields or name.startswith(SENSOR)
     }
-    return Inputs(*(tensors.get(name) for name in Inputs._fields))  # type: ignore[arg-type]
+    return inputs_of(tensors)
 
 
 def _frame(network: Network, inputs: Inputs) -> tuple[list[torch.Tensor], Frame, float]:
