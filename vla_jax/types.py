@@ -206,7 +206,7 @@ class Backbone(Protocol):
 
     width: int  # of the sequence
     visual_width: int  # of embed_image; another one only where `cross_attends`
-    tokens_per_image: int
+    tokens_per_image: int  # of the size that the tower's positions are for
     cross_attends: bool  # visual tokens are given as Media; otherwise they stand in the sequence
     text_scale: (
         float  # what embed_text multiplies by; RoboVLMs' layout scales its learned tokens alike

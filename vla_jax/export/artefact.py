@@ -145,7 +145,7 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
             "export: the checkpoint has no action spec; it comes with the data at the first"
             " training"
         )
-    network = describe.network(model, source.prompt["length"])
+    network = describe.network(model, source.prompt["length"], source.image_size)
     image: dict[str, Any] = {"size": max(source.image_size)}
     if len(set(source.image_size)) > 1:
         image["sizes"] = dict(zip(model.config.cameras, source.image_size, strict=True))

@@ -37,8 +37,10 @@ HEADS = {
 ENCODERS = {Series: "Series", PointSet: "PointSet", Picture: "Picture"}  # of sensors
 
 
-def network(model: VLA, prompt_length: int) -> dict[str, Any]:
-    """The "network" of config.json. Raises ValueError naming what has no torch counterpart."""
+def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict[str, Any]:
+    """The "network" of config.json. `image_size` is of each camera. Raises ValueError naming what
+    has no torch counterpart.
+    """
     config = model.config
     body = {
         "backbone": _backbone(model),
@@ -58,8 +60,11 @@ def network(model: VLA, prompt_length: int) -> dict[str, Any]:
     }
     look_back = body["backbone"]["block"]["window"]
     if model.head.num_tokens and look_back:
-        cameras = len(config.cameras) * (
-            config.resampler.latents if config.resampler else model.backbone.tokens_per_image
+        # Only PaliGemma 2 looks back so far, whose tokens are a tower's patches.
+        patch = body["backbone"]["vision"]["patch"]
+        cameras = sum(
+            config.resampler.latents if config.resampler else (size // patch) ** 2
+            for size in image_size
         )
         numbers = bool(config.state) + bool(config.past) + bool(config.embodiments)
         frame = cameras + prompt_length + config.readouts + numbers
