@@ -149,14 +149,25 @@ def test_the_run_exports_to_the_artefact_that_was_exported(continued, tmp_path):
         "--dtype", "bfloat16",
     )  # fmt: skip
     assert "EXCEEDED" not in out
-    for name in ("norm_stats.json", "tokenizer.json"):
-        assert json.loads((new / name).read_text()) == json.loads((old / name).read_text())
+    stats, tokens = (
+        [json.loads((folder / name).read_text()) for folder in (old, new)]
+        for name in ("norm_stats.json", "tokenizer.json")
+    )
+    for body in stats[1]["datasets"].values():  # said since 2026-11-29
+        assert (body.pop("targets"), body.pop("sensors")) == ("", {})
+        assert [body[kind].pop("relative") for kind in ("action", "state")] == [[], []]
+    assert stats[0] == stats[1]
+    assert tokens[0] == tokens[1]
     was, now = (json.loads((folder / "config.json").read_text()) for folder in (old, new))
     assert was.pop("origin").keys() == now.pop("origin").keys()
     # Said since 2026-11-28 of what all were before, in the config's words.
     assert was["image"]["resize"] == "Lanczos"
     was["image"]["resize"] = "lanczos"
-    was["network"]["sequence"]["history_start"] = "repeat"
+    # Since 2026-11-29.
+    was |= {"embodiments": [], "sensors": [], "state_names": []}
+    was["action_names"] = stats[0]["datasets"]["blocks"]["action"]["names"]
+    was["network"]["head"]["masked"] = False
+    was["network"]["sequence"] |= {"history_start": "repeat", "embodiments": 0, "sensors": []}
     assert (was.pop("schema"), now.pop("schema")) == (1, 2)
     assert now == was
     one, two = (act(vla_jax.load_policy(folder), ("primary",), 3) for folder in (old, new))
