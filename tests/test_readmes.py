@@ -157,9 +157,9 @@ def test_looking_at_data_and_converting_it(tmp_path: Path) -> None:
     lines = commands(REPO / "data_pipelines/README.md")
     wanted = [words for words in lines if re.search("--validate|--to ", " ".join(words))]
     assert len(wanted) == 2
-    for words in wanted:
-        run(tmp_path, words[1:])
-    assert (tmp_path / "ROOT/mine_rlds/1.0.0").is_dir()
+    for words in wanted:  # to LeRobot, as these are RLDS
+        run(tmp_path, ["lerobot" if word == "rlds" else word for word in words[1:]])
+    assert (tmp_path / "ROOT/mine_lerobot/meta/info.json").is_file()
 
 
 def test_the_python_in_them_is_as_it_says() -> None:

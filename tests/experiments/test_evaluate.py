@@ -87,7 +87,10 @@ def test_memory_does_not_grow_with_the_number_of_windows(monkeypatch: pytest.Mon
 
     def peak(count: int) -> int:
         actions = np.random.default_rng(0).random((count, 3)).astype(np.float32)
-        split = SimpleNamespace(actions=actions, first=np.array([0]), length=np.array([count]))
+        state = np.zeros((count, 0), np.float32)
+        split = SimpleNamespace(
+            actions=actions, state=state, first=np.array([0]), length=np.array([count])
+        )
         index = SimpleNamespace(splits={"val": split}, dataset=SimpleNamespace(name="many"))
         member: Any = SimpleNamespace(index=index, split="val", action_spec=spec)
         monkeypatch.setattr(sources, "loader", lambda *args, **kwargs: Windows(count, 256))

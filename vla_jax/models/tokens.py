@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from vla_jax.models.transformer import Linear
+from vla_jax.sharding import gathered
 from vla_jax.types import Array
 
 
@@ -58,8 +59,11 @@ class StateToken(nnx.Module):
         if self.gripper is None or self.embedding is None:
             return self.output(self.arm(state))
         arm = self.arm(state[..., [i for i in range(state.shape[-1]) if i != self.gripper]])
-        open_ = self.embedding[...][(state[..., self.gripper] > 0).astype(jnp.int32)]
-        open_ = jnp.where(there[..., self.gripper, None], open_, 0.0)
+        # A product, not a look-up in a table that devices share: those would exchange masks.
+        is_open = state[..., self.gripper, None] > 0
+        chosen = jnp.concatenate([~is_open, is_open], axis=-1) & there[..., self.gripper, None]
+        table = gathered(self.embedding[...], None, "embed")
+        open_ = chosen.astype(table.dtype) @ table
         return self.output(jnp.concatenate([arm, open_.astype(arm.dtype)], axis=-1))
 
 
