@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,10 @@ from tests.export.test_export import BLOCKED, exported
 from tests.robot.safety.limits_of_tests import HZ, base_limits, bimanual_limits, make_limits
 from vla_jax.robot.events.trigger import Settings
 from vla_jax.robot.runtime import Runtime
+from vla_jax.robot.safety import bounds
 from vla_jax.robot.safety.bounds import ARM, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
+from vla_jax.robot.safety.limits import load
 
 __all__ = ["exported"]  # the fixture
 NAMES = tuple(dim.name for dim in ARM)
@@ -27,6 +30,7 @@ class Fake:
     def __init__(self, *chunks: Any, names: tuple[str, ...] = NAMES) -> None:
         self.chunks, self.given = list(chunks), []
         self.action_spec, self.camera_statistics = SimpleNamespace(names=names), None
+        self.targets = ""
 
     def reset(self, instruction: str, dataset: str | None = None, seed: int = 0) -> None:
         self.instruction = instruction
@@ -55,6 +59,32 @@ class Loop:
     def step(self, age: float = 0.0, pose: np.ndarray | None = None) -> Any:
         self.now += 1 / HZ
         return self.robot.step(FRAME, Reading(self.now - age, pose))
+
+
+@pytest.mark.parametrize(
+    ("targets", "file", "message"),
+    [
+        ("absolute", "limits_example.yaml", "as positions.*got command: delta of x, y"),
+        ("relative", "limits_example.yaml", "as positions.*got command: delta of x, y"),
+        ("delta", "limits_two_arms_example.yaml", "as motions.*got command: position of left"),
+        ("delta", "limits_example.yaml", None),
+        ("absolute", "limits_two_arms_example.yaml", None),
+        ("", "limits_two_arms_example.yaml", None),
+    ],
+)
+def test_positions_are_not_bounded_as_motions(targets: str, file: str, message: Any) -> None:
+    """What the policy's dataset says of its actions against what the limits take, names alike."""
+    limits = load(Path(bounds.__file__).with_name(file))
+    policy = Fake(names=limits.names)
+    policy.targets = targets
+    grippers = dict.fromkeys(limits.grippers, 1.0)
+    pose = np.zeros(len(limits.axes))
+    robot = Runtime(policy, SafetyFilter(limits, grippers, pose=pose), Settings(horizon=1))
+    if message is None:
+        robot.reset("push")
+    else:
+        with pytest.raises(ValueError, match=message):
+            robot.reset("push")
 
 
 def small(x: float) -> list[float]:

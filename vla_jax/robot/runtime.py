@@ -91,7 +91,7 @@ class Runtime:
         by name and in their order.
         """
         self.policy.reset(instruction, dataset, seed)
-        self.safety.limits.check_names(self._inner.action_spec.names, "Runtime")
+        self.safety.limits.check_policy(self._inner, "Runtime")
         self._sent = self._expected = None
 
     def step(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -208,6 +208,23 @@ class Limits:
             raise ValueError(
                 f"{where}: expected actions of {', '.join(self.names)}, as the limits have, got"
                 f" {', '.join(names)}; write limits with the policy's dims, in their order"
+            )
+
+    def check_policy(self, policy: Any, where: str) -> None:
+        """Raises ValueError, which begins with `where`, for a policy whose actions are not the
+        numbers that these limits are of, or that says (`targets`) that they are positions where
+        these take motions, or the other way round.
+        """
+        self.check_names(policy.action_spec.names, where)
+        targets = getattr(policy, "targets", "")  # "": nobody said
+        kinds = {"absolute": "delta", "relative": "delta", "delta": "position"}
+        wrong = [dim.name for dim in self.moving if dim.command == kinds.get(targets)]
+        if wrong:
+            raise ValueError(
+                f"{where}: expected limits of what the policy's actions are ({targets} targets,"
+                f" which reach the robot as {'motions' if targets == 'delta' else 'positions'}),"
+                f" got command: {kinds[targets]} of {', '.join(wrong)}; write limits for such"
+                " actions"
             )
 
     def braking_steps(self, axis: int) -> int:

@@ -182,7 +182,7 @@ class Session:
                 self._policy.reset, instruction, dataset or self.settings.dataset, seed
             )
             if self.settings.limits is not None:
-                self.settings.limits.check_names(self._policy.action_spec.names, "limits")
+                self.settings.limits.check_policy(self._policy, "limits")
         except ValueError as error:
             raise Refusal("bad_request", error) from None
         self._instruction = instruction

@@ -147,6 +147,7 @@ class Policy:
             )
         body = self._datasets[name]
         self.action_spec = Spec(body["action"])
+        self.targets = body.get("targets", "")  # whether actions are positions or motions, if known
         self.state_spec = Spec(body["state"]) if body["state"] else None
         # Where the dataset's dims stand among the policy's.
         self._dims = [self.action_names.index(each) for each in self.action_spec.names]
