@@ -24,7 +24,7 @@ from vla_jax import command
 from vla_jax.actions import ActionSpec, Rule
 from vla_jax.robot.resize import resize
 from vla_jax.robot.sensing import Sensor
-from vla_jax.robot.torch_policy.policy import image_sizes, sensors_of
+from vla_jax.robot.torch_policy.spec import image_sizes, sensors_of
 
 Images = dict[str, np.ndarray]
 

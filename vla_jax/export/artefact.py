@@ -38,7 +38,7 @@ from vla_jax.models.vla import VLA
 from vla_jax.params import abstract
 from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import folder, golden, tokenizer
-from vla_jax.robot.torch_policy.policy import image_sizes
+from vla_jax.robot.torch_policy.spec import image_sizes
 from vla_jax.saved import SavedPolicy
 
 # Largest difference allowed at each stage, relative to the largest number where that is above 1.

@@ -34,7 +34,7 @@ from vla_jax.models.tokenizer import open_tokenizer
 from vla_jax.models.vision import VisionConfig
 from vla_jax.robot.torch_policy import golden, load
 from vla_jax.robot.torch_policy.network import Inputs, Network
-from vla_jax.robot.torch_policy.policy import image_sizes
+from vla_jax.robot.torch_policy.spec import image_sizes
 from vla_jax.weights import transforms
 
 FLAG = "--hf"

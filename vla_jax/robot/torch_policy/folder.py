@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_map
 from . import contents, signature
 from .heads import DiscreteHead
 from .network import Network
-from .policy import Policy, Spec, image_sizes, sensors_of
+from .policy import Policy
 from .quantise import to_8_bits
+from .spec import Spec, image_sizes, sensors_of
 from .tokenizer import Tokenizer
 
 # 2 since a window may grow and images have filters: code of before would read neither.
