@@ -440,7 +440,7 @@ def asked(world: World, loop: Broker, robot: Robot, pending: list[tuple[float, A
     request = loop._request(loop._episode)
     if request is None:
         return
-    at, images, proprio, report = request
+    at, images, proprio, report, _ = request
     try:
         reply = robot.act(images, proprio, at, report, resend=False)
     except Exception as error:
