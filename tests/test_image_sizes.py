@@ -79,6 +79,7 @@ def test_training_and_rollout_agree(backbone, layout):
         np.testing.assert_allclose(acted[:, :6], np.asarray(expected)[0, :, :6], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_each_camera_is_seen_at_its_size():
     """The frame of the second is resized by the rollout; a bigger one gives more tokens."""
     graphdef, flat = jittered(config(*TWO, *TINY))
@@ -98,6 +99,7 @@ def test_each_camera_is_seen_at_its_size():
     np.testing.assert_array_equal(first, policy.act(small))
 
 
+@pytest.mark.slow
 def test_a_resampler_makes_the_tokens_of_every_camera_equally_many():
     fields = (*TWO, *TINY, "model.resampler.depth=1", "model.resampler.latents=3")
     graphdef, flat = jittered(config(*fields, "model.resampler.dim_head=8"))

@@ -156,7 +156,7 @@ def test_a_relation_to_dims_that_are_not_there_is_refused(
 def test_the_copies_in_the_policy_and_here_are_one() -> None:
     """The robot's side and training use the same file."""
     from vla_jax import actions
-    from vla_jax.robot.torch_policy import policy
+    from vla_jax.robot.torch_policy import spec
 
-    assert policy.to_relative is actions.relative.to_relative is to_relative
-    assert policy.to_absolute is to_absolute
+    assert spec.to_relative is actions.relative.to_relative is to_relative
+    assert spec.to_absolute is to_absolute
