@@ -1,6 +1,6 @@
 """Writes RLDS files as TFDS lays them out, and LeRobot folders.
 
-blocks.py, blocks_captions.py: the embedded data. calvin.py: CALVIN as it is downloaded, read by
-calvin_source.py. rlds_files.py: what they share. Of convert.py: recorded.py reads, to_rlds.py and
-to_lerobot.py (over lerobot_files.py) write.
+blocks.py, blocks_captions.py, navigation.py: the embedded data, over made.py. calvin.py: CALVIN as
+it is downloaded, read by calvin_source.py. rlds_files.py: what they share. Of convert.py:
+recorded.py reads, to_rlds.py and to_lerobot.py (over lerobot_files.py) write.
 """

@@ -8,9 +8,7 @@ and then where it pushes. Neither the picture nor the words alone give the actio
 fractions of the table, x to the right and y downwards.
 """
 
-import argparse
 import io
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines import index
-from data_pipelines.builders import rlds_files
+from data_pipelines.builders import made, rlds_files
 from data_pipelines.datasets.blocks import BLOCKS
 from data_pipelines.files import tfrecord
 from vla_jax import command
@@ -38,7 +35,6 @@ YAW = {"left": 0.2, "right": -0.2, "up": 0.1, "down": -0.1}  # radians per step 
 HALF_BLOCK, HALF_GRIPPER = 0.1, 0.065  # half sides
 REACH = 0.13  # distance from a block at which it is pushed
 SPEED, DESCENT, PUSHES = 0.08, 0.03, 6  # per step; steps of pushing
-SHARDS = {"train": 2, "val": 1}
 
 
 class Table(NamedTuple):
@@ -55,19 +51,11 @@ def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 
     """Writes the dataset under root/blocks/1.0.0 and returns that folder. The same arguments give
     the same episodes.
     """
-    folder = Path(root).expanduser() / BLOCKS.tfds_name / BLOCKS.version
-    folder.mkdir(parents=True, exist_ok=True)
-    # The index describes what is overwritten here.
-    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)
-    splits = []
-    for number, (split, episodes) in enumerate((("train", train), ("val", val))):
-        parts = np.array_split(np.arange(episodes), min(SHARDS[split], episodes))
-        shards = [
-            (_example(play(seed, number, int(episode))) for episode in part) for part in parts
-        ]
-        splits.append(rlds_files.write_split(str(folder), BLOCKS.tfds_name, split, shards))
-    rlds_files.finish(str(folder), __doc__ or "", _features(), splits)
-    return folder
+
+    def example(split: int, episode: int) -> bytes:
+        return _example(play(seed, split, episode))
+
+    return made.write(root, BLOCKS, {"train": train, "val": val}, example, _features(), __doc__)
 
 
 def play(seed: int, split: int, episode: int) -> Table:
@@ -173,15 +161,7 @@ def _features() -> rlds_files.Feature:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Writes the embedded block-pushing dataset.")
-    parser.add_argument(
-        "--out", required=True, help="data root; the dataset goes to OUT/blocks/1.0.0"
-    )
-    parser.add_argument("--train", type=int, default=240, help="training episodes")
-    parser.add_argument("--val", type=int, default=40, help="held-out episodes")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    print(f"wrote {write_blocks(args.out, args.train, args.val, args.seed)}")
+    made.main(argv, write_blocks, "the embedded block-pushing dataset", "blocks", "episodes")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ captions and one of question-answer pairs. The captions name the blocks from lef
 questions ask for the place of each.
 """
 
-import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import index
-from data_pipelines.builders import rlds_files
+from data_pipelines.builders import made, rlds_files
 from data_pipelines.builders.blocks import SIZE, compress, draw_table, scatter
 from data_pipelines.datasets.image_text import BLOCKS_CAPTIONS
 from data_pipelines.files import tfrecord
@@ -27,32 +24,25 @@ CAPTIONS = (
     "the {1} block is between the {0} and the {2} block",
 )
 PLACES = ("left", "middle", "right")
-SHARDS = {"train": 2, "val": 1}
 
 
 def write_captions(root: str | Path, train: int = 120, val: int = 24, seed: int = 0) -> Path:
     """Writes root/blocks_captions/1.0.0 and returns that folder. The same arguments give the same
     pictures.
     """
-    folder = Path(root).expanduser() / BLOCKS_CAPTIONS.tfds_name / BLOCKS_CAPTIONS.version
-    folder.mkdir(parents=True, exist_ok=True)
-    # The index describes what is overwritten here.
-    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)
-    splits = []
-    for number, (split, count) in enumerate((("train", train), ("val", val))):
-        parts = np.array_split(np.arange(count), min(SHARDS[split], count))
-        shards = [
-            (_example(*scene(seed, number, int(picture))) for picture in part) for part in parts
-        ]
-        splits.append(rlds_files.write_split(str(folder), BLOCKS_CAPTIONS.tfds_name, split, shards))
+
+    def example(split: int, picture: int) -> bytes:
+        return _example(*scene(seed, split, picture))
+
     pair = rlds_files.folder({"question": rlds_files.text(), "answer": rlds_files.text()})
     features = {
         "image": rlds_files.image("png", SIZE, SIZE),
         "captions": rlds_files.sequence(rlds_files.folder({"text": rlds_files.text()})),
         "questions": rlds_files.sequence(pair),
     }
-    rlds_files.finish(str(folder), __doc__ or "", rlds_files.folder(features), splits)
-    return folder
+    counts = {"train": train, "val": val}
+    described = rlds_files.folder(features)
+    return made.write(root, BLOCKS_CAPTIONS, counts, example, described, __doc__)
 
 
 def scene(seed: int, split: int, picture: int) -> tuple[np.ndarray, list[str]]:
@@ -77,15 +67,9 @@ def _example(pixels: np.ndarray, colours: list[str]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Writes the embedded pictures with texts.")
-    parser.add_argument(
-        "--out", required=True, help="data root; the dataset goes to OUT/blocks_captions/1.0.0"
+    made.main(
+        argv, write_captions, "the embedded pictures with texts", "blocks_captions", "pictures"
     )
-    parser.add_argument("--train", type=int, default=120, help="training pictures")
-    parser.add_argument("--val", type=int, default=24, help="held-out pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    print(f"wrote {write_captions(args.out, args.train, args.val, args.seed)}")
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ where a robot that errs comes to be. The split val has layouts of its own, and o
 the words that no training episode has.
 """
 
-import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import index
+from data_pipelines.builders import made, rlds_files
 from data_pipelines.builders import navigation_expert as expert
-from data_pipelines.builders import rlds_files
 from data_pipelines.builders.blocks import compress
 from data_pipelines.builders.navigation_world import SIZE, Layout, Pose, World, scatter, wrapped
 from data_pipelines.datasets.navigation import NAVIGATION
@@ -28,7 +25,6 @@ from vla_jax import command
 from vla_jax.robot.navigation import SCENARIOS
 
 SPLITS = ("train", "val")
-SHARDS = {"train": 2, "val": 1}
 OFF = (0.35, 0.35, 0.7)  # how far from the way an episode may begin: m, m, rad
 SIDES = {"left": ("왼쪽", "좌측"), "right": ("오른쪽", "우측")}  # two words each
 
@@ -156,19 +152,12 @@ def write_navigation(root: str | Path, train: int = 640, val: int = 80, seed: in
     """Writes the dataset under root/navigation/1.0.0 and returns that folder. The same arguments
     give the same episodes.
     """
-    folder = Path(root).expanduser() / NAVIGATION.tfds_name / NAVIGATION.version
-    folder.mkdir(parents=True, exist_ok=True)
-    # The index describes what is overwritten here.
-    shutil.rmtree(folder / index.FOLDER, ignore_errors=True)
-    splits = []
-    for number, (split, episodes) in enumerate(zip(SPLITS, (train, val), strict=True)):
-        parts = np.array_split(np.arange(episodes), min(SHARDS[split], episodes))
-        shards = [
-            (_example(play(seed, number, int(episode))) for episode in part) for part in parts
-        ]
-        splits.append(rlds_files.write_split(str(folder), NAVIGATION.tfds_name, split, shards))
-    rlds_files.finish(str(folder), __doc__ or "", _features(), splits)
-    return folder
+
+    def example(split: int, episode: int) -> bytes:
+        return _example(play(seed, split, episode))
+
+    counts = dict(zip(SPLITS, (train, val), strict=True))
+    return made.write(root, NAVIGATION, counts, example, _features(), __doc__)
 
 
 def _example(drive: Drive) -> bytes:
@@ -204,15 +193,7 @@ def _features() -> rlds_files.Feature:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Writes the embedded navigation dataset.")
-    parser.add_argument(
-        "--out", required=True, help="data root; the dataset goes to OUT/navigation/1.0.0"
-    )
-    parser.add_argument("--train", type=int, default=640, help="training episodes")
-    parser.add_argument("--val", type=int, default=80, help="held-out episodes")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    print(f"wrote {write_navigation(args.out, args.train, args.val, args.seed)}")
+    made.main(argv, write_navigation, "the embedded navigation dataset", "navigation", "episodes")
 
 
 if __name__ == "__main__":

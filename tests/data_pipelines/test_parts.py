@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import reading
-from data_pipelines.builders import blocks
+from data_pipelines.builders import blocks, made
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import FOLDER, build_parts, open_index, parts_there
 from data_pipelines.selection import Selection
@@ -23,7 +23,7 @@ def many(tmp_path_factory):
     """Seven files. Some episodes are told several things, one nothing."""
     root = tmp_path_factory.mktemp("many")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "SHARDS", {"train": 6, "val": 1})
+        patch.setattr(made, "SHARDS", {"train": 6, "val": 1})
         blocks.write_blocks(root, train=13, val=2)
     for number, path in enumerate(sorted(files(root).glob("*-train.*"))):
         words = [b"word %d" % number] * 5 + [b"shared"] * 20
