@@ -52,6 +52,8 @@ def kind(folder: str) -> str:
     """Of READERS; that of RLDS where nothing says that it is another."""
     if remote.exists(remote.join(folder, lerobot.INFO)):
         return LEROBOT
+    if remote.exists(remote.join(folder, tfds_folder.INFO)):
+        return RLDS  # without a listing of its shards, of which there may be thousands
     return HDF5 if hdf5.names(folder) else RLDS
 
 

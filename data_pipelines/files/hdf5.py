@@ -22,7 +22,15 @@ import numpy as np
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import remote, tfds_folder
 from data_pipelines.files.features import CHANNELS, Kind, check_of_rlds
-from data_pipelines.files.record import REPAIR, Episode, EpisodeError, Run, standardised
+from data_pipelines.files.record import (
+    REPAIR,
+    Episode,
+    EpisodeError,
+    Run,
+    check_finite,
+    raised,
+    standardised,
+)
 from data_pipelines.files.sensors import Stored
 from data_pipelines.files.tfds_folder import AGAIN, File
 
@@ -112,11 +120,7 @@ def episodes(
     wanted = [record for record in range(shard.file.records) if record not in skip]
     if not wanted:
         return
-
-    def report(error: EpisodeError) -> None:
-        if on_error is None:
-            raise error
-        on_error(error)
+    report = on_error or raised
 
     try:
         with _opened(shard.path) as file:
@@ -193,11 +197,7 @@ class _Demo:
     def _numbers(self, key: str, stored: h5py.Dataset) -> np.ndarray:
         """[T, *shape] finite numbers."""
         values = stored[()]
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            step, *dim = (int(i) for i in bad[0])
-            problem = f"expected a finite number, got {values[tuple(bad[0])]}"
-            raise self._error(step, f"{key}{dim or ''}", problem, REPAIR)
+        check_finite(key, values, self._error)
         return values
 
     def _error(self, step: int | None, field: str, problem: str, fix: str) -> EpisodeError:

@@ -12,7 +12,15 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import lerobot, remote, video
 from data_pipelines.files.features import Kind
 from data_pipelines.files.lerobot_features import TASK
-from data_pipelines.files.record import REPAIR, Episode, EpisodeError, Run, standardised
+from data_pipelines.files.record import (
+    REPAIR,
+    Episode,
+    EpisodeError,
+    Run,
+    check_finite,
+    raised,
+    standardised,
+)
 from data_pipelines.files.sensors import Stored
 from data_pipelines.files.tfds_folder import AGAIN
 
@@ -41,11 +49,7 @@ def episodes(
     Raises EpisodeError naming file, record, episode and field when something is damaged, missing,
     not finite, or not what meta/ or the video says.
     """
-
-    def report(error: EpisodeError) -> None:
-        if on_error is None:
-            raise error
-        on_error(error)
+    report = on_error or raised
 
     try:
         file = _File(shard, dataset)
@@ -217,11 +221,7 @@ class _File:
     ) -> np.ndarray:
         """[T, *shape] finite numbers of some rows."""
         values = self._any_numbers(key, kind.shape, begin, stop, record)
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            step, *dim = (int(i) for i in bad[0])
-            problem = f"expected a finite number, got {values[tuple(bad[0])]}"
-            raise self._error(record, step, f"{key}{dim or ''}", problem, REPAIR)
+        check_finite(key, values, functools.partial(self._error, record))
         return values
 
     def _reading(self, stored: Stored, begin: int, stop: int, record: int) -> np.ndarray:

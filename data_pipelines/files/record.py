@@ -1,7 +1,7 @@
 """One record of an RLDS dataset: what it says of its episodes, checked."""
 
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from data_pipelines.datasets.dataset import Dataset, Standardised
 from data_pipelines.files import sensors, tfds_folder, tfrecord
 from data_pipelines.files.features import FLAGS, OF_EPISODE, Kind
-from data_pipelines.files.sensors import Stored
+from data_pipelines.files.sensors import Fail, Stored
 from data_pipelines.files.tfds_folder import AGAIN, FEATURES
 
 # What is said about stretches of a record of play data, one entry each
@@ -286,13 +286,7 @@ class Record:
         values = self._values(key)
         assert isinstance(values, np.ndarray)
         column = values.reshape(self._steps, *kind.shape)
-        bad = np.argwhere(~np.isfinite(column))
-        if len(bad):
-            step, *dim = (int(i) for i in bad[0])
-            value = column[tuple(bad[0])]
-            raise self._error(
-                step, f"{key}{dim or ''}", f"expected a finite number, got {value}", REPAIR
-            )
+        check_finite(key, column, self._error)
         return column
 
     def _runs(self, dataset: Dataset, frames: np.ndarray) -> list[Run]:
@@ -359,14 +353,25 @@ class Record:
                     raise self._error(int(wrong[0]), flag, problem, REPAIR)
 
 
+def raised(error: EpisodeError) -> None:
+    """What becomes of a bad episode where nobody takes it."""
+    raise error
+
+
+def check_finite(key: str, values: np.ndarray, fail: Fail) -> None:
+    """Raises what `fail` makes of the first number of a column [T ...] that is not finite."""
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        step, *dim = (int(i) for i in bad[0])
+        problem = f"expected a finite number, got {values[tuple(bad[0])]}"
+        raise fail(step, f"{key}{dim or ''}", problem, REPAIR)
+
+
 def standardised(
-    dataset: Dataset,
-    columns: dict[str, np.ndarray],
-    steps: int,
-    fail: Callable[[int | None, str, str, str], EpisodeError],
+    dataset: Dataset, columns: dict[str, np.ndarray], steps: int, fail: Fail
 ) -> Standardised:
-    """The columns of an episode of so many raw steps, standardised; `fail(step, field, problem,
-    fix)` makes the error to raise when that does not go, or gives what it must not.
+    """The columns of an episode of so many raw steps, standardised; `fail` makes the error to raise
+    when that does not go, or gives what it must not.
     """
     try:
         out = dataset.standardise(columns)

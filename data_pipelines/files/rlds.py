@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Set
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import remote, sensors, tfds_folder, tfrecord
 from data_pipelines.files.features import described_features
-from data_pipelines.files.record import SEGMENTS, Episode, EpisodeError, Record, Shard
+from data_pipelines.files.record import SEGMENTS, Episode, EpisodeError, Record, Shard, raised
 from data_pipelines.files.tfds_folder import AGAIN, INFO
 
 
@@ -53,10 +53,7 @@ def episodes(
     wanted |= {f"steps/{each.key}" for each in looked}  # others are only found
     wanted |= set(SEGMENTS) if dataset.segments else set()
 
-    def report(error: EpisodeError) -> None:
-        if on_error is None:
-            raise error
-        on_error(error)
+    report = on_error or raised
 
     def report_damage(error: tfrecord.Damaged) -> None:
         problem = f"damaged: {error.problem}"
