@@ -104,6 +104,8 @@ class JaxPolicy:
         self._action_places = places(action, io.action_names or action)
         self._state_places = places(state, io.state_names or state)
         config = self._config = self._model(params).config
+        # The policy's action dims that this robot has: 1 d.
+        self._dims = np.isin(np.arange(config.action_dim), self._action_places)[None]
         self._interleaved = config.history == "interleaved"
         self._on_prefix = self._model(params).head.acts_on == "prefix"
         self._embed = jax.jit(lambda params, obs: self._model(params).sequence(obs))
@@ -157,25 +159,28 @@ class JaxPolicy:
         are not uint8 RGB, what is no reading of a sensor, and missing state, where the model sees
         it or the actions are relative to it.
         """
-        obs = self._observation(images, proprio, executed)
+        self._check_frame(images)
+        parts, names = self._io.action_spec.relative, self._io.state_spec.names
+        measured = relative.starting_state(parts, names, proprio) if parts else None
+        obs = self._observation(images, proprio, executed, measured)
         frame = self._embed(self._params, obs._replace(sensors=self._readings(sensors)))
         key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
         if self._on_prefix:
             self._remember(frame)
             t = self._config.window if self._interleaved else 1
             frames = tuple(self._frames)[-t:]
-            chunk = self._act_on_prefix(self._params, frames, t, self._dims(), key)
+            chunk = self._act_on_prefix(self._params, frames, t, self._dims, key)
         else:
             for new in self._new_readouts(frame):
                 self._readouts.append(new)
             readouts = jnp.concatenate(tuple(self._readouts), axis=1)
             t = self._config.window
             present = (np.arange(t) >= t - 1 - self._step)[None]
-            chunk = self._act_on_readouts(self._params, readouts, present, self._dims(), key)
+            chunk = self._act_on_readouts(self._params, readouts, present, self._dims, key)
         self._step += 1
         self._normalised = np.asarray(chunk, np.float32)[0]
         own = self._normalised[:, self._action_places]
-        actions = self._io.action_spec.unnormalise(own, _measured(self._io, proprio))
+        actions = self._io.action_spec.unnormalise(own, measured)
         self._last = actions[0]
         return actions
 
@@ -199,13 +204,20 @@ class JaxPolicy:
             for name, (values, mask) in seen.items()
         }
 
-    def _observation(self, images: Any, proprio: Any, executed: Any) -> Observation:
+    def _check_frame(self, images: Any) -> None:
+        """Raises ValueError before an episode begins, and for other cameras."""
         if self._prompt is None:
             raise ValueError("JaxPolicy.act: expected reset(instruction) before the first frame")
-        config, io = self._config, self._io
-        if set(images) != set(config.cameras):
-            raise ValueError(f"images: expected the cameras {config.cameras}, got {tuple(images)}")
-        first, measured = self._step == 0, _measured(io, proprio)
+        cameras = self._config.cameras
+        if set(images) != set(cameras):
+            raise ValueError(f"images: expected the cameras {cameras}, got {tuple(images)}")
+
+    def _observation(
+        self, images: Any, proprio: Any, executed: Any, measured: np.ndarray | None
+    ) -> Observation:
+        """A frame as the network takes it; `measured` is what relative actions start from."""
+        assert self._prompt is not None
+        config, io, first = self._config, self._io, self._step == 0
         sizes = ObservationSizes(
             b=1,
             t=1,
@@ -239,13 +251,9 @@ class JaxPolicy:
             prompt_mask=self._prompt[1],
             step_mask=np.ones((1, 1), bool),
             past_action_mask=np.full((1, 1), not first),
-            action_dims=self._dims(),
+            action_dims=self._dims,
             embodiment=np.full(1, io.embodiment, np.int32),
         )
-
-    def _dims(self) -> np.ndarray:
-        """The policy's action dims that this robot has, [1 d]."""
-        return np.isin(np.arange(self._config.action_dim), self._action_places)[None]
 
     def _remember(self, frame: FrameTokens) -> None:
         """Puts a frame at the window's end; before the first stand frames that nobody sees."""
@@ -346,21 +354,6 @@ def _unseen(frame: FrameTokens) -> FrameTokens:
 def _stacked(frames: tuple[FrameTokens, ...]) -> FrameTokens:
     """Frames of one robot, one behind the other."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *frames)
-
-
-def _measured(io: PolicyIO, proprio: np.ndarray | None) -> np.ndarray | None:
-    """The state [p] that relative actions start from. Raises ValueError when it is not there."""
-    parts, names = io.action_spec.relative, io.state_spec.names
-    if not parts:
-        return None
-    numbers = np.asarray(np.nan if proprio is None else proprio, np.float32)
-    if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
-        needed = ", ".join(names[i] for part in parts for i in part.state)
-        raise ValueError(
-            f"proprio: expected {len(names)} finite numbers ({', '.join(names)}), got {proprio};"
-            f" the actions are relative to {needed}"
-        )
-    return relative.checked(parts, numbers)
 
 
 def _fitted(image: np.ndarray, size: int, how: str, name: str) -> np.ndarray:

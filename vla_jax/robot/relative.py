@@ -120,6 +120,29 @@ def checked(parts: Sequence[Relative], state: np.ndarray | None) -> np.ndarray:
     return values
 
 
+def starting_state(
+    parts: Sequence[Relative], names: Sequence[str], proprio: np.ndarray | None
+) -> np.ndarray:
+    """The state [p] called `names` that relative actions start from. Raises ValueError when a
+    policy was not given it, and as `checked`.
+    """
+    needed = ", ".join(names[i] for part in parts for i in part.state)
+    why = f"; the actions are relative to {needed}"
+    return checked(parts, finite("proprio", proprio, names, why))
+
+
+def finite(what: str, values: np.ndarray | None, names: Sequence[str], why: str = "") -> np.ndarray:
+    """Numbers called `names`, float32. Raises ValueError, which ends with `why`, when they are
+    others, or one is not finite.
+    """
+    numbers = np.asarray(np.nan if values is None else values, np.float32)
+    if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
+        raise ValueError(
+            f"{what}: expected {len(names)} finite numbers ({', '.join(names)}), got {values}{why}"
+        )
+    return numbers
+
+
 def _check_rotations(what: str, kind: str, values: np.ndarray) -> None:
     if kind in rotations.WIDTHS:
         try:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..relative import checked
+from ..relative import finite, starting_state
 from ..sensing import Reading, readings
 from .network import (
     SENSOR,
@@ -93,6 +93,12 @@ class Policy:
         self.state_spec = Spec(body["state"]) if body["state"] else None
         # Where the dataset's dims stand among the policy's.
         self._dims = [self.action_names.index(each) for each in self.action_spec.names]
+        own = self.state_spec.names if self.state_spec and self.network.state is not None else ()
+        self._state_dims = [self.state_names.index(each) for each in own]
+        self._state_mask: dict[str, np.ndarray] = {}
+        if self.network.masks_state:
+            there = np.isin(np.arange(len(self.state_names)), self._state_dims)
+            self._state_mask["proprio_mask"] = there
         self._which: dict[str, np.ndarray] = {}
         if self.network.masks_dims:
             self._which["dims"] = np.isin(np.arange(len(self.action_names)), self._dims)
@@ -166,7 +172,9 @@ class Policy:
         if self.network.state is not None:
             inputs |= self._state_inputs(proprio)
         if self.action_spec.relative:
-            inputs["measured"] = self._measured(proprio)
+            assert self.state_spec is not None  # `load` made sure
+            parts, names = self.action_spec.relative, self.state_spec.names
+            inputs["measured"] = starting_state(parts, names, proprio)
         if self.network.past is not None:
             if self._last_action is None:  # at the first frame the network does not look at it
                 inputs["past"] = np.zeros(len(self.action_names), np.float32)
@@ -191,12 +199,9 @@ class Policy:
         them it has.
         """
         state = np.zeros(len(self.state_names), np.float32)
-        own = self.state_spec.names if self.state_spec else ()
-        there = [self.state_names.index(name) for name in own]
-        if self.state_spec and own:
-            state[there] = self._normalised("proprio", proprio, self.state_spec)
-        mask = np.isin(np.arange(len(state)), there)
-        return {"proprio": state, **({"proprio_mask": mask} if self.network.masks_state else {})}
+        if self.state_spec and self._state_dims:
+            state[self._state_dims] = self._normalised("proprio", proprio, self.state_spec)
+        return {"proprio": state, **self._state_mask}
 
     def normalised_past(
         self, executed: np.ndarray | None, measured: np.ndarray | None
@@ -316,14 +321,6 @@ class Policy:
             out[i, :size, :size] = image
         return out
 
-    def _measured(self, proprio: np.ndarray | None) -> np.ndarray:
-        """The state [p] that relative actions start from, in robot units."""
-        assert self.state_spec is not None  # `load` made sure
-        names = self.state_spec.names
-        needed = (names[i] for part in self.action_spec.relative for i in part.state)
-        why = f"; the actions are relative to {', '.join(needed)}"
-        return checked(self.action_spec.relative, _finite("proprio", proprio, names, why))
-
     def _normalised(
         self,
         what: str,
@@ -331,18 +328,7 @@ class Policy:
         spec: Spec,
         measured: np.ndarray | None = None,
     ) -> np.ndarray:
-        return spec.normalise(_finite(what, values, spec.names), measured)
-
-
-def _finite(
-    what: str, values: np.ndarray | None, names: Sequence[str], why: str = ""
-) -> np.ndarray:
-    numbers = np.asarray(np.nan if values is None else values, np.float32)
-    if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
-        raise ValueError(
-            f"{what}: expected {len(names)} finite numbers ({', '.join(names)}), got {values}{why}"
-        )
-    return numbers
+        return spec.normalise(finite(what, values, spec.names), measured)
 
 
 def act_together(
