@@ -95,4 +95,5 @@ class EmbodimentToken(nnx.Module):
         self.table = nnx.Param(table, logical=(None, "embed"))
 
     def __call__(self, number: Int[Array, " b"]) -> Float[Array, "b c"]:
-        return self.table[...][number]
+        # Put together first: rows looked up in parts would be laid out anew among the devices.
+        return gathered(self.table[...], None, "embed")[number]

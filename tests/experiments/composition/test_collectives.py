@@ -159,6 +159,11 @@ FAMILIES = {
         "model.proprio=True",
         "model.past_action=True",
     ),
+    "embodiment, sensors": (
+        "oxe_paligemma.py:tiny",
+        "model.embodiment=True",
+        "model.sensors=imu=vector:10x6,front=scan:180,cloud=points:64x3",
+    ),
     "accumulation": ("oxe_paligemma.py:tiny", "accum=2"),
     "unrolled, augmented": (
         "oxe_paligemma.py:tiny",
