@@ -21,7 +21,6 @@ Nothing in a file is executed, and every array must fit: what does not is named.
 
 import argparse
 import functools
-import hashlib
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.composition import spaces, statistics
+from experiments.composition.digests import digest
 from experiments.configs import oxe_paligemma
 from experiments.robovlms import config as robovlms_config
 from experiments.robovlms import names as robovlms_names
@@ -275,19 +275,6 @@ def table(imported: Import, plan: pretrained.Plan) -> str:
                 for line in keys
             ]
     return "\n".join(lines)
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, or of the names and contents of all files of a folder."""
-    sha = hashlib.sha256()
-    for file in (
-        [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    ):
-        sha.update(b"" if path.is_file() else str(file.relative_to(path)).encode() + b"\0")
-        with file.open("rb") as handle:
-            while chunk := handle.read(1 << 20):
-                sha.update(chunk)
-    return sha.hexdigest()
 
 
 def _likely(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import vla_jax
+from experiments.composition.digests import digest
 from experiments.composition.json_files import write_json
 from experiments.rolling import films
 from experiments.rolling.episodes import Actor, Expert, Random, play, warm_up
@@ -104,16 +105,11 @@ def described(policy: str) -> dict[str, Any]:
     directory = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     step = checkpoint.find(directory, None)
     config = json.dumps(checkpoint.load_meta(directory)["config"], sort_keys=True).encode()
-    every = hashlib.sha256()
-    for file in sorted(path for path in step.rglob("*") if path.is_file()):
-        every.update(str(file.relative_to(step)).encode() + b"\0")
-        with file.open("rb") as opened_file:
-            every.update(hashlib.file_digest(opened_file, "sha256").digest())
     return {
         "kind": "checkpoint",
         "step": int(step.name),
         "config": hashlib.sha256(config).hexdigest(),
-        "files": every.hexdigest(),
+        "files": digest(step),
         "versions": versions | {name: metadata.version(name) for name in ("jax", "jaxlib")},
     }
 

@@ -27,8 +27,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
                 f" from the data; got {model.action_dim}"
             )
         model.action_names, model.action_binary = space
-        model.action_dim = len(space.names)
     _check_fixed(config, members, space)
+    model.action_dim = len(model.action_names)
     if model.proprio and not model.state_names:
         model.state_names = mixture.state_space(members)
     if model.embodiment and not model.embodiments:
@@ -54,7 +54,6 @@ def _check_fixed(config: ConfigDict, members: list[Dataset], space: mixture.Spac
             f"model.action_dim: expected {len(names)}, the number of model.action_names"
             f" ({', '.join(names)}), which differ, got {model.action_dim}"
         )
-    model.action_dim = len(names)
     for each in members:
         try:
             places(each.action_names, names)
