@@ -22,28 +22,28 @@ from pathlib import Path
 from typing import Any
 
 import vla_jax
+from experiments import sims
 from experiments.composition.digests import digest
 from experiments.composition.json_files import write_json
 from experiments.rolling import films
 from experiments.rolling.episodes import Actor, Expert, Random, play, warm_up
 from experiments.rolling.results import Kept, figures, text
 from experiments.sims import Sim
-from experiments.sims.navigation import Navigation
 from vla_jax import command
 from vla_jax.progress import Progress
 from vla_jax.robot.events.calibration import identity
 from vla_jax.training import checkpoint
 
-SIMS = {"navigation": Navigation}
 SCRIPTED = ("expert", "random")
 
 
 def main(argv: list[str]) -> None:
     """Command line."""
     args = _arguments(argv)
-    sim: Sim = SIMS[args.sim]()
+    sim = sims.opened(args.sim)
     settings = {
         "sim": args.sim,
+        "facts": dict(sim.facts),
         "seed": args.seed,
         "policy": described(args.policy),
         "execute": args.execute,
@@ -122,7 +122,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--policy", required=True,
         help="a run's folder, its checkpoints or an artefact; or expert, or random",
     )  # fmt: skip
-    parser.add_argument("--sim", required=True, choices=list(SIMS))
+    parser.add_argument("--sim", required=True, choices=list(sims.SIMS))
     parser.add_argument("--episodes", type=command.positive, default=160)
     parser.add_argument("--out", type=Path, required=True, help="where the results go")
     parser.add_argument("--seed", type=int, default=0)

@@ -66,8 +66,8 @@ def begin(sim: Sim, seed: int, number: int) -> dict[str, Any]:
     """
     task = sim.tasks[number % len(sim.tasks)]
     wording = sim.wordings[number // len(sim.tasks) % len(sim.wordings)]
-    instruction = sim.reset(task, wording, (seed, number))
-    return {"episode": number, "task": task, "wording": wording, "instruction": instruction}
+    sim.reset(task, wording, (seed, number))
+    return {"episode": number, "task": task, "wording": wording, "instruction": sim.instruction}
 
 
 def warm_up(sim: Sim, actor: Actor, seed: int) -> None:
@@ -85,18 +85,22 @@ def play(sim: Sim, actor: Actor, seed: int, number: int) -> tuple[dict[str, Any]
     """
     row = begin(sim, seed, number)
     policy = actor.policy(number)
-    policy.reset("" if actor.blank else row["instruction"])
     actions: list[np.ndarray] = []
     milliseconds: list[float] = []
+    stage = -1
     while not sim.outcome:
+        if sim.stage != stage:
+            stage = sim.stage
+            policy.reset("" if actor.blank else sim.instruction)
         began = time.perf_counter()
         chunk = _planned(sim, actor, policy, number)
         milliseconds.append(round(1e3 * (time.perf_counter() - began), 3))
         for action in chunk:
-            if not sim.outcome:
+            if not sim.outcome and sim.stage == stage:
                 sim.step(action)
                 actions.append(action)
     row |= {"outcome": sim.outcome, "steps": len(actions), "milliseconds": milliseconds}
+    row |= sim.report()
     return row, actions
 
 

@@ -2,9 +2,14 @@
 to know of them.
 """
 
-from typing import Protocol
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import numpy as np
+
+# Name, which is also the file's -> class. A simulator is imported when it is asked for.
+SIMS = {"navigation": "Navigation"}
 
 
 class Sim(Protocol):
@@ -15,6 +20,12 @@ class Sim(Protocol):
         tasks: their names.
         wordings: kinds of instructions, in training ("seen") or kept from it ("held out").
         low, high: [d], robot units: between them lies what the robot can do.
+        control_hz: steps per second.
+        facts: what else an outcome depends on: the renderer, versions. Results of others are not
+            counted together.
+        instruction: what is to be done now.
+        stage: how many of an episode's instructions were carried out. Where it grows, the policy
+            begins anew with the next one.
         outcome: "" while the episode goes on, then "success" or why there is none.
     """
 
@@ -23,12 +34,20 @@ class Sim(Protocol):
     wordings: tuple[str, ...]
     low: np.ndarray
     high: np.ndarray
+    control_hz: float
+    facts: Mapping[str, str]
+
+    @property
+    def instruction(self) -> str: ...
+
+    @property
+    def stage(self) -> int: ...
 
     @property
     def outcome(self) -> str: ...
 
-    def reset(self, task: str, wording: str, seed: tuple[int, ...]) -> str:
-        """Begins an episode; returns its instruction."""
+    def reset(self, task: str, wording: str, seed: tuple[int, int]) -> None:
+        """Begins the episode of a seed and a number."""
         ...
 
     def observe(self) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -42,3 +61,15 @@ class Sim(Protocol):
     def expert(self) -> np.ndarray:
         """The action [d] of who knows the world."""
         ...
+
+    def report(self) -> dict[str, Any]:
+        """What is to be kept of an episode that ended, beside its outcome; JSON-able."""
+        ...
+
+
+def opened(name: str) -> Sim:
+    """The world of a name in SIMS. Raises ValueError, saying what to install, where its simulator
+    is not there.
+    """
+    module = importlib.import_module(f"{__name__}.{name}")
+    return cast(Sim, getattr(module, SIMS[name])())

@@ -3,10 +3,13 @@
 Its layouts are none of the data set's: they are drawn from numbers of their own.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from data_pipelines.builders import navigation, navigation_expert
-from data_pipelines.builders.navigation_world import FASTEST, World, scatter
+from data_pipelines.builders.navigation_world import CONTROL_HZ, FASTEST, World, scatter
 from vla_jax.robot.navigation import SCENARIOS
 
 ROLLOUTS = len(navigation.SPLITS)  # in place of a split's number
@@ -19,6 +22,10 @@ class Navigation:
     tasks = tuple(SCENARIOS)
     wordings: tuple[str, ...] = ("seen", "held out")
     low, high = -np.array(FASTEST), np.array(FASTEST)
+    control_hz = CONTROL_HZ
+    facts: Mapping[str, str] = {}  # its pictures are the same bits everywhere
+    instruction = ""
+    stage = 0  # one instruction an episode
     _world: World
 
     @property
@@ -26,12 +33,12 @@ class Navigation:
         """See Sim."""
         return self._world.outcome
 
-    def reset(self, task: str, wording: str, seed: tuple[int, ...]) -> str:
-        """Begins an episode; returns its instruction."""
+    def reset(self, task: str, wording: str, seed: tuple[int, int]) -> None:
+        """Begins an episode."""
         draw = navigation.drawn(ROLLOUTS, *seed)
         self._world = World(scatter(draw, task))
         said = navigation.sentences(task, wording == "held out")
-        return said[int(draw.integers(len(said)))]
+        self.instruction = said[int(draw.integers(len(said)))]
 
     def observe(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The camera's picture and the odometry."""
@@ -44,3 +51,7 @@ class Navigation:
     def expert(self) -> np.ndarray:
         """The action of the one who made the demonstrations."""
         return np.array(navigation_expert.act(self._world.layout, self._world.pose))
+
+    def report(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
