@@ -53,7 +53,9 @@ def main(argv: list[str]) -> int:
     """Command line; 1 when episodes are errors."""
     args = _arguments(argv)
     if args.doctor:
-        return doctor(args.sim)
+        for line in sims.check(args.sim):
+            print(line, flush=True)
+        return 0
     if args.merge:
         settings = merging.merge(args.merge, args.out)
         with Kept(args.out, settings) as kept:
@@ -167,13 +169,6 @@ def diagnose(args: argparse.Namespace) -> int:
     write_json(args.out / "diagnosis.json", body)
     print(f"written: {args.out}/diagnosis.json")
     return 1 if any(each.claimed for each in found) else 0
-
-
-def doctor(sim: str) -> int:
-    """Prints what of a world works here; 1 where something does not."""
-    lines, works = sims.check(sim)
-    print("\n".join(lines))
-    return 0 if works else 1
 
 
 def described(policy: str) -> dict[str, Any]:

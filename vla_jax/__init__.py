@@ -104,6 +104,11 @@ class _TorchPolicy:
     def __init__(self, policy: Any, dataset: str) -> None:
         self._policy, self._dataset = policy, dataset
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those of which it wants an image."""
+        return tuple(self._policy.cameras)
+
     def sessions(self, n: int) -> "list[_TorchPolicy]":
         """`n` policies on this network, for as many episodes at once; see `act_together`."""
         return [_TorchPolicy(self._policy.new_session(), self._dataset) for _ in range(n)]

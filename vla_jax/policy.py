@@ -128,6 +128,11 @@ class JaxPolicy:
         """
         return self.act_together([self], [Seen(images, proprio, executed, sensors)])[0]
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those of which it wants an image."""
+        return self._config.cameras
+
     def sessions(self, n: int) -> "list[JaxPolicy]":
         """`n` policies on this network, for as many episodes at once; see `act_together`."""
         out = [copy.copy(self) for _ in range(n)]

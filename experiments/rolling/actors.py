@@ -1,6 +1,6 @@
 """Who acts in several worlds at once: a policy that is opened here, or one behind a server."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ import numpy as np
 import vla_jax
 from experiments.rolling.episodes import Query
 from vla_jax.robot.client import Client, Report, ServerError
+from vla_jax.types import Seen
 
 
 class Actors(Protocol):
@@ -18,6 +19,19 @@ class Actors(Protocol):
     def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:
         """A chunk [k d] for each of the worlds that ask."""
         ...
+
+
+def of_cameras(seen: Seen, cameras: Iterable[str]) -> Seen:
+    """What a policy of these cameras is shown of a world that may have more. Raises ValueError for
+    one that it has not.
+    """
+    missing = [name for name in cameras if name not in seen.images]
+    if missing:
+        raise ValueError(
+            f"expected a world with the policy's cameras, got one without {', '.join(missing)}; it"
+            f" has {', '.join(seen.images)}"
+        )
+    return seen._replace(images={name: seen.images[name] for name in cameras})
 
 
 class Opened:
@@ -34,7 +48,9 @@ class Opened:
             if query.instruction is not None:
                 self._sessions[world].reset(query.instruction)
         sessions = [self._sessions[world] for world in asked]
-        chunks = sessions[0].act_together(sessions, [query.seen for query in asked.values()])
+        cameras = sessions[0].cameras
+        seen = [of_cameras(query.seen, cameras) for query in asked.values()]
+        chunks = sessions[0].act_together(sessions, seen)
         return dict(zip(asked, chunks, strict=True))
 
 
@@ -64,7 +80,8 @@ class Served:
         """See Actors. Raises ValueError where the server refuses."""
 
         def one(world: int, query: Query) -> np.ndarray:
-            client, seen = self._clients[world], query.seen
+            client = self._clients[world]
+            seen = of_cameras(query.seen, self.handshake["cameras"])
             if query.instruction is not None:
                 client.reset(query.instruction, self._dataset)
             report = Report(executed=seen.executed)

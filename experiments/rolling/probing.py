@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Probe, Query
 from experiments.rolling.worlds import Apart, Local
 from vla_jax.progress import Progress
@@ -141,7 +142,9 @@ def _asked(
         "other pictures": seen._replace(images=dict(other)),
         "other action": seen._replace(executed=changed),
     }
-    chunks = sessions[0].act_together(sessions, [shown.get(way, seen) for way in WAYS])
+    cameras = sessions[0].cameras
+    frames = [of_cameras(shown.get(way, seen), cameras) for way in WAYS]
+    chunks = sessions[0].act_together(sessions, frames)
     return [np.asarray(chunk)[0] for chunk in chunks]
 
 

@@ -57,6 +57,6 @@ class Navigation:
         return {}
 
 
-def check() -> tuple[list[str], bool]:
+def check() -> list[str]:
     """See sims.check."""
-    return ["navigation: numpy alone, nothing to install"], True
+    return ["navigation: numpy alone, nothing to install"]

@@ -67,6 +67,8 @@ class Dark(Camera):
 class Able:
     """Does what the expert does from where its picture was taken, on the side that it is told."""
 
+    cameras = ("primary",)
+
     def __init__(self, world: Camera) -> None:
         self._world = world
 
