@@ -1,0 +1,220 @@
+"""The tasks of Meta-World to act in: a Sawyer arm over a table, simulated and drawn by MuJoCo.
+
+Needs `pip install "vla_jax[metaworld]"`, and EGL or OSMesa to draw without a screen: MUJOCO_GL says
+which, by default the first that works.
+
+An action is x, y, z, how far the hand's set point moves in a step (m), and the gripper: 1 opens,
+0 closes. The hand never turns. The state is the hand's place (m) and how open the gripper is, 1 =
+open: what a robot measures. Where objects are, pictures say alone; the expert is told.
+"""
+
+import atexit
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.builders.metaworld_words import MT10, WORDINGS
+
+CONTROL_HZ = 80.0
+REACH = 0.01  # m: how far the set point moves in a step along an axis, at most
+# The gripper's efforts. More would close it too: it squeezes pucks and pegs away.
+OPENS, CLOSES = -1.0, 0.6
+LIMIT = 500  # steps of an episode, Meta-World's own
+SIZES = {"primary": 96, "wrist": 64}  # pixels of a side of each camera's pictures
+DRAWN = 192  # they are drawn so large, and means are taken: edges without steps
+# Where the corner camera looks (m), from how far (m), in which direction and how far down
+# (degrees), and how wide it sees (degrees). Meta-World's own corner cameras are further away.
+LOOK, FAR, TURN, DOWN, FIELD = (0.0, 0.66, 0.12), 1.1, 142.0, -33.0, 45.0
+WRIST = "gripperPOV"
+
+INSTALL = 'pip install "vla_jax[metaworld]"'
+RENDERERS = {
+    "egl": "apt-get install libegl1 libgl1-mesa-dri",
+    "osmesa": "apt-get install libosmesa6",
+}
+# Asks for a context as mujoco.Renderer does, where a failure leaves nothing half imported.
+_PROBE = """
+import mujoco
+from OpenGL import GL
+context = mujoco.GLContext(8, 8)
+context.make_current()
+print("renderer:", GL.glGetString(GL.GL_RENDERER).decode())
+context.free()
+"""
+
+
+class World:
+    """One episode at a time; the same task and seed give the same one on a machine.
+
+    Attributes:
+        steps: how many were carried out.
+        outcome: "" while the episode goes on, then "success" or "out of time".
+    """
+
+    def __init__(self) -> None:
+        """Raises ValueError, saying what to install, where something is missing."""
+        self.facts = facts()
+        # Of each task its environment, expert and renderer; they take half a second to make.
+        self._environments: dict[str, Any] = {}
+        self._experts: dict[str, Any] = {}
+        self._renderers: dict[str, Any] = {}
+        self.task, self.steps, self.outcome = "", 0, ""
+
+    def reset(self, task: str, seed: int) -> None:
+        """Begins an episode of a task: where things are follows from the seed. Raises ValueError
+        for an unknown task.
+        """
+        if task not in WORDINGS:
+            raise ValueError(f"Meta-World: expected a task of {', '.join(WORDINGS)}, got {task!r}")
+        if task not in self._environments:
+            self._environments[task], self._experts[task] = _made(task)
+        self.task, self.steps, self.outcome = task, 0, ""
+        self._environment.seed(seed)
+        self._seen = self._environment.reset()[0]
+
+    def step(self, action: np.ndarray) -> None:
+        """x, y, z (m) and gripper for one control step, no further than REACH."""
+        told = np.empty(4, np.float32)
+        told[:3] = np.clip(np.asarray(action[:3], np.float64) / REACH, -1.0, 1.0)
+        told[3] = OPENS if action[3] > 0.5 else CLOSES
+        self._seen, *_, info = self._environment.step(told)
+        self.steps += 1
+        if info["success"]:
+            self.outcome = "success"
+        elif self.steps >= LIMIT and not self.outcome:
+            self.outcome = "out of time"
+
+    def state(self) -> np.ndarray:  # float32 [4]
+        """x, y, z of the hand, and how open the gripper is."""
+        return self._seen[:4].astype(np.float32)
+
+    def expert(self) -> np.ndarray:  # float32 [4]
+        """What Meta-World's own scripted policy of the task does here; it knows where all is."""
+        with warnings.catch_warnings():
+            # It says of itself that it asks for more than the arm does.
+            warnings.filterwarnings("ignore", message="Constant.s. may be too high")
+            told = self._experts[self.task].get_action(self._seen)
+        moved = np.clip(told[:3], -1.0, 1.0) * REACH
+        return np.array([*moved, told[3] <= 0.0], np.float32)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """Pictures uint8 RGB [h w 3] by camera, drawn now."""
+        import mujoco
+
+        renderer, pictures = self._renderer(), {}
+        for slot, size in SIZES.items():
+            camera = _corner() if slot == "primary" else WRIST
+            renderer.update_scene(self._environment.data, camera=camera)
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            times = DRAWN // size
+            fine = renderer.render().reshape(size, times, size, times, 3)
+            pictures[slot] = np.round(fine.mean((1, 3))).astype(np.uint8)
+        return pictures
+
+    @property
+    def _environment(self) -> Any:
+        return self._environments[self.task]
+
+    def _renderer(self) -> Any:
+        import mujoco
+
+        if self.task not in self._renderers:
+            renderer = mujoco.Renderer(self._environment.model, DRAWN, DRAWN)
+            # At the interpreter's end it would complain that its library is gone.
+            atexit.register(renderer.close)
+            self._renderers[self.task] = renderer
+        return self._renderers[self.task]
+
+
+@functools.cache
+def facts() -> Mapping[str, str]:
+    """What pictures and episodes depend on: what draws, and versions. Chooses MUJOCO_GL where
+    nobody did, before MuJoCo is imported. Raises ValueError, saying what to install, where
+    something is missing.
+    """
+    if importlib.util.find_spec("metaworld") is None:
+        raise ValueError(f"Meta-World: is not installed; {INSTALL}")
+    chosen = os.environ.get("MUJOCO_GL")
+    failed = {}
+    for name in (chosen,) if chosen else RENDERERS if sys.platform == "linux" else ("cgl",):
+        device, failed[name] = _probed(name)
+        if device:
+            os.environ["MUJOCO_GL"] = name
+            versions = {each: metadata.version(each) for each in ("mujoco", "metaworld")}
+            return {"renderer": f"{name}: {device}", **versions}
+    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    raise ValueError(
+        f"Meta-World: expected a renderer that draws without a screen, got none ({said}); "
+        + (" or ".join(RENDERERS.values()))
+        + (f"; or unset MUJOCO_GL={chosen}" if chosen else "")
+    )
+
+
+def check() -> list[str]:
+    """A line for each thing that works. Raises ValueError where one does not, saying what to do."""
+    lines = [f"{name}: {fact}" for name, fact in facts().items()]
+    world = World()
+    world.reset(MT10[0], 0)
+    before = world.state()
+    world.step(world.expert())
+    if np.array_equal(before, world.state()):
+        raise ValueError(
+            f"Meta-World: a step of {MT10[0]} moved nothing; is {INSTALL} another one?"
+        )
+    lines.append(f"one step of {MT10[0]}: the hand moves")
+    for slot, picture in world.observe().items():
+        if picture.std() < 10:
+            raise ValueError(
+                f"Meta-World: the {slot} camera's picture shows nothing (values"
+                f" {picture.min()} to {picture.max()}); try another MUJOCO_GL of"
+                f" {', '.join(RENDERERS)}"
+            )
+        lines.append(f"{slot} camera: {picture.shape[1]} x {picture.shape[0]} pixels, not blank")
+    return lines
+
+
+def _probed(name: str) -> tuple[str, str]:
+    """What draws with this MUJOCO_GL, or "" and why nothing does."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        env={**os.environ, "MUJOCO_GL": name},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode == 0:
+        return done.stdout.rpartition("renderer: ")[2].strip(), ""
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith(" ")]
+    return "", lines[-1] if lines else f"exit {done.returncode}"
+
+
+def _made(task: str) -> tuple[Any, Any]:
+    """The environment of a task, which tells the expert the goal, and the expert."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+    from metaworld.policies import ENV_POLICY_MAP
+
+    environment = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)
+    # Each reset draws anew, from the seed.
+    environment._freeze_rand_vec, environment.seeded_rand_vec = False, True
+    environment.model.vis.quality.offsamples = 0
+    environment.model.vis.global_.fovy = FIELD
+    return environment, ENV_POLICY_MAP[f"{task}-v3"]()
+
+
+@functools.cache
+def _corner() -> Any:
+    import mujoco
+
+    camera = mujoco.MjvCamera()
+    camera.lookat[:], camera.distance = LOOK, FAR
+    camera.azimuth, camera.elevation = TURN, DOWN
+    return camera
