@@ -34,6 +34,7 @@ DRAWN = 192  # they are drawn so large, and means are taken: edges without steps
 # (degrees), and how wide it sees (degrees). Meta-World's own corner cameras are further away.
 LOOK, FAR, TURN, DOWN, FIELD = (0.0, 0.66, 0.12), 1.1, 142.0, -33.0, 45.0
 WRIST = "gripperPOV"
+KEPT = 10  # tasks that are ready
 
 INSTALL = 'pip install "vla_jax[metaworld]"'
 RENDERERS = {
@@ -59,13 +60,12 @@ class World:
         outcome: "" while the episode goes on, then "success" or "out of time".
     """
 
+    _environment: Any
+    _expert: Any
+
     def __init__(self) -> None:
         """Raises ValueError, saying what to install, where something is missing."""
         self.facts = facts()
-        # Of each task its environment, expert and renderer; they take half a second to make.
-        self._environments: dict[str, Any] = {}
-        self._experts: dict[str, Any] = {}
-        self._renderers: dict[str, Any] = {}
         self.task, self.steps, self.outcome = "", 0, ""
 
     def reset(self, task: str, seed: int) -> None:
@@ -74,8 +74,11 @@ class World:
         """
         if task not in WORDINGS:
             raise ValueError(f"Meta-World: expected a task of {', '.join(WORDINGS)}, got {task!r}")
-        if task not in self._environments:
-            self._environments[task], self._experts[task] = _made(task)
+        if task != self.task:
+            if self.task:
+                _spare.append((self.task, self._environment, self._expert))
+                del _spare[:-KEPT]
+            self._environment, self._expert = _taken(task)
         self.task, self.steps, self.outcome = task, 0, ""
         self._environment.seed(seed)
         self._seen = self._environment.reset()[0]
@@ -101,7 +104,7 @@ class World:
         with warnings.catch_warnings():
             # It says of itself that it asks for more than the arm does.
             warnings.filterwarnings("ignore", message="Constant.s. may be too high")
-            told = self._experts[self.task].get_action(self._seen)
+            told = self._expert.get_action(self._seen)
         moved = np.clip(told[:3], -1.0, 1.0) * REACH
         return np.array([*moved, told[3] <= 0.0], np.float32)
 
@@ -109,30 +112,18 @@ class World:
         """Pictures uint8 RGB [h w 3] by camera, drawn now."""
         import mujoco
 
-        renderer, pictures = self._renderer(), {}
+        renderer, pictures = _renderer(self.task, self._environment.model), {}
+        model, data, scene = self._environment.model, self._environment.data, renderer.scene
         for slot, size in SIZES.items():
-            camera = _corner() if slot == "primary" else WRIST
-            renderer.update_scene(self._environment.data, camera=camera)
-            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            camera = _camera(slot, model)
+            everything = mujoco.mjtCatBit.mjCAT_ALL.value
+            mujoco.mjv_updateScene(model, data, *_looks(), camera, everything, scene)
+            scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             times = DRAWN // size
             fine = renderer.render().reshape(size, times, size, times, 3)
             pictures[slot] = np.round(fine.mean((1, 3))).astype(np.uint8)
         return pictures
-
-    @property
-    def _environment(self) -> Any:
-        return self._environments[self.task]
-
-    def _renderer(self) -> Any:
-        import mujoco
-
-        if self.task not in self._renderers:
-            renderer = mujoco.Renderer(self._environment.model, DRAWN, DRAWN)
-            # At the interpreter's end it would complain that its library is gone.
-            atexit.register(renderer.close)
-            self._renderers[self.task] = renderer
-        return self._renderers[self.task]
 
 
 @functools.cache
@@ -197,8 +188,19 @@ def _probed(name: str) -> tuple[str, str]:
     return "", lines[-1] if lines else f"exit {done.returncode}"
 
 
-def _made(task: str) -> tuple[Any, Any]:
-    """The environment of a task, which tells the expert the goal, and the expert."""
+# What takes half a second to make is shared by this process's worlds: environments that none acts
+# in, with their tasks and experts; and by task what draws it, whose shapes and textures are the
+# same in all. A task takes 160 MB, so the longest unused are forgotten.
+_spare: list[tuple[str, Any, Any]] = []
+_renderers: dict[str, Any] = {}
+
+
+def _taken(task: str) -> tuple[Any, Any]:
+    """An environment of the task, which tells the expert the goal, and the expert."""
+    for i, (other, environment, expert) in enumerate(_spare):
+        if other == task:
+            del _spare[i]
+            return environment, expert
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
     from metaworld.policies import ENV_POLICY_MAP
 
@@ -210,11 +212,39 @@ def _made(task: str) -> tuple[Any, Any]:
     return environment, ENV_POLICY_MAP[f"{task}-v3"]()
 
 
+def _renderer(task: str, model: Any) -> Any:
+    import mujoco
+
+    renderer = _renderers.pop(task, None)
+    if renderer is None:
+        renderer = mujoco.Renderer(model, DRAWN, DRAWN)
+        if not _renderers:  # to be closed before what MuJoCo's module closes, so registered after
+            atexit.register(_close)
+    _renderers[task] = renderer
+    for unused in list(_renderers)[:-KEPT]:
+        _renderers.pop(unused).close()
+    return renderer
+
+
+def _close() -> None:
+    while _renderers:
+        _renderers.popitem()[1].close()
+
+
 @functools.cache
-def _corner() -> Any:
+def _looks() -> tuple[Any, Any]:
+    import mujoco
+
+    return mujoco.MjvOption(), mujoco.MjvPerturb()
+
+
+def _camera(slot: str, model: Any) -> Any:
     import mujoco
 
     camera = mujoco.MjvCamera()
-    camera.lookat[:], camera.distance = LOOK, FAR
-    camera.azimuth, camera.elevation = TURN, DOWN
+    if slot == "primary":
+        camera.lookat[:], camera.distance = LOOK, FAR
+        camera.azimuth, camera.elevation = TURN, DOWN
+    else:
+        camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(WRIST).id
     return camera
