@@ -135,6 +135,11 @@ def facts() -> Mapping[str, str]:
     if importlib.util.find_spec("metaworld") is None:
         raise ValueError(f"Meta-World: is not installed; {INSTALL}")
     chosen = os.environ.get("MUJOCO_GL")
+    if not chosen and "mujoco" in sys.modules:
+        raise ValueError(
+            "Meta-World: mujoco was imported before what draws was chosen; set MUJOCO_GL to one of"
+            f" {', '.join(RENDERERS)}"
+        )
     failed = {}
     for name in (chosen,) if chosen else RENDERERS if sys.platform == "linux" else ("cgl",):
         device, failed[name] = _probed(name)
