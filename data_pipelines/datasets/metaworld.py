@@ -18,7 +18,7 @@ METAWORLD = Dataset(
     state_names=("x", "y", "z", "gripper"),
     state_units=METRES | {"gripper": OPEN},
     download="python -m data_pipelines.builders.metaworld --out {root}",
-    standardise=Recipe(actions=("action",), state=("observation/state",)),
+    standardise=Recipe(actions=("action[0:3]", "action[3:4] clip01"), state=("observation/state",)),
     notes=(
         "Four dims: the hand never turns. Motions of its set point in a step, 0.01 m at most.",
         (
