@@ -3,9 +3,10 @@
 Needs `pip install "vla_jax[metaworld]"`, and EGL or OSMesa to draw without a screen: MUJOCO_GL says
 which, by default the first that works.
 
-An action is x, y, z, how far the hand's set point moves in a step (m), and the gripper: 1 opens,
-0 closes. The hand never turns. The state is the hand's place (m) and how open the gripper is, 1 =
-open: what a robot measures. Where objects are, pictures say alone; the expert is told.
+An action is x, y, z, how far the hand's set point moves in a step (m), and the gripper: 1 opens, 0
+closes with all force, 0.5 does neither. The hand never turns. The state is the hand's place (m) and
+how open the gripper is, 1 = open: what a robot measures. Where objects are, pictures say alone; the
+expert is told.
 """
 
 import atexit
@@ -25,8 +26,6 @@ from data_pipelines.builders.metaworld_words import MT10, WORDINGS
 
 CONTROL_HZ = 80.0
 REACH = 0.01  # m: how far the set point moves in a step along an axis, at most
-# The gripper's efforts. More would close it too: it squeezes pucks and pegs away.
-OPENS, CLOSES = -1.0, 0.6
 LIMIT = 500  # steps of an episode, Meta-World's own
 SIZES = {"primary": 96, "wrist": 64}  # pixels of a side of each camera's pictures
 DRAWN = 192  # they are drawn so large, and means are taken: edges without steps
@@ -87,7 +86,7 @@ class World:
         """x, y, z (m) and gripper for one control step, no further than REACH."""
         told = np.empty(4, np.float32)
         told[:3] = np.clip(np.asarray(action[:3], np.float64) / REACH, -1.0, 1.0)
-        told[3] = OPENS if action[3] > 0.5 else CLOSES
+        told[3] = np.clip(1.0 - 2.0 * action[3], -1.0, 1.0)  # Meta-World's is an effort: 1 closes
         self._seen, *_, info = self._environment.step(told)
         self.steps += 1
         if info["success"]:
@@ -106,7 +105,7 @@ class World:
             warnings.filterwarnings("ignore", message="Constant.s. may be too high")
             told = self._expert.get_action(self._seen)
         moved = np.clip(told[:3], -1.0, 1.0) * REACH
-        return np.array([*moved, told[3] <= 0.0], np.float32)
+        return np.array([*moved, (1.0 - np.clip(told[3], -1.0, 1.0)) / 2.0], np.float32)
 
     def observe(self) -> dict[str, np.ndarray]:
         """Pictures uint8 RGB [h w 3] by camera, drawn now."""

@@ -13,7 +13,7 @@ METAWORLD = Dataset(
     control_hz=80.0,
     action_names=("x", "y", "z", "gripper"),
     action_units=METRES | {"gripper": OPEN},
-    binary=(3,),
+    binary=(),
     targets="delta",
     state_names=("x", "y", "z", "gripper"),
     state_units=METRES | {"gripper": OPEN},
@@ -21,6 +21,7 @@ METAWORLD = Dataset(
     standardise=Recipe(actions=("action[0:3]", "action[3:4] clip01"), state=("observation/state",)),
     notes=(
         "Four dims: the hand never turns. Motions of its set point in a step, 0.01 m at most.",
+        "The gripper is an effort: 0.5 neither opens nor closes, some grips are weak on purpose.",
         (
             "Half of the episodes were pushed about while they were recorded; actions are what the"
             " expert wanted, not what was carried out."

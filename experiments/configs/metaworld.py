@@ -32,7 +32,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.mixture = "metaworld"
     config.augment.shift = (2, 2)
     config.loss.delta = 0.1
-    config.loss.gripper = 0.02
     config.model.window = 1
     config.model.chunk = 8
     config.model.cameras = ("primary", "wrist")

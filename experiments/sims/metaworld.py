@@ -50,7 +50,7 @@ class Metaworld:
         return self._world.observe(), self._world.state()
 
     def step(self, action: np.ndarray) -> None:
-        """x, y, z (m) and gripper (1 opens) for one control step."""
+        """x, y, z (m) and gripper (1 opens, 0 closes) for one control step."""
         self._world.step(action)
 
     def expert(self) -> np.ndarray:
