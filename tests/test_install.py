@@ -18,7 +18,7 @@ REPO = Path(__file__).parents[1]
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
 PYTHONS = ("3.11", "3.12", "3.13")
 # The purposes that requirements.txt has pins for; it has none for W&B and the compiler of TPUs.
-PINNED = ("test", "export", "eight_bits", "lint")
+PINNED = ("test", "export", "eight_bits", "metaworld", "lint")
 OFFLINE = ("error sending request", "dns error", "network connectivity is disabled")
 
 

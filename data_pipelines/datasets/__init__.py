@@ -9,6 +9,7 @@ from data_pipelines.datasets import (
     franka,
     joint,
     libero,
+    metaworld,
     navigation,
     rtx,
 )
@@ -26,6 +27,7 @@ DATASETS: dict[str, Dataset] = {
         *navigation.FAMILY,
         *droid.FAMILY,
         *libero.FAMILY,
+        *metaworld.FAMILY,
         *calvin.FAMILY,
     )
 }

@@ -19,6 +19,7 @@ DROID = {"action_dict/cartesian_velocity": 6, "action_dict/gripper_position": 1}
 }
 WIDTHS = {
     "blocks": {"action": 7, "state": 7},
+    "metaworld": {"action": 4, "observation/state": 4},
     "navigation": {"action": 3, "observation/state": 3},
     "calvin": FLAT | {"observation/state": 15},
     "calvin_play": FLAT | {"observation/state": 15},

@@ -25,12 +25,12 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def test_every_file_is_named_here() -> None:
     assert FILES == [
         "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "finetune.py",
-        "navigation.py", "oxe_llava.py", "oxe_paligemma.py"
+        "metaworld.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if file not in ("finetune.py", "navigation.py")]
+    "file", [file for file in FILES if file not in ("finetune.py", "metaworld.py", "navigation.py")]
 )
 def test_words_mean_the_same_in_every_file(file: str) -> None:
     plain = load_config(file).to_dict()
@@ -95,6 +95,19 @@ def test_navigation_is_tiny_whatever_the_words() -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"one of tiny, small, base .*'tiny,small'"):
         load_config("navigation.py:small")
+
+
+def test_metaworld_is_tiny_with_larger_pictures() -> None:
+    plain = load_config("metaworld.py").to_dict()
+    changed = diff(load_config("oxe_paligemma.py:tiny").to_dict(), plain).keys()
+    assert {key.partition(".")[0] for key in changed} == {
+        "steps", "batch_size", "log_every", "eval_every", "save_every", "data", "augment", "loss",
+        "model"
+    }  # fmt: skip
+    assert (plain["model"]["variant"], plain["model"]["image_sizes"]) == ("tiny", (96, 64))
+    assert diff(plain, load_config("metaworld.py:gpt").to_dict()).keys() == {
+        "model.head", "model.head_layers"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("word", "millions", "pixels"), [("small", 30, 128), ("base", 105, 224)])

@@ -1,0 +1,254 @@
+"""The tasks of Meta-World to act in: a Sawyer arm over a table, simulated and drawn by MuJoCo.
+
+Needs `pip install "vla_jax[metaworld]"`, and EGL or OSMesa to draw without a screen: MUJOCO_GL says
+which, by default the first that works.
+
+An action is x, y, z, how far the hand's set point moves in a step (m), and the gripper: 1 opens, 0
+closes with all force, 0.5 does neither. The hand never turns. The state is the hand's place (m) and
+how open the gripper is, 1 = open: what a robot measures. Where objects are, pictures say alone; the
+expert is told.
+"""
+
+import atexit
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.builders.metaworld_words import MT10, WORDINGS
+
+CONTROL_HZ = 80.0
+REACH = 0.01  # m: how far the set point moves in a step along an axis, at most
+LIMIT = 500  # steps of an episode, Meta-World's own
+SIZES = {"primary": 96, "wrist": 64}  # pixels of a side of each camera's pictures
+DRAWN = 192  # they are drawn so large, and means are taken: edges without steps
+# Where the corner camera looks (m), from how far (m), in which direction and how far down
+# (degrees), and how wide it sees (degrees). Meta-World's own corner cameras are further away.
+LOOK, FAR, TURN, DOWN, FIELD = (0.0, 0.66, 0.12), 1.1, 142.0, -33.0, 45.0
+WRIST = "gripperPOV"
+KEPT = 10  # tasks that are ready
+
+INSTALL = 'pip install "vla_jax[metaworld]"'
+RENDERERS = {
+    "egl": "apt-get install libegl1 libgl1-mesa-dri",
+    "osmesa": "apt-get install libosmesa6",
+}
+# Asks for a context as mujoco.Renderer does, where a failure leaves nothing half imported.
+_PROBE = """
+import mujoco
+from OpenGL import GL
+context = mujoco.GLContext(8, 8)
+context.make_current()
+print("renderer:", GL.glGetString(GL.GL_RENDERER).decode())
+context.free()
+"""
+
+
+class World:
+    """One episode at a time; the same task and seed give the same one on a machine.
+
+    Attributes:
+        steps: how many were carried out.
+        outcome: "" while the episode goes on, then "success" or "out of time".
+    """
+
+    _environment: Any
+    _expert: Any
+
+    def __init__(self) -> None:
+        """Raises ValueError, saying what to install, where something is missing."""
+        self.facts = facts()
+        self.task, self.steps, self.outcome = "", 0, ""
+
+    def reset(self, task: str, seed: int) -> None:
+        """Begins an episode of a task: where things are follows from the seed. Raises ValueError
+        for an unknown task.
+        """
+        if task not in WORDINGS:
+            raise ValueError(f"Meta-World: expected a task of {', '.join(WORDINGS)}, got {task!r}")
+        if task != self.task:
+            if self.task:
+                _spare.append((self.task, self._environment, self._expert))
+                del _spare[:-KEPT]
+            self._environment, self._expert = _taken(task)
+        self.task, self.steps, self.outcome = task, 0, ""
+        self._environment.seed(seed)
+        self._seen = self._environment.reset()[0]
+
+    def step(self, action: np.ndarray) -> None:
+        """x, y, z (m) and gripper for one control step, no further than REACH."""
+        told = np.empty(4, np.float32)
+        told[:3] = np.clip(np.asarray(action[:3], np.float64) / REACH, -1.0, 1.0)
+        told[3] = np.clip(1.0 - 2.0 * action[3], -1.0, 1.0)  # Meta-World's is an effort: 1 closes
+        self._seen, *_, info = self._environment.step(told)
+        self.steps += 1
+        if info["success"]:
+            self.outcome = "success"
+        elif self.steps >= LIMIT and not self.outcome:
+            self.outcome = "out of time"
+
+    def state(self) -> np.ndarray:  # float32 [4]
+        """x, y, z of the hand, and how open the gripper is."""
+        return self._seen[:4].astype(np.float32)
+
+    def expert(self) -> np.ndarray:  # float32 [4]
+        """What Meta-World's own scripted policy of the task does here; it knows where all is."""
+        with warnings.catch_warnings():
+            # It says of itself that it asks for more than the arm does.
+            warnings.filterwarnings("ignore", message="Constant.s. may be too high")
+            told = self._expert.get_action(self._seen)
+        moved = np.clip(told[:3], -1.0, 1.0) * REACH
+        return np.array([*moved, (1.0 - np.clip(told[3], -1.0, 1.0)) / 2.0], np.float32)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """Pictures uint8 RGB [h w 3] by camera, drawn now."""
+        import mujoco
+
+        renderer, pictures = _renderer(self.task, self._environment.model), {}
+        model, data, scene = self._environment.model, self._environment.data, renderer.scene
+        for slot, size in SIZES.items():
+            camera = _camera(slot, model)
+            everything = mujoco.mjtCatBit.mjCAT_ALL.value
+            mujoco.mjv_updateScene(model, data, *_looks(), camera, everything, scene)
+            scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            times = DRAWN // size
+            fine = renderer.render().reshape(size, times, size, times, 3)
+            pictures[slot] = np.round(fine.mean((1, 3))).astype(np.uint8)
+        return pictures
+
+
+@functools.cache
+def facts() -> Mapping[str, str]:
+    """What pictures and episodes depend on: what draws, and versions. Chooses MUJOCO_GL where
+    nobody did, before MuJoCo is imported. Raises ValueError, saying what to install, where
+    something is missing.
+    """
+    if importlib.util.find_spec("metaworld") is None:
+        raise ValueError(f"Meta-World: is not installed; {INSTALL}")
+    chosen = os.environ.get("MUJOCO_GL")
+    if not chosen and "mujoco" in sys.modules:
+        raise ValueError(
+            "Meta-World: mujoco was imported before what draws was chosen; set MUJOCO_GL to one of"
+            f" {', '.join(RENDERERS)}"
+        )
+    failed = {}
+    for name in (chosen,) if chosen else RENDERERS if sys.platform == "linux" else ("cgl",):
+        device, failed[name] = _probed(name)
+        if device:
+            os.environ["MUJOCO_GL"] = name
+            versions = {each: metadata.version(each) for each in ("mujoco", "metaworld")}
+            return {"renderer": f"{name}: {device}", **versions}
+    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    raise ValueError(
+        f"Meta-World: expected a renderer that draws without a screen, got none ({said}); "
+        + (" or ".join(RENDERERS.values()))
+        + (f"; or unset MUJOCO_GL={chosen}" if chosen else "")
+    )
+
+
+def check() -> list[str]:
+    """A line for each thing that works. Raises ValueError where one does not, saying what to do."""
+    lines = [f"{name}: {fact}" for name, fact in facts().items()]
+    world = World()
+    world.reset(MT10[0], 0)
+    before = world.state()
+    world.step(world.expert())
+    if np.array_equal(before, world.state()):
+        raise ValueError(
+            f"Meta-World: a step of {MT10[0]} moved nothing; is {INSTALL} another one?"
+        )
+    lines.append(f"one step of {MT10[0]}: the hand moves")
+    for slot, picture in world.observe().items():
+        if picture.std() < 10:
+            raise ValueError(
+                f"Meta-World: the {slot} camera's picture shows nothing (values"
+                f" {picture.min()} to {picture.max()}); try another MUJOCO_GL of"
+                f" {', '.join(RENDERERS)}"
+            )
+        lines.append(f"{slot} camera: {picture.shape[1]} x {picture.shape[0]} pixels, not blank")
+    return lines
+
+
+def _probed(name: str) -> tuple[str, str]:
+    """What draws with this MUJOCO_GL, or "" and why nothing does."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        env={**os.environ, "MUJOCO_GL": name},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode == 0:
+        return done.stdout.rpartition("renderer: ")[2].strip(), ""
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith(" ")]
+    return "", lines[-1] if lines else f"exit {done.returncode}"
+
+
+# What takes half a second to make is shared by this process's worlds: environments that none acts
+# in, with their tasks and experts; and by task what draws it, whose shapes and textures are the
+# same in all. A task takes 160 MB, so the longest unused are forgotten.
+_spare: list[tuple[str, Any, Any]] = []
+_renderers: dict[str, Any] = {}
+
+
+def _taken(task: str) -> tuple[Any, Any]:
+    """An environment of the task, which tells the expert the goal, and the expert."""
+    for i, (other, environment, expert) in enumerate(_spare):
+        if other == task:
+            del _spare[i]
+            return environment, expert
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+    from metaworld.policies import ENV_POLICY_MAP
+
+    environment = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)
+    # Each reset draws anew, from the seed.
+    environment._freeze_rand_vec, environment.seeded_rand_vec = False, True
+    environment.model.vis.quality.offsamples = 0
+    environment.model.vis.global_.fovy = FIELD
+    return environment, ENV_POLICY_MAP[f"{task}-v3"]()
+
+
+def _renderer(task: str, model: Any) -> Any:
+    import mujoco
+
+    renderer = _renderers.pop(task, None)
+    if renderer is None:
+        renderer = mujoco.Renderer(model, DRAWN, DRAWN)
+        if not _renderers:  # to be closed before what MuJoCo's module closes, so registered after
+            atexit.register(_close)
+    _renderers[task] = renderer
+    for unused in list(_renderers)[:-KEPT]:
+        _renderers.pop(unused).close()
+    return renderer
+
+
+def _close() -> None:
+    while _renderers:
+        _renderers.popitem()[1].close()
+
+
+@functools.cache
+def _looks() -> tuple[Any, Any]:
+    import mujoco
+
+    return mujoco.MjvOption(), mujoco.MjvPerturb()
+
+
+def _camera(slot: str, model: Any) -> Any:
+    import mujoco
+
+    camera = mujoco.MjvCamera()
+    if slot == "primary":
+        camera.lookat[:], camera.distance = LOOK, FAR
+        camera.azimuth, camera.elevation = TURN, DOWN
+    else:
+        camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(WRIST).id
+    return camera
