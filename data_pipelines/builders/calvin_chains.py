@@ -65,7 +65,8 @@ class Rules:
     def draw(self, draw: np.random.Generator, task: str, before: int) -> Chain:
         """A chain by chance whose last task is `task`, with `before` others or more ahead of it."""
         while True:
-            initial = state = _initial(draw)
+            initial = _initial(draw)
+            state: Symbols = initial
             tasks: list[str] = []
             while len(tasks) < before + 3:
                 able = [name for name in self.tasks if len(self.after(state, name)) == 1]

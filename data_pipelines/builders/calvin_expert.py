@@ -6,19 +6,24 @@ from there, and `tilt` leans it towards the robot, as the shelf and the switch n
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.builders.calvin_world import METRES, RADIANS, Scene
+from data_pipelines.builders.calvin_world import GRASPED, METRES, RADIANS, Scene
 
 OPEN, CLOSED = 1.0, -1.0
 CLEAR = 0.60  # m: above everything but what the tool holds
 TABLE_FRONT = 0.0  # m: blocks with smaller y lie before the shelf
 ON_TABLE = 0.44  # m: centres of blocks on the table are higher, in the drawer lower
+ON_BLOCK, ON_SPOT = 0.475, 0.465  # m: of blocks that lie on others are higher; of one put down
 SHELF_TILT, SWITCH_TILT = 0.45, 0.75  # rad
+SHELF_YAW = 0.4  # rad
+TURNED = 0.8  # rad: a tool turned more than that is turned back before anything else
 SWITCH_X, DRAWER_X = 0.30, 0.18  # m
-DOOR, SHELF_MIDDLE = 0.28, -0.08  # m: how far the door goes, and where its way's middle is
+BEFORE_DRAWER = (0.0, 0.3)  # m: blocks at these x fall into the drawer
+HANDLE, DOOR = 0.04, 0.28  # m: where the sliding door's handle is, and how far left it goes
+SHELF_MIDDLE = -0.08  # m
 
 See = Callable[[], Scene]
 
@@ -107,7 +112,7 @@ def _rise(see: See, gripper: float) -> Plan:
     tilt, yaw = max(0.0, -seen.target_angles[1]), seen.target_angles[2] - np.pi / 2
     at = seen.target
     if at[1] > -0.05 and tilt > 0.2:
-        yield Way(at + [0, -0.05, 0.08], gripper, yaw, tilt, near=0.02, limit=20)
+        yield Way(at + np.array([0, -0.05, 0.08]), gripper, yaw, tilt, near=0.02, limit=20)
         at = np.array([see().target[0], -0.12, see().target[2]])
     if at[2] < CLEAR - 0.02:
         up = np.array([at[0], at[1], CLEAR])
@@ -115,11 +120,32 @@ def _rise(see: See, gripper: float) -> Plan:
 
 
 def _free(see: See, gripper: float) -> Plan:
-    """Lets go of what a task before took, and rises."""
+    """Puts down what a task before took, and rises with the fingers as they are: a block may still
+    be between them.
+    """
     if see().held:
-        yield Way(None, OPEN, limit=8)
-        yield from _rise(see, OPEN)
-    yield from _rise(see, gripper)
+        yield from _put_down(see)
+    yield from _rise(see, OPEN if see().fingers > GRASPED else gripper)
+    seen = see()
+    if abs(_wrapped(seen.target_angles[2] - np.pi / 2)) > TURNED:
+        yield Way(np.array([seen.target[0], -0.15, CLEAR]), gripper, near=0.03, limit=40)
+
+
+def _put_down(see: See) -> Plan:
+    """On the table, where it is if that is low, or else where no other block is."""
+    seen = see()
+    yaw = seen.target_angles[2] - np.pi / 2
+    at = seen.position[seen.held[0]]
+    if at[2] > ON_BLOCK or at[1] > TABLE_FRONT:
+        others = [at for block, at in seen.position.items() if block not in seen.held]
+        spots = [np.array([x, -0.11, CLEAR]) for x in (0.05, 0.14, 0.23)]
+        spot = max(spots, key=lambda spot: min(abs(other - spot)[0] for other in others))
+        yield from _rise(see, CLOSED)
+        yield Way(spot, CLOSED, yaw)
+        seen = see()
+        low = ON_SPOT + seen.target[2] - seen.position[seen.held[0]][2] if seen.held else 0.48
+        yield Way(np.array([spot[0], spot[1], low]), CLOSED, yaw, limit=30)
+    yield Way(None, OPEN, limit=8)
 
 
 def _press(see: See) -> Plan:
@@ -131,12 +157,13 @@ def _press(see: See) -> Plan:
 
 
 def _slide(see: See, sign: float) -> Plan:
-    """The sliding door by its handle, towards larger x (sign 1) or smaller."""
-    handle = 0.04 - see().slider
+    """The sliding door by its handle, towards larger x (sign 1) or smaller, up to its stop."""
     yield from _free(see, CLOSED)
+    handle, stop = HANDLE - see().slider, HANDLE - (0.0 if sign > 0 else DOOR)
     yield Way(np.array([handle - sign * 0.09, -0.06, CLEAR]), CLOSED, near=0.02)
     yield Way(np.array([handle - sign * 0.08, -0.015, 0.53]), CLOSED)
-    yield Way(np.array([handle + sign * 0.24, -0.015, 0.53]), CLOSED)
+    yield Way(np.array([stop + sign * 0.03, -0.015, 0.53]), CLOSED, limit=50)
+    yield Way(np.array([see().tool[0] - sign * 0.03, -0.1, CLEAR]), CLOSED, near=0.02, limit=30)
 
 
 def _open_drawer(see: See) -> Plan:
@@ -194,7 +221,7 @@ def _lift(see: See, block: str, above: float, deeper: float, to: float) -> Plan:
     yield from _free(see, OPEN)
     at, yaw = see().position[block], _across(see, block)
     yield Way(np.array([at[0], at[1], above]), OPEN, yaw)
-    yield Way(at + [0, 0, deeper], OPEN, yaw, near=0.006)
+    yield Way(at + np.array([0, 0, deeper]), OPEN, yaw, near=0.006)
     yield Way(None, CLOSED, limit=12)
     yield Way(np.array([at[0], at[1], to]), CLOSED, yaw, limit=50)
 
@@ -210,7 +237,7 @@ def _lift_drawer(see: See, block: str) -> Plan:
 def _door_from(see: See, x: float) -> Plan:
     """The sliding door to the side of the shelf where x is not, where it stopped on its way."""
     left = x < SHELF_MIDDLE
-    if abs(see().slider - (0.0 if left else DOOR)) > 0.03:
+    if abs(see().slider - (0.0 if left else DOOR)) > 0.02:
         yield from _slide(see, 1.0 if left else -1.0)
 
 
@@ -218,9 +245,11 @@ def _lift_slider(see: See, block: str) -> Plan:
     yield from _free(see, OPEN)
     yield from _door_from(see, see().position[block][0])
     at, yaw = see().position[block], _across(see, block)
-    back = np.array([0, -np.sin(SHELF_TILT), np.cos(SHELF_TILT)])
+    yaw = yaw if abs(yaw) > SHELF_YAW else 0.0  # fingers that close turn a block so little
+    lean = np.sin(SHELF_TILT)
+    back = np.array([np.sin(yaw) * lean, -np.cos(yaw) * lean, np.cos(SHELF_TILT)])
     yield Way(at + 0.16 * back, OPEN, yaw, SHELF_TILT, near=0.015)
-    yield Way(at + [0, 0, 0.005], OPEN, yaw, SHELF_TILT, near=0.006, speed=0.6)
+    yield Way(at + np.array([0, 0, 0.005]), OPEN, yaw, SHELF_TILT, near=0.006, speed=0.6)
     yield Way(None, CLOSED, limit=12)
     yield Way(at + 0.15 * back, CLOSED, yaw, SHELF_TILT, limit=50, speed=0.5)
 
@@ -256,9 +285,14 @@ def _on_table(seen: Scene) -> list[str]:
 
 
 def _push_into_drawer(see: See) -> Plan:
+    """From behind; a block that would fall beside the drawer is carried into it."""
     yield from _free(see, CLOSED)
     for block in _on_table(see())[:1]:
         x, y, _ = see().position[block]
+        if not BEFORE_DRAWER[0] < x < BEFORE_DRAWER[1]:
+            yield from _lift_table(see, block)
+            yield from _place_in_drawer(see)
+            return
         yield Way(np.array([x, y + 0.085, 0.56]), CLOSED, -np.pi / 2, near=0.015)
         yield Way(np.array([x, y + 0.075, 0.475]), CLOSED, -np.pi / 2, near=0.01)
         yield Way(np.array([x, -0.235, 0.475]), CLOSED, -np.pi / 2, speed=0.5, limit=70)
@@ -287,7 +321,7 @@ def _unstack_block(see: See) -> Plan:
     top = max(position, key=lambda block: position[block][2])
     at, yaw = position[top], _across(see, top)
     yield Way(np.array([at[0], at[1], max(CLEAR, at[2] + 0.08)]), OPEN, yaw)
-    yield Way(at + [0, 0, 0.01], OPEN, yaw, near=0.006, speed=0.5)
+    yield Way(at + np.array([0, 0, 0.01]), OPEN, yaw, near=0.006, speed=0.5)
     yield Way(None, CLOSED, limit=12)
     yield Way(np.array([at[0], at[1], 0.66]), CLOSED, yaw, limit=40)
 
@@ -298,7 +332,7 @@ def _rotate(see: See, block: str, sign: float) -> Plan:
     turn = sign * np.deg2rad(78)
     at, yaw = see().position[block], _across(see, block, turn)
     yield Way(np.array([at[0], at[1], 0.56]), OPEN, yaw)
-    yield Way(at + [0, 0, 0.004], OPEN, yaw, near=0.006)
+    yield Way(at + np.array([0, 0, 0.004]), OPEN, yaw, near=0.006)
     yield Way(None, CLOSED, limit=12)
     yield Way(see().target, CLOSED, yaw + turn, speed=0.6, limit=60)
     yield Way(None, CLOSED, limit=8)
@@ -333,7 +367,7 @@ LIFTS: dict[str, Callable[[See, str], Plan]] = {
 }
 
 
-def _wrapped(angle: np.ndarray) -> np.ndarray:
+def _wrapped(angle: Any) -> Any:
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 

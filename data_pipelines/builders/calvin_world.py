@@ -37,7 +37,8 @@ class Scene(NamedTuple):
         position, angles: of each block, [3] m and [3] rad.
         tool: where the point between the fingers is, [3] m.
         target, target_angles: where it was told to be, [3] m and [3] rad.
-        held: the blocks between the fingers.
+        fingers: how far they are apart, m.
+        held: the blocks between them.
     """
 
     slider: float
@@ -47,6 +48,7 @@ class Scene(NamedTuple):
     tool: np.ndarray
     target: np.ndarray
     target_angles: np.ndarray
+    fingers: float
     held: tuple[str, ...]
 
 
@@ -60,7 +62,7 @@ class World:
     _open: "weakref.ref[World] | None" = None
 
     def __init__(self, clones: Clones, renderer: str | None = None) -> None:
-        """Raises ValueError for a renderer that is none or does not work, and for a second world."""
+        """Raises ValueError for a renderer that is none, and for a second world."""
         name = renderer or os.environ.get("CALVIN_RENDERER") or RENDERERS[0]
         if name not in RENDERERS:
             raise ValueError(
@@ -137,8 +139,7 @@ class World:
             bodyA=robot.robot_uid, physicsClientId=self._env.cid
         )
         bodies = {contact[2] for contact in touched}
-        state, _ = robot.get_observation()
-        fingers = state[FINGERS]
+        fingers = float(robot.get_observation()[0][FINGERS])
         columns = self._env.scene.get_obs()
         blocks = dict(zip(BLOCKS, columns[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK), strict=True))
         movable = self._env.scene.movable_objects
@@ -150,6 +151,7 @@ class World:
             np.array(link[0]),
             robot.target_pos.copy(),
             robot.target_orn.copy(),
+            fingers,
             tuple(
                 body.name.removeprefix("block_")
                 for body in movable

@@ -68,6 +68,7 @@ class Calvin:
         self._world = simulator or World(calvin_clones.located())
         self._official = official or _official()
         self._robot = conventions.Calvin()
+        self._expert: Expert | None = None
         self.facts = dict(self._world.facts)
 
     @property
@@ -125,7 +126,7 @@ class Calvin:
     def _begin(self) -> None:
         """A task begins, in the state that the one before left."""
         self._start, self._steps = self._world.info(), 0
-        self._expert: Expert | None = None
+        self._expert = None
 
 
 def check() -> Iterator[str]:
@@ -139,8 +140,8 @@ def check() -> Iterator[str]:
         raise ValueError(
             f"CALVIN_ENV_ROOT={clones.env}: expected the unchanged commit"
             f" {calvin_clones.ENV_COMMIT[:12]}, which its golden chains are of, got"
-            f" {commits['calvin_env'][:18]}; git checkout {calvin_clones.ENV_COMMIT[:12]}, or do not"
-            " compare its results with ours"
+            f" {commits['calvin_env'][:18]}; git checkout {calvin_clones.ENV_COMMIT[:12]}, or do"
+            " not compare its results with ours"
         )
     sim = Calvin()
     yield "chains: the official 1,000"
@@ -149,8 +150,8 @@ def check() -> Iterator[str]:
     for camera, picture in pictures.items():
         if picture.std() < 1.0:
             raise ValueError(
-                f"renderer {sim.facts['renderer']}: expected pictures, the camera {camera} shows one"
-                " colour; set CALVIN_RENDERER=tiny, or mend the graphics driver"
+                f"renderer {sim.facts['renderer']}: expected pictures, the camera {camera} shows"
+                " one colour; set CALVIN_RENDERER=tiny, or mend the graphics driver"
             )
     yield f"renderer: {sim.facts['renderer']}"
     for number, recorded in GOLDEN.items():
