@@ -30,6 +30,8 @@ CHAINS = 1_000
 # of json.dumps of [initial state, [five tasks]] for each, in their order
 SHA256 = "840cb992c69ce9b6d59f6020966b6300c15233f8e0b9667b6486c1962424d308"
 BLOCKS = ("red", "blue", "pink")
+FIRST_BLOCK, OF_A_BLOCK = 6, 6  # columns of scene_obs: each has a position and angles
+JOINTS, OF_ARM = slice(7, 14), 6  # of robot_obs; numbers of an action before the gripper's
 
 Symbols = Mapping[str, Any]  # what is where: "drawer" -> "open", "red_block" -> "slider_left" ...
 
@@ -76,6 +78,21 @@ class Rules:
                     break
                 tasks.append(able[int(draw.integers(len(able)))])
                 (state,) = self.after(state, tasks[-1])
+
+
+def jittered(
+    draw: np.random.Generator, robot: np.ndarray, scene: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """robot_obs [15] and scene_obs [24] with the arm's joints and the blocks moved by chance."""
+    robot, scene = robot.copy(), scene.copy()
+    robot[JOINTS] += draw.uniform(-0.03, 0.03, size=7)
+    blocks = scene[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK)
+    for block in blocks:
+        in_shelf = block[1] > 0
+        block[0] += draw.uniform(-0.03, 0.03)
+        block[1] += 0.0 if in_shelf else draw.uniform(-0.02, 0.02)
+        block[5] += draw.uniform(-0.2, 0.2)
+    return robot, scene
 
 
 def sentences(clones: Clones, held_out: bool) -> dict[str, list[str]]:

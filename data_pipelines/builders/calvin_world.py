@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.builders import calvin_clones
-from data_pipelines.builders.calvin_chains import BLOCKS
+from data_pipelines.builders.calvin_chains import BLOCKS, FIRST_BLOCK, OF_A_BLOCK
 from data_pipelines.builders.calvin_clones import Clones
 
 RENDERERS = ("tiny", "egl")
 CAMERAS = ("static", "gripper")
 CONTROL_HZ = 30.0
 METRES, RADIANS = 0.02, 0.05  # what 1 is in an action of the environment
-SLIDER, DRAWER, FIRST_BLOCK, OF_A_BLOCK = 0, 1, 6, 6  # columns of scene_obs
+SLIDER, DRAWER = 0, 1  # columns of scene_obs
 FINGERS = 6  # of robot_obs: how far they are apart
 GRASPED = 0.02  # m: closed on nothing they are nearer, and the smallest block is 0.04
 
