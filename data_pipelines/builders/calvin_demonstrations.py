@@ -141,6 +141,7 @@ def write_demonstrations(
     parts.mkdir(parents=True, exist_ok=True)
     counts = dict(zip(SPLITS, (train, val), strict=True))
     wanted = [(split, number) for split, count in counts.items() for number in range(count)]
+    wanted.sort(key=lambda each: each[1] / counts[each[0]])  # what is there is always of both
     todo = [each for each in wanted if not _part(parts, *each).is_file()]
     spawn = multiprocessing.get_context("spawn")  # the simulator is loaded in each
     with (

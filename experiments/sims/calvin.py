@@ -58,6 +58,7 @@ class Calvin:
     control_hz = CONTROL_HZ
     stage = 0
     outcome = ""
+    _planned: np.ndarray | None = None  # by the expert, for this step
 
     def __init__(
         self, simulator: Simulator | None = None, official: Protocol1000 | None = None
@@ -68,7 +69,6 @@ class Calvin:
         self._world = simulator or World(calvin_clones.located())
         self._official = official or _official()
         self._robot = conventions.Calvin()
-        self._expert: Expert | None = None
         self.facts = dict(self._world.facts)
 
     @property
@@ -103,6 +103,7 @@ class Calvin:
         """
         now = self._world.step(self._robot.act(action))
         self._steps += 1
+        self._planned = None
         if self._world.solved(self._chain.tasks[self.stage], self._start, now):
             self.stage += 1
             if self.stage > self._last:
@@ -113,11 +114,12 @@ class Calvin:
             self.outcome = f"subtask {self.stage + 1}: {self._chain.tasks[self.stage]}"
 
     def expert(self) -> np.ndarray:
-        """The action [7] of calvin_expert.Expert."""
-        if self._expert is None:
-            self._expert = Expert(self._world.scene, self._chain.tasks[self.stage])
-        action = self._expert.act()
-        return np.append(action[:6], (action[6] + 1) / 2)
+        """The action [7] of calvin_expert.Expert, the same until the next step."""
+        planned = self._planned
+        if planned is None:
+            action = self._expert.act()
+            planned = self._planned = np.append(action[:6], (action[6] + 1) / 2)
+        return planned
 
     def report(self) -> dict[str, Any]:
         """How many of the chain's tasks were solved, and which they are."""
@@ -126,7 +128,8 @@ class Calvin:
     def _begin(self) -> None:
         """A task begins, in the state that the one before left."""
         self._start, self._steps = self._world.info(), 0
-        self._expert = None
+        self._expert = Expert(self._world.scene, self._chain.tasks[self.stage])
+        self._planned = None
 
 
 def check() -> Iterator[str]:
