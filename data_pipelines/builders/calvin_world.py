@@ -83,9 +83,12 @@ class World:
         calvin_clones.imported(clones.env, "calvin_env.envs.tasks")
         with calvin_clones.quiet() as said:
             self._env = tools.instantiate(_config(yaml, clones, name == "egl"), show_gui=False)
+            self._cameras, self._env.cameras = self._env.cameras, []  # drawn when asked for
+            for camera in self._cameras:
+                camera.render()  # egl's first picture has no shadows
             drawn_by = re.search(r"GL_RENDERER=(.*)", said())
         World._open = weakref.ref(self)
-        self._cameras, self._env.cameras = self._env.cameras, []  # drawn when asked for
+        self._end = weakref.finalize(self, _ended, self._env)  # also when Python ends
         tasks = clones.models / "conf/callbacks/rollout/tasks/new_playtable_tasks.yaml"
         self._oracle = tools.instantiate(yaml.load(tasks))
         self.facts = {
@@ -161,9 +164,13 @@ class World:
 
     def close(self) -> None:
         """Ends the simulator."""
-        with calvin_clones.quiet():
-            self._env.close()
+        self._end()
         World._open = None
+
+
+def _ended(env: Any) -> None:
+    with calvin_clones.quiet():
+        env.close()
 
 
 def _config(yaml: Any, clones: Clones, egl: bool) -> Any:
