@@ -20,7 +20,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-ENV_COMMIT = "797142c588c21e76717268b7b430958dbd13bf48"  # of calvin_env, what is said here is of
+# Of calvin_env, those that were tried: the newest, and the one of CALVIN's submodule. They differ
+# in a button that is reset.
+ENV_COMMITS = (
+    "797142c588c21e76717268b7b430958dbd13bf48",
+    "1431a46bd36bde5903fb6345e68b5ccc30def666",
+)
 NEEDED = {  # files that are read of each clone, for those that git says nothing of
     "CALVIN_ROOT": (
         "calvin_models/conf/callbacks/rollout/tasks/new_playtable_tasks.yaml",
@@ -31,9 +36,7 @@ NEEDED = {  # files that are read of each clone, for those that git says nothing
     ),
     "CALVIN_ENV_ROOT": ("calvin_env/envs/play_table_env.py", "conf/scene/calvin_scene_D.yaml"),
 }
-INSTALL = (
-    'pip install "vla_jax[calvin]" (Python 3.10 or 3.11: pybullet has no wheels for later ones)'
-)
+INSTALL = 'pip install "vla_jax[calvin]" (Python 3.11: pybullet has no wheels for later ones)'
 
 
 class Clones(NamedTuple):

@@ -29,7 +29,7 @@ from data_pipelines.builders import calvin, calvin_chains, calvin_clones, rlds_f
 from data_pipelines.builders.calvin_chains import OF_ARM, Rules, jittered
 from data_pipelines.builders.calvin_expert import Expert
 from data_pipelines.builders.calvin_source import Annotation
-from data_pipelines.builders.calvin_world import METRES, RADIANS, World
+from data_pipelines.builders.calvin_world import METRES, RADIANS, Simulator, World
 from data_pipelines.builders.navigation import drawn
 from data_pipelines.datasets.calvin import CALVIN
 from vla_jax import command
@@ -50,7 +50,7 @@ Frame = dict[str, np.ndarray]
 class Stage(NamedTuple):
     """What a process needs to make demonstrations."""
 
-    world: World
+    world: Simulator
     rules: Rules
     told: dict[str, dict[str, list[str]]]  # of each split, by task
 
@@ -77,13 +77,13 @@ def play(stage: Stage, seed: int, split: str, number: int) -> tuple[str, list[Fr
     return task, frames
 
 
-def _done(world: World, task: str) -> bool:
+def _done(world: Simulator, task: str) -> bool:
     """The expert does a task, unseen; whether it succeeds."""
     start, expert = world.info(), Expert(world.scene, task)
     return any(world.solved(task, start, world.step(expert.act())) for _ in range(PATIENCE))
 
 
-def _recorded(world: World, task: str, draw: np.random.Generator) -> list[Frame]:
+def _recorded(world: Simulator, task: str, draw: np.random.Generator) -> list[Frame]:
     """The frames of a task; none where it was not solved."""
     start, expert = world.info(), Expert(world.scene, task)
     frames: list[Frame] = []
@@ -101,7 +101,7 @@ def _recorded(world: World, task: str, draw: np.random.Generator) -> list[Frame]
     return []
 
 
-def _frame(world: World, action: np.ndarray) -> Frame:
+def _frame(world: Simulator, action: np.ndarray) -> Frame:
     seen, scene = world.observe(), world.scene()
     target = np.concatenate([scene.target, scene.target_angles])
     reach = np.array([METRES] * 3 + [RADIANS] * 3)

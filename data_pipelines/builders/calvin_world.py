@@ -9,8 +9,9 @@ the same state), so a policy is to be evaluated with the renderer that its data 
 import os
 import re
 import weakref
+from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -52,6 +53,20 @@ class Scene(NamedTuple):
     held: tuple[str, ...]
 
 
+@runtime_checkable
+class Simulator(Protocol):
+    """What a chain of tasks needs of World."""
+
+    facts: Mapping[str, str]
+
+    def reset(self, robot: np.ndarray, scene: np.ndarray) -> None: ...
+    def step(self, action: np.ndarray) -> Info: ...
+    def info(self) -> Info: ...
+    def solved(self, task: str, start: Info, now: Info) -> bool: ...
+    def observe(self) -> dict[str, Any]: ...
+    def scene(self) -> Scene: ...
+
+
 class World:
     """The simulator, one in a process: calvin_env draws a part of every robot into the first.
 
@@ -91,7 +106,7 @@ class World:
         self._end = weakref.finalize(self, _ended, self._env)  # also when Python ends
         tasks = clones.models / "conf/callbacks/rollout/tasks/new_playtable_tasks.yaml"
         self._oracle = tools.instantiate(yaml.load(tasks))
-        self.facts = {
+        self.facts: Mapping[str, str] = {
             "renderer": f"egl, {drawn_by[1].strip()}" if drawn_by else name,
             "pybullet": metadata.version("pybullet"),
             **clones.commits(),

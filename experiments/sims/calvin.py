@@ -6,32 +6,19 @@ data_pipelines/builders/calvin_clones.py, calvin_world.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.builders import calvin_chains, calvin_clones
 from data_pipelines.builders.calvin_chains import Chain, Rules
 from data_pipelines.builders.calvin_expert import Expert
-from data_pipelines.builders.calvin_world import CONTROL_HZ, Scene, World
+from data_pipelines.builders.calvin_world import CONTROL_HZ, Simulator, World
 from vla_jax.robot import conventions
 
 STEPS = 360  # for each task
 # Chains that the expert solves, and in how many steps on the machine where they were recorded.
 GOLDEN = {1: 369, 11: 311, 18: 199, 21: 214, 23: 172}
-
-
-class Simulator(Protocol):
-    """What a chain needs of the simulator: see calvin_world.World."""
-
-    facts: Mapping[str, str]
-
-    def reset(self, robot: np.ndarray, scene: np.ndarray) -> None: ...
-    def step(self, action: np.ndarray) -> dict[str, Any]: ...
-    def info(self) -> dict[str, Any]: ...
-    def solved(self, task: str, start: dict[str, Any], now: dict[str, Any]) -> bool: ...
-    def observe(self) -> dict[str, Any]: ...
-    def scene(self) -> Scene: ...
 
 
 class Official(NamedTuple):
@@ -139,12 +126,12 @@ def check() -> Iterator[str]:
     clones = calvin_clones.located()
     commits = clones.commits()
     yield f"clones: all files are there ({', '.join(f'{k} {v[:12]}' for k, v in commits.items())})"
-    if commits["calvin_env"] != calvin_clones.ENV_COMMIT:
+    if commits["calvin_env"] not in calvin_clones.ENV_COMMITS:
+        known = " or ".join(commit[:12] for commit in calvin_clones.ENV_COMMITS)
         raise ValueError(
-            f"CALVIN_ENV_ROOT={clones.env}: expected the unchanged commit"
-            f" {calvin_clones.ENV_COMMIT[:12]}, which its golden chains are of, got"
-            f" {commits['calvin_env'][:18]}; git checkout {calvin_clones.ENV_COMMIT[:12]}, or do"
-            " not compare its results with ours"
+            f"CALVIN_ENV_ROOT={clones.env}: expected an unchanged commit that was tried, {known},"
+            f" got {commits['calvin_env'][:18]}; git checkout one of them, or do not compare its"
+            " results with ours"
         )
     sim = Calvin()
     yield "chains: the official 1,000"

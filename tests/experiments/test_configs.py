@@ -24,13 +24,14 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def test_every_file_is_named_here() -> None:
     assert FILES == [
-        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "finetune.py",
-        "navigation.py", "oxe_llava.py", "oxe_paligemma.py"
+        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "calvin_tiny.py",
+        "finetune.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if file not in ("finetune.py", "navigation.py")]
+    "file",
+    [file for file in FILES if file not in ("calvin_tiny.py", "finetune.py", "navigation.py")],
 )
 def test_words_mean_the_same_in_every_file(file: str) -> None:
     plain = load_config(file).to_dict()
@@ -95,6 +96,16 @@ def test_navigation_is_tiny_whatever_the_words() -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"one of tiny, small, base .*'tiny,small'"):
         load_config("navigation.py:small")
+
+
+def test_calvin_tiny_is_tiny_whatever_the_words() -> None:
+    plain = load_config("calvin_tiny.py").to_dict()
+    changed = diff(load_config("oxe_paligemma.py:tiny").to_dict(), plain).keys()
+    assert {"data.mixture", "model.cameras", "model.image_sizes", "model.chunk"} < changed
+    assert not changed & {"model.variant", "model.weights", "optim.lr"}
+    assert diff(plain, load_config("calvin_tiny.py:flow").to_dict()).keys() == {
+        "model.head", "model.head_layers"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("word", "millions", "pixels"), [("small", 30, 128), ("base", 105, 224)])
