@@ -76,7 +76,7 @@ class World:
 
     _open: "weakref.ref[World] | None" = None
 
-    def __init__(self, clones: Clones, renderer: str | None = None) -> None:
+    def __init__(self, clones: Clones, renderer: str = "") -> None:
         """Raises ValueError for a renderer that is none, and for a second world."""
         name = renderer or os.environ.get("CALVIN_RENDERER") or RENDERERS[0]
         if name not in RENDERERS:

@@ -48,12 +48,16 @@ class Calvin:
     _planned: np.ndarray | None = None  # by the expert, for this step
 
     def __init__(
-        self, simulator: Simulator | None = None, official: Official | None = None
+        self,
+        renderer: str = "",
+        simulator: Simulator | None = None,
+        official: Official | None = None,
     ) -> None:
-        """Of the clones that the environment names. Raises ValueError, saying what to do, where
-        they are not whole or what they need is not installed.
+        """Of the clones that the environment names; `renderer` is one of calvin_world.RENDERERS,
+        by default what CALVIN_RENDERER says. Raises ValueError, saying what to do, where they are
+        not whole or what they need is not installed.
         """
-        self._world = simulator or World(calvin_clones.located())
+        self._world = simulator or World(calvin_clones.located(), renderer)
         self._official = official or _official()
         self._robot = conventions.Calvin()
         self.facts = dict(self._world.facts)
@@ -119,10 +123,20 @@ class Calvin:
         self._planned = None
 
 
-def check() -> Iterator[str]:
-    """Looks at the installation: a line for each thing that is as it should be. Raises ValueError
-    at the first that is not.
+def check() -> tuple[list[str], bool]:
+    """What of the installation is as it should be, a line each, then what is not; whether all is.
+    Its five golden chains take seconds.
     """
+    lines: list[str] = []
+    try:
+        lines.extend(_checked())
+    except ValueError as error:
+        return [*lines, str(error)], False
+    return lines, True
+
+
+def _checked() -> Iterator[str]:
+    """A line for each thing that is as it should be. Raises ValueError at the first that is not."""
     clones = calvin_clones.located()
     commits = clones.commits()
     yield f"clones: all files are there ({', '.join(f'{k} {v[:12]}' for k, v in commits.items())})"

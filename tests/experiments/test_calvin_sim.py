@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.builders import calvin_clones
 from data_pipelines.builders.calvin_chains import Chain
 from data_pipelines.builders.calvin_world import Scene, World
-from experiments.rolling.episodes import Actor, Expert, play
+from experiments.rolling.episodes import Orders, play
 from experiments.sims import calvin
 from experiments.sims.calvin import STEPS, Calvin, Official
 from tests.experiments import calvin_recorded
@@ -74,7 +74,7 @@ def opened(*after: int) -> tuple[Calvin, Played]:
     simulator = Played(CHAIN, after)
     said = {task: [f"please {task}", "another sentence"] for task in CHAIN.tasks}
     official = Official([CHAIN], said, lambda initial: (np.zeros(15), np.array([initial["led"]])))
-    sim = Calvin(simulator, official)
+    sim = Calvin(simulator=simulator, official=official)
     sim.reset("chain", "held out", (3, 0))
     return sim, simulator
 
@@ -123,18 +123,15 @@ def test_the_environment_gets_its_own_gripper_and_the_rest_as_it_is() -> None:
         sim.step(np.full(7, np.nan))
 
 
-def test_the_policy_begins_anew_with_each_task_and_hears_the_first_sentence() -> None:
+def test_a_policy_begins_anew_with_each_task_and_hears_the_first_sentence() -> None:
     sim, simulator = opened(2, 3, 4, 5, 6)
-    told: list[str] = []
-
-    class Policy:
-        def reset(self, instruction: str) -> None:
-            told.append(instruction)
-
-        def act(self, images: Any, proprio: Any = None) -> np.ndarray:
-            return np.zeros((10, 7))
-
-    row, actions = play(sim, Actor(lambda number: Policy(), 0), 0, 0)
+    work, told = play(sim, Orders(0), 0), []
+    query = next(work)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            told.append(query.instruction)
+            query = work.send(np.zeros((10, 7)))
+    row, actions = end.value.value
     assert told == [f"please {task}" for task in CHAIN.tasks]
     assert (row["outcome"], row["solved"], row["steps"], len(actions)) == ("success", 5, 20, 20)
     assert simulator.drawn == 5  # a chunk that a task's end cuts off is not gone on with
@@ -167,15 +164,17 @@ def test_their_oracle_says_of_what_was_recorded_what_it_said() -> None:
 @pytest.mark.slow
 @with_clones
 def test_the_installation_is_sound_and_an_episode_does_not_depend_on_the_one_before() -> None:
-    for line in calvin.check():
-        print(line)
+    lines, works = calvin.check()
+    assert works, lines
     world = World(calvin_clones.located())
     try:
-        sim = Calvin(world)
+        sim = Calvin(simulator=world)
         number = next(iter(calvin.GOLDEN))
         ends = []
         for _ in range(2):
-            row, _ = play(sim, Actor(lambda number: Expert(sim), 0, looks=False), 0, number)
+            with pytest.raises(StopIteration) as end:
+                next(play(sim, Orders(0, "expert"), number))
+            row = end.value.value.row
             ends.append((row["outcome"], row["steps"], *(x.tolist() for x in world.state())))
         assert ends[0] == ends[1]
         with pytest.raises(ValueError, match="expected one world in a process, got a second"):
