@@ -164,7 +164,7 @@ def _flush() -> None:
 
 def _check(name: str, folder: Path) -> None:
     what = "mees/calvin" if name == "CALVIN_ROOT" else "mees/calvin_env"
-    again = f"clone https://github.com/{what} again, with --recurse-submodules"
+    again = f"git clone https://github.com/{what}, and set {name} to it"
     try:
         top = Path(_git(folder, "rev-parse", "--show-toplevel").strip())
         gone = _git(folder, "ls-files", "--deleted").split("\n")

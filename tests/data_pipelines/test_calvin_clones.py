@@ -47,7 +47,9 @@ def test_what_is_missing_is_named(
     inside = clones["CALVIN_ROOT"] / "calvin_env"  # a submodule that was not fetched
     inside.mkdir()
     monkeypatch.delenv("CALVIN_ENV_ROOT")
-    with pytest.raises(ValueError, match=r"CALVIN_ENV_ROOT=.*got a folder of the clone .*submod"):
+    with pytest.raises(
+        ValueError, match=r"CALVIN_ENV_ROOT=.*got a folder of the clone .*git clone"
+    ):
         located()
     monkeypatch.setenv("CALVIN_ROOT", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"CALVIN_ROOT=.*nowhere: expected a clone of mees/calvin"):

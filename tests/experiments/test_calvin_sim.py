@@ -125,13 +125,14 @@ def test_the_environment_gets_its_own_gripper_and_the_rest_as_it_is() -> None:
 
 def test_a_policy_begins_anew_with_each_task_and_hears_the_first_sentence() -> None:
     sim, simulator = opened(2, 3, 4, 5, 6)
-    work, told = play(sim, Orders(0), 0), []
-    query = next(work)
-    with pytest.raises(StopIteration) as end:
-        while True:
-            told.append(query.instruction)
-            query = work.send(np.zeros((10, 7)))
-    row, actions = end.value.value
+    work, told, chunk = play(sim, Orders(0), 0), [], None
+    while True:
+        try:
+            told.append(work.send(chunk).instruction)  # type: ignore[arg-type]
+        except StopIteration as end:
+            row, actions = end.value
+            break
+        chunk = np.zeros((10, 7))
     assert told == [f"please {task}" for task in CHAIN.tasks]
     assert (row["outcome"], row["solved"], row["steps"], len(actions)) == ("success", 5, 20, 20)
     assert simulator.drawn == 5  # a chunk that a task's end cuts off is not gone on with
