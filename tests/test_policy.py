@@ -434,6 +434,19 @@ def test_past_actions_are_hidden_at_random_in_training_alone():
     )
 
 
+def test_a_policy_that_knows_no_state_acts_in_a_world_that_tells_one():
+    graphdef, flat = build()
+    images, _ = episode()
+    told, untold = (
+        JaxPolicy(graphdef, flat, dataclasses.replace(IO, state_spec=ActionSpec(())))
+        for _ in range(2)
+    )
+    frame = {name: stream[0] for name, stream in images.items()}
+    for policy in (told, untold):
+        policy.reset("ab")
+    np.testing.assert_array_equal(told.act(frame, np.ones(8)), untold.act(frame))
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -79,7 +79,7 @@ def observation(
         past_action=True,
     )
     obs = new_observation(sizes, np.zeros)
-    if seen.proprio is not None:
+    if seen.proprio is not None and state:  # a world may tell what the policy never knew
         numbers = io.state_spec.normalise(np.asarray(seen.proprio, np.float32))
         obs.proprio[0, 0, io.state_places] = numbers
         obs.proprio_mask[0, io.state_places] = True

@@ -106,7 +106,7 @@ def build(
                     SPLITS[split], [len(shard.tasks) for shard in shards], sum(sizes)
                 )
             )
-        rlds_files.finish(folder, __doc__ or "", _features(cut is play_tasks), entries)
+        rlds_files.finish(folder, __doc__ or "", features(play=cut is play_tasks), entries)
         if folder != final:
             os.replace(folder, final)
             shutil.rmtree(f"{final}.part")
@@ -162,10 +162,15 @@ def make(task: Task) -> bytes:
     """The tf.train.Example of a record. Raises ValueError naming the frame's file when its content
     is wrong.
     """
-    frames = [
-        read_frame(remote.join(task.folder, frame_name(number)))
-        for number in range(task.first, task.stop)
-    ]
+    numbers = range(task.first, task.stop)
+    frames = [read_frame(remote.join(task.folder, frame_name(number))) for number in numbers]
+    return encode(task, frames)
+
+
+def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
+    """The tf.train.Example of a record whose frames have been read: each the arrays of
+    calvin_source.FRAME.
+    """
     steps = len(frames)
     columns: dict[str, Sequence[bytes] | np.ndarray] = {
         "steps/action": np.stack([frame["rel_actions"] for frame in frames]).astype(np.float32),
@@ -198,7 +203,8 @@ def make(task: Task) -> bytes:
     return tfrecord.encode(columns)
 
 
-def _features(play: bool) -> rlds_files.Feature:
+def features(play: bool) -> rlds_files.Feature:
+    """The content of features.json: of calvin_play, or of calvin."""
     whole, text = rlds_files.tensor("int64"), rlds_files.text()
     step = {
         "action": rlds_files.tensor("float32", 7),

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 # Name, which is also the file's -> class. A simulator is imported when it is asked for.
-SIMS = {"metaworld": "Metaworld", "navigation": "Navigation"}
+SIMS = {"calvin": "Calvin", "metaworld": "Metaworld", "navigation": "Navigation"}
 # Those that are numpy alone, which cannot take their process down with them.
 IN_PROCESS = ("navigation",)
 

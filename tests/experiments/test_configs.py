@@ -22,16 +22,18 @@ FILES = sorted(path.name for path in CONFIGS.glob("*.py") if path.name != "__ini
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+# These begin at words of the others.
+SMALL = ("calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py")
+
+
 def test_every_file_is_named_here() -> None:
     assert FILES == [
-        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "finetune.py",
-        "metaworld.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py"
+        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "calvin_tiny.py",
+        "finetune.py", "metaworld.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py"
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if file not in ("finetune.py", "metaworld.py", "navigation.py")]
-)
+@pytest.mark.parametrize("file", [file for file in FILES if file not in SMALL])
 def test_words_mean_the_same_in_every_file(file: str) -> None:
     plain = load_config(file).to_dict()
     assert diff(plain, load_config(f"{file}:gpt,lora").to_dict()).keys() == {
@@ -106,6 +108,16 @@ def test_metaworld_is_tiny_with_larger_pictures() -> None:
     }  # fmt: skip
     assert (plain["model"]["variant"], plain["model"]["image_sizes"]) == ("tiny", (96, 64))
     assert diff(plain, load_config("metaworld.py:gpt").to_dict()).keys() == {
+        "model.head", "model.head_layers"
+    }  # fmt: skip
+
+
+def test_calvin_tiny_is_tiny_whatever_the_words() -> None:
+    plain = load_config("calvin_tiny.py").to_dict()
+    changed = diff(load_config("oxe_paligemma.py:tiny").to_dict(), plain).keys()
+    assert {"data.mixture", "model.cameras", "model.image_sizes", "model.chunk"} < changed
+    assert not changed & {"model.variant", "model.weights", "optim.lr"}
+    assert diff(plain, load_config("calvin_tiny.py:flow").to_dict()).keys() == {
         "model.head", "model.head_layers"
     }  # fmt: skip
 
