@@ -89,7 +89,7 @@ class Tally:
 
 
 def together(tallies: Sequence[Tally]) -> dict[str, float]:
-    """The figures of several datasets by flat names, each window counted once: executed/arm_loss
+    """The figures of several datasets by flat names, each window counted once: executed_arm
     and executed_at/STEP in network units; in robot units executed/DIM of the next action and
     drift/DIM after a whole chunk, of datasets where the dim varies. A drift needs a dim that is not
     binary and an episode as long as a chunk.
@@ -107,7 +107,7 @@ def together(tallies: Sequence[Tally]) -> dict[str, float]:
             for key, pair in pairs.items():
                 sums[key] = sums.get(key, 0) + np.array(pair)
     return {
-        "executed/arm_loss": float(np.sum(wrong) / np.sum(steps)),
+        "executed_arm": float(np.sum(wrong) / np.sum(steps)),
         **{f"executed_at/{step}": float(x) for step, x in enumerate(wrong / np.maximum(steps, 1))},
         **{key: float(total / weight) for key, (total, weight) in sums.items() if weight},
     }

@@ -27,9 +27,16 @@ KOREAN = ("Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic N
 INSTALLED = set(font_manager.get_font_names())
 plt.rcParams["font.family"] = ["DejaVu Sans", *(name for name in KOREAN if name in INSTALLED)]
 
-# Panels of curves that hold several lines, and the one of rollouts.
-GROUPS = {"executed_at": "arm error by chunk step", "gap": "error with a change / without"}
-ROLLOUT = "rollout: success"
+# Panels of what evaluations measure of executed actions, and the one of rollouts.
+BY_STEP, GAPS, ROLLOUT = "arm error by chunk step", "error with a change / without", "success"
+OWN = {
+    "executed_arm": "arm",
+    "executed": "l1/{}",
+    "executed_at": BY_STEP,
+    "drift": "drift/{}",
+    "gap": GAPS,
+}
+OWN_LABELS = {"executed_arm": "executed", "executed": "next action, executed", "drift": "held out"}
 
 STRIPS, PIXELS = 3, 128  # of a dataset's film strips: episodes, and their height
 
@@ -74,25 +81,24 @@ def _panels(rows: list[dict[str, Any]], still: set[str]) -> dict[str, dict[str, 
     """Title of a panel -> its lines: label -> key of the rows."""
     measured = {key for row in rows for key in row if row[key] is not None}
     held_out = sorted(key.removeprefix("val/") for key in measured if key.startswith("val/"))
-    out = {"loss": {"train": "loss", "held out": "val/loss"}}
+    steps = [name for name in held_out if name.startswith("executed_at/")]
+    held_out = [name for name in held_out if name not in steps] + sorted(steps, key=len)
+    out: dict[str, dict[str, str]] = {}
+    own: dict[str, dict[str, str]] = {}  # behind the training's
     for name in held_out:
         group, _, word = name.partition("/")
-        if group == "executed" and word != "arm_loss":
-            title, label = f"l1/{word}", "next action, executed"
-        elif group in GROUPS:
-            title, label = GROUPS[group], word.replace("_", " ")
+        if group in OWN:
+            label = OWN_LABELS.get(group, word.replace("_", " "))
+            own.setdefault(OWN[group].format(word), {})[label] = f"val/{name}"
         else:
-            title, label = name, "held out"
-        if title not in still:
-            lines = {"train": f"train/{name}"} if label == "held out" else {}
-            out[title] = out.get(title, {}) | lines | {label: f"val/{name}"}
-    if "val/executed_at/0" in measured:  # in the order of numbers
-        steps = sorted(out[GROUPS["executed_at"]].items(), key=lambda line: int(line[0]))
-        out[GROUPS["executed_at"]] = dict(steps)
+            train = "loss" if name == "loss" else f"train/{name}"
+            out[name] = {"train": train, "held out": f"val/{name}"}
+    for title, lines in own.items():
+        out[title] = out.get(title, {}) | lines
     if "rollout/success" in measured:
         out[ROLLOUT] = {"success": "rollout/success"}
-    loss = out.pop("loss")
-    return {"loss": loss} | dict(sorted(out.items()))
+    loss = out.pop("loss", {"train": "loss"})
+    return {"loss": loss} | {name: out[name] for name in sorted(out) if name not in still}
 
 
 def _interval(axis: plt.Axes, rows: list[dict[str, Any]]) -> None:
@@ -119,8 +125,8 @@ def _measures(members: list[Member]) -> dict[str, str]:
     here.
     """
     said = {"loss": "network units", "arm": "network units", "gripper": "nats"}
-    said |= {"executed/arm_loss": "network units", GROUPS["executed_at"]: "network units"}
-    said |= {"gripper_accuracy": "share right", ROLLOUT: "share of episodes"}
+    said |= {BY_STEP: "network units", GAPS: "times as large", ROLLOUT: "share of episodes"}
+    said["gripper_accuracy"] = "share right"
     labels: dict[str, set[str]] = {}
     drifts: dict[str, set[str]] = {}
     for member in members:

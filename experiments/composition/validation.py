@@ -97,9 +97,9 @@ def acted(
     """
     plain, *others = ([*_tallies(members, space, told, i)] for i in range(1 + len(changes)))
     figures = together(plain)
-    loss = figures["executed/arm_loss"]
+    loss = figures["executed_arm"]
     for name, tallies in zip(changes, others, strict=True):
-        changed = together(tallies)["executed/arm_loss"]
+        changed = together(tallies)["executed_arm"]
         figures[f"gap/{name}"] = changed / loss if loss else float("nan")
     return figures
 
