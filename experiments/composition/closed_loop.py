@@ -43,7 +43,7 @@ class Rollouts:
         self._recorder, self._checkpointer = recorder, checkpointer
         self._child: subprocess.Popen[bytes] | None = None
         self._running = 0  # the step of the child
-        self._waiting: int | None = None
+        self._waiting: list[int] = []  # of these one at most was never begun
         self._last = 0  # the newest step that came due
         self._looked = 0.0
         self._told = 0  # the step of which it was said that another process plays it
@@ -64,9 +64,9 @@ class Rollouts:
                 unfinished.append(step)
             elif step not in known:
                 self._record(step)
-        kept = [step for step in unfinished if is_complete(self._checkpointer.directory, step)]
-        if kept:
-            self._wait_for(kept[-1])
+        for step in unfinished:
+            if is_complete(self._checkpointer.directory, step):
+                self._wait_for(step)
         if start and is_complete(self._checkpointer.directory, start):
             self.saved(start, start >= end)
 
@@ -88,16 +88,15 @@ class Rollouts:
         if self._child is not None and (code := self._child.poll()) is not None:
             self._child = None
             self._ended(self._running, code)
-        if self._child is None and self._waiting is not None and self._free(self._waiting):
-            step, self._waiting = self._waiting, None
-            self._begin(step)
+        if self._child is None and self._waiting and self._free(self._waiting[0]):
+            self._begin(self._waiting.pop(0))
 
     def wait(self) -> None:
         """Returns when nothing runs or waits: when all checkpoints are written."""
-        if self._child is not None or self._waiting is not None:
-            step = self._waiting or self._running
+        if self._child is not None or self._waiting:
+            step = [self._running, *self._waiting][-1]
             self._recorder.say(f"rollout of step {step}: the run ends when it has ended")
-        while self._child is not None or self._waiting is not None:
+        while self._child is not None or self._waiting:
             self.look()
             Progress.moved += 1  # to other hosts, which wait for this one
             time.sleep(LOOK)
@@ -118,13 +117,14 @@ class Rollouts:
         self._child = None
 
     def _wait_for(self, step: int) -> None:
-        if self._waiting is not None:
-            before = f"that of step {self._running} runs" if self._child else "none could begin yet"
+        for other in [each for each in self._waiting if not (self._out / str(each)).exists()]:
             self._recorder.say(
-                f"rollout of step {self._waiting}: skipped: {before}, and step {step} is newer"
+                f"rollout of step {other}: skipped: it had not begun when that of step {step} was"
+                " due (one runs at a time)"
             )
-            self._checkpointer.release(self._waiting)
-        self._waiting = step
+            self._waiting.remove(other)
+            self._checkpointer.release(other)
+        self._waiting.append(step)
         self._checkpointer.hold(step)
 
     def _free(self, step: int) -> bool:

@@ -123,9 +123,8 @@ def test_one_at_a_time_and_the_newest_waits(tmp_path: Path, begun: list[Child]) 
         beside.saved(step, last=False)
         beside.look()
     assert steps_of(begun) == [10]
-    assert recorder.lines == [
-        "rollout of step 20: skipped: that of step 10 runs, and step 33 is newer"
-    ]
+    (said,) = recorder.lines
+    assert said.startswith("rollout of step 20: skipped: it had not begun when that of step 33")
     assert beside._checkpointer.held == {10, 33}  # type: ignore
     begun[0].ends()
     beside.look()
@@ -165,9 +164,9 @@ def test_a_run_that_is_killed_makes_nothing_again(tmp_path: Path, begun: list[Ch
     finished(out / "20", 20)  # it ended when nobody looked any more
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "rollout/success": 0.1}\n')
     (out / "30").mkdir()  # this one had begun
-    finished(out / "40", 40)  # of a checkpoint that was lost
+    finished(out / "50", 50)  # of a checkpoint that was lost
     recorder = told()
-    beside = rollouts(tmp_path, recorder, start=37)
+    beside = rollouts(tmp_path, recorder, start=47)
     assert [row["step"] for row in recorder.rows] == [20]
     with (out / "30" / "episodes.jsonl").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the process of then is there still
@@ -176,9 +175,11 @@ def test_a_run_that_is_killed_makes_nothing_again(tmp_path: Path, begun: list[Ch
     assert not begun
     assert recorder.lines[1:] == ["rollout of step 30: another process plays it still"]
     beside.look()
-    assert steps_of(begun) == [30]
-    assert not (out / "40").exists()
-    assert (out / "40.before").is_dir()
+    begun[0].ends()
+    beside.look()
+    assert steps_of(begun) == [30, 47]  # the one that had begun, before the one that is due
+    assert not (out / "50").exists()
+    assert (out / "50.before").is_dir()
 
 
 def test_what_the_process_of_then_made_is_taken(tmp_path: Path, begun: list[Child]) -> None:
