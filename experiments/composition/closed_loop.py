@@ -112,7 +112,8 @@ class Rollouts:
         try:
             self._child.wait(ENDING)
         except subprocess.TimeoutExpired:
-            os.killpg(self._child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
         self._child = None
 
@@ -133,18 +134,23 @@ class Rollouts:
         """
         if not is_complete(self._checkpointer.directory, step):
             return False
+        played = self._played(step)
+        if played and self._told != step:
+            self._told = step
+            self._recorder.say(f"rollout of step {step}: another process plays it still")
+        return not played
+
+    def _played(self, step: int) -> bool:
+        """Whether a process has its episodes open, as rolling/results.py keeps them."""
         file = self._out / str(step) / "episodes.jsonl"
         if not file.exists():
-            return True
+            return False
         with file.open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
             except BlockingIOError:
-                if self._told != step:
-                    self._recorder.say(f"rollout of step {step}: another process plays it still")
-                self._told = step
-                return False
+                return True
+        return False
 
     def _begin(self, step: int) -> None:
         out = self._out / str(step)
@@ -158,22 +164,27 @@ class Rollouts:
             f"--sim={config.sim}", f"--episodes={config.episodes}", f"--out={out}",
         ]  # fmt: skip
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        # A group of its own, which an interrupted terminal leaves alone, and no session: Linux
+        # gives sessions equal shares (autogroup), whatever the priorities in them.
         with (out / "output.txt").open("ab") as said:
             self._child = subprocess.Popen(
-                [sys.executable, *words], env=environment, start_new_session=True,
+                [sys.executable, *words], env=environment, process_group=0,
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
         with contextlib.suppress(OSError):  # it ended
             os.setpriority(os.PRIO_PROCESS, self._child.pid, NICE)
-            cores = os.sched_getaffinity(0)
-            os.sched_setaffinity(self._child.pid, {max(cores)})
+            if hasattr(os, "sched_setaffinity"):  # one core, whatever threads it has
+                os.sched_setaffinity(self._child.pid, {max(os.sched_getaffinity(0))})
         self._running = step
 
     def _ended(self, step: int, code: int) -> None:
         """Tells what became of it."""
-        self._checkpointer.release(step)
         out = self._out / str(step)
         done = (out / "results.json").is_file()
+        if not done and self._played(step):  # that process was here first
+            self._waiting.insert(0, step)
+            return
+        self._checkpointer.release(step)
         if code or not done:
             file = out / "output.txt"
             lines = file.read_text(errors="replace").splitlines()[-LINES:] if file.exists() else []

@@ -131,19 +131,18 @@ def eval_step(plan: Plan, units: Units) -> Any:
     return train.make_eval_step(plan.graphdef, plan.run, plan.abstract, units)
 
 
-def act_step(plan: Plan, dtype: str) -> Any:
-    """The jitted (state, observation, number) -> the chunks [b k d] that a policy of this state
-    would give a robot, in network units, its parameters in `dtype`.
+def act_step(plan: Plan) -> Any:
+    """The jitted (state, observation, number) -> the chunks [b k d] that the policy of a state
+    gives, in network units; computed in the training's type, as the loss of evaluations is.
     """
     where, mesh = shardings_of(plan.abstract), plan.abstract.step.sharding.mesh
     chunks = open_loop.program(plan.graphdef, mesh)
 
     def act(state: TrainState, obs: Observation, number: jax.Array) -> Any:
-        weights = {name: value.astype(dtype) for name, value in inference_params(state).items()}
-        return chunks(weights, obs, number)
+        params = inference_params(state).items()
+        return chunks({name: x.astype(plan.run.dtype) for name, x in params}, obs, number)
 
-    whole = sharding.replicated(mesh)
-    split = sharding.batch_sharding(mesh)
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return jax.jit(act, in_shardings=(where, split, whole), out_shardings=whole)
 
 

@@ -1,6 +1,7 @@
 """What a run is measured by while it trains: the loss on held-out windows, and what a robot would
-carry out on some of them (executed.py, as experiments.evaluate prints of all), also where the
-instruction is blanked or another window's, and where the pictures are blank.
+carry out on some of them, also where the instruction is blanked or another window's, and where the
+pictures are blank. (experiments.evaluate prints the same figures of all windows, computed in
+model.act_dtype as a rollout is, and not in model.dtype.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,7 @@ def evaluation(
     rows = sharding.rows(mesh, config.batch_size)
     loader = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
     texts = cotraining.reader(config, source.texts, "held_out", rows)
-    step, act = steps.eval_step(plan, units), steps.act_step(plan, config.model.act_dtype)
+    step, act = steps.eval_step(plan, units), steps.act_step(plan)
     count = max(1, min(config.eval_batches, loader.windows // config.batch_size))
     acted_on = min(count, -(-WINDOWS // config.batch_size))
     changes = {

@@ -192,6 +192,24 @@ def test_what_the_process_of_then_made_is_taken(tmp_path: Path, begun: list[Chil
     assert [row["step"] for row in recorder.rows] == [30]
 
 
+def test_a_process_of_then_that_was_first_is_waited_for(tmp_path: Path, begun: list[Child]) -> None:
+    """It had not opened its episodes yet when another one was begun, which they refuse."""
+    recorder = told()
+    beside = rollouts(tmp_path, recorder)
+    beside.saved(10, last=False)
+    beside.look()
+    with (begun[0].out / "episodes.jsonl").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        begun[0].ends(code=2, results=False)
+        beside.look()
+        beside.look()
+        finished(begun[0].out, 10)
+    beside.wait()
+    assert steps_of(begun) == [10]
+    assert [row["step"] for row in recorder.rows] == [10]
+    assert not beside._checkpointer.held  # type: ignore
+
+
 def test_a_run_that_stops_ends_what_runs_and_keeps_its_checkpoint(
     tmp_path: Path, begun: list[Child]
 ) -> None:
