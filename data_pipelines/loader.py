@@ -136,16 +136,17 @@ class Loader:
         """The ids of the windows of an epoch in order, [windows]."""
         return self._order.epoch(number)
 
-    def ids(self, position: int) -> np.ndarray:
-        """The ids of the windows of this host's rows at a position; without shuffling the last
-        batch is filled up with the last one.
+    def ids(self, position: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """The ids of the windows of these rows of the global batch at a position, by default this
+        host's; without shuffling the last batch is filled up with the last one.
         """
         if not self._config.shuffle and not 0 <= position < self._batches_per_pass():
             raise ValueError(
                 f"batch: expected a position below {self._batches_per_pass()} (one pass), got"
                 f" {position}"
             )
-        return self._ids(position * self._config.batch_size + self._rows)
+        rows = self._rows if rows is None else rows
+        return self._ids(position * self._config.batch_size + rows)
 
     def instruction(self, episode: int) -> str:
         """What the first step of an episode, counted over all datasets, is told."""

@@ -22,9 +22,10 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,35 +36,22 @@ from ml_collections import ConfigDict
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from experiments.composition import plots, sources
-from experiments.composition.executed import DELTA, Tally, arm, huber, recorded
+from experiments.composition.executed import DELTA, Tally, arm, huber, motion, recorded
 from experiments.composition.json_files import write_json
+from experiments.composition.open_loop import Change, Policy, asked, blanked, program
 from vla_jax import build, command, sharding
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec, places
 from vla_jax.models.tokenizer import digest
-from vla_jax.models.vla import VLA
-from vla_jax.params import merge
 from vla_jax.progress import Progress
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_arrays, load_meta
-from vla_jax.types import Observation
 
 BLOCK = 1 << 14  # windows of which recorded actions are in memory at a time
 HALVINGS = 30  # of the range in which the best constant is sought
 
 # Recorded chunks in network units [n k d], and which of their steps count [n k].
 Blocks = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
-Blank = Callable[[Observation], Observation]
-
-
-class Policy(NamedTuple):
-    """The policy of a run on the devices: `act` gives the chunks [b k d], in network
-    units, of a batch of observations that is split over the mesh; its number seeds heads that draw.
-    """
-
-    act: Callable[[Observation, int], Any]
-    place: Callable[[Any], Any]  # this process's rows -> global arrays
-    chunk: int
 
 
 def main(argv: list[str]) -> None:
@@ -117,6 +105,11 @@ def report(name: str, step: int, numbers: dict[str, Any]) -> None:
         f" {'none' if grip is None else f'{grip:.4f}'}; mean absolute error in robot units:"
     )
     print("  " + "  ".join(f"{dim} {value:.4g}" for dim, value in numbers["l1"].items()))
+    steps = numbers["arm_error_by_step"]
+    print(f"after a chunk of {len(steps)} the robot is off by, in robot units (drift):")
+    drift = {dim: value for dim, value in numbers["drift"].items() if value is not None}
+    print("  " + ("  ".join(f"{dim} {value:.4g}" for dim, value in drift.items()) or "no chunk"))
+    print("  arm error by chunk step: " + " ".join(f"{error:.4g}" for error in steps))
 
 
 def evaluate(
@@ -177,21 +170,13 @@ def opened(workdir: Path, config: ConfigDict, source: sources.Data, mesh: Mesh) 
     with Progress("reading parameters"):
         weights = load_arrays(workdir / "checkpoints", specs)
 
-    def chunks(weights: flat.Params, obs: Observation, key: jax.Array) -> Any:
-        with sharding.activations_over(mesh):
-            return cast(VLA, merge(graphdef, weights)).act(obs, key)
-
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    act = jax.jit(chunks, in_shardings=(where, split, whole), out_shardings=whole)
-
-    def numbered(obs: Observation, number: int) -> Any:
-        key = jax.random.fold_in(jax.random.key(0), number)
-        return act(weights, obs, key)
+    act = jax.jit(program(graphdef, mesh), in_shardings=(where, split, whole), out_shardings=whole)
 
     def place(rows: Any) -> Any:
         return sharding.global_batch(rows, mesh, config.batch_size)
 
-    return Policy(numbered, place, config.model.chunk)
+    return Policy(partial(act, weights), place, config.model.chunk)
 
 
 def figures(
@@ -199,7 +184,7 @@ def figures(
     source: sources.Data,
     member: Member,
     policy: Policy,
-    blank: Blank,
+    blank: Change,
     most: int | None,
 ) -> dict[str, Any]:
     """The figures of one dataset: one pass over its held-out windows, or `most` drawn ones."""
@@ -207,7 +192,7 @@ def figures(
     count = min(most or len(split.actions), len(split.actions))
     loader = sources.loader(config, source, [member], shuffle=count < len(split.actions))
     batches = -(-count // config.batch_size)
-    plain, without = Tally(spec), Tally(spec)
+    plain, without = Tally(spec, motion(member.index.dataset)), Tally(spec)
     own = places(spec.names, config.model.action_names)
     name = f"evaluate {member.index.dataset.name}"
     with Progress(name, count, "windows") as progress:
@@ -244,21 +229,18 @@ def figures(
 
 
 def chunks(
-    loader: Loader, policy: Policy, blank: Blank, batches: int
+    loader: Loader, policy: Policy, blank: Change, batches: int
 ) -> Iterator[tuple[Float[np.ndarray, "b k d"], Float[np.ndarray, "b k d"]]]:
     """What the policy says at the first `batches`, and with the instruction blanked: read one batch
     late, while the devices work on the next.
     """
-    running: tuple[Any, Any] | None = None
+    running: list[Any] = []
     with closing(loader.batches(0)) as read:
         for number, batch in enumerate(islice(read, batches)):
-            obs, other = policy.place(batch.obs), blank(batch.obs)
-            prompt, mask = policy.place((other.prompt, other.prompt_mask))
-            other = obs._replace(prompt=prompt, prompt_mask=mask)
-            before, running = running, (policy.act(obs, number), policy.act(other, number))
-            if before is not None:
+            before, running = running, asked(policy, batch.obs, number, (blank,))
+            if before:
                 yield np.asarray(before[0]), np.asarray(before[1])
-    if running is not None:
+    if running:
         yield np.asarray(running[0]), np.asarray(running[1])
 
 
@@ -315,18 +297,6 @@ def draw(policy: Policy, loader: Loader, member: Member, own: list[int], out: Pa
         f"held-out episode {first}: {loader.instruction(first)!r}",
         out,
     )
-
-
-def blanked(ids: np.ndarray, length: int) -> Blank:
-    """A function that replaces every prompt of a batch by the given ids."""
-
-    def replace(obs: Observation) -> Observation:
-        prompt = np.zeros_like(obs.prompt)
-        prompt[:, : len(ids)] = ids
-        mask = np.broadcast_to(np.arange(length) < len(ids), prompt.shape)
-        return obs._replace(prompt=prompt, prompt_mask=np.ascontiguousarray(mask))
-
-    return replace
 
 
 if __name__ == "__main__":

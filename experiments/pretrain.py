@@ -16,17 +16,16 @@ import argparse
 import contextlib
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.image_text import Reader
 from data_pipelines.loader import Loader
+from experiments import sims
 from experiments.composition import (
     beginning,
     changes,
@@ -39,8 +38,10 @@ from experiments.composition import (
     sources,
     spaces,
     steps,
+    validation,
     workdir,
 )
+from experiments.composition.closed_loop import Rollouts
 from experiments.composition.config import parse_argv
 from experiments.composition.lock import held
 from vla_jax import command, sharding
@@ -52,7 +53,6 @@ from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.patience import Patience, resumed
 from vla_jax.training.profiler import Profiler
-from vla_jax.training.reports import Units
 from vla_jax.training.transfer import Transfer
 
 
@@ -78,6 +78,7 @@ def main(argv: list[str]) -> int:
     peers = hosts.join(moved=lambda: Progress.moved)
     try:
         with peers.together():
+            _check_sim(args.config.rollouts.sim)
             absent = sources.missing(args.config)
             if absent:
                 raise ValueError("this run cannot start; missing here:\n\n" + "\n\n".join(absent))
@@ -160,15 +161,21 @@ def pretrain(
     clock.resume(start)
     profiler = Profiler(folder / "profiles", recorder.say)
     patience = _patience(config, folder, start, checkpointer, peers)
+    rollouts = _rollouts(config, folder, recorder, checkpointer, (start, run.plan.run.steps))
     hooks = train.Hooks(
-        checkpointer, recorder, clock, profiler, run.evaluate, peers, agree, patience
+        checkpointer, recorder, clock, profiler, run.evaluate, peers, agree, patience, rollouts
     )
     batches = cotraining.batches(run.loader, run.texts, begins.windows, begins.texts)
     try:
         with peers.together():  # before what follows waits for a host that is gone
             train.fit(state, run.step, batches, run.plan.run, hooks)
+            if rollouts is not None:
+                with clock.during("evaluation"):
+                    rollouts.wait()
     finally:
         batches.close()
+        if rollouts is not None:
+            rollouts.close()
         recorder.close()
         with clock.during("checkpoint"):
             checkpointer.close()
@@ -210,7 +217,7 @@ def _prepare(
         texts=texts,
         plan=plan,
         step=steps.train_step(plan, units),
-        evaluate=_evaluation(config, source, plan, mesh, units),
+        evaluate=validation.evaluation(config, source, plan, mesh, units),
         meta=sources.meta(config, source, folder),
         identity=cotraining.identity(loader, texts),
         before=before,
@@ -296,6 +303,23 @@ def _state(
     return state
 
 
+def _rollouts(
+    config: ConfigDict,
+    folder: Path,
+    recorder: Recorder,
+    checkpointer: Checkpointer,
+    steps: tuple[int, int],
+) -> Rollouts | None:
+    """What has checkpoints act while the run goes from its first to its last of `steps`, on host 0;
+    None without a simulator.
+    """
+    if not config.rollouts.sim or jax.process_index() != 0:
+        return None
+    rollouts = Rollouts(config.rollouts, folder, recorder, checkpointer)
+    rollouts.resume(*steps)
+    return rollouts
+
+
 def _patience(
     config: ConfigDict, folder: Path, start: int, checkpointer: Checkpointer, peers: hosts.Hosts
 ) -> Patience | None:
@@ -323,31 +347,6 @@ def _best(patience: Patience | None, checkpointer: Checkpointer) -> str:
     )
 
 
-def _evaluation(
-    config: ConfigDict, source: sources.Data, plan: steps.Plan, mesh: Mesh, units: Units
-) -> Callable[[train.TrainState], dict[str, float]] | None:
-    """What measures a state on held-out windows. None with eval_every=0: there need be none."""
-    if not config.eval_every:
-        if config.early_stop:
-            raise ValueError(
-                f"--config.early_stop: {config.early_stop} counts evaluations, and eval_every=0"
-                " makes none; give eval_every, or early_stop=0"
-            )
-        return None
-    rows = sharding.rows(mesh, config.batch_size)
-    loader = sources.loader(config, source, source.held_out, shuffle=True, rows=rows)
-    texts = cotraining.reader(config, source.texts, "held_out", rows)
-    step = steps.eval_step(plan, units)
-    count = max(1, min(config.eval_batches, loader.windows // config.batch_size))
-
-    def evaluate(state: train.TrainState) -> dict[str, float]:
-        batches = islice(_closing(cotraining.batches(loader, texts)), count)
-        whole = (sharding.global_batch(batch, mesh, config.batch_size) for batch in batches)
-        return train.evaluate(step, state, whole, units)
-
-    return evaluate
-
-
 def _open(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -> sources.Data:
     """The data. All hosts read their share of what is not indexed; then host 0 goes first: the
     index that it writes, the others find, however long it takes.
@@ -367,6 +366,15 @@ def _open(config: ConfigDict, folder: Path, scratch: Path, peers: hosts.Hosts) -
     return source
 
 
+def _check_sim(sim: str) -> None:
+    """Raises ValueError for no name of a simulator."""
+    if sim and sim.partition(":")[0] not in sims.SIMS:
+        raise ValueError(
+            f"--config.rollouts.sim: expected one of {', '.join(sims.SIMS)}, or '' for none, got"
+            f" {sim!r}"
+        )
+
+
 def _say_constant_dims(source: sources.Data) -> None:
     for member in source.train:
         constant = ", ".join(member.action_spec.names[i] for i in member.action_spec.constant)
@@ -375,14 +383,6 @@ def _say_constant_dims(source: sources.Data) -> None:
                 f"{member.index.dataset.name}: action dims that hardly vary, held in the range of"
                 f" the data: {constant}"
             )
-
-
-def _closing(batches: Iterator[Any]) -> Iterator[Any]:
-    """Stops the loader's thread when the reader stops early."""
-    try:
-        yield from batches
-    finally:
-        batches.close()  # type: ignore[attr-defined]
 
 
 def _telling(what: str) -> contextlib.AbstractContextManager[Any]:

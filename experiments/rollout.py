@@ -105,8 +105,8 @@ def settle(args: argparse.Namespace, about: Any) -> tuple[dict[str, Any], Orders
         actors = Served(args.policy, args.token_file, about.dataset, args.environments)
         policy = {"kind": "server", "files": actors.handshake["artefact"], "versions": _versions()}
     else:
-        policy = described(args.policy)
-        actors = Opened(args.policy, about.dataset, args.environments)
+        policy = described(args.policy, args.step)
+        actors = Opened(args.policy, about.dataset, args.environments, args.step)
     settings = {
         "sim": args.sim,
         "facts": about.facts,
@@ -171,9 +171,10 @@ def diagnose(args: argparse.Namespace) -> int:
     return 1 if any(each.claimed for each in found) else 0
 
 
-def described(policy: str) -> dict[str, Any]:
+def described(policy: str, step: int | None = None) -> dict[str, Any]:
     """What names a policy wherever it lies: the hashes of its config and of all its files, and the
-    libraries that it computes with. Raises ValueError for a folder that holds none.
+    libraries that it computes with. Of a run, that of a `step` or its own choice. Raises ValueError
+    for a folder that holds none.
     """
     folder = Path(policy).expanduser()
     if (folder / "model.safetensors").is_file():
@@ -185,13 +186,13 @@ def described(policy: str) -> dict[str, Any]:
             "versions": _versions("torch"),
         }
     directory = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    step = checkpoint.find(directory, None)
-    config = json.dumps(checkpoint.load_meta(directory)["config"], sort_keys=True).encode()
+    found = checkpoint.find(directory, step)
+    config = json.dumps(checkpoint.load_meta(directory, step)["config"], sort_keys=True).encode()
     return {
         "kind": "checkpoint",
-        "step": int(step.name),
+        "step": int(found.name),
         "config": hashlib.sha256(config).hexdigest(),
-        "files": digest(step),
+        "files": digest(found),
         "versions": _versions("jax", "jaxlib"),
     }
 
@@ -210,6 +211,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--policy",
         help="a run's folder, its checkpoints or an artefact; ws://HOST:PORT of a server; expert,"
         " random, or replay:OUT",
+    )
+    parser.add_argument(
+        "--step", type=command.positive, help="of a run's checkpoint; by default its best or newest"
     )
     parser.add_argument("--sim", help=f"one of {', '.join(sims.SIMS)}; some take words behind a :")
     parser.add_argument(
@@ -242,6 +246,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     args.episodes = args.episodes or (16 if args.diagnose else 160)
     if which != "--merge" and args.sim.partition(":")[0] not in sims.SIMS:
         parser.error(f"--sim: expected one of {', '.join(sims.SIMS)}, got {args.sim!r}")
+    of_run = not which and not args.policy.startswith((*SCRIPTED, REPLAY, "ws://", "wss://"))
+    if args.step is not None and not of_run:
+        parser.error(f"--step={args.step}: expected with a run's checkpoints in --policy")
     scripted = not which and args.policy.startswith((*SCRIPTED, REPLAY))
     if scripted and (args.blank or args.execute):
         parser.error(

@@ -116,6 +116,10 @@ INTRODUCED: dict[str, Any] = {
     "augment.sensor_dropout": 0.0,
     # 2026-11-29. Every camera had model.image_size.
     "model.image_sizes": (),
+    # 2026-11-29. Nothing acted while it trained.
+    "rollouts.sim": "",
+    "rollouts.every": 1_000,
+    "rollouts.episodes": 40,
 }
 
 

@@ -37,6 +37,7 @@ EFFECTS = {
     "early_stop": "from the next evaluation on",
     "save_every": "from the next step on",
     "keep_checkpoints": "from the next save on",
+    "rollouts.*": "from the next rollout on",
     "nan_patience": "from the next step on",
     "accum": "the same batches, computed in other parts",
     "optim.mu_dtype": "the moments are kept, in the other type",

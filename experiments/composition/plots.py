@@ -15,6 +15,7 @@ from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.index import Split
 from data_pipelines.mixture import Member
 from experiments.composition import film
+from experiments.composition.executed import drift_unit
 from vla_jax.actions import CONSTANT_SPREAD
 
 matplotlib.use("Agg")  # no screen on a pod
@@ -26,38 +27,47 @@ KOREAN = ("Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic N
 INSTALLED = set(font_manager.get_font_names())
 plt.rcParams["font.family"] = ["DejaVu Sans", *(name for name in KOREAN if name in INSTALLED)]
 
+# Panels of what evaluations measure of executed actions, and the one of rollouts.
+BY_STEP, GAPS, ROLLOUT = "arm error by chunk step", "error with a change / without", "success"
+OWN = {
+    "executed_arm": "arm",
+    "executed": "l1/{}",
+    "executed_at": BY_STEP,
+    "drift": "drift/{}",
+    "gap": GAPS,
+}
+OWN_LABELS = {"executed_arm": "executed", "executed": "next action, executed", "drift": "held out"}
+
 STRIPS, PIXELS = 3, 128  # of a dataset's film strips: episodes, and their height
 
 
 def curves(metrics_file: Path, members: list[Member], out: Path) -> None:
-    """Draws every loss and accuracy in a metrics.jsonl over steps, train and validation in one
-    panel each. What no row has (a gripper, where there is none) is left out, and so are errors of
-    dims that are constant in all of `members`, from which nothing is learnt.
+    """Draws a metrics.jsonl over steps: every loss and accuracy, train and validation in one panel
+    each, and what was carried out by whom: open loop, and in closed loop where rollouts ran. What
+    no row has (a gripper, where there is none) is left out, and so are errors of dims that are
+    constant in all of `members`, from which nothing is learnt.
     """
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    measured = {key for row in rows for key in row if row[key] is not None}
-    names = sorted(key.removeprefix("val/") for key in measured if key.startswith("val/"))
     still = {f"l1/{name}" for name in constant_dims(members)}
-    panels = ["loss", *[n for n in names if n != "loss" and n not in still]]
+    panels = _panels(rows, still)
     measures = _measures(members)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
     figure, axes = plt.subplots(height, columns, figsize=(5 * columns, 3 * height), squeeze=False)
-    for axis, name in zip(axes.flat, panels, strict=False):
-        for label, key in (
-            ("train", "loss" if name == "loss" else f"train/{name}"),
-            ("held out", f"val/{name}"),
-        ):
+    for axis, (name, lines) in zip(axes.flat, panels.items(), strict=False):
+        for label, key in lines.items():
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
                 axis.plot(
-                    *zip(*points, strict=True),
+                    *zip(*sorted(points), strict=True),
                     label=label,
-                    marker="." if label == "held out" else None,
+                    marker=None if label == "train" else ".",
                 )
         axis.set(title=name, xlabel="step", ylabel=measures.get(name, ""))
         if name == "loss" and all(row["loss"] > 0 for row in rows if row.get("loss") is not None):
             axis.set_yscale("log")
+        if name == ROLLOUT:
+            _interval(axis, rows)
         axis.grid(alpha=0.3)
         axis.legend()
     for axis in list(axes.flat)[len(panels) :]:
@@ -65,6 +75,41 @@ def curves(metrics_file: Path, members: list[Member], out: Path) -> None:
     if still:
         figure.suptitle(not_drawn(sorted(still)).strip())
     save(figure, out)
+
+
+def _panels(rows: list[dict[str, Any]], still: set[str]) -> dict[str, dict[str, str]]:
+    """Title of a panel -> its lines: label -> key of the rows."""
+    measured = {key for row in rows for key in row if row[key] is not None}
+    held_out = sorted(key.removeprefix("val/") for key in measured if key.startswith("val/"))
+    steps = [name for name in held_out if name.startswith("executed_at/")]
+    held_out = [name for name in held_out if name not in steps] + sorted(steps, key=len)
+    out: dict[str, dict[str, str]] = {}
+    own: dict[str, dict[str, str]] = {}  # behind the training's
+    for name in held_out:
+        group, _, word = name.partition("/")
+        if group in OWN:
+            label = OWN_LABELS.get(group, word.replace("_", " "))
+            own.setdefault(OWN[group].format(word), {})[label] = f"val/{name}"
+        else:
+            train = "loss" if name == "loss" else f"train/{name}"
+            out[name] = {"train": train, "held out": f"val/{name}"}
+    for title, lines in own.items():
+        out[title] = out.get(title, {}) | lines
+    if "rollout/success" in measured:
+        out[ROLLOUT] = {"success": "rollout/success"}
+    loss = out.pop("loss", {"train": "loss"})
+    return {"loss": loss} | {name: out[name] for name in sorted(out) if name not in still}
+
+
+def _interval(axis: plt.Axes, rows: list[dict[str, Any]]) -> None:
+    """The intervals of rollouts, in the panel of their success."""
+    ends = [
+        (row["step"], row["rollout/low"], row["rollout/high"])
+        for row in rows
+        if "rollout/success" in row
+    ]
+    axis.vlines(*zip(*sorted(ends), strict=True), alpha=0.4, label="95%")
+    axis.set_ylim(0, 1)
 
 
 def constant_dims(members: list[Member]) -> list[str]:
@@ -80,16 +125,21 @@ def _measures(members: list[Member]) -> dict[str, str]:
     here.
     """
     said = {"loss": "network units", "arm": "network units", "gripper": "nats"}
+    said |= {BY_STEP: "network units", GAPS: "times as large", ROLLOUT: "share of episodes"}
     said["gripper_accuracy"] = "share right"
     labels: dict[str, set[str]] = {}
+    drifts: dict[str, set[str]] = {}
     for member in members:
         dataset = member.index.dataset
         for name, label in zip(dataset.action_names, dataset.action_labels, strict=True):
             labels.setdefault(name, set()).add(label)
+            drifts.setdefault(name, set()).add(drift_unit(dataset, name))
     binary = {member.action_spec.names[i] for member in members for i in member.action_spec.binary}
     for name, each in labels.items():
         error = each.pop() if len(each) == 1 else name
         said[f"l1/{name}"] = f"|error| of P({name})" if name in binary else f"|error| of {error}"
+        unit = drifts[name].pop() if len(drifts[name]) == 1 else ""
+        said[f"drift/{name}"] = f"after a chunk, {unit}" if unit else "after a chunk"
     return said
 
 

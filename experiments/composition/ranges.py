@@ -121,6 +121,8 @@ RANGES: dict[str, Range] = {
     "optim.warmup_epochs": AMOUNT,
     "optim.ema": Range(0, 1, without=(1,), special={0: "off"}),
     "optim.train_decoder_layers": Range(0, special={-1: "all"}),
+    "rollouts.every": COUNT,
+    "rollouts.episodes": COUNT,
     "mesh.data": DEVICES,
     "mesh.fsdp": DEVICES,
     "mesh.tensor": DEVICES,

@@ -10,13 +10,20 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments.composition import datasets, estimate
+from experiments.composition import datasets, estimate, open_loop
 from vla_jax import build, sharding
 from vla_jax import params as flat
 from vla_jax.training import train
 from vla_jax.training.optim import OptimConfig, Optimizer, make_optimizer, partition
 from vla_jax.training.reports import Units
-from vla_jax.training.state import TrainConfig, TrainState, abstract_state
+from vla_jax.training.state import (
+    TrainConfig,
+    TrainState,
+    abstract_state,
+    inference_params,
+    shardings_of,
+)
+from vla_jax.types import Observation
 
 # Of a run whose length the data decide (config.epochs): it is evaluated so often at least, and its
 # warm-up is no longer than this part of it.
@@ -122,6 +129,21 @@ def train_step(plan: Plan, units: Units) -> Any:
 def eval_step(plan: Plan, units: Units) -> Any:
     """The jitted step of an evaluation."""
     return train.make_eval_step(plan.graphdef, plan.run, plan.abstract, units)
+
+
+def act_step(plan: Plan) -> Any:
+    """The jitted (state, observation, number) -> the chunks [b k d] that the policy of a state
+    gives, in network units; computed in the training's type, as the loss of evaluations is.
+    """
+    where, mesh = shardings_of(plan.abstract), plan.abstract.step.sharding.mesh
+    chunks = open_loop.program(plan.graphdef, mesh)
+
+    def act(state: TrainState, obs: Observation, number: jax.Array) -> Any:
+        params = inference_params(state).items()
+        return chunks({name: x.astype(plan.run.dtype) for name, x in params}, obs, number)
+
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    return jax.jit(act, in_shardings=(where, split, whole), out_shardings=whole)
 
 
 def trace(config: ConfigDict, plan: Plan, evaluate: bool = False) -> jax.stages.Traced:

@@ -66,6 +66,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lora.dropout = 0.05
     config.lora.targets = ("backbone/*/attn/*", "backbone/*/mlp/*")
 
+    # closed-loop success while it trains, of saved checkpoints, beside it on the CPU
+    config.rollouts = ConfigDict()
+    config.rollouts.sim = ""  # as experiments.rollout --sim; "" = off
+    config.rollouts.every = 1_000  # steps: at the first save from each multiple on, and the last
+    config.rollouts.episodes = 40
+
     config.mesh = ConfigDict()
     config.mesh.data = 1
     config.mesh.fsdp = -1  # all devices

@@ -37,9 +37,11 @@ def of_cameras(seen: Seen, cameras: Iterable[str]) -> Seen:
 class Opened:
     """The policy in a folder, all worlds in one pass."""
 
-    def __init__(self, folder: str, dataset: str, worlds: int) -> None:
-        """Raises ValueError for a folder without a policy, or without one for this robot."""
-        policy: Any = vla_jax.load_policy(folder, dataset=dataset)
+    def __init__(self, folder: str, dataset: str, worlds: int, step: int | None = None) -> None:
+        """Raises ValueError for a folder without a policy, of that step if one is given, or without
+        one for this robot.
+        """
+        policy: Any = vla_jax.load_policy(folder, dataset=dataset, step=step)
         self._sessions = policy.sessions(worlds)
 
     def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:

@@ -75,7 +75,8 @@ class Windows:
         return np.minimum(position * self.size + np.arange(self.size), self.count - 1)
 
     def batches(self, start: int) -> Iterator[Batch]:
-        blank: Any = SimpleNamespace(prompt=0, prompt_mask=0, _replace=lambda **changes: None)
+        nothing: Any = 0
+        blank = Observation((), *[nothing] * 6)
         for _ in range(-(-self.count // self.size)):
             yield Batch(blank, np.zeros(0), np.zeros(0), np.zeros(0))
 
@@ -91,7 +92,10 @@ def test_memory_does_not_grow_with_the_number_of_windows(monkeypatch: pytest.Mon
         split = SimpleNamespace(
             actions=actions, state=state, first=np.array([0]), length=np.array([count])
         )
-        index = SimpleNamespace(splits={"val": split}, dataset=SimpleNamespace(name="many"))
+        many = SimpleNamespace(
+            name="many", action_names=spec.names, action_units={}, targets="", binary=(2,)
+        )
+        index = SimpleNamespace(splits={"val": split}, dataset=many)
         member: Any = SimpleNamespace(index=index, split="val", action_spec=spec)
         monkeypatch.setattr(sources, "loader", lambda *args, **kwargs: Windows(count, 256))
         said = np.zeros((256, 10, 3), np.float32)

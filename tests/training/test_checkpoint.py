@@ -14,6 +14,7 @@ from vla_jax.training import state as training_state
 from vla_jax.training.checkpoint import (
     Checkpointer,
     complete_steps,
+    is_complete,
     load_arrays,
     load_meta,
     load_params,
@@ -274,3 +275,29 @@ def test_parameters_that_are_not_finite_are_named(adapters, tmp_path):
         load_arrays(tmp_path, specs)
     if not adapters:  # what is not wanted is not read
         assert load_arrays(tmp_path, {"y/bias": specs["y/bias"]}).keys() == {"y/bias"}
+
+
+@pytest.mark.slow
+def test_what_is_held_stays_until_it_is_released(trained, tmp_path):
+    _, state, _ = trained
+    keeper = Checkpointer(tmp_path, tiny_run.META, tiny_run.DATA, keep=1)
+    keeper.save(1, state)
+    keeper.hold(1)
+    for step in (2, 3):
+        keeper.save(step, state)
+    keeper.wait()
+    assert complete_steps(tmp_path) == [1, 3]
+    assert is_complete(tmp_path, 1)
+    assert not is_complete(tmp_path, 2)
+    keeper.hold(3)  # whoever reads it is cut off: it stays for the next time
+    keeper.release(1)
+    keeper.save(4, state)
+    keeper.wait()
+    assert complete_steps(tmp_path) == [3, 4]
+    keeper.close()
+    keeper = Checkpointer(tmp_path, tiny_run.META, tiny_run.DATA, keep=1)
+    keeper.hold(3)
+    keeper.save(5, state)
+    keeper.release(3)  # no save comes after it
+    keeper.close()
+    assert complete_steps(tmp_path) == [5]

@@ -84,6 +84,7 @@ class Checkpointer:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("vla_jax.checkpoint")
         self._policy = kept.LatestAndBest(keep, kept.marked(self.directory))
+        self._released: set[int] = set()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy, create=False, cleanup_tmp_directories=True
         )
@@ -143,12 +144,25 @@ class Checkpointer:
         if jax.process_index() == 0:
             kept.mark(self.directory, step)
 
+    def hold(self, step: int) -> None:
+        """The checkpoint of a step stays until `release`: something reads it."""
+        self._policy.held.add(step)
+
+    def release(self, step: int) -> None:
+        """It stays no longer than others: it goes at the next save, or when this is closed."""
+        self._policy.held.discard(step)
+        self._released.add(step)
+
     def wait(self) -> None:
         """Returns when everything started is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and stops the background threads."""
+        if self._released and jax.process_count() == 1:  # several would have to meet for it
+            self.wait()
+            for step in set(self._policy.gone(self._manager.all_steps())) & self._released:
+                self._manager.delete(step)
         self._manager.close()
 
 
@@ -243,6 +257,12 @@ def complete_steps(directory: Path | str) -> list[int]:
     return sorted(good)
 
 
+def is_complete(directory: Path | str, step: int) -> bool:
+    """Whether the checkpoint of a step is there and whole."""
+    path = Path(directory) / str(step)
+    return path.is_dir() and not _lacking(path)
+
+
 def find(directory: Path | str, step: int | None) -> Path:
     """The folder of a complete checkpoint: without a step the newest's, here and in all that reads
     a policy, but where one is marked as the best (kept.py), that one's.
@@ -265,10 +285,13 @@ def _inspect(directory: Path) -> Iterator[tuple[Path, list[str]]]:
         if path.is_dir() and ".orbax-checkpoint-tmp" in path.name:
             yield path, ["commit marker"]
         elif path.is_dir() and path.name.isdigit():
-            lacking = [
-                item for item, content in CONTENTS.items() if not (path / item / content).exists()
-            ]
-            yield path, lacking + ([] if (path / MARKER).exists() else ["commit marker"])
+            yield path, _lacking(path)
+
+
+def _lacking(path: Path) -> list[str]:
+    """What the folder of a step lacks."""
+    lacking = [item for item, content in CONTENTS.items() if not (path / item / content).exists()]
+    return lacking + ([] if (path / MARKER).exists() else ["commit marker"])
 
 
 def _set_aside(directory: Path) -> None:

@@ -4,7 +4,7 @@ productive   the devices computed steps that are part of the run
 compile      the train step was traced and compiled, or read from the cache of compiled programs
 input        the devices stood still because the next batch was not there
 checkpoint   the loop stood still for a save; what is written in the background costs nothing
-evaluation   held-out batches, the compilation of their step included
+evaluation   held-out batches, the compilation of their step included; waiting for the last rollout
 lost         steps that a restart had to repeat: they came after the last complete save
 other        opening the data, restoring, making parameters, writing profiles
 """

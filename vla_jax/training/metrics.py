@@ -1,8 +1,8 @@
 """What a run reports: rows of metrics.jsonl, TensorBoard, W&B, a progress line, and the work a
 step does.
 
-Host only. The rows are the record (each step stands once, also after a resume); the rest are views
-of it.
+Host only. The rows are the record (each step stands once, also after a resume; what is known of it
+only later has another row, further down); the rest are views of it.
 """
 
 import json
@@ -85,20 +85,33 @@ class Recorder:
         if self._progress is None:
             return
         row = {key: _plain(value) for key, value in row.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        step = row["step"]
-        for key, value in row.items():
-            if self._board is not None and key != "step" and value is not None:
-                self._board.add_scalar(key, value, step)
-        if self._wandb is not None:
-            self._wandb.log(row)
+        self._send(row)
         shown = "  ".join(
             f"{key.removeprefix('train/')} {row[key]:.4g}"
             for key in SHOWN
             if row.get(key) is not None
         )
-        self._progress.row(f"step {step}/{self._steps}", shown)
+        self._progress.row(f"step {row['step']}/{self._steps}", shown)
+
+    def late(self, row: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> None:
+        """A row of what came out only now about an earlier "step". TensorBoard shows `pictures`
+        beside it: uint8 RGB [h w 3] by name.
+        """
+        if self._progress is None:
+            return
+        self._send({key: _plain(value) for key, value in row.items()})
+        if self._board is not None:
+            for name, picture in pictures.items():
+                self._board.add_image(name, picture, row["step"], dataformats="HWC")
+
+    def _send(self, row: Mapping[str, int | float | None]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for key, value in row.items():
+            if self._board is not None and key != "step" and value is not None:
+                self._board.add_scalar(key, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(row)
 
     def changed(self, step: int, fields: Mapping[str, list[str]]) -> None:
         """A row that says which fields are other after `step`: {field: [then, now]}."""

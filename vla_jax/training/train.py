@@ -8,7 +8,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,16 @@ SIGTERM_EXIT = 143
 EvalStep = Callable[[TrainState, Batch], Pairs]
 
 
+class Follower(Protocol):
+    """What does something with checkpoints beside the training, which never waits for it."""
+
+    def saved(self, step: int, last: bool) -> None:
+        """The checkpoint of a step is being written; `last`: there comes no other."""
+
+    def look(self) -> None:
+        """A step ended: it may begin, or tell, what is due."""
+
+
 class Hooks(NamedTuple):
     """What the loop reports to."""
 
@@ -52,6 +62,7 @@ class Hooks(NamedTuple):
     # before a save: whether all hosts still train the same; raises where they do not
     agree: Callable[[int, TrainState], None] | None = None
     patience: Patience | None = None
+    follower: Follower | None = None
 
 
 def make_train_step(
@@ -220,7 +231,7 @@ def fit(
     the running step is finished and saved, and the process exits with SIGTERM_EXIT. Raises
     RuntimeError, after saving, when `nan_patience` steps in a row were not finite.
     """
-    done, patience = int(state.step), hooks.patience
+    done, patience, follower = int(state.step), hooks.patience, hooks.follower
     if done >= config.steps or (patience is not None and patience.over):
         hooks.recorder.say(f"already at step {done} of {config.steps}: nothing to train")
         return state
@@ -249,8 +260,7 @@ def fit(
             log.flush()  # the step before: its numbers are there without waiting for this one
             log.pending = _Pending(number, report, spent)
             hooks.profiler.after(number, report)
-            stop, last = asked(number), number == config.steps
-            best = False
+            stop, last, best = asked(number), number == config.steps, False
             if config.eval_every and (last or number % config.eval_every == 0):
                 log.flush(evaluating=state)
                 best = patience is not None and patience.saw(number, log.last["val/loss"])
@@ -258,6 +268,10 @@ def fit(
             if stop or log.diverged or last or best or number % config.save_every == 0:
                 log.flush()  # before saving: who resumes from this step must find its row
                 _save(number, state, hooks, best)
+                if follower is not None and not (stop or log.diverged):
+                    follower.saved(number, last)
+            if follower is not None:
+                follower.look()
             hooks.recorder.progress(number, log.last.get("loss"))
             if stop or log.diverged:
                 _leave(number, log, hooks)
@@ -372,9 +386,8 @@ def _asked_to_stop() -> Iterator[Callable[[int], bool]]:
     """Within, SIGTERM does not kill: the yielded function says at each step, alike on every host,
     whether to stop.
     """
-    if (
-        jax.process_count() > 1
-    ):  # jax's coordination service hears the signal on any host and agrees on a step
+    # jax's coordination service hears the signal on any host and agrees on a step
+    if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
     heard: list[int] = []

@@ -56,6 +56,30 @@ def test_curves_have_units_and_none_of_a_constant_dim(
     ]
 
 
+def test_curves_show_what_was_carried_out_and_rollouts(
+    member: Member, drawn: list[Figure], tmp_path: Path
+) -> None:
+    names = [*(f"executed_at/{step}" for step in range(12)), "executed_arm", "executed/x", "arm"]
+    names += ["drift/x", "gap/images_blanked", "gap/instruction_swapped", "l1/x", "loss"]
+    row = {"step": 1, "loss": 0.5, "train/l1/x": 0.2} | {f"val/{name}": 0.1 for name in names}
+    late = {"rollout/success": 0.5, "rollout/low": 0.4, "rollout/high": 0.6}
+    rows = [row, row | {"step": 2}, {"step": 2} | late, {"step": 1} | late]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    plots.curves(tmp_path / "metrics.jsonl", [member], tmp_path / "curves.png")
+    lines = {axis.get_title(): axis.get_legend_handles_labels()[1] for axis in drawn[0].axes}
+    assert lines == {
+        "loss": ["train", "held out"],
+        "arm": ["held out", "executed"],
+        "arm error by chunk step": [str(step) for step in range(12)],
+        "drift/x": ["held out"],
+        "error with a change / without": ["images blanked", "instruction swapped"],
+        "l1/x": ["train", "held out", "next action, executed"],
+        "success": ["success", "95%"],
+    } | {title: each for title, each in lines.items() if not title}
+    success = next(axis for axis in drawn[0].axes if axis.get_title() == "success")
+    assert success.lines[0].get_xdata().tolist() == [1, 2]
+
+
 def test_korean_words_cost_no_warning(tmp_path: Path) -> None:
     figure, axis = plots.plt.subplots(figsize=(2, 1))
     axis.set_title("컵까지")
