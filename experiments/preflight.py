@@ -61,7 +61,7 @@ def answer(config: ConfigDict, topology: str, args: argparse.Namespace) -> int:
     fits = _print_memory(step, chip)
     if args.largest:
         _print_largest(config, mesh, topology, (step, chip))
-    batch_sent = _print_collectives(step, config.batch_size)
+    batch_sent = _print_collectives(step)
     _print_times(step, chip, config, mesh.size, args)
     return 0 if fits and not batch_sent else 1
 
@@ -72,9 +72,10 @@ ADVICE = (
 )
 
 
-def carried(collective: Collective, parameters: ParameterSizes, batch: int) -> str:
+def carried(collective: Collective, parameters: ParameterSizes, batch: set[int]) -> str:
     """What a collective carries, by its shapes: "parameters" (and their gradients), "batch" for
-    activations of all windows, "numbers" for the rest. `batch` is the windows of all devices.
+    activations of all windows, "numbers" for the rest. `batch` are the sizes of axes that have the
+    windows of all devices.
 
     A guess where sizes coincide: an axis of activations that is as long as one of a parameter does
     not tell them. tests/experiments/composition/test_collectives.py is exact: its batch is a prime.
@@ -88,7 +89,7 @@ def carried(collective: Collective, parameters: ParameterSizes, batch: int) -> s
     if collective.kind in ("all-to-all", "collective-permute"):
         return "own activations" if other else "parameters"  # nothing gathers or adds up there
     axes = {size for shape in other for size in shape} - parameters.axes
-    if any(size and size % batch == 0 for size in axes):
+    if axes & batch:
         return "batch"
     pieces = all(parameters.axes & set(shape) for shape in other)
     return "parameters" if pieces or len(other) < len(shapes) else "numbers"
@@ -129,12 +130,12 @@ def _print_largest(
     )
 
 
-def _print_collectives(step: Step, batch: int) -> bool:
+def _print_collectives(step: Step) -> bool:
     """Prints what is sent; True when an activation of the whole batch is."""
     sent: Counter[tuple[str, str, str, str]] = Counter()
     wrong = []
     for each in step.collectives:
-        what = carried(each, step.sizes, batch)
+        what = carried(each, step.sizes, step.batch_axes)
         sent[each.kind, " x ".join(each.axes), each.arrays[0][0], what] += int(each.sent)
         if what == "batch":
             wrong.append(each)

@@ -76,6 +76,7 @@ class Step(NamedTuple):
     flops: float  # a chip, of its matrix products
     moved: float | None  # bytes between a chip and its memory; None: of another machine's compiler
     sizes: ParameterSizes
+    batch_axes: set[int]  # sizes of the axes that have all windows, or what they are made of
     saved: int  # bytes of a checkpoint
 
 
@@ -146,9 +147,10 @@ def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step
     memory["temporaries"] = size["temporaries"]
     flops = metrics.count_flops(traced.jaxpr.jaxpr) / mesh.size
     saved = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state))
+    batch_axes = _batch_axes(traced, config, plan)
     tpu = mesh.devices.flat[0].platform == "tpu"
     moved = traffic.read(text) if tpu else None
-    return Step(memory, read(text, mesh), flops, moved, parameter_sizes(plan), saved)
+    return Step(memory, read(text, mesh), flops, moved, parameter_sizes(plan), batch_axes, saved)
 
 
 def _compile(
@@ -205,6 +207,20 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
+
+
+def _batch_axes(traced: jax.stages.Traced, config: ConfigDict, plan: steps.Plan) -> set[int]:
+    """The sizes of axes that the program has at this batch size and not at eleven times of it."""
+    more = config.copy_and_resolve_references()
+    more.batch_size *= 11
+    return _axes(traced.jaxpr.jaxpr) - _axes(steps.trace(more, plan).jaxpr.jaxpr)
+
+
+def _axes(jaxpr: Any) -> set[int]:
+    sizes = {
+        size for eqn in jaxpr.eqns for var in eqn.outvars for size in getattr(var.aval, "shape", ())
+    }
+    return sizes.union(*(_axes(part) for eqn in jaxpr.eqns for part in metrics.inner(eqn.params)))
 
 
 def parameter_sizes(plan: steps.Plan) -> ParameterSizes:

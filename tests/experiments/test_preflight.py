@@ -146,6 +146,7 @@ def collective(kind: str, *arrays: tuple[str, tuple[int, ...]], axes=("fsdp",)) 
         (collective("all-reduce", ("f32", ()), ("f32", (7, 13))), "numbers"),
         (collective("all-gather", ("s32", (88, 32))), "ids and masks"),
         (collective("reduce-scatter", ("bf16", (5, 256))), "parameters"),  # a piece of a kernel
+        (collective("reduce-scatter", ("bf16", (264, 256))), "parameters"),  # one, padded: 3 x 88
         (collective("all-to-all", ("f32", (1, 11, 32, 8))), "own activations"),
         (collective("collective-permute", ("bf16", (8, 256))), "parameters"),
         (collective("all-reduce", ("f32", (88, 49, 256))), "batch"),
@@ -154,7 +155,7 @@ def collective(kind: str, *arrays: tuple[str, tuple[int, ...]], axes=("fsdp",)) 
     ],
 )
 def test_what_is_carried(given, what, sizes):
-    assert preflight.carried(given, sizes, 88) == what
+    assert preflight.carried(given, sizes, {88, 176, 8624}) == what
 
 
 def test_without_the_compiler_of_tpus_it_says_how_to_get_it(monkeypatch):
@@ -167,10 +168,11 @@ def test_without_the_compiler_of_tpus_it_says_how_to_get_it(monkeypatch):
 
 
 def test_a_parameters_axis_is_none_of_the_batch(sizes):
-    """256 is a multiple of 32 windows, and the width of an MLP: pieces of its gradient are sent.
-    The tokens of the batch, 32 x 49, are no axis of a parameter.
+    """256 are all tokens of 32 windows too, and the width of an MLP: pieces of its gradient are
+    sent. The tokens of the batch, 32 x 49, are no axis of a parameter.
     """
+    batch = {32, 256, 32 * 49}
     piece = collective("reduce-scatter", ("f32", (5, 256)))
-    assert preflight.carried(piece, sizes, 32) == "parameters"
+    assert preflight.carried(piece, sizes, batch) == "parameters"
     tokens = collective("all-reduce", ("f32", (32 * 49, 256)))
-    assert preflight.carried(tokens, sizes, 32) == "batch"
+    assert preflight.carried(tokens, sizes, batch) == "batch"

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from vla_jax.models.attention import Cache, Mask
-from vla_jax.models.stack import PreLayerFn, Stack, StackConfig
+from vla_jax.models.stack import PreLayers, Stack, StackConfig
 from vla_jax.models.transformer import BlockConfig, Norm
 from vla_jax.sharding import constrain, take_rows
 from vla_jax.types import Array, Media
@@ -57,10 +57,10 @@ class Decoder(nnx.Module):
         mask: Mask,
         positions: Int[Array, "f s"],
         num_queries: int | None = None,
-        pre_layer_fn: PreLayerFn | None = None,
+        before: PreLayers | None = None,
     ) -> Float[Array, "f r c"]:
         """See stack.Stack."""
-        return self.norm(self.layers(x, mask, positions, num_queries, pre_layer_fn))
+        return self.norm(self.layers(x, mask, positions, num_queries, before))
 
     def decode(
         self,
@@ -68,10 +68,10 @@ class Decoder(nnx.Module):
         mask: Mask,
         positions: Int[Array, "f s"],
         cache: Cache,
-        pre_layer_fn: PreLayerFn | None = None,
+        before: PreLayers | None = None,
     ) -> tuple[Float[Array, "f s c"], Cache]:
         """See stack.Stack."""
-        x, cache = self.layers.decode(x, mask, positions, cache, pre_layer_fn)
+        x, cache = self.layers.decode(x, mask, positions, cache, before)
         return self.norm(x), cache
 
     def cache(self, f: int, slots: int) -> Cache:

@@ -3,7 +3,7 @@
 Axes: f sequences, s tokens (queries), u slots of a cache, r tokens read out, c width, x layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,7 +41,20 @@ class StackConfig:
             )
 
 
-PreLayerFn = Callable[[int, Array], Array]
+@dataclass(frozen=True)
+class PreLayers:
+    """What comes before some layers: `call(modules[i], x)` before the last of every `every` layers.
+    The modules have one structure, so that a loop may run them.
+    """
+
+    modules: Sequence[Any]
+    every: int
+    call: Callable[[Any, Array], Array]
+
+    def __call__(self, layer: int, x: Array) -> Array:
+        """What layer `layer` gets."""
+        number, rest = divmod(layer + 1, self.every)
+        return x if rest else self.call(self.modules[number - 1], x)
 
 
 class Stack(nnx.Module):
@@ -62,39 +75,56 @@ class Stack(nnx.Module):
         mask: Mask,
         positions: Int[Array, "f s"],
         num_queries: int | None = None,
-        pre_layer_fn: PreLayerFn | None = None,
+        before: PreLayers | None = None,
     ) -> Float[Array, "f r c"]:
         """The last block's output, only at the last `num_queries` tokens (of each frame under a
-        FrameMask) if given: it then skips the rest of its work. `pre_layer_fn(layer, x)` comes
-        before each layer, which are then unrolled.
+        FrameMask) if given: it then skips the rest of its work.
         """
         s, end = x.shape[1], self.depth - 1
         num_tokens = mask.frame if isinstance(mask, FrameMask) else s
         contexts = self._contexts(mask, positions, positions, s)
+        every = 1 if before is None else before.every
+        groups = 0 if self.run.layers == "unroll" else end // every
+        if groups:
+            x = self._loop(x, groups, num_tokens, contexts, before)
         # Outside a loop XLA would find the second computation equal to the first and keep the
         # activations after all.
         body = rematerialised(self.run.remat, prevent_cse=True)
-        if self.run.layers == "unroll" or pre_layer_fn is not None:
-            for layer in range(end):
-                x = x if pre_layer_fn is None else pre_layer_fn(layer, x)
-                x = body(_layer(self.blocks, layer), x, num_tokens, contexts(layer))
-            x = x if pre_layer_fn is None else pre_layer_fn(end, x)
-        else:
-            first, looped = (
-                jax.tree.map(lambda leaf: leaf[:end], self.blocks),
-                rematerialised(self.run.remat, False),
-            )
+        for layer in range(groups * every, self.depth):
+            x = x if before is None else before(layer, x)
+            read = num_tokens if layer < end or num_queries is None else num_queries
+            x = body(_layer(self.blocks, layer), x, read, contexts(layer))
+        return x
 
-            def one(x: Array, each: tuple[Any, Any]) -> tuple[Array, None]:
-                return looped(each[1], x, num_tokens, contexts(each[0])), None
-
-            x, _ = jax.lax.scan(one, x, (jnp.arange(end), first))
-        return body(
-            _layer(self.blocks, end),
-            x,
-            num_tokens if num_queries is None else num_queries,
-            contexts(end),
+    def _loop(
+        self,
+        x: Float[Array, "f s c"],
+        groups: int,
+        num_tokens: int,
+        contexts: Callable[[Any], Context],
+        before: PreLayers | None,
+    ) -> Float[Array, "f s c"]:
+        """The first `groups` groups of layers, one after the other in a loop: a group is one layer,
+        or as many as there are to a module of `before`.
+        """
+        every = 1 if before is None else before.every
+        looped = rematerialised(self.run.remat, prevent_cse=False)
+        blocks = jax.tree.map(
+            lambda leaf: leaf[: groups * every].reshape(groups, every, *leaf.shape[1:]), self.blocks
         )
+        modules = None
+        if before is not None:
+            modules = jax.tree.map(lambda *parts: jnp.stack(parts), *before.modules[:groups])
+
+        def one(x: Array, each: tuple[Any, Any, Any]) -> tuple[Array, None]:
+            group, blocks, module = each
+            for i in range(every):
+                if before is not None and i == every - 1:
+                    x = before.call(module, x)
+                x = looped(_layer(blocks, i), x, num_tokens, contexts(group * every + i))
+            return x, None
+
+        return jax.lax.scan(one, x, (jnp.arange(groups), blocks, modules))[0]
 
     def decode(
         self,
@@ -102,22 +132,23 @@ class Stack(nnx.Module):
         mask: Mask,
         positions: Int[Array, "f s"],
         cache: Cache,
-        pre_layer_fn: PreLayerFn | None = None,
+        before: PreLayers | None = None,
     ) -> tuple[Float[Array, "f s c"], Cache]:
         """The last block's output for tokens that follow those in the cache, and the cache with
         them.
 
         mask[f, s, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
-        FrameMask is for the first tokens of all, into an empty cache.
+        FrameMask is for the first tokens of all, into an empty cache. With `before` the layers are
+        unrolled.
         """
         keys = jax.lax.dynamic_update_slice(
             cache.positions, positions.astype(jnp.int32), (0, cache.length)
         )
         contexts = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
         s, kept = x.shape[1], []
-        if self.run.layers == "unroll" or pre_layer_fn is not None:
+        if self.run.layers == "unroll" or before is not None:
             for layer in range(self.depth):
-                x = x if pre_layer_fn is None else pre_layer_fn(layer, x)
+                x = x if before is None else before(layer, x)
                 past = (cache.k[layer], cache.v[layer])
                 x, kv = _layer(self.blocks, layer)(x, s, contexts(layer), past)
                 kept.append(kv)

@@ -269,18 +269,19 @@ def count_flops(jaxpr: core.Jaxpr) -> float:
             total += max(count_flops(branch.jaxpr) for branch in eqn.params["branches"])
         else:
             repeat = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            total += repeat * sum(count_flops(inner) for inner in _inner(eqn.params))
+            total += repeat * sum(count_flops(part) for part in inner(eqn.params))
     return total
 
 
-def _inner(params: Mapping[str, Any]) -> list[core.Jaxpr]:
-    inner = []
+def inner(params: Mapping[str, Any]) -> list[core.Jaxpr]:
+    """The programs among the parameters of an operation."""
+    found = []
     for value in params.values():
         if isinstance(value, core.ClosedJaxpr):
-            inner.append(value.jaxpr)
+            found.append(value.jaxpr)
         elif isinstance(value, core.Jaxpr):
-            inner.append(value)
-    return inner
+            found.append(value)
+    return found
 
 
 def _peak(kind: str) -> float | None:

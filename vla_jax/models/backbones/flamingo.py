@@ -24,7 +24,7 @@ from vla_jax.models.attention import Cache, Mask
 from vla_jax.models.cross_attention import GatedCrossAttention
 from vla_jax.models.language import Decoder, Embed
 from vla_jax.models.resampler import Resampler, ResamplerConfig
-from vla_jax.models.stack import PreLayerFn, StackConfig
+from vla_jax.models.stack import PreLayers, StackConfig
 from vla_jax.models.transformer import BlockConfig
 from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
 from vla_jax.types import Array, Media
@@ -35,8 +35,7 @@ IMAGE, END = "<image>", "<|endofchunk|>"
 
 @dataclasses.dataclass(frozen=True)
 class FlamingoConfig:
-    """Sizes, and how the layers are run (`remat`, `layers`: see stack.StackConfig;
-    cross-attention unrolls them).
+    """Sizes, and how the layers are run (`remat`, `layers`: see stack.StackConfig).
 
     Attributes:
         resampler: the perceiver; its heads and their dim are the cross-attention's too.
@@ -103,8 +102,8 @@ class Flamingo(nnx.Module):
         self.vision = ViT(config.vision, run, rngs)
         self.perceiver = Resampler(config.vision.width, config.resampler, rngs)
         self.embed = Embed(config.vocab, config.width, rngs)
-        # A list and not a stack: they are never scanned, and the gradient of a slice is as large as
-        # the whole.
+        # A list and not a stack: where layers are unrolled, the gradient of a slice would be as
+        # large as the whole.
         self.gated = nnx.List(
             [
                 GatedCrossAttention(config.width, config.vision.width, config.resampler, rngs)
@@ -157,7 +156,7 @@ class Flamingo(nnx.Module):
         """float32 logits of the tied output layer."""
         return self.embed.logits(hidden, token_range)
 
-    def _cross_attend(self, media: Media | None) -> PreLayerFn:
+    def _cross_attend(self, media: Media | None) -> PreLayers:
         if media is None:
             raise ValueError(
                 "flamingo: expected media (images, with a mask of who sees them), got None"
@@ -168,12 +167,7 @@ class Flamingo(nnx.Module):
             return block(x, media)
 
         call = look if self.config.remat == "none" else jax.checkpoint(look)
-
-        def cross_attend(layer: int, x: Array) -> Array:
-            number, rest = divmod(layer + 1, self.config.every)
-            return x if rest else call(self.gated[number - 1], x, seen)
-
-        return cross_attend
+        return PreLayers(self.gated, self.config.every, lambda block, x: call(block, x, seen))
 
 
 MODEL, OWN_LM_HEAD = Flamingo, False
