@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 # Name, which is also the file's -> class. A simulator is imported when it is asked for.
-SIMS = {"navigation": "Navigation"}
+SIMS = {"blocks": "Blocks", "navigation": "Navigation"}
 
 
 class Sim(Protocol):
