@@ -21,7 +21,6 @@ from data_pipelines.builders import blocks_expert as expert
 from data_pipelines.builders import made, rlds_files
 from data_pipelines.builders.blocks_world import (
     COLOURS,
-    FASTEST,
     SIZE,
     TASKS,
     Layout,
@@ -68,16 +67,16 @@ PHRASES = Words(
 )
 SHADES = {
     "red": Shades(
-        ((220, 30, 30), (240, 70, 50), (190, 20, 60), (170, 40, 30)),
-        ((210, 60, 70), (150, 15, 15)),
+        ((220, 30, 30), (235, 50, 35), (200, 25, 45)),
+        ((170, 25, 25), (235, 75, 75)),
     ),
     "green": Shades(
-        ((30, 170, 40), (80, 190, 60), (20, 140, 80), (50, 120, 30)),
-        ((60, 150, 70), (20, 110, 40)),
+        ((30, 170, 40), (50, 185, 50), (25, 150, 55)),
+        ((20, 120, 30), (90, 190, 95)),
     ),
     "blue": Shades(
-        ((30, 60, 220), (60, 100, 240), (40, 40, 170), (20, 110, 200)),
-        ((70, 70, 210), (20, 50, 150)),
+        ((30, 60, 220), (50, 75, 235), (25, 70, 195)),
+        ((25, 45, 160), (90, 110, 235)),
     ),
 }
 
@@ -127,8 +126,8 @@ def play(seed: int, split: int, episode: int) -> Table:
     draw = drawn(seed, split, episode)
     task = list(TASKS.values())[episode % len(TASKS)]
     words = told(draw, task)
-    off_course = SPLITS[split] == "train" and episode // len(TASKS) % 2 == 1
-    world = _jolted(draw, task) if off_course else World(laid(draw), task)
+    strayed = SPLITS[split] == "train" and episode // len(TASKS) % 2 == 1
+    world = _strayed(draw, task) if strayed else World(laid(draw), task)
     primary, wrist, states, actions = [], [], [], []
     while not world.outcome:
         action = expert.act(world)
@@ -140,23 +139,23 @@ def play(seed: int, split: int, episode: int) -> Table:
     return Table(primary, wrist, np.stack(states), np.array(actions, np.float32), words)
 
 
-def _jolted(draw: np.random.Generator, task: Task) -> World:
-    """A world in which the expert went some steps and then up to three in a direction of chance,
-    and from where it still succeeds.
+def _strayed(draw: np.random.Generator, task: Task) -> World:
+    """A world in which the expert went some steps for another task, and from where it still
+    succeeds: so where the hand is does not tell what it is to do.
     """
     while True:
         layout = laid(draw)
-        steps, jolts = int(draw.integers(14)), int(draw.integers(1, 4))
-        jolt = (*draw.uniform(-1.0, 1.0, len(FASTEST)) * FASTEST, float(draw.integers(2)))
-        worlds = World(layout, task), World(layout, task)  # the second is to be gone through to the end
-        for world in worlds:
-            for number in range(steps + jolts):
-                if not world.outcome:
-                    world.step(expert.act(world) if number < steps else jolt)
-        while not worlds[1].outcome:
-            worlds[1].step(expert.act(worlds[1]))
-        if worlds[1].outcome == "success" and not worlds[0].outcome:
-            return worlds[0]
+        other = list(TASKS.values())[int(draw.integers(len(TASKS)))]
+        steps = int(draw.integers(1, 12))
+        world, tried = World(layout, task), World(layout, task)
+        for each in (world, tried):
+            for _ in range(steps):
+                if not each.outcome:
+                    each.step(expert.act(each, other))
+        while not tried.outcome:
+            tried.step(expert.act(tried))
+        if tried.outcome == "success" and not world.outcome:
+            return world
 
 
 def _example(table: Table) -> bytes:

@@ -12,6 +12,7 @@ from data_pipelines.builders.blocks_world import (
     HALF_BLOCK,
     HALF_HAND,
     HEIGHT,
+    Task,
     World,
 )
 
@@ -20,15 +21,16 @@ GAP = 0.04  # between the hand and the block where it comes down
 SLOPE = 1.5  # it comes down along a cone: so much higher for each table width from there
 SPEED, PUSH = 0.08, 0.06  # table widths a step, in the air and pushing
 AHEAD = HALF_BLOCK + HALF_HAND  # from middle to middle where the hand touches the block
-LANE = 0.06  # as far aside it still pushes rather than comes down anew
+LANE = 0.07  # as far aside it still pushes rather than comes down anew
 YAW = {"left": 0.2, "right": -0.2, "up": 0.1, "down": -0.1}  # radians a step of coming down
 
 
-def act(world: World) -> tuple[float, ...]:
+def act(world: World, task: Task | None = None) -> tuple[float, ...]:
     """x, y, z, roll, pitch, yaw and gripper: over the table to the side of the block from which to
-    push, down beside it, and on.
+    push, down beside it, and on. `task`: another one than the world's.
     """
-    (way_x, way_y), block = world.task.way, world.blocks[world.task.block]
+    task = task or world.task
+    (way_x, way_y), block = task.way, world.blocks[task.block]
     x, y, z = world.pose[:3]
     behind = (block[0] - x) * way_x + (block[1] - y) * way_y
     aside_x = (block[0] - x) * (1.0 - abs(way_x))
@@ -47,5 +49,5 @@ def act(world: World) -> tuple[float, ...]:
     rest = away * (1.0 - step)
     rise = min(CEILING, LOW + SLOPE * rest) - z
     rise = min(max(rise, -FASTEST[2]), FASTEST[2])
-    turn = min(-rise / FASTEST[2], 1.0) * YAW[world.task.direction]
+    turn = min(-rise / FASTEST[2], 1.0) * YAW[task.direction]
     return off_x * step, off_y * step, rise, 0.0, 0.0, turn, 1.0

@@ -12,6 +12,7 @@ Numpy and Python floats, of which only operations are used that IEEE 754 defines
 the same episode is the same bits on any machine.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,10 @@ FASTEST = (0.08, 0.08, 0.06, 0.2, 0.2, 0.2)
 LIMIT = 60  # steps of an episode
 COLOURS = ("red", "green", "blue")
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-HALF_BLOCK, HALF_HAND = 0.075, 0.045  # half sides
+HALF_BLOCK, HALF_HAND = 0.09, 0.05  # half sides
 HEIGHT, CEILING = 0.07, 0.15  # of the blocks; as high as the hand comes
 PUSHED, LITTLE = 0.12, 0.03
+SLOTS = ((0.24, 0.62), (0.5, 0.33), (0.76, 0.62))  # where blocks are before chance moves them
 PARTS = 8  # of a step, each of which moves less than a block is wide
 TOUCH = 1e-9  # boxes that share less than this are beside each other
 
@@ -73,11 +75,9 @@ def scatter(draw: np.random.Generator, shades: tuple[Shade, ...]) -> Layout:
     """A layout with blocks in these shades: side by side, the middle one above or below the others,
     far enough apart for the hand to come down between them.
     """
-    rows = (0.33, 0.6) if draw.integers(2) else (0.6, 0.33)
-    slots = [(0.25, rows[0]), (0.5, rows[1]), (0.75, rows[0])]
-    places = [slots[i] for i in draw.permutation(len(slots))]
+    places = [SLOTS[i] for i in draw.permutation(len(SLOTS))]
     blocks = tuple((_around(draw, x, 0.03), _around(draw, y, 0.04)) for x, y in places)
-    return Layout(blocks, shades, (_around(draw, 0.5, 0.2), _around(draw, 0.88, 0.08)))
+    return Layout(blocks, shades, (_around(draw, 0.5, 0.4), _around(draw, 0.5, 0.4)))
 
 
 def _around(draw: np.random.Generator, middle: float, reach: float) -> float:
@@ -103,7 +103,7 @@ class World:
         self.gripper = 1.0
         self.steps, self.outcome = 0, ""
 
-    def step(self, action: "np.ndarray | tuple[float, ...]") -> None:
+    def step(self, action: Sequence[float]) -> None:
         """Carries out what changes x, y, z, roll, pitch and yaw, no faster than FASTEST, and what
         the gripper is to be, open from 0.5 on.
         """
