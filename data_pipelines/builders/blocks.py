@@ -4,9 +4,10 @@
 
 The world is blocks_world.py, who shows how it is done blocks_expert.py. The instruction names a
 colour and a direction: the colour says to which block the hand goes, the direction to which side of
-it, and where it then pushes. Neither the picture nor the words alone give the action. Every other
-training episode begins with a jolt off the way, where a policy that errs comes to be. No episode of
-the data set has the words and the shades in HELD_OUT of PHRASES and SHADES.
+it, and where it then pushes. Neither the picture nor the words alone give the action. Half of the
+training episodes begin where the way of another task led, beside another block and lowered too: a
+policy that errs comes to be there, and where the hand is must not tell what it is to do, or nobody
+learns the colours. The data set has no held-out words and shades of PHRASES and SHADES.
 """
 
 import io
@@ -91,7 +92,7 @@ class Table(NamedTuple):
     instruction: str
 
 
-def write_blocks(root: str | Path, train: int = 480, val: int = 48, seed: int = 0) -> Path:
+def write_blocks(root: str | Path, train: int = 1920, val: int = 96, seed: int = 0) -> Path:
     """Writes the dataset under root/blocks/1.0.0 and returns that folder. The same arguments give
     the same episodes.
     """
@@ -121,8 +122,7 @@ def laid(draw: np.random.Generator, held_out: bool = False) -> Layout:
 
 
 def play(seed: int, split: int, episode: int) -> Table:
-    """One episode of the expert. Tasks come in turn, the rest by chance; `split` counts in SPLITS.
-    """
+    """One episode of the expert. Tasks come in turn, the rest by chance; `split`: of SPLITS."""
     draw = drawn(seed, split, episode)
     task = list(TASKS.values())[episode % len(TASKS)]
     words = told(draw, task)
@@ -141,7 +141,7 @@ def play(seed: int, split: int, episode: int) -> Table:
 
 def _strayed(draw: np.random.Generator, task: Task) -> World:
     """A world in which the expert went some steps for another task, and from where it still
-    succeeds: so where the hand is does not tell what it is to do.
+    succeeds.
     """
     while True:
         layout = laid(draw)

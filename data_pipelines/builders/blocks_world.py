@@ -34,7 +34,7 @@ TOUCH = 1e-9  # boxes that share less than this are beside each other
 SIZE = 32  # pixels of a picture's side, where nobody asks for another
 WRIST = 0.45  # of the table's width is what the camera on the wrist sees
 NEARER = 3.0  # the camera sees a hand that is up by z larger by this times z
-TABLE, FLOOR = (205, 190, 160), (90, 90, 95)
+TABLE, FLOOR = (128, 128, 128), (70, 70, 75)
 OPEN_MARK, CLOSED_MARK = (255, 255, 255), (0, 0, 0)
 
 Point = tuple[float, float]
@@ -108,9 +108,7 @@ class World:
         the gripper is to be, open from 0.5 on.
         """
         *wanted, gripper = (float(value) for value in action)
-        change = [
-            min(max(v, -most), most) / PARTS for v, most in zip(wanted, FASTEST, strict=True)
-        ]
+        change = [min(max(v, -most), most) / PARTS for v, most in zip(wanted, FASTEST, strict=True)]
         self.gripper = 1.0 if gripper >= 0.5 else 0.0
         for _ in range(PARTS):
             self._move(change)

@@ -6,9 +6,9 @@ minutes on a CPU. What `make demo` trains.
     python -m experiments.rollout --policy runs/demo/policy --sim blocks --out DIR
 
 oxe_paligemma.py:tiny (words behind the colon, a head or lora, mean what they mean there) but for
-what this task needs less of or more of. One frame at a time, with the robot's state: all that an
-action depends on is in these and in the words. So there is no time for the head to fuse: an MLP.
-Sentences have 11 tokens at most.
+what this task needs less of or more of. One frame at a time: all that an action depends on is in the
+picture and in the words. So there is no time for the head to fuse: an MLP. Sentences have 11 tokens
+at most. The first 600 steps find out where the hand is and what directions mean, then colours.
 """
 
 from ml_collections import ConfigDict
@@ -24,11 +24,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config = oxe_paligemma.get_config()
     words = presets.parse(f"tiny,{arg}")
     presets.apply(config, words)
-    config.steps = 1_500
+    config.steps = 2_000
     config.batch_size = 64
     config.model.window = 1
     config.model.prompt_length = 16
-    config.model.proprio = True
     if not words & presets.HEADS.keys():
         config.model.head = "mlp"
     return config

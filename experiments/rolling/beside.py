@@ -2,8 +2,8 @@
 
     python -m experiments.rolling.beside runs/demo/acts/* [--alike policy artefact]
 
-A line for each folder that experiments.rollout wrote to. With --alike it ends with 1 where not every
-episode of these two folders ended alike, after as many steps.
+A line for each folder that experiments.rollout wrote to. With --alike it ends with 1 where not
+every episode of these two folders ended alike, after as many steps.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def main(argv: list[str]) -> int:
         parser.error(f"--alike: expected names of {', '.join(bodies)}, got {missing[0]}")
     one, two = (bodies[name]["episodes"] for name in args.alike)
     others = unlike(one, two)
-    said = f"{', '.join(map(str, others))} do not" if others else "all end alike, after as many steps"
+    said = (
+        f"{', '.join(map(str, others))} do not" if others else "all end alike, after as many steps"
+    )
     print(f"episodes of {' and '.join(args.alike)}: {said}")
     return 1 if others else 0
 

@@ -151,7 +151,9 @@ def test_coming_down_on_a_block_the_hand_stays_on_top():
 def test_no_command_is_carried_out_faster_than_the_hand_can():
     world = table(*ROW, hand=(0.5, 0.5))
     world.step((9.0, -9.0, -9.0, 9.0, -9.0, 0.1, 0.4))
-    np.testing.assert_allclose(world.state(), [0.58, 0.42, CEILING - 0.06, 0.2, -0.2, 0.1, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        world.state(), [0.58, 0.42, CEILING - 0.06, 0.2, -0.2, 0.1, 0.0], atol=1e-6
+    )
     for _ in range(20):
         world.step((9.0, 9.0, 9.0, 0.0, 0.0, 0.0, 0.6))
     np.testing.assert_allclose(world.state()[[0, 1, 2, 6]], [1.0, 1.0, CEILING, 1.0], atol=1e-6)
