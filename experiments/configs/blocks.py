@@ -6,9 +6,9 @@ minutes on a CPU. What `make demo` trains.
     python -m experiments.rollout --policy runs/demo/policy --sim blocks --out DIR
 
 oxe_paligemma.py:tiny (words behind the colon, a head or lora, mean what they mean there) but for
-what this task needs less of or more of. One frame at a time: all that an action depends on is in the
-picture and in the words. So there is no time for the head to fuse: an MLP. Sentences have 11 tokens
-at most. The first 600 steps find out where the hand is and what directions mean, then colours.
+what this task needs less of or more of. One frame at a time: all that an action depends on is in
+the picture and in the words. So there is no time for the head to fuse: an MLP. Sentences have 10
+tokens at most. About the first 600 steps go by before it tells colours apart.
 """
 
 from ml_collections import ConfigDict

@@ -26,9 +26,9 @@ from data_pipelines.builders.blocks_world import (
     World,
 )
 
-# Of episode 13, which begins off the way. Other bits than these on a machine: its arithmetic is not
-# IEEE 754's. Changed on purpose: the data set has to be written anew.
-DIGEST = ""
+# Of episode 13, which begins where another task led. Other bits than these on a machine: its
+# arithmetic is not IEEE 754's. Changed on purpose: the data set has to be written anew.
+DIGEST = "728abe4628720956fee8cd64713f272552acccc8026737f11defc5209a9d672e"
 SEEN = tuple(SHADES[colour].seen[0] for colour in COLOURS)
 STILL = (0.0,) * 6 + (1.0,)
 
@@ -46,10 +46,8 @@ def low(world, x, y):
 
 def drive(world, task=None):
     """To the end, as the expert would for `task`."""
-    shown = World(world.layout, TASKS[task] if task else world.task)
     while not world.outcome:
-        shown.pose, shown.blocks = world.pose, world.blocks
-        world.step(expert.act(shown))
+        world.step(expert.act(world, TASKS[task] if task else None))
     return world.outcome
 
 
@@ -64,7 +62,7 @@ def test_an_episode_is_the_same_bits_on_any_machine():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_expert_succeeds_in_every_layout(name):
-    for episode in range(20):
+    for episode in range(5):
         world = World(laid(drawn(7, episode)), TASKS[name])
         assert drive(world) == "success"
         assert world.steps <= LIMIT / 3
@@ -73,7 +71,7 @@ def test_the_expert_succeeds_in_every_layout(name):
 
 def test_the_expert_succeeds_from_wherever_nothing_was_moved():
     """The hand anywhere at any height: it is never stuck beside the block or on top of one."""
-    for episode in range(200):
+    for episode in range(48):
         draw = drawn(8, episode)
         world = World(laid(draw), list(TASKS.values())[episode % len(TASKS)])
         world.pose[:3] = [*draw.uniform(0, 1, 2).tolist(), float(draw.uniform(0, CEILING))]
@@ -227,17 +225,16 @@ def test_every_shade_is_nearest_to_those_of_its_own_colour():
             assert seen[int(np.argmin(apart))][0] == name
 
 
-def test_every_other_dozen_of_training_episodes_begins_off_the_way():
-    heights = [play(0, 0, e).states[0][2] for e in range(48)]
-    high = np.isclose(heights, CEILING)
-    assert high[:12].all()
-    assert high[24:36].all()
-    assert not high[12:24].all()
-    assert all(play(0, 1, e).states[0][2] == np.float32(CEILING) for e in range(12, 24))
+def test_half_of_the_training_episodes_begin_where_another_task_led():
+    def begins_low(split, episode):
+        return bool(play(0, split, episode).states[0][2] < CEILING - 0.01)
+
+    assert any(begins_low(0, episode) for episode in range(12, 18))
+    assert not any(begins_low(*numbers) for numbers in ((0, 0), (0, 24), (1, 12), (1, 13)))
 
 
 def test_the_same_arguments_write_the_same_files(tmp_path):
-    folders = [write_blocks(tmp_path / name, train=14, val=2) for name in "ab"]
+    folders = [write_blocks(tmp_path / name, train=2, val=1) for name in "ab"]
     for file in sorted(folders[0].iterdir()):
         assert file.read_bytes() == (folders[1] / file.name).read_bytes()
 
