@@ -1,12 +1,14 @@
-# demo: the whole path on embedded data. venv: what all else here needs. test: the fast lane. test-all: what CI runs.
+# demo: the whole path on embedded data, up to how often what was trained succeeds. venv: what all else here needs. test: the fast lane. test-all: what CI runs.
 # lint: what must hold before a commit.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN = $(VENV)/bin
 HASH := $(shell (sha256sum requirements.txt || shasum -a 256 requirements.txt) 2> /dev/null | cut -c1-16)
 STAMP = $(VENV)/.installed-$(HASH)
-TRAINING = $(VENV)/.training-$(HASH)
+DEMO = $(VENV)/.demo-$(HASH)
 RUN ?= runs/demo
+# The demo's episodes, the same for all who act.
+ROLLOUT = $(BIN)/python -m experiments.rollout --sim blocks --episodes 144
 
 .PHONY: demo test test-all lint format venv
 venv: $(STAMP)
@@ -18,10 +20,10 @@ $(STAMP): | $(BIN)/pip
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-# What training needs, and `vla-jax`, at the same versions: a third of the size.
-$(TRAINING): | $(BIN)/pip
-	$(BIN)/pip install --disable-pip-version-check -c requirements.txt -e .
-	rm -f $(VENV)/.training-*
+# What training and export need, and `vla-jax`, at the same versions: less than two thirds of the size.
+$(DEMO): | $(BIN)/pip
+	$(BIN)/pip install --disable-pip-version-check -c requirements.txt -e ".[export]"
+	rm -f $(VENV)/.demo-*
 	touch $@
 
 $(BIN)/pip:
@@ -29,13 +31,19 @@ $(BIN)/pip:
 	    echo "$(PYTHON): expected Python 3.11 or newer; install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-demo: $(if $(wildcard $(STAMP)),,$(TRAINING))
+demo: $(if $(wildcard $(STAMP)),,$(DEMO))
 	$(BIN)/python -m data_pipelines.builders.blocks --out $(RUN)/data
 	$(BIN)/python -m experiments.view --root $(RUN)/data --dataset blocks --out $(RUN)/data.html
-	$(BIN)/python -m experiments.pretrain --config=oxe_paligemma.py:tiny --config.data.root=$(RUN)/data --workdir=$(RUN)/policy
-	$(BIN)/python -m experiments.pretrain --config=oxe_paligemma.py:tiny --config.data.root=$(RUN)/data \
-	    --config.data.blank_instruction=True --workdir=$(RUN)/blank
-	$(BIN)/python -m experiments.evaluate --workdir=$(RUN)/policy --without=$(RUN)/blank
+	$(BIN)/python -m experiments.pretrain --config=blocks.py --config.data.root=$(RUN)/data --workdir=$(RUN)/policy
+	$(BIN)/python -m experiments.evaluate --workdir=$(RUN)/policy
+	$(ROLLOUT) --policy $(RUN)/policy --out $(RUN)/acts/policy
+	$(ROLLOUT) --policy $(RUN)/policy --blank --out $(RUN)/acts/blanked
+	$(ROLLOUT) --policy random --out $(RUN)/acts/random
+	$(ROLLOUT) --policy expert --out $(RUN)/acts/expert
+	$(BIN)/python -m experiments.export --checkpoint $(RUN)/policy/checkpoints --out $(RUN)/artefact
+	OMP_NUM_THREADS=1 $(ROLLOUT) --policy $(RUN)/artefact --out $(RUN)/acts/artefact
+	$(BIN)/python -m experiments.rolling.beside $(RUN)/acts/policy $(RUN)/acts/artefact $(RUN)/acts/blanked \
+	    $(RUN)/acts/random $(RUN)/acts/expert --alike policy artefact
 
 test: $(STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 -m "not slow"

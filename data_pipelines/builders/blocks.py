@@ -2,10 +2,12 @@
 
     python -m data_pipelines.builders.blocks --out DIR
 
-Three blocks lie side by side in random order. The instruction names a colour and a direction: the
-colour says where the gripper goes first (to the side of that block), the direction from which side,
-and then where it pushes. Neither the picture nor the words alone give the action. Positions are
-fractions of the table, x to the right and y downwards.
+The world is blocks_world.py, who shows how it is done blocks_expert.py. The instruction names a
+colour and a direction: the colour says to which block the hand goes, the direction to which side of
+it, and where it then pushes. Neither the picture nor the words alone give the action. Half of the
+training episodes begin where the way of another task led, beside another block and lowered too: a
+policy that errs comes to be there, and where the hand is must not tell what it is to do, or nobody
+learns the colours. The data set has no held-out words and shades of PHRASES and SHADES.
 """
 
 import io
@@ -16,25 +18,68 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from data_pipelines.builders import blocks_expert as expert
 from data_pipelines.builders import made, rlds_files
+from data_pipelines.builders.blocks_world import (
+    COLOURS,
+    SIZE,
+    TASKS,
+    Layout,
+    Shade,
+    Task,
+    World,
+    scatter,
+)
 from data_pipelines.datasets.blocks import BLOCKS
 from data_pipelines.files import tfrecord
 from vla_jax import command
 
-SIZE, CROP = 32, 14  # pixels of both cameras; pixels of the table that the wrist camera sees
-TABLE, OPEN_MARK, CLOSED_MARK = (205, 190, 160), (255, 255, 255), (0, 0, 0)
-COLOURS = {"red": (220, 30, 30), "green": (30, 170, 40), "blue": (30, 60, 220)}
-DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-PHRASES = (
-    "push the {0} block {1}",
-    "move the {0} block {1}",
-    "slide the {0} block {1}",
-    "{1} with the {0} block",
+SPLITS = ("train", "val")
+
+
+class Words(NamedTuple):
+    """Sentences, those of training and those kept from it; {0} is the colour, {1} the direction."""
+
+    seen: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+class Shades(NamedTuple):
+    """Shades of a colour, those of training and those kept from it."""
+
+    seen: tuple[Shade, ...]
+    held_out: tuple[Shade, ...]
+
+
+PHRASES = Words(
+    (
+        "push the {0} block {1}",
+        "move the {0} block {1}",
+        "slide the {0} block {1}",
+        "{1} with the {0} block",
+        "push {1} the block that is {0}",
+        "the {0} block is to slide {1}",
+    ),
+    (
+        "move {1} the block that is {0}",
+        "slide {1} the {0} block",
+        "the {0} block is to move {1}",
+    ),
 )
-YAW = {"left": 0.2, "right": -0.2, "up": 0.1, "down": -0.1}  # radians per step of the approach
-HALF_BLOCK, HALF_GRIPPER = 0.1, 0.065  # half sides
-REACH = 0.13  # distance from a block at which it is pushed
-SPEED, DESCENT, PUSHES = 0.08, 0.03, 6  # per step; steps of pushing
+SHADES = {
+    "red": Shades(
+        ((220, 30, 30), (235, 50, 35), (200, 25, 45)),
+        ((170, 25, 25), (235, 75, 75)),
+    ),
+    "green": Shades(
+        ((30, 170, 40), (50, 185, 50), (25, 150, 55)),
+        ((20, 120, 30), (90, 190, 95)),
+    ),
+    "blue": Shades(
+        ((30, 60, 220), (50, 75, 235), (25, 70, 195)),
+        ((25, 45, 160), (90, 110, 235)),
+    ),
+}
 
 
 class Table(NamedTuple):
@@ -47,7 +92,7 @@ class Table(NamedTuple):
     instruction: str
 
 
-def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 0) -> Path:
+def write_blocks(root: str | Path, train: int = 1920, val: int = 96, seed: int = 0) -> Path:
     """Writes the dataset under root/blocks/1.0.0 and returns that folder. The same arguments give
     the same episodes.
     """
@@ -55,70 +100,62 @@ def write_blocks(root: str | Path, train: int = 240, val: int = 40, seed: int = 
     def example(split: int, episode: int) -> bytes:
         return _example(play(seed, split, episode))
 
-    return made.write(root, BLOCKS, {"train": train, "val": val}, example, _features(), __doc__)
+    counts = dict(zip(SPLITS, (train, val), strict=True))
+    return made.write(root, BLOCKS, counts, example, _features(), __doc__)
+
+
+def drawn(*numbers: int) -> np.random.Generator:
+    """The random numbers of an episode; other numbers give independent ones."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
+
+
+def told(draw: np.random.Generator, task: Task, held_out: bool = False) -> str:
+    """Words for a task, those of training or those kept from it."""
+    phrases = PHRASES.held_out if held_out else PHRASES.seen
+    return phrases[int(draw.integers(len(phrases)))].format(*task)
+
+
+def laid(draw: np.random.Generator, held_out: bool = False) -> Layout:
+    """A table with blocks in shades of training, or in those kept from it."""
+    kept = (SHADES[c].held_out if held_out else SHADES[c].seen for c in COLOURS)
+    return scatter(draw, tuple(shades[int(draw.integers(len(shades)))] for shades in kept))
 
 
 def play(seed: int, split: int, episode: int) -> Table:
-    """One episode of a perfect player. Colours and directions come in turn, the rest by chance."""
-    draw = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, split, episode))))
-    colour = list(COLOURS)[episode % len(COLOURS)]
-    direction = list(DIRECTIONS)[episode // len(COLOURS) % len(DIRECTIONS)]
-    way = np.array(DIRECTIONS[direction])
-    blocks, hand = scatter(draw)
-    pose = np.array([0.2, 0.0, 0.0, 0.0])  # z, roll, pitch, yaw
+    """One episode of the expert. Tasks come in turn, the rest by chance; `split`: of SPLITS."""
+    draw = drawn(seed, split, episode)
+    task = list(TASKS.values())[episode % len(TASKS)]
+    words = told(draw, task)
+    strayed = SPLITS[split] == "train" and episode // len(TASKS) % 2 == 1
+    world = _strayed(draw, task) if strayed else World(laid(draw), task)
     primary, wrist, states, actions = [], [], [], []
-    pushed = 0
-    while pushed < PUSHES:
-        gap = blocks[colour] - REACH * way - hand
-        pushing = pushed > 0 or bool(np.linalg.norm(gap) < 1e-6)
-        move = SPEED * way if pushing else gap * min(1.0, SPEED / np.linalg.norm(gap))
-        turn = np.array([0, 0, 0, 0]) if pushing else np.array([-DESCENT, 0, 0, YAW[direction]])
-        picture = draw_table(blocks, colour, hand, pushing)
-        primary.append(picture)
-        wrist.append(_crop(picture, hand))
-        states.append([*hand, *pose, 0.0 if pushing else 1.0])
-        actions.append([*move, *turn, 0.0 if pushing else 1.0])
-        hand, pose, pushed = hand + move, pose + turn, pushed + pushing
-        if pushing:
-            blocks[colour] = blocks[colour] + move
-    words = PHRASES[int(draw.integers(len(PHRASES)))].format(colour, direction)
-    return Table(primary, wrist, np.array(states, np.float32), np.array(actions, np.float32), words)
+    while not world.outcome:
+        action = expert.act(world)
+        primary.append(world.picture())
+        wrist.append(world.wrist())
+        states.append(world.state())
+        actions.append(action)
+        world.step(action)
+    return Table(primary, wrist, np.stack(states), np.array(actions, np.float32), words)
 
 
-def scatter(draw: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Where the blocks (by colour) and the gripper are at first."""
-    places = np.stack([[0.25, 0.5, 0.75], [0.45] * 3], axis=1) + draw.uniform(-0.03, 0.03, (3, 2))
-    blocks = dict(zip(COLOURS, places[draw.permutation(3)], strict=True))
-    return blocks, np.array([0.5, 0.85]) + draw.uniform(-0.08, 0.08, 2)
-
-
-def draw_table(
-    blocks: dict[str, np.ndarray], top: str, hand: np.ndarray, closed: bool
-) -> np.ndarray:
-    """The table from above, [h w 3] uint8. The block `top` covers the others, the gripper covers
-    all.
+def _strayed(draw: np.random.Generator, task: Task) -> World:
+    """A world in which the expert went some steps for another task, and from where it still
+    succeeds.
     """
-    picture = np.empty((SIZE, SIZE, 3), np.uint8)
-    picture[:] = TABLE
-    for colour in sorted(blocks, key=lambda name: name == top):
-        _square(picture, blocks[colour], HALF_BLOCK, COLOURS[colour])
-    _square(picture, hand, HALF_GRIPPER, CLOSED_MARK if closed else OPEN_MARK)
-    return picture
-
-
-def _square(
-    picture: np.ndarray, centre: np.ndarray, half: float, colour: tuple[int, int, int]
-) -> None:
-    x0, y0 = (round(v) for v in np.clip((centre - half) * SIZE, 0, SIZE))
-    x1, y1 = (round(v) for v in np.clip((centre + half) * SIZE, 0, SIZE))
-    picture[y0:y1, x0:x1] = colour
-
-
-def _crop(picture: np.ndarray, hand: np.ndarray) -> np.ndarray:
-    """What a camera on the wrist sees: the surroundings of the gripper, enlarged."""
-    x, y = (int(v) for v in np.clip(np.round(hand * SIZE) - CROP // 2, 0, SIZE - CROP))
-    part = Image.fromarray(picture[y : y + CROP, x : x + CROP])
-    return np.asarray(part.resize((SIZE, SIZE), Image.Resampling.NEAREST))
+    while True:
+        layout = laid(draw)
+        other = list(TASKS.values())[int(draw.integers(len(TASKS)))]
+        steps = int(draw.integers(1, 12))
+        world, tried = World(layout, task), World(layout, task)
+        for each in (world, tried):
+            for _ in range(steps):
+                if not each.outcome:
+                    each.step(expert.act(each, other))
+        while not tried.outcome:
+            tried.step(expert.act(tried))
+        if tried.outcome == "success" and not world.outcome:
+            return world
 
 
 def _example(table: Table) -> bytes:

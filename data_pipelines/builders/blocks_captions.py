@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.builders import made, rlds_files
-from data_pipelines.builders.blocks import SIZE, compress, draw_table, scatter
+from data_pipelines.builders.blocks import compress, drawn, laid
+from data_pipelines.builders.blocks_world import COLOURS, SIZE, TASKS, World
 from data_pipelines.datasets.image_text import BLOCKS_CAPTIONS
 from data_pipelines.files import tfrecord
 from vla_jax import command
@@ -47,10 +48,9 @@ def write_captions(root: str | Path, train: int = 120, val: int = 24, seed: int 
 
 def scene(seed: int, split: int, picture: int) -> tuple[np.ndarray, list[str]]:
     """The pixels [h w 3] uint8 of a table, and the colours of its blocks from left to right."""
-    draw = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, split, picture, 1))))
-    blocks, hand = scatter(draw)
-    colours = sorted(blocks, key=lambda colour: float(blocks[colour][0]))
-    return draw_table(blocks, colours[0], hand, closed=False), colours
+    layout = laid(drawn(seed, split, picture, 1))
+    colours = sorted(COLOURS, key=lambda colour: layout.blocks[COLOURS.index(colour)][0])
+    return World(layout, TASKS["red left"]).picture(), colours
 
 
 def _example(pixels: np.ndarray, colours: list[str]) -> bytes:

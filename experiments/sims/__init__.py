@@ -9,9 +9,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 # Name, which is also the file's -> class. A simulator is imported when it is asked for.
-SIMS = {"calvin": "Calvin", "metaworld": "Metaworld", "navigation": "Navigation"}
+SIMS = {
+    "blocks": "Blocks",
+    "calvin": "Calvin",
+    "metaworld": "Metaworld",
+    "navigation": "Navigation",
+}
 # Those that are numpy alone, which cannot take their process down with them.
-IN_PROCESS = ("navigation",)
+IN_PROCESS = ("blocks", "navigation")
 
 
 class Sim(Protocol):

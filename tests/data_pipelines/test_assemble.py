@@ -156,7 +156,8 @@ def test_blocks_need_both_picture_and_words(index):
         word = next(w for w in ("left", "right", "up", "down") if w in table.instruction)
         closed = batch.actions[:, 0, 0, 6] == 0
         axis, sign = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}[word]
-        assert closed.sum() == 6
+        assert closed.sum() >= 3  # from beside the block to where it has come far enough
+        assert closed[-3:].all()
         assert (np.sign(table.actions[closed, axis]) == sign).all()
 
 

@@ -18,6 +18,7 @@ from data_pipelines.files import store, tfds_folder, tfrecord
 from data_pipelines.image_text_table import open_table
 from data_pipelines.index import FOLDER, open_index
 from tests.data_pipelines.blocks_files import edit, files, rewrite, shard
+from tests.older.unpack import unpack
 
 BLOCKS = DATASETS["blocks"]
 
@@ -112,11 +113,10 @@ def test_an_index_of_an_older_format_is_rebuilt_and_says_so(root, capsys):
 
 def test_digests_of_data_that_was_indexed_before_stay(tmp_path):
     """Checkpoints know their data by these: with others no run of an earlier version goes on."""
-    write_blocks(tmp_path, train=12, val=4)
-    assert open_index(tmp_path, BLOCKS).digest.startswith("ae5e920fd532a7ae")
-    write_blocks(tmp_path / "b", train=31, val=1)
-    edit(files(tmp_path / "b") / tfds_folder.INFO, lambda info: info["splits"].pop())
-    assert open_index(tmp_path / "b", BLOCKS).digest.startswith("c7ee7cff1a5b5914")
+    root = unpack("data", tmp_path)
+    assert open_index(root, BLOCKS).digest.startswith("ae5e920fd532a7ae")
+    edit(files(root) / tfds_folder.INFO, lambda info: info["splits"].pop())
+    assert open_index(root, BLOCKS).digest.startswith("60d14fa68eab589d")
 
 
 @pytest.mark.parametrize("decorator", ["", "@np.errstate(invalid='ignore')\n"])

@@ -19,17 +19,19 @@ from vla_jax import build, sharding
 from vla_jax import params as flat
 
 FILES = sorted(path.name for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
+WORLDS = ("blocks.py", "navigation.py")  # tiny, whatever the words
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 # These begin at words of the others.
-SMALL = ("calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py")
+SMALL = ("calvin_tiny.py", "finetune.py", "metaworld.py", *WORLDS)
 
 
 def test_every_file_is_named_here() -> None:
     assert FILES == [
-        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "calvin_tiny.py",
-        "finetune.py", "metaworld.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py"
+        "blocks.py", "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py",
+        "calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py", "oxe_llava.py",
+        "oxe_paligemma.py"
     ]  # fmt: skip
 
 
@@ -86,17 +88,19 @@ def test_what_the_files_say() -> None:
         load_config("oxe_llava.py:mtp")
 
 
-def test_navigation_is_tiny_whatever_the_words() -> None:
-    plain = load_config("navigation.py").to_dict()
-    assert diff(load_config("oxe_paligemma.py:tiny").to_dict(), plain).keys() == {
-        "steps", "batch_size", "data.root", "data.mixture", "model.window", "model.head",
-        "model.prompt_length"
+@pytest.mark.parametrize(
+    ("file", "own"), [("blocks.py", set()), ("navigation.py", {"data.root", "data.mixture"})]
+)
+def test_worlds_are_tiny_whatever_the_words(file: str, own: set[str]) -> None:
+    plain = load_config(file).to_dict()
+    assert diff(load_config("oxe_paligemma.py:tiny").to_dict(), plain).keys() == own | {
+        "steps", "batch_size", "model.window", "model.head", "model.prompt_length"
     }  # fmt: skip
-    assert diff(plain, load_config("navigation.py:flow").to_dict()).keys() == {
+    assert diff(plain, load_config(f"{file}:flow").to_dict()).keys() == {
         "model.head", "model.head_layers"
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"one of tiny, small, base .*'tiny,small'"):
-        load_config("navigation.py:small")
+        load_config(f"{file}:small")
 
 
 def test_metaworld_is_tiny_with_larger_pictures() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import vla_jax
-from data_pipelines.builders.blocks import write_blocks
 from tests.older.unpack import HERE, unpack
 from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import golden
@@ -98,9 +97,7 @@ def test_an_artefact_replays_its_proof_with_its_own_code(tmp_path):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """The data the run was trained on."""
-    root = tmp_path_factory.mktemp("data")
-    write_blocks(root, train=12, val=4, seed=0)
-    return root
+    return unpack("data", tmp_path_factory.mktemp("older"))
 
 
 @pytest.fixture(scope="module")
