@@ -208,12 +208,15 @@ def _taken(task: str) -> tuple[Any, Any]:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
     from metaworld.policies import ENV_POLICY_MAP
 
-    environment = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)
+    # Its annotations are of the classes that these derive from.
+    environments: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+    policies: Any = ENV_POLICY_MAP
+    environment = environments[f"{task}-v3-goal-observable"](seed=0)
     # Each reset draws anew, from the seed.
     environment._freeze_rand_vec, environment.seeded_rand_vec = False, True
     environment.model.vis.quality.offsamples = 0
     environment.model.vis.global_.fovy = FIELD
-    return environment, ENV_POLICY_MAP[f"{task}-v3"]()
+    return environment, policies[f"{task}-v3"]()
 
 
 def _renderer(task: str, model: Any) -> Any:
