@@ -44,7 +44,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--validate", action="store_true", help="read everything and list all that is wrong"
     )
-    parser.add_argument("--shard", default="", help="I/N: read the files of job I of N only")
+    parser.add_argument(
+        "--shard", type=command.share, help="I/N: read the files of job I of N only"
+    )
     selecting.add_options(parser)  # --quarantine is written with --validate, else read
     args = parser.parse_args(argv)
     root = remote.absolute(args.root)
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
         return validate(root, dataset, Path(args.quarantine) if args.quarantine else None)
     chosen = selecting.of_options(args)
     if args.shard:
-        build_parts(root, dataset, _job(args.shard), selection=chosen)
+        build_parts(root, dataset, args.shard, selection=chosen)
         there, of, _ = parts_there(root, dataset, selection=chosen)
         print(
             f"{dataset.name}: {there} of {of} files are read"
@@ -65,13 +67,6 @@ def main(argv: list[str]) -> int:
     except EpisodeError as error:
         raise ValueError(f"{error}\n(--validate lists everything that is wrong)") from error
     return 0
-
-
-def _job(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ValueError(f"--shard: expected I/N with I from 0 to N-1, as 3/8, got {text!r}")
-    return int(number), int(count)
 
 
 def describe(index: Index, out: Path) -> None:

@@ -10,7 +10,8 @@ from experiments.composition.config import load_config
 from tests.fakes import initialise, make_batch
 from vla_jax import build, params
 from vla_jax.actions import ActionSpec
-from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.policy import JaxPolicy
+from vla_jax.policy_io import PolicyIO
 
 CAMERAS = ("primary", "wrist")
 SIZES = (32, 16)

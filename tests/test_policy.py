@@ -21,10 +21,11 @@ from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.sequence import MaskedTokens, in_row
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
-from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.policy import JaxPolicy
+from vla_jax.policy_io import PolicyIO
 from vla_jax.robot.relative import Relative
 from vla_jax.robot.resize import resize
-from vla_jax.types import RESIZES, newest
+from vla_jax.types import RESIZES, Seen, newest
 
 T, K, D, N, P, STEPS = 3, 2, 3, 2, 2, 6
 KEY = jax.random.key(0)
@@ -122,6 +123,43 @@ def test_rollout_equals_window(history, layout, head, cross):
     policy.reset("ab")
     again = policy.act({name: frames[0] for name, frames in images.items()}, states[0])
     np.testing.assert_allclose(again[0], taken[0], atol=1e-6)
+
+
+TOGETHER = [
+    ("head", "prefix", "flow", False),  # draws
+    ("interleaved", "robovlms", "lstm", False),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("head", "robovlms", "discrete", True),
+            ("interleaved", "prefix", "flow", False),
+            ("interleaved", "prefix", "lstm", True),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("history", "layout", "head", "cross"), TOGETHER)
+def test_episodes_together_act_as_each_alone(history, layout, head, cross):
+    """Three sessions that begin at other steps, of which some are asked at a time."""
+    graphdef, flat = build(history, layout, head, cross)
+    policy, (images, _) = JaxPolicy(graphdef, flat, IO), episode()
+    shown = [Seen({name: frames[now] for name, frames in images.items()}) for now in range(STEPS)]
+    alone = []
+    for words in ("a", "ab", "abc"):
+        policy.reset(words)
+        alone.append([policy.act(each.images) for each in shown])
+    sessions, now = policy.sessions(3), [0, 0, 0]
+    for session, words in zip(sessions, ("a", "ab", "abc"), strict=True):
+        session.reset(words)
+    for asked in [(0,), (0, 2), (0, 1, 2), (1, 0), (0, 1, 2), (0, 2, 1), (2, 1), (1, 2)]:
+        together = policy.act_together([sessions[i] for i in asked], [shown[now[i]] for i in asked])
+        for i, acted in zip(asked, together, strict=True):
+            np.testing.assert_allclose(acted, alone[i][now[i]], atol=1e-5)
+            now[i] += 1
+    assert now == [STEPS, STEPS, STEPS]
+    with pytest.raises(ValueError, match="sessions of one policy"):
+        JaxPolicy.act_together([sessions[0], JaxPolicy(graphdef, {**flat}, IO)], shown[:2])
 
 
 @pytest.mark.parametrize("head", ["mlp", "flow", "discrete"])

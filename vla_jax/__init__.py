@@ -9,7 +9,7 @@ much not the other.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,10 @@ class _TorchPolicy:
     def __init__(self, policy: Any, dataset: str) -> None:
         self._policy, self._dataset = policy, dataset
 
+    def sessions(self, n: int) -> "list[_TorchPolicy]":
+        """`n` policies on this network, for as many episodes at once; see `act_together`."""
+        return [_TorchPolicy(self._policy.new_session(), self._dataset) for _ in range(n)]
+
     def reset(self, instruction: str) -> None:
         """Begins an episode. Raises ValueError when the instruction has too many tokens."""
         self._policy.reset(instruction, self._dataset)
@@ -118,11 +122,32 @@ class _TorchPolicy:
         """The next k actions; see load_policy. Raises ValueError for missing or unknown cameras,
         images that are not uint8 RGB, missing state, and what is no reading of a sensor.
         """
+        return self._policy.act(self._fitted(images), proprio, sensors=sensors)["actions"]
+
+    @staticmethod
+    def act_together(
+        policies: "Sequence[_TorchPolicy]", seen: "Sequence[vla_jax.types.Seen]"
+    ) -> list[np.ndarray]:
+        """`act` of several sessions in one pass, as each would alone up to the order of sums.
+        Raises as `act` does.
+        """
+        from vla_jax.robot.torch_policy.policy import act_together
+
+        own = [policy._policy for policy in policies]
+        prepared = [
+            policy._policy.prepared(
+                policy._fitted(each.images), each.proprio, each.executed, sensors=each.sensors
+            )
+            for policy, each in zip(policies, seen, strict=True)
+        ]
+        return [out["actions"] for out in act_together(own, prepared)]
+
+    def _fitted(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The frames at the network's sizes."""
         from vla_jax.robot.resize import resize
 
         sizes, filter = self._policy.sizes, self._policy.resize
-        fitted = {
+        return {
             name: resize(image, sizes[name], filter) if name in sizes else image
             for name, image in images.items()
         }
-        return self._policy.act(fitted, proprio, sensors=sensors)["actions"]

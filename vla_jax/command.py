@@ -36,3 +36,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return int(text)
+
+
+def share(text: str) -> tuple[int, int]:
+    """I/N of the command line: job I of N, counted from 0."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N-1, as 3/8, got {text!r}")
+    return int(number), int(count)

@@ -15,10 +15,11 @@ Axes: t window step, k chunk step, d action dim, p proprio, s tokens of a frame,
 width.
 """
 
+import copy
 import dataclasses
+import functools
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -26,54 +27,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
-from PIL import Image
 
-from vla_jax.actions import ActionSpec, places
 from vla_jax.models import sequence
 from vla_jax.models.attention import Cache
 from vla_jax.models.sequence import FrameTokens, MaskedTokens
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
+from vla_jax.policy_io import PolicyIO, observation
 from vla_jax.robot import relative, sensing
 from vla_jax.types import (
     Array,
     Media,
     Observation,
-    ObservationSizes,
+    Seen,
     SensorReading,
-    new_observation,
 )
-
-
-@dataclass(frozen=True)
-class PolicyIO:
-    """What stands between a robot and the network; all of it travels with a checkpoint.
-
-    Attributes:
-        image_size: pixels of a side that the network takes, one per camera; other images are
-            resized.
-        prompt_length: tokens.
-        encode: an instruction to its token ids.
-        action_spec, state_spec: normalisation of the dataset whose robot this is.
-        action_names, state_names: the policy's dims, among which that dataset's are found by name;
-            (): they are the dataset's.
-        embodiment: which of the policy's robots it is.
-        seed: of heads that draw (flow, discrete with a temperature).
-        resize: how, one of types.RESIZES, as in the loader.
-        sensor_specs: normalisation of the dataset's sensors, of those that statistics normalise.
-    """
-
-    image_size: tuple[int, ...]
-    prompt_length: int
-    encode: Callable[[str], np.ndarray]
-    action_spec: ActionSpec
-    state_spec: ActionSpec
-    seed: int = 0
-    resize: str = "lanczos"
-    action_names: tuple[str, ...] = ()
-    state_names: tuple[str, ...] = ()
-    embodiment: int = 0
-    sensor_specs: Mapping[str, ActionSpec] = dataclasses.field(default_factory=dict)
 
 
 class Stages(NamedTuple):
@@ -100,26 +68,25 @@ class JaxPolicy:
 
     def __init__(self, graphdef: nnx.GraphDef, params: Params, io: PolicyIO) -> None:
         self._params, self._io, self._graphdef = params, io, graphdef
-        action, state = io.action_spec.names, io.state_spec.names
-        self._action_places = places(action, io.action_names or action)
-        self._state_places = places(state, io.state_names or state)
         config = self._config = self._model(params).config
         # The policy's action dims that this robot has: 1 d.
-        self._dims = np.isin(np.arange(config.action_dim), self._action_places)[None]
+        self._dims = np.isin(np.arange(config.action_dim), io.action_places)[None]
         self._interleaved = config.history == "interleaved"
         self._on_prefix = self._model(params).head.acts_on == "prefix"
-        self._embed = jax.jit(lambda params, obs: self._model(params).sequence(obs))
-        self._encode = jax.jit(
-            lambda params, frames, t: self._model(params).encode(frames, config.readouts, t),
-            static_argnums=2,
-        )
-        self._extend = jax.jit(self._extended)
-        self._act_on_readouts = jax.jit(
-            lambda params, readouts, present, dims, key: self._model(params).act_on_readouts(
-                readouts, present, dims, key
+        self._together = 1  # episodes that programs are compiled for
+        self._embed = _of_rows(lambda params, obs: self._model(params).sequence(obs))
+        self._encode = _of_rows(
+            lambda params, frames: self._model(params).encode(
+                _stacked(frames), config.readouts, len(frames)
             )
         )
-        self._act_on_prefix = jax.jit(self._acted_on_prefix, static_argnums=2)
+        self._extend = _of_rows(self._extended)
+        self._act_on_readouts = _of_rows(
+            lambda params, readouts, present, dims, draw: self._model(params).act_on_readouts(
+                jnp.concatenate(readouts, axis=1), present, dims, _key(draw)
+            )
+        )
+        self._act_on_prefix = _of_rows(self._acted_on_prefix)
         self._prompt: tuple[np.ndarray, np.ndarray] | None = None
 
     def _model(self, params: Params) -> VLA:
@@ -159,28 +126,76 @@ class JaxPolicy:
         are not uint8 RGB, what is no reading of a sensor, and missing state, where the model sees
         it or the actions are relative to it.
         """
-        self._check_frame(images)
-        parts, names = self._io.action_spec.relative, self._io.state_spec.names
-        measured = relative.starting_state(parts, names, proprio) if parts else None
-        obs = self._observation(images, proprio, executed, measured)
-        frame = self._embed(self._params, obs._replace(sensors=self._readings(sensors)))
-        key = jax.random.fold_in(jax.random.key(self._io.seed), self._step)
-        if self._on_prefix:
-            self._remember(frame)
-            t = self._config.window if self._interleaved else 1
-            frames = tuple(self._frames)[-t:]
-            chunk = self._act_on_prefix(self._params, frames, t, self._dims, key)
+        return self.act_together([self], [Seen(images, proprio, executed, sensors)])[0]
+
+    def sessions(self, n: int) -> "list[JaxPolicy]":
+        """`n` policies on this network, for as many episodes at once; see `act_together`."""
+        out = [copy.copy(self) for _ in range(n)]
+        for each in out:
+            each._together, each._prompt = n, None
+        return out
+
+    @staticmethod
+    def act_together(
+        policies: "Sequence[JaxPolicy]", seen: Sequence[Seen]
+    ) -> list[Float[np.ndarray, "k d"]]:
+        """`act` of several `sessions` of one policy, in one pass. Its programs are those of all
+        sessions, however many of them are asked, so that an episode's actions depend on no other's.
+        Raises as `act` does; the episodes then stand where they stood.
+        """
+        lead = policies[0]
+        if any(policy._params is not lead._params for policy in policies):
+            raise ValueError("act_together: expected sessions of one policy; `sessions` makes them")
+        given = [policy._prepared(each) for policy, each in zip(policies, seen, strict=True)]
+        frames = lead._run(lead._embed, [(obs,) for obs, _ in given])
+        draws = [(np.uint32(policy._io.seed), np.uint32(policy._step)) for policy in policies]
+        if lead._on_prefix:
+            for policy, frame in zip(policies, frames, strict=True):
+                policy._remember(frame)
+            rows = [
+                (policy._newest(), policy._dims, draw)
+                for policy, draw in zip(policies, draws, strict=True)
+            ]
+            chunks = lead._run(lead._act_on_prefix, rows)
         else:
-            for new in self._new_readouts(frame):
-                self._readouts.append(new)
-            readouts = jnp.concatenate(tuple(self._readouts), axis=1)
-            t = self._config.window
-            present = (np.arange(t) >= t - 1 - self._step)[None]
-            chunk = self._act_on_readouts(self._params, readouts, present, self._dims, key)
+            _read(policies, frames)
+            t = np.arange(lead._config.window)
+            chunks = lead._run(
+                lead._act_on_readouts,
+                [
+                    (tuple(each._readouts), (t >= t[-1] - each._step)[None], each._dims, draw)
+                    for each, draw in zip(policies, draws, strict=True)
+                ],
+            )
+        return [
+            policy._acted(np.asarray(chunk, np.float32)[0], measured)
+            for policy, chunk, (_, measured) in zip(policies, chunks, given, strict=True)
+        ]
+
+    def _run(self, program: Any, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """A program of _of_rows on each row of arguments; the last one fills what is not asked."""
+        filled = [*rows, *[rows[-1]] * (self._together - len(rows))]
+        return program(self._params, tuple(filled))[: len(rows)]
+
+    def _prepared(self, seen: Seen) -> tuple[Observation, np.ndarray | None]:
+        """A frame as the network takes it, and the state that relative actions start from."""
+        self._check_frame(seen.images)
+        parts, names = self._io.action_spec.relative, self._io.state_spec.names
+        measured = relative.starting_state(parts, names, seen.proprio) if parts else None
+        past = None
+        if self._step:
+            last = self._last if seen.executed is None else seen.executed
+            past = self._io.action_spec.normalise(np.asarray(last, np.float32), measured)
+        assert self._prompt is not None
+        obs = observation(self._io, self._config, seen, past)
+        obs = obs._replace(prompt=self._prompt[0], prompt_mask=self._prompt[1])
+        return obs._replace(sensors=self._readings(seen.sensors)), measured
+
+    def _acted(self, chunk: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
+        """Ends a step: the network's chunk [k d] in robot units."""
         self._step += 1
-        self._normalised = np.asarray(chunk, np.float32)[0]
-        own = self._normalised[:, self._action_places]
-        actions = self._io.action_spec.unnormalise(own, measured)
+        self._normalised = chunk
+        actions = self._io.action_spec.unnormalise(chunk[:, self._io.action_places], measured)
         self._last = actions[0]
         return actions
 
@@ -189,8 +204,7 @@ class JaxPolicy:
         (export/).
         """
         if self._on_prefix:
-            t = self._config.window if self._interleaved else 1
-            readouts = self._encode(self._params, _stacked(tuple(self._frames)[-t:]), t)
+            readouts = self._encode(self._params, ((self._newest(),),))[0]
         else:
             readouts = self._readouts[-1]
         return Stages(np.asarray(readouts, np.float32)[0, -1], self._normalised)
@@ -212,74 +226,26 @@ class JaxPolicy:
         if set(images) != set(cameras):
             raise ValueError(f"images: expected the cameras {cameras}, got {tuple(images)}")
 
-    def _observation(
-        self, images: Any, proprio: Any, executed: Any, measured: np.ndarray | None
-    ) -> Observation:
-        """A frame as the network takes it; `measured` is what relative actions start from."""
-        assert self._prompt is not None
-        config, io, first = self._config, self._io, self._step == 0
-        sizes = ObservationSizes(
-            b=1,
-            t=1,
-            p=len(io.state_names or io.state_spec.names),
-            l=io.prompt_length,
-            d=config.action_dim,
-            image_size=io.image_size,
-            past_action=True,
-        )
-        obs = new_observation(sizes, np.zeros)
-        if proprio is not None:
-            state = io.state_spec.normalise(np.asarray(proprio, np.float32))
-            obs.proprio[0, 0, self._state_places] = state
-            obs.proprio_mask[0, self._state_places] = True
-        elif config.state is not None and io.state_spec.names:
-            raise ValueError(
-                f"proprio: expected {', '.join(io.state_spec.names)}, got None; the model sees the"
-                " state"
-            )
-        if not first and obs.past_action is not None:
-            last = self._last if executed is None else executed
-            past = io.action_spec.normalise(np.asarray(last, np.float32), measured)
-            obs.past_action[0, 0, self._action_places] = past
-        return obs._replace(
-            images=tuple(
-                _fitted(images[name], size, io.resize, name)[None, None]
-                for name, size in zip(config.cameras, io.image_size, strict=True)
-            ),
-            image_mask=np.ones_like(obs.image_mask),
-            prompt=self._prompt[0],
-            prompt_mask=self._prompt[1],
-            step_mask=np.ones((1, 1), bool),
-            past_action_mask=np.full((1, 1), not first),
-            action_dims=self._dims,
-            embodiment=np.full(1, io.embodiment, np.int32),
-        )
-
     def _remember(self, frame: FrameTokens) -> None:
         """Puts a frame at the window's end; before the first stand frames that nobody sees."""
         for _ in range(0 if self._frames else self._config.window - 1):
             self._frames.append(_unseen(frame))
         self._frames.append(frame)
 
-    def _new_readouts(self, frame: FrameTokens) -> list[jax.Array]:
-        """The readouts to put at the window's end, [1 1 n c] each: that of the new frame, or all of
-        them.
-        """
+    def _newest(self) -> tuple[FrameTokens, ...]:
+        """The frames that a head which acts on the prefix looks at."""
+        return tuple(self._frames)[-(self._config.window if self._interleaved else 1) :]
+
+    def _extend_by(self, frame: FrameTokens) -> None:
+        """Takes in a frame while the window fills, "interleaved"."""
         window, params = self._config.window, self._params
-        if not self._interleaved:
-            new = self._encode(params, frame, 1)
-            return [new] * (window - len(self._readouts)) or [new]
-        first = not self._frames
+        if not self._frames:
+            blank = self._encode(params, (((_unseen(frame),),),))[0]
+            self._readouts.extend([blank] * (window - 1))
         self._remember(frame)
-        if self._step >= window:
-            self._kept = None
-            whole = self._encode(params, _stacked(tuple(self._frames)), window)
-            return [whole[:, i : i + 1] for i in range(window)]
-        blank = [self._encode(params, _unseen(frame), 1)] * (window - 1) if first else []
-        new, self._kept = self._extend(
-            params, frame, self._kept, tuple(part.media for part in self._frames)
-        )
-        return [*blank, new]
+        media = tuple(part.media for part in self._frames)
+        new, self._kept = self._extend(params, ((frame, self._kept, media),))[0]
+        self._readouts.append(new)
 
     def _extended(
         self,
@@ -333,12 +299,75 @@ class JaxPolicy:
         self,
         params: Params,
         frames: tuple[FrameTokens, ...],
-        t: int,
         dims: Array,
-        key: jax.Array,
+        draw: tuple[Array, Array],
     ) -> Array:
         model = self._model(params)
-        return model.head.act(model.prefix_context(_stacked(frames), t, dims), key)[:, -1]
+        context = model.prefix_context(_stacked(frames), len(frames), dims)
+        return model.head.act(context, _key(draw))[:, -1]
+
+
+def _key(draw: tuple[Array, Array]) -> jax.Array:
+    """Of a policy's seed and an episode's step."""
+    seed, step = draw
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def _read(policies: Sequence[JaxPolicy], frames: Sequence[FrameTokens]) -> None:
+    """Puts the readouts of each policy's new frame, [1 1 n c], at its window's end."""
+    lead = policies[0]
+    window = lead._config.window
+    if not lead._interleaved:
+        new = lead._run(lead._encode, [((frame,),) for frame in frames])
+        for policy, own in zip(policies, new, strict=True):
+            policy._readouts.extend([own] * (window - len(policy._readouts)) or [own])
+        return
+    slid = [policy for policy in policies if policy._step >= window]
+    for policy, frame in zip(policies, frames, strict=True):
+        if policy._step < window:
+            policy._extend_by(frame)
+        else:
+            policy._kept = None
+            policy._remember(frame)
+    # Every frame has lost sight of the oldest.
+    whole = lead._run(lead._encode, [(tuple(policy._frames),) for policy in slid]) if slid else []
+    for policy, own in zip(slid, whole, strict=True):
+        policy._readouts.extend(own[:, i : i + 1] for i in range(window))
+
+
+def _of_rows(function: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """The program that gives function(params, *row) for each of several rows of arguments, in one
+    pass, compiled for their number.
+    """
+
+    # Of leaves: types of ours know no axis of rows.
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def program(params: Params, leaves: list[Any], tree: Any, count: int) -> list[Any]:
+        given: list[Any] = []  # the tree of what function gives
+
+        def of_leaves(row: list[Any]) -> list[Any]:
+            out, made = jax.tree.flatten(function(params, *jax.tree.unflatten(tree, row)))
+            given.append(made)
+            return out
+
+        stacked = [jnp.stack(leaf) if isinstance(leaf, tuple) else leaf for leaf in leaves]
+        if count == 1:
+            return [
+                jax.tree.unflatten(given[0], row) for row in [of_leaves([x[0] for x in stacked])]
+            ]
+        out = jax.vmap(of_leaves)(stacked)
+        return [jax.tree.unflatten(given[0], [part[i] for part in out]) for i in range(count)]
+
+    def together(params: Params, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        flat, trees = zip(*(jax.tree.flatten(row) for row in rows), strict=True)
+        # What is on the host goes over as one array; the rest is where it stays.
+        leaves = [
+            leaf if isinstance(leaf[0], jax.Array) else np.stack(leaf)
+            for leaf in zip(*flat, strict=True)
+        ]
+        return program(params, leaves, trees[0], len(rows))
+
+    return together
 
 
 def _unseen(frame: FrameTokens) -> FrameTokens:
@@ -354,16 +383,3 @@ def _unseen(frame: FrameTokens) -> FrameTokens:
 def _stacked(frames: tuple[FrameTokens, ...]) -> FrameTokens:
     """Frames of one robot, one behind the other."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *frames)
-
-
-def _fitted(image: np.ndarray, size: int, how: str, name: str) -> np.ndarray:
-    """The image of the camera `name` at the network's size. Raises ValueError when it is not uint8
-    RGB.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"images[{name!r}]: expected uint8 [h, w, 3], got {image.dtype} {image.shape}"
-        )
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling[how.upper()]))

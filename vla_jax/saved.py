@@ -14,7 +14,8 @@ from vla_jax import build
 from vla_jax.actions import ActionSpec
 from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
-from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.policy import JaxPolicy
+from vla_jax.policy_io import PolicyIO
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_meta, load_params
 from vla_jax.types import DTYPES

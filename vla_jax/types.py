@@ -333,6 +333,22 @@ class PolicyHead(Protocol):
         ...
 
 
+class Seen(NamedTuple):
+    """What a policy is shown at a step.
+
+    Attributes:
+        images: uint8 RGB [h w 3] by camera.
+        proprio: the state [p], robot units.
+        executed: the action [d] carried out since the step before; None: the first of its chunk.
+        sensors: readings by name, see vla_jax/robot/sensing.py.
+    """
+
+    images: dict[str, np.ndarray]
+    proprio: np.ndarray | None = None
+    executed: np.ndarray | None = None
+    sensors: Mapping[str, Any] | None = None
+
+
 class Policy(Protocol):
     """What simulators and robots know: JAX, torch, remote or scripted."""
 

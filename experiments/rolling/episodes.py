@@ -1,66 +1,102 @@
-"""Episodes of a policy in a world. Everything follows from the seed and the episode's number.
+"""An episode in a world: what it asks of a policy, and what becomes of it. Everything follows from
+the seed and the episode's number.
 
 Axes: k chunk step, d action dim.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.rolling import films
 from experiments.sims import Sim
-from vla_jax.types import Policy
+from vla_jax.types import Seen
+
+ACTIONS = "actions"  # the folder of those that were carried out
+
+Row = dict[str, Any]
 
 
-class Actor(NamedTuple):
-    """Who acts.
+class Orders(NamedTuple):
+    """How episodes are played.
 
     Attributes:
-        policy: plans chunks; of an episode's number, which those that draw begin with.
-        execute: how many actions of a chunk are carried out before it plans again; 0: all. A policy
-            that looks at several frames gets those at which it plans.
-        looks: whether it wants pictures; without it none is drawn.
-        blank: its instruction is "" in place of the world's.
+        seed: of all of them.
+        script: who acts where no policy is asked: "expert" (who knows the world), "random"
+            (anything that the robot can do), "replay" (what was carried out before); "": a policy
+            is asked.
+        execute: how many actions of a chunk are carried out before the next is asked for; 0: all. A
+            policy that looks at several frames gets those at which it is asked.
+        blank: the policy's instruction is "" in place of the world's.
+        replay: the results whose actions are carried out again.
     """
 
-    policy: Callable[[int], Policy]
-    execute: int
-    looks: bool = True
+    seed: int
+    script: str = ""
+    execute: int = 0
     blank: bool = False
+    replay: Path | None = None
 
 
-class Expert:
-    """types.Policy of who knows the world, one step at a time."""
+class Play(NamedTuple):
+    """An order: an episode from its beginning to its end."""
 
-    def __init__(self, sim: Sim) -> None:
-        self._sim = sim
-
-    def reset(self, instruction: str) -> None:
-        """Nothing is to be told."""
-
-    def act(self, images: dict[str, np.ndarray], proprio: np.ndarray | None = None) -> np.ndarray:
-        """[1 d]."""
-        return self._sim.expert()[None]
+    orders: Orders
+    number: int
 
 
-class Random:
-    """types.Policy that does anything that the robot can, one step at a time."""
+class Film(NamedTuple):
+    """An order: pictures of the episode in which these actions [d] were carried out."""
 
-    def __init__(self, sim: Sim, seed: int, number: int) -> None:
-        self._sim = sim
-        seeds = np.random.SeedSequence((seed, number))
-        self._draw = np.random.Generator(np.random.Philox(seeds))
-
-    def reset(self, instruction: str) -> None:
-        """Nothing is to be told."""
-
-    def act(self, images: dict[str, np.ndarray], proprio: np.ndarray | None = None) -> np.ndarray:
-        """[1 d]."""
-        return self._draw.uniform(self._sim.low, self._sim.high)[None]
+    orders: Orders
+    number: int
+    actions: np.ndarray
+    out: Path
 
 
-def begin(sim: Sim, seed: int, number: int) -> dict[str, Any]:
+class Probe(NamedTuple):
+    """An order: the expert acts, and a policy is asked at each step what it would do."""
+
+    orders: Orders
+    number: int
+
+
+class Query(NamedTuple):
+    """What a policy is asked: `instruction` where it begins anew, else None; and what it sees. Of a
+    Probe the action [d] too that the expert carries out.
+    """
+
+    instruction: str | None
+    seen: Seen
+    expert: np.ndarray | None = None
+
+
+class Played(NamedTuple):
+    """An episode that ended: what became of it, JSON-able, and the actions [d] carried out."""
+
+    row: Row
+    actions: np.ndarray
+
+
+class Filmed(NamedTuple):
+    """The pictures are written."""
+
+
+def perform(sim: Sim, order: Play | Film | Probe) -> Generator[Query, np.ndarray, Played | Filmed]:
+    """Does what is ordered; gives what a policy is asked on the way, and takes chunks [k d]."""
+    if isinstance(order, Play):
+        return (yield from play(sim, order.orders, order.number))
+    if isinstance(order, Probe):
+        return (yield from probe(sim, order.orders, order.number))
+    begin(sim, order.orders.seed, order.number)
+    films.keep(sim, order.actions, order.out, order.number)
+    return Filmed()
+
+
+def begin(sim: Sim, seed: int, number: int) -> Row:
     """Resets the world to an episode, and says which it is: tasks come in turn, and when all had
     theirs, wordings.
     """
@@ -70,53 +106,105 @@ def begin(sim: Sim, seed: int, number: int) -> dict[str, Any]:
     return {"episode": number, "task": task, "wording": wording, "instruction": sim.instruction}
 
 
-def warm_up(sim: Sim, actor: Actor, seed: int) -> None:
-    """One plan, so that no episode's time holds a compilation."""
-    policy = actor.policy(0)
-    policy.reset(begin(sim, seed, 0)["instruction"])
-    _planned(sim, actor, policy, 0)
+def play(sim: Sim, orders: Orders, number: int) -> Generator[Query, np.ndarray, Played]:
+    """Runs an episode to its end. Without a script it asks for chunks [k d]: it draws what the
+    policy sees then, and only then.
 
-
-def play(sim: Sim, actor: Actor, seed: int, number: int) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Runs an episode to its end: what became of it, JSON-able, and the actions [d] carried out.
-
-    Raises ValueError for a chunk of another shape than [k d], too short for `execute`, or with a
-    number that is not finite.
+    Raises ValueError for a chunk of another shape, too short for `execute`, or with a number that
+    is not finite.
     """
-    row = begin(sim, seed, number)
-    policy = actor.policy(number)
-    actions: list[np.ndarray] = []
-    milliseconds: list[float] = []
-    stage = -1
+    started, waited = time.perf_counter(), 0.0
+    row = begin(sim, orders.seed, number)
+    script = _script(sim, orders, number) if orders.script else None
+    stage, actions = -1, list[np.ndarray]()
     while not sim.outcome:
+        told = None
         if sim.stage != stage:
-            stage = sim.stage
-            policy.reset("" if actor.blank else sim.instruction)
-        began = time.perf_counter()
-        chunk = _planned(sim, actor, policy, number)
-        milliseconds.append(round(1e3 * (time.perf_counter() - began), 3))
+            stage, told = sim.stage, "" if orders.blank else sim.instruction
+        if script is not None:
+            chunk = script()[None]
+        else:
+            images, proprio = sim.observe()
+            before = None if told is not None else actions[-1]
+            asked = time.perf_counter()
+            chunk = yield Query(told, Seen(images, proprio, before))
+            waited += time.perf_counter() - asked
+            chunk = _checked(chunk, sim, orders.execute, number)
         for action in chunk:
             if not sim.outcome and sim.stage == stage:
                 sim.step(action)
                 actions.append(action)
-    row |= {"outcome": sim.outcome, "steps": len(actions), "milliseconds": milliseconds}
-    row |= sim.report()
-    return row, actions
+    row |= {"outcome": sim.outcome, "steps": len(actions)}
+    row |= {"seconds": round(time.perf_counter() - started - waited, 4), **sim.report()}
+    return Played(row, np.array(actions))
 
 
-def _planned(sim: Sim, actor: Actor, policy: Policy, number: int) -> np.ndarray:
-    """The actions [k d] to carry out next, and no more."""
-    images, proprio = sim.observe() if actor.looks else ({}, None)
-    chunk = np.asarray(policy.act(images, proprio))
-    d = len(sim.low)
-    if chunk.ndim != 2 or chunk.shape[1] != d or len(chunk) < max(1, actor.execute):
+def probe(sim: Sim, orders: Orders, number: int) -> Generator[Query, np.ndarray, Played]:
+    """Runs an episode of the expert to its end, and asks at each step. What is answered is not
+    looked at.
+    """
+    row = begin(sim, orders.seed, number)
+    stage, actions = -1, list[np.ndarray]()
+    while not sim.outcome:
+        told = None
+        if sim.stage != stage:
+            stage, told = sim.stage, sim.instruction
+        images, proprio = sim.observe()
+        action = np.asarray(sim.expert())
+        before = None if told is not None else actions[-1]
+        yield Query(told, Seen(images, proprio, before), action)
+        sim.step(action)
+        actions.append(action)
+    return Played(row | {"outcome": sim.outcome, "steps": len(actions)}, np.array(actions))
+
+
+def _script(sim: Sim, orders: Orders, number: int) -> Callable[[], np.ndarray]:
+    """The next action [d] of who acts without being asked by anybody."""
+    if orders.script == "expert":
+        return sim.expert
+    if orders.script == "random":
+        seeds = np.random.SeedSequence((orders.seed, number))
+        draw = np.random.Generator(np.random.Philox(seeds))
+        return lambda: draw.uniform(sim.low, sim.high)
+    assert orders.replay is not None
+    rest = iter(actions_of(orders.replay, number))
+
+    def again() -> np.ndarray:
+        action = next(rest, None)
+        if action is None:
+            raise ValueError(
+                f"--policy=replay:{orders.replay}: expected that episode {number} ends with its"
+                " last action, as it did; this is another world: compare its settings.json"
+            )
+        return action
+
+    return again
+
+
+def actions_of(out: Path, number: int) -> np.ndarray:
+    """The actions [steps d] of an episode that is kept in `out`. Raises ValueError where there are
+    none.
+    """
+    file = out / ACTIONS / f"{number}.npy"
+    if not file.is_file():
         raise ValueError(
-            f"episode {number}: expected of the policy a chunk of {max(1, actor.execute)} actions"
-            f" or more of {d} numbers each, got {list(chunk.shape)}; give a policy for"
-            f" {sim.dataset}, or a smaller --execute"
+            f"{file}: expected the actions of episode {number}; give the --out of a rollout that"
+            " had it, or fewer --episodes"
+        )
+    return np.load(file, allow_pickle=False)
+
+
+def _checked(chunk: np.ndarray, sim: Sim, execute: int, number: int) -> np.ndarray:
+    """The actions [k d] to carry out next, and no more."""
+    chunk, d = np.asarray(chunk), len(sim.low)
+    if chunk.ndim != 2 or chunk.shape[1] != d or len(chunk) < max(1, execute):
+        raise ValueError(
+            f"episode {number}: expected of the policy a chunk of {max(1, execute)} actions or more"
+            f" of {d} numbers each, got {list(chunk.shape)}; give a policy for {sim.dataset}, or a"
+            " smaller --execute"
         )
     if not np.isfinite(chunk).all():
         raise ValueError(
             f"episode {number}: expected finite actions of the policy, got {chunk.tolist()}"
         )
-    return chunk[: actor.execute or None]
+    return chunk[: execute or None]

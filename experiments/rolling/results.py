@@ -2,6 +2,7 @@
 
 OUT/settings.json   what the results are of; other settings do not go on here
 OUT/episodes.jsonl  a line for each episode that ended
+OUT/actions/N.npy   what was carried out in episode N
 OUT/results.json    written at the end
 """
 
@@ -10,6 +11,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +20,11 @@ import numpy as np
 
 from experiments.composition.config import diff
 from experiments.composition.json_files import write_json
+from experiments.rolling.episodes import ACTIONS, Row
 
 NORMAL = 1.959963984540054  # 97.5% of a normal distribution lie below
 
-Row = dict[str, Any]
+ERROR = "error"  # the outcome of an episode whose world's process ended: it counts as no episode
 
 
 class Kept:
@@ -29,14 +32,15 @@ class Kept:
 
     Attributes:
         out: the folder.
-        rows: of the episodes that ended, by their number.
+        settings: what the results are of.
+        rows: of the episodes that ended, by their number. Those that were errors are not there.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         """Raises ValueError where another process writes there, and for results of other settings,
         which are named.
         """
-        self.out = out
+        self.out, self.settings = out, settings
         out.mkdir(parents=True, exist_ok=True)
         self._file = (out / "episodes.jsonl").open("a+b")
         try:
@@ -47,7 +51,9 @@ class Kept:
                 f"--out={out}: another process writes its episodes there; wait for it, or give"
                 " another folder"
             ) from None
-        self.rows = self._read()
+        rows = self._read()
+        self.rows = {number: row for number, row in rows.items() if row["outcome"] != ERROR}
+        self.errors: dict[int, str] = {}  # of this process
         changed = self._other(settings)
         if changed:
             self._file.close()
@@ -57,12 +63,22 @@ class Kept:
                 f" together:\n{lines}\ngive another folder"
             )
 
-    def add(self, row: Row) -> None:
-        """Keeps an episode, on the disk when this returns."""
+    def add(self, row: Row, actions: np.ndarray | None) -> None:
+        """Keeps an episode and the actions [d] carried out in it, on the disk when this returns."""
+        if actions is not None:
+            (self.out / ACTIONS).mkdir(exist_ok=True)
+            with (self.out / ACTIONS / f"{row['episode']}.npy").open("wb") as file:
+                np.save(file, actions, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows[row["episode"]] = row
+        if row["outcome"] == ERROR:
+            self.errors[row["episode"]] = row["error"]
+        else:
+            self.rows[row["episode"]] = row
+            self.errors.pop(row["episode"], None)
 
     def _other(self, settings: dict[str, Any]) -> dict[str, tuple[str, str]]:
         """What was other for the episodes that are there; without one, these settings are kept."""
@@ -105,24 +121,55 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def figures(rows: list[Row]) -> dict[str, Any]:
-    """JSON-able: success of all, by wording and by task and wording, how episodes ended, and how
-    long the policy took for a plan, its pictures included, ms.
+def figures(rows: list[Row], control_hz: float) -> dict[str, Any]:
+    """JSON-able: success of all, by wording and by task and wording, how episodes ended, how many
+    steps a second the worlds made on a core each, how long the policy took for a plan, ms, and what
+    share of the plans took longer than the steps they were for last on the robot. Of episodes with
+    several instructions how many were carried out.
     """
-    times = np.concatenate([row["milliseconds"] for row in rows])
-    p50, p95 = np.quantile(times, [0.5, 0.95]).tolist()
     by_task = {
         task: _by("wording", [row for row in rows if row["task"] == task])
         for task in dict.fromkeys(row["task"] for row in rows)
     }
-    return {
+    body: dict[str, Any] = {
         "success": _share(rows),
         "by_wording": _by("wording", rows),
         "by_task": by_task,
         "outcomes": dict(Counter(row["outcome"] for row in rows)),
-        "plans": len(times),
-        "milliseconds": {"p50": p50, "p95": p95},
+        "steps_per_second": sum(row["steps"] for row in rows) / sum(row["seconds"] for row in rows),
     }
+    if all("solved" in row for row in rows):
+        body["in_a_row"] = in_a_row([row["solved"] for row in rows], len(rows[0]["chain"]))
+    times = [row["milliseconds"] for row in rows]
+    if any(times):
+        p50, p95 = np.quantile(np.concatenate(times), [0.5, 0.95]).tolist()
+        late = sum(_late(row, control_hz) for row in rows)
+        count = sum(map(len, times))
+        body |= {"plans": count, "milliseconds": {"p50": p50, "p95": p95}, "late": late / count}
+    return body
+
+
+def in_a_row(solved: Sequence[int], most: int) -> dict[str, Any]:
+    """Of chains of `most` instructions, of each of which so many were carried out before one was
+    not: the share with at least 1, 2, ... and the mean number, with intervals at 95% (Wilson's; of
+    the mean 1.96 standard errors).
+    """
+    n = len(solved)
+    shares = []
+    for least in range(1, most + 1):
+        count = sum(each >= least for each in solved)
+        low, high = wilson(count, n)
+        shares.append({"successes": count, "episodes": n, "low": low, "high": high})
+    half = NORMAL * float(np.std(solved, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    mean = float(np.mean(solved))
+    low, high = max(0.0, mean - half), min(float(most), mean + half)
+    return {"at_least": shares, "mean": mean, "low": low, "high": high}
+
+
+def _late(row: Row, control_hz: float) -> int:
+    """The plans that took longer than their share of an episode's steps last."""
+    plans = row["milliseconds"]
+    return sum(each > 1e3 * row["steps"] / control_hz / len(plans) for each in plans)
 
 
 def text(body: dict[str, Any]) -> str:
@@ -133,14 +180,24 @@ def text(body: dict[str, Any]) -> str:
         shown = (_cell(cells[wording]) if wording in cells else "" for wording in wordings)
         lines.append(task.ljust(20) + "".join(f"{cell:>28}" for cell in shown))
     ended = ", ".join(f"{name} {count}" for name, count in body["outcomes"].items())
-    times = body["milliseconds"]
-    return "\n".join(
-        [
-            *lines,
-            f"success {_cell(body['success'])}: {ended}",
-            f"{body['plans']} plans, {times['p50']:.2f} ms (p95 {times['p95']:.2f})",
-        ]
-    )
+    lines += [
+        f"success {_cell(body['success'])}: {ended}",
+        f"{body['steps_per_second']:,.0f} steps a second and world",
+    ]
+    if "in_a_row" in body:
+        chains = body["in_a_row"]
+        shares = " / ".join(
+            f"{100 * each['successes'] / each['episodes']:.1f}" for each in chains["at_least"]
+        )
+        mean = f"{chains['mean']:.2f} [{chains['low']:.2f}, {chains['high']:.2f}]"
+        lines.append(f"in a row, at least 1 to {len(chains['at_least'])}: {shares}%; mean {mean}")
+    if "plans" in body:
+        times = body["milliseconds"]
+        lines.append(
+            f"{body['plans']} plans, {times['p50']:.2f} ms (p95 {times['p95']:.2f}),"
+            f" {body['late']:.1%} of them longer than the steps they are for"
+        )
+    return "\n".join(lines)
 
 
 def _by(key: str, rows: list[Row]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 
 # Name, which is also the file's -> class. A simulator is imported when it is asked for.
 SIMS = {"metaworld": "Metaworld", "navigation": "Navigation"}
+# Those that are numpy alone, which cannot take their process down with them.
+IN_PROCESS = ("navigation",)
 
 
 class Sim(Protocol):
@@ -68,8 +70,19 @@ class Sim(Protocol):
 
 
 def opened(name: str) -> Sim:
-    """The world of a name in SIMS. Raises ValueError, saying what to install, where its simulator
-    is not there.
+    """The world of a name in SIMS; what stands behind a colon is told to it ("metaworld:push-v3").
+    Raises ValueError, saying what to install, where its simulator is not there.
     """
-    module = importlib.import_module(f"{__name__}.{name}")
-    return cast(Sim, getattr(module, SIMS[name])())
+    name, _, words = name.partition(":")
+    kind = getattr(_module(name), SIMS[name])
+    return cast(Sim, kind(words) if words else kind())
+
+
+def check(name: str) -> tuple[list[str], bool]:
+    """What of a world's needs is there, a line each, and whether it works here."""
+    lines, works = _module(name.partition(":")[0]).check()
+    return lines, works
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.builders import metaworld
+from data_pipelines.builders import metaworld, metaworld_world
 from data_pipelines.builders.metaworld_world import CONTROL_HZ, REACH, World
 
 ROLLOUTS = len(metaworld.SPLITS)  # in place of a split's number
@@ -60,3 +60,8 @@ class Metaworld:
     def report(self) -> dict[str, Any]:
         """Nothing."""
         return {}
+
+
+def check() -> tuple[list[str], bool]:
+    """See sims.check."""
+    return metaworld_world.check()

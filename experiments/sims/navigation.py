@@ -55,3 +55,8 @@ class Navigation:
     def report(self) -> dict[str, Any]:
         """Nothing."""
         return {}
+
+
+def check() -> tuple[list[str], bool]:
+    """See sims.check."""
+    return ["navigation: numpy alone, nothing to install"], True

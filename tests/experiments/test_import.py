@@ -32,7 +32,8 @@ from vla_jax.actions import ActionSpec
 from vla_jax.models.backbones import kosmos2, paligemma
 from vla_jax.models.tokenizer import digest, train_tiny_tokenizer
 from vla_jax.models.vla import VLA
-from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.policy import JaxPolicy
+from vla_jax.policy_io import PolicyIO
 from vla_jax.training.checkpoint import load_meta, load_params
 from vla_jax.types import HeadContext, Observation
 

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from data_pipelines.builders.navigation import write_navigation
 from experiments import rollout
+from experiments.benchmarks.server import served
 from experiments.rolling import results
 
 from .test_pretrain import REPO, environment, run
@@ -24,7 +27,8 @@ def options(policy: str, out: Path, episodes: int) -> list[str]:
 def episodes(out: Path) -> list[dict[str, Any]]:
     """Without what is another each time."""
     rows = json.loads((out / "results.json").read_text())["episodes"]
-    return [{key: value for key, value in row.items() if key != "milliseconds"} for row in rows]
+    clocks = ("milliseconds", "seconds")
+    return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
 
 
 def test_an_interrupted_run_goes_on_and_comes_out_the_same(
@@ -33,10 +37,12 @@ def test_an_interrupted_run_goes_on_and_comes_out_the_same(
     rollout.main(options("random", tmp_path / "whole", 6))
     add = results.Kept.add
 
-    def until_the_third(kept: results.Kept, row: dict[str, Any]) -> None:
+    def until_the_third(
+        kept: results.Kept, row: dict[str, Any], actions: np.ndarray | None
+    ) -> None:
         if row["episode"] == 3:
             raise KeyboardInterrupt
-        add(kept, row)
+        add(kept, row, actions)
 
     monkeypatch.setattr(results.Kept, "add", until_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -48,6 +54,8 @@ def test_an_interrupted_run_goes_on_and_comes_out_the_same(
     assert episodes(tmp_path / "cut") == episodes(tmp_path / "whole")
     assert len(episodes(tmp_path / "cut")) == 6
     assert (tmp_path / "cut" / "film.png").read_bytes()[:4] == b"\x89PNG"
+    with av.open(str(tmp_path / "cut" / "videos" / "0.mp4")) as video:
+        assert video.streams.video[0].frames == episodes(tmp_path / "cut")[0]["steps"]
     rollout.main(options("random", tmp_path / "cut", 8))  # more of the same
     assert episodes(tmp_path / "cut")[:6] == episodes(tmp_path / "whole")
 
@@ -69,6 +77,46 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="complete checkpoint"):
         rollout.main(options(str(tmp_path / "nothing"), tmp_path / "out", 1))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_shards_merge_to_what_one_process_gives(tmp_path: Path) -> None:
+    rollout.main(options("random", tmp_path / "whole", 7))
+    shards = [tmp_path / f"shard {i}" for i in range(3)]
+    for i, shard in enumerate(shards):
+        rollout.main([*options("random", shard, 7), f"--shard={i}/3"])
+    merge = ["--merge", *map(str, shards), "--out"]
+    assert rollout.main([*merge, str(tmp_path / "merged")]) == 0
+    assert episodes(tmp_path / "merged") == episodes(tmp_path / "whole")
+    for name in ("strips", "actions"):
+        # Of a shard's own first episodes there are more.
+        for file in (tmp_path / "whole" / name).iterdir():
+            assert (tmp_path / "merged" / name / file.name).read_bytes() == file.read_bytes()
+    with pytest.raises(ValueError, match=r"each episode once, got 0 in .*shard 0 and in .*whole"):
+        rollout.main(
+            ["--merge", str(shards[0]), str(tmp_path / "whole"), "--out", str(tmp_path / "twice")]
+        )
+    rollout.main([*options("random", tmp_path / "other", 2), "--seed=5"])
+    with pytest.raises(ValueError, match=r"results of one kind.*\n  seed: 0, 5"):
+        rollout.main([*merge[:-1], str(tmp_path / "other"), "--out", str(tmp_path / "others")])
+    with pytest.raises(ValueError, match="expected an empty folder"):
+        rollout.main([*merge, str(tmp_path / "merged")])
+
+
+@pytest.mark.slow
+def test_what_was_carried_out_can_be_carried_out_again(tmp_path: Path) -> None:
+    rollout.main(options("expert", tmp_path / "expert", 4))
+    again = f"replay:{tmp_path / 'expert'}"
+    rollout.main(options(again, tmp_path / "again", 4))
+    assert episodes(tmp_path / "again") == episodes(tmp_path / "expert")
+    with pytest.raises(ValueError, match="episodes of --seed=0, got 1"):
+        rollout.main([*options(again, tmp_path / "seed", 4), "--seed=1"])
+    with pytest.raises(ValueError, match=r"4\.npy: expected the actions of episode 4"):
+        rollout.main(options(again, tmp_path / "longer", 8))
+    file = tmp_path / "expert" / "actions" / "2.npy"
+    np.save(file, np.load(file)[:-1])
+    with pytest.raises(ValueError, match="episode 2 ends with its last action"):
+        rollout.main(options(again, tmp_path / "shorter", 4))
 
 
 @pytest.mark.slow
@@ -119,3 +167,14 @@ def test_a_checkpoint_and_its_artefact_act_alike(tmp_path: Path) -> None:
     assert episodes(tmp_path / "of run") == episodes(tmp_path / "of artefact")
     with pytest.raises(ValueError, match=r'policy\.kind: "checkpoint", now "artefact"'):
         rollout.main(options(str(tmp_path / "artefact"), tmp_path / "of run", 2))
+    for policy in ("run", "artefact"):  # three episodes at once
+        out = tmp_path / f"of {policy}, together"
+        rollout.main([*options(str(tmp_path / policy), out, 4), "--environments=3"])
+        assert episodes(out)[:2] == episodes(tmp_path / f"of {policy}")
+    with served(tmp_path / "artefact") as (port, _):
+        url = f"ws://127.0.0.1:{port}"
+        rollout.main([*options(url, tmp_path / "of server", 4), "--environments=2"])
+    assert episodes(tmp_path / "of server")[:2] == episodes(tmp_path / "of artefact")
+    settings = json.loads((tmp_path / "of server" / "settings.json").read_text())
+    assert settings["policy"]["kind"] == "server"
+    assert len(settings["policy"]["files"]) == 64

@@ -13,7 +13,8 @@ from flax import nnx
 
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
-from vla_jax.policy import JaxPolicy, PolicyIO
+from vla_jax.policy import JaxPolicy
+from vla_jax.policy_io import PolicyIO
 from vla_jax.robot import rotations
 from vla_jax.robot.sensing import Sensor
 from vla_jax.robot.torch_policy.golden import given

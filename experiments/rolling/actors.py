@@ -1,0 +1,82 @@
+"""Who acts in several worlds at once: a policy that is opened here, or one behind a server."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+import vla_jax
+from experiments.rolling.episodes import Query
+from vla_jax.robot.client import Client, Report, ServerError
+
+
+class Actors(Protocol):
+    """Acts in worlds that have numbers."""
+
+    def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:
+        """A chunk [k d] for each of the worlds that ask."""
+        ...
+
+
+class Opened:
+    """The policy in a folder, all worlds in one pass."""
+
+    def __init__(self, folder: str, dataset: str, worlds: int) -> None:
+        """Raises ValueError for a folder without a policy, or without one for this robot."""
+        policy: Any = vla_jax.load_policy(folder, dataset=dataset)
+        self._sessions = policy.sessions(worlds)
+
+    def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:
+        """See Actors."""
+        for world, query in asked.items():
+            if query.instruction is not None:
+                self._sessions[world].reset(query.instruction)
+        sessions = [self._sessions[world] for world in asked]
+        chunks = sessions[0].act_together(sessions, [query.seen for query in asked.values()])
+        return dict(zip(asked, chunks, strict=True))
+
+
+class Served:
+    """The policy behind a server, a session for each world; the server puts together what comes at
+    one time.
+    """
+
+    def __init__(self, url: str, token_file: Path | None, dataset: str, worlds: int) -> None:
+        """Raises ValueError for a server that keeps limits, or that knows no such robot."""
+        token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
+        self._dataset = dataset
+        self._clients = [Client(url, token) for _ in range(worlds)]
+        self.handshake = self._clients[0].handshake
+        if self.handshake["limits"]:
+            raise ValueError(
+                f"{url}: expected a server without limits, which gives whole chunks; it has the"
+                f" limits {self.handshake['limits']}. A world breaks nothing: start one without"
+                " --limits"
+            )
+        if dataset not in self.handshake["datasets"]:
+            known = ", ".join(self.handshake["datasets"])
+            raise ValueError(f"{url}: expected a policy for {dataset}, got one for {known}")
+        self._threads = ThreadPoolExecutor(worlds)
+
+    def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:
+        """See Actors. Raises ValueError where the server refuses."""
+
+        def one(world: int, query: Query) -> np.ndarray:
+            client, seen = self._clients[world], query.seen
+            if query.instruction is not None:
+                client.reset(query.instruction, self._dataset)
+            report = Report(executed=seen.executed)
+            actions: np.ndarray = client.act(seen.images, seen.proprio, report=report)["actions"]
+            if client.reconnects:
+                raise ConnectionError(
+                    f"{client.url}: expected one connection, got another within an episode, whose"
+                    f" frames the policy forgot: {client.trouble}; the same command goes on"
+                )
+            return actions
+
+        try:
+            return dict(zip(asked, self._threads.map(one, asked, asked.values()), strict=True))
+        except ServerError as error:
+            raise ValueError(f"{self._clients[0].url}: {error}") from error

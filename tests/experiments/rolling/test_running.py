@@ -1,0 +1,117 @@
+"""Several worlds at once, here and in processes of their own, which end."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.rolling.episodes import Orders, Query
+from experiments.rolling.results import Kept
+from experiments.rolling.running import Running
+from experiments.rolling.worlds import Apart, Local
+
+HERE = Local("navigation").about
+
+
+class Forward:
+    """Drives on; what it says depends on what it sees. Counts how many were answered at once."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self.together: list[int] = []
+        self._before = before
+
+    def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:
+        self.together.append(len(asked))
+        self._before()
+        out = {}
+        for world, query in asked.items():
+            light = query.seen.images["primary"].mean() / 255
+            out[world] = np.tile([0.4, light - 0.5, 0.0], (8, 1))
+        return out
+
+
+def rows(kept: Kept) -> list[dict[str, Any]]:
+    """Without what is another each time."""
+    clocks = ("milliseconds", "seconds")
+    return [
+        {key: value for key, value in kept.rows[number].items() if key not in clocks}
+        for number in sorted(kept.rows)
+    ]
+
+
+def run(folder: Path, worlds: list[Any], actors: Forward, count: int) -> Kept:
+    with Kept(folder, {}) as kept:
+        running = Running(worlds, lambda: Apart("navigation"), actors, kept)
+        try:
+            running.run(Orders(0), range(count))
+        finally:
+            for world in running.worlds:
+                world.close()
+    return kept
+
+
+def test_several_worlds_give_the_episodes_of_one(tmp_path: Path) -> None:
+    one = run(tmp_path / "one", [Local("navigation")], Forward(), 5)
+    actors = Forward()
+    several = run(tmp_path / "several", [Local("navigation") for _ in range(3)], actors, 5)
+    assert rows(several) == rows(one)
+    assert len(one.rows) == 5
+    assert max(actors.together) == 3
+    for number in range(5):
+        name = f"actions/{number}.npy"
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "one" / name), np.load(tmp_path / "several" / name)
+        )
+        plans = one.rows[number]["milliseconds"]
+        assert len(plans) == -(-one.rows[number]["steps"] // 8)
+
+
+@pytest.mark.slow
+def test_worlds_in_processes_that_end(tmp_path: Path) -> None:
+    """An episode whose process is killed is played again; killed twice, it is an error."""
+    one = run(tmp_path / "one", [Local("navigation")], Forward(), 4)
+    worlds = [Apart("navigation"), Apart("navigation")]
+    assert worlds[0].about.tasks == HERE.tasks
+    np.testing.assert_array_equal(worlds[0].about.low, HERE.low)
+    calls = 0
+
+    def kill_one() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(worlds[0]._process.pid, signal.SIGKILL)
+            worlds[0]._process.wait()
+
+    again = run(tmp_path / "again", list(worlds), Forward(kill_one), 4)
+    assert rows(again) == rows(one)
+    assert again.errors == {}
+
+    fragile = Apart("navigation")
+    with Kept(tmp_path / "errors", {}) as kept:
+
+        def kill_all() -> None:
+            for world in running.worlds:
+                world._process.kill()
+                world._process.wait()
+
+        running = Running([fragile], lambda: Apart("navigation"), Forward(kill_all), kept)
+        running.run(Orders(0), [0, 1])
+        for world in running.worlds:
+            world.close()
+    assert kept.errors == dict.fromkeys((0, 1), "the process of navigation ended with signal 9")
+    assert kept.rows == {}
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_a_process_is_said_here() -> None:
+    with pytest.raises(ValueError, match=r"No module named 'experiments\.sims\.nowhere'"):
+        Apart("nowhere")
+    world = Apart("navigation")
+    world._send("no order")
+    with pytest.raises(RuntimeError, match="navigation: Traceback"):
+        world.take()
+    world.close()
