@@ -187,11 +187,25 @@ def test_an_unknown_task_is_refused(world):
         world.reset("reach-v3", 0)
 
 
+def test_the_check_says_what_is_missing(monkeypatch):
+    def missing():
+        raise ValueError("Meta-World: is not installed")
+
+    monkeypatch.setattr(metaworld_world, "facts", missing)
+    assert metaworld_world.check() == (["Meta-World: is not installed"], False)
+
+
 @pytest.mark.slow
-def test_the_check_says_what_works(world):
-    lines = metaworld_world.check()
+def test_the_check_says_what_works(world, monkeypatch):
+    lines, works = metaworld_world.check()
+    assert works
     assert lines[0].startswith("renderer: ")
-    assert sum("not blank" in line for line in lines) == 2
+    assert any("the hand moves" in line for line in lines)
+    black = {slot: np.zeros((size, size, 3), np.uint8) for slot, size in SIZES.items()}
+    monkeypatch.setattr(World, "observe", lambda self: black)
+    lines, works = metaworld_world.check()
+    assert not works
+    assert sum("blank; try another MUJOCO_GL" in line for line in lines) == 2
 
 
 @pytest.mark.slow
