@@ -20,6 +20,8 @@ import json
 import multiprocessing
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,6 +141,9 @@ def write_demonstrations(
             f"{folder}: expected nothing there, got a dataset; remove it or choose another --out"
         )
     parts.mkdir(parents=True, exist_ok=True)
+    stage = staged()  # what does not work is told here, once
+    _agree(parts, {"seed": seed, **stage.world.facts})
+    stage.world.close()
     counts = dict(zip(SPLITS, (train, val), strict=True))
     wanted = [(split, number) for split, count in counts.items() for number in range(count)]
     wanted.sort(key=lambda each: each[1] / counts[each[0]])  # what is there is always of both
@@ -146,10 +151,21 @@ def write_demonstrations(
     spawn = multiprocessing.get_context("spawn")  # the simulator is loaded in each
     with (
         Progress("demonstrations", len(wanted), "episodes", len(wanted) - len(todo)) as progress,
-        spawn.Pool(processes, _open, (str(parts), seed)) as pool,
+        ProcessPoolExecutor(
+            processes, mp_context=spawn, initializer=_open, initargs=(str(parts), seed)
+        ) as pool,
     ):
-        for _ in pool.imap_unordered(_write, todo):
-            progress.add(1)
+        made = [pool.submit(_write, *each) for each in todo]
+        try:
+            for future in as_completed(made):
+                future.result()
+                progress.add(1)
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"{parts}: a process of the simulator ended ({error}); the same command goes on"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
     return _assemble(folder, parts, counts)
 
 
@@ -158,33 +174,28 @@ _here: tuple[Stage, Path, int]  # of a worker's process
 
 def _open(parts: str, seed: int) -> None:
     global _here
-    stage = staged()
-    _agree(Path(parts), {"seed": seed, **stage.world.facts})
-    _here = stage, Path(parts), seed
+    _here = staged(), Path(parts), seed
 
 
 def _agree(parts: Path, settings: dict[str, Any]) -> None:
+    """Parts that are there are of these settings."""
     file = parts / "settings.json"
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(settings))
-    try:
-        os.link(part, file)  # only if there is none
-    except FileExistsError:
-        there = json.loads(file.read_text())
-        if there != settings:
-            raise ValueError(
-                f"{parts}: expected demonstrations of {settings}, got some of {there}; choose"
-                " another --out"
-            ) from None
-    finally:
-        part.unlink()
-
-
-def _write(which: tuple[str, int]) -> None:
-    stage, parts, seed = _here
-    file = _part(parts, *which)
+    there = json.loads(file.read_text()) if file.exists() else settings
+    if there != settings:
+        raise ValueError(
+            f"{parts}: expected demonstrations of {settings}, got some of {there}; choose another"
+            " --out"
+        )
     part = file.with_suffix(".part")
-    part.write_bytes(example(stage, seed, *which))
+    part.write_text(json.dumps(settings))
+    os.replace(part, file)
+
+
+def _write(split: str, number: int) -> None:
+    stage, parts, seed = _here
+    file = _part(parts, split, number)
+    part = file.with_suffix(".part")
+    part.write_bytes(example(stage, seed, split, number))
     os.replace(part, file)
 
 

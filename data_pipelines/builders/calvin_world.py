@@ -65,6 +65,7 @@ class Simulator(Protocol):
     def solved(self, task: str, start: Info, now: Info) -> bool: ...
     def observe(self) -> dict[str, Any]: ...
     def scene(self) -> Scene: ...
+    def close(self) -> None: ...
 
 
 class World:
@@ -113,11 +114,15 @@ class World:
         }
 
     def reset(self, robot: np.ndarray, scene: np.ndarray) -> None:
-        """Begins at robot_obs [15] and scene_obs [24]. Everything is loaded again (0.2 s): Bullet's
-        contacts remember the episode before, and the blocks would come to lie elsewhere.
+        """Begins at robot_obs [15] and scene_obs [24], whatever was before. Everything is loaded
+        again (0.2 s): Bullet's contacts remember the last episode. Their environment asks for pairs
+        in an order that does not depend on it, and loses that as it loads: it is asked again.
         """
         with calvin_clones.quiet():
             self._env.load()
+        self._bullet.setPhysicsEngineParameter(
+            deterministicOverlappingPairs=1, physicsClientId=self._env.cid
+        )
         self._env.robot.gripper_action = int(robot[-1])  # they leave the last episode's
         self._env.reset(robot_obs=robot, scene_obs=scene)
         for button in self._env.scene.buttons:

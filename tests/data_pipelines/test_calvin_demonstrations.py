@@ -3,6 +3,7 @@ a task is solved where it is. And how the expert moves there.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ class Table:
         state = np.concatenate([self.tool, self.angles, [self.fingers], np.zeros(7), [1.0]])
         return {"rgb_obs": pictures, "robot_obs": state}
 
+    def close(self) -> None:
+        pass
+
     def scene(self) -> Scene:
         angles = {block: np.array([0.0, 0.0, np.pi / 2 + 0.3]) for block in POSITION}
         held = ("red",) if 0.02 < self.fingers < 0.07 else ()
@@ -80,26 +84,11 @@ def stage() -> made.Stage:
 def test_the_dataset_is_one_of_calvin_whose_labels_are_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Here:
-        """A pool of no processes."""
-
-        def __init__(self, processes: int, begin: Any, arguments: tuple[Any, ...]) -> None:
-            begin(*arguments)
-
-        def imap_unordered(self, work: Any, todo: Any) -> Any:
-            return map(work, todo)
-
-        def __enter__(self) -> "Here":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    class Context:
-        Pool = Here
+    def threads(processes: int, mp_context: Any, **rest: Any) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(processes, **rest)
 
     monkeypatch.setattr(made, "staged", stage)
-    monkeypatch.setattr(made.multiprocessing, "get_context", lambda kind: Context)
+    monkeypatch.setattr(made, "ProcessPoolExecutor", threads)
     folder = made.write_demonstrations(tmp_path, train=2, val=1)
     assert not (tmp_path / "calvin.part").exists()
     split = open_index(tmp_path, DATASETS["calvin"]).splits["train"]
