@@ -9,6 +9,7 @@
     ... --execute 2             it plans again after 2 actions of each chunk; by default after all
     ... --environments 8        so many episodes at once; who asks at one time is answered together
     ... --shard 0/4             the episodes of job 0 of 4, on any machines
+    python -m experiments.rollout --diagnose --policy RUN --sim blocks [--data ROOT] --out DIR
     python -m experiments.rollout --merge DIR0 DIR1 ... --out DIR
     python -m experiments.rollout --doctor --sim metaworld
 
@@ -17,6 +18,8 @@ and by task; hashes, versions, renderer, seed), OUT/film.png, OUT/strips and OUT
 that succeeded, the first that did not) and OUT/actions. Episodes follow from the seed and their
 number: those of two policies are the same. An episode is kept when it ends: after a kill the same
 command goes on, with more --episodes too. Results of other settings are not added to, nor merged.
+--diagnose asks the policy along the expert's way, as it is and told or shown something else, and
+says with numbers which of the usual causes of failure it finds (rolling/diagnosing.py).
 Simulators run in processes of their own: an episode whose process ends is played once more, and if
 that ends too it is told as an error, which counts neither way (exit code 1).
 """
@@ -32,7 +35,7 @@ from typing import Any
 from experiments import sims
 from experiments.composition.digests import digest
 from experiments.composition.json_files import write_json
-from experiments.rolling import films, merging
+from experiments.rolling import diagnosing, films, merging, probing
 from experiments.rolling.actors import Actors, Opened, Served
 from experiments.rolling.episodes import Orders
 from experiments.rolling.results import Kept, figures, text
@@ -55,6 +58,8 @@ def main(argv: list[str]) -> int:
         settings = merging.merge(args.merge, args.out)
         with Kept(args.out, settings) as kept:
             return finish(kept, list(kept.rows))
+    if args.diagnose:
+        return diagnose(args)
     index, count = args.shard
     numbers = list(range(index, args.episodes, count))
     worlds = opened(args.sim, args.environments)
@@ -146,6 +151,24 @@ def finish(kept: Kept, numbers: list[int]) -> int:
     return 1 if errors else 0
 
 
+def diagnose(args: argparse.Namespace) -> int:
+    """Prints and writes which causes of failure are found; 1 where there are some."""
+    (world,) = opened(args.sim, 1)
+    try:
+        of = diagnosing.subject(args.policy, world.about.dataset, args.data)
+        evidence = probing.probe(world, of.policy, args.episodes, args.seed, of.cameras)
+        found = diagnosing.findings(evidence, of, world.about)
+    finally:
+        world.close()
+    print(diagnosing.table(found))
+    args.out.mkdir(parents=True, exist_ok=True)
+    body = {"sim": args.sim, "seed": args.seed, "episodes": args.episodes}
+    body |= {"policy": described(args.policy), "findings": [each._asdict() for each in found]}
+    write_json(args.out / "diagnosis.json", body)
+    print(f"written: {args.out}/diagnosis.json")
+    return 1 if any(each.claimed for each in found) else 0
+
+
 def doctor(sim: str) -> int:
     """Prints what of a world works here; 1 where something does not."""
     lines, works = sims.check(sim)
@@ -198,7 +221,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--step", type=command.positive, help="of a run's checkpoint; by default its best or newest"
     )
     parser.add_argument("--sim", help=f"one of {', '.join(sims.SIMS)}; some take words behind a :")
-    parser.add_argument("--episodes", type=command.positive, default=160)
+    parser.add_argument(
+        "--episodes", type=command.positive, help="160 by default, of a diagnosis 16"
+    )
     parser.add_argument("--out", type=Path, help="where the results go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -211,6 +236,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--shard", type=command.share, default=(0, 1), help="I/N: of job I of N")
     parser.add_argument("--token_file", type=Path, help="of a server that wants one")
+    parser.add_argument("--diagnose", action="store_true", help="why does it fail?")
+    parser.add_argument("--data", help="of a diagnosis: recordings, whose pictures it compares")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="OUT", help="of all shards")
     parser.add_argument(
         "--doctor", action="store_true", help="says whether the simulator works here"
@@ -221,6 +248,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     for name in needed[which]:
         if getattr(args, name) is None:
             parser.error(f"{which or 'a rollout'}: expected --{name}")
+    args.episodes = args.episodes or (16 if args.diagnose else 160)
     if which != "--merge" and args.sim.partition(":")[0] not in sims.SIMS:
         parser.error(f"--sim: expected one of {', '.join(sims.SIMS)}, got {args.sim!r}")
     of_run = not which and not args.policy.startswith((*SCRIPTED, REPLAY, "ws://", "wss://"))

@@ -17,6 +17,7 @@ width.
 
 import copy
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -81,8 +82,8 @@ class JaxPolicy:
         )
         self._extend = _of_rows(self._extended)
         self._act_on_readouts = _of_rows(
-            lambda params, readouts, present, dims, key: self._model(params).act_on_readouts(
-                jnp.concatenate(readouts, axis=1), present, dims, key
+            lambda params, readouts, present, dims, draw: self._model(params).act_on_readouts(
+                jnp.concatenate(readouts, axis=1), present, dims, _key(draw)
             )
         )
         self._act_on_prefix = _of_rows(self._acted_on_prefix)
@@ -147,15 +148,13 @@ class JaxPolicy:
             raise ValueError("act_together: expected sessions of one policy; `sessions` makes them")
         given = [policy._prepared(each) for policy, each in zip(policies, seen, strict=True)]
         frames = lead._run(lead._embed, [(obs,) for obs, _ in given])
-        keys = [
-            jax.random.fold_in(jax.random.key(policy._io.seed), policy._step) for policy in policies
-        ]
+        draws = [(np.uint32(policy._io.seed), np.uint32(policy._step)) for policy in policies]
         if lead._on_prefix:
             for policy, frame in zip(policies, frames, strict=True):
                 policy._remember(frame)
             rows = [
-                (policy._newest(), policy._dims, key)
-                for policy, key in zip(policies, keys, strict=True)
+                (policy._newest(), policy._dims, draw)
+                for policy, draw in zip(policies, draws, strict=True)
             ]
             chunks = lead._run(lead._act_on_prefix, rows)
         else:
@@ -164,8 +163,8 @@ class JaxPolicy:
             chunks = lead._run(
                 lead._act_on_readouts,
                 [
-                    (tuple(each._readouts), (t >= t[-1] - each._step)[None], each._dims, key)
-                    for each, key in zip(policies, keys, strict=True)
+                    (tuple(each._readouts), (t >= t[-1] - each._step)[None], each._dims, draw)
+                    for each, draw in zip(policies, draws, strict=True)
                 ],
             )
         return [
@@ -301,11 +300,17 @@ class JaxPolicy:
         params: Params,
         frames: tuple[FrameTokens, ...],
         dims: Array,
-        key: jax.Array,
+        draw: tuple[Array, Array],
     ) -> Array:
         model = self._model(params)
         context = model.prefix_context(_stacked(frames), len(frames), dims)
-        return model.head.act(context, key)[:, -1]
+        return model.head.act(context, _key(draw))[:, -1]
+
+
+def _key(draw: tuple[Array, Array]) -> jax.Array:
+    """Of a policy's seed and an episode's step."""
+    seed, step = draw
+    return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def _read(policies: Sequence[JaxPolicy], frames: Sequence[FrameTokens]) -> None:
@@ -331,26 +336,38 @@ def _read(policies: Sequence[JaxPolicy], frames: Sequence[FrameTokens]) -> None:
 
 
 def _of_rows(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """The compiled program that gives function(params, *row) for each of several rows of arguments,
-    in one pass.
+    """The program that gives function(params, *row) for each of several rows of arguments, in one
+    pass, compiled for their number.
     """
 
-    def program(params: Params, rows: tuple[tuple[Any, ...], ...]) -> list[Any]:
-        if len(rows) == 1:
-            return [function(params, *rows[0])]
-        leaves, trees = zip(*(jax.tree.flatten(row) for row in rows), strict=True)
+    # Of leaves: types of ours know no axis of rows.
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def program(params: Params, leaves: list[Any], tree: Any, count: int) -> list[Any]:
         given: list[Any] = []  # the tree of what function gives
 
-        # Of leaves: types of ours know no axis of rows.
         def of_leaves(row: list[Any]) -> list[Any]:
-            out, tree = jax.tree.flatten(function(params, *jax.tree.unflatten(trees[0], row)))
-            given.append(tree)
+            out, made = jax.tree.flatten(function(params, *jax.tree.unflatten(tree, row)))
+            given.append(made)
             return out
 
-        out = jax.vmap(of_leaves)([jnp.stack(parts) for parts in zip(*leaves, strict=True)])
-        return [jax.tree.unflatten(given[0], [part[i] for part in out]) for i in range(len(rows))]
+        stacked = [jnp.stack(leaf) if isinstance(leaf, tuple) else leaf for leaf in leaves]
+        if count == 1:
+            return [
+                jax.tree.unflatten(given[0], row) for row in [of_leaves([x[0] for x in stacked])]
+            ]
+        out = jax.vmap(of_leaves)(stacked)
+        return [jax.tree.unflatten(given[0], [part[i] for part in out]) for i in range(count)]
 
-    return jax.jit(program)
+    def together(params: Params, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        flat, trees = zip(*(jax.tree.flatten(row) for row in rows), strict=True)
+        # What is on the host goes over as one array; the rest is where it stays.
+        leaves = [
+            leaf if isinstance(leaf[0], jax.Array) else np.stack(leaf)
+            for leaf in zip(*flat, strict=True)
+        ]
+        return program(params, leaves, trees[0], len(rows))
+
+    return together
 
 
 def _unseen(frame: FrameTokens) -> FrameTokens:

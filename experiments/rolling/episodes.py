@@ -57,11 +57,21 @@ class Film(NamedTuple):
     out: Path
 
 
+class Probe(NamedTuple):
+    """An order: the expert acts, and a policy is asked at each step what it would do."""
+
+    orders: Orders
+    number: int
+
+
 class Query(NamedTuple):
-    """What a policy is asked: `instruction` where it begins anew, else None; and what it sees."""
+    """What a policy is asked: `instruction` where it begins anew, else None; and what it sees. Of a
+    Probe the action [d] too that the expert carries out.
+    """
 
     instruction: str | None
     seen: Seen
+    expert: np.ndarray | None = None
 
 
 class Played(NamedTuple):
@@ -75,10 +85,12 @@ class Filmed(NamedTuple):
     """The pictures are written."""
 
 
-def perform(sim: Sim, order: Play | Film) -> Generator[Query, np.ndarray, Played | Filmed]:
+def perform(sim: Sim, order: Play | Film | Probe) -> Generator[Query, np.ndarray, Played | Filmed]:
     """Does what is ordered; gives what a policy is asked on the way, and takes chunks [k d]."""
     if isinstance(order, Play):
         return (yield from play(sim, order.orders, order.number))
+    if isinstance(order, Probe):
+        return (yield from probe(sim, order.orders, order.number))
     begin(sim, order.orders.seed, order.number)
     films.keep(sim, order.actions, order.out, order.number)
     return Filmed()
@@ -125,6 +137,25 @@ def play(sim: Sim, orders: Orders, number: int) -> Generator[Query, np.ndarray, 
     row |= {"outcome": sim.outcome, "steps": len(actions)}
     row |= {"seconds": round(time.perf_counter() - started - waited, 4), **sim.report()}
     return Played(row, np.array(actions))
+
+
+def probe(sim: Sim, orders: Orders, number: int) -> Generator[Query, np.ndarray, Played]:
+    """Runs an episode of the expert to its end, and asks at each step. What is answered is not
+    looked at.
+    """
+    row = begin(sim, orders.seed, number)
+    stage, actions = -1, list[np.ndarray]()
+    while not sim.outcome:
+        told = None
+        if sim.stage != stage:
+            stage, told = sim.stage, sim.instruction
+        images, proprio = sim.observe()
+        action = np.asarray(sim.expert())
+        before = None if told is not None else actions[-1]
+        yield Query(told, Seen(images, proprio, before), action)
+        sim.step(action)
+        actions.append(action)
+    return Played(row | {"outcome": sim.outcome, "steps": len(actions)}, np.array(actions))
 
 
 def _script(sim: Sim, orders: Orders, number: int) -> Callable[[], np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from experiments import sims
-from experiments.rolling.episodes import Film, Filmed, Play, Played, Query, perform
+from experiments.rolling.episodes import Film, Filmed, Play, Played, Probe, Query, perform
 from experiments.sims import Sim
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # where the worlds' modules are found
@@ -57,7 +57,7 @@ class Local:
         self.about = about(self._sim)
         self._message: Message | None = None
 
-    def begin(self, order: Play | Film) -> None:
+    def begin(self, order: Play | Film | Probe) -> None:
         """Takes an order."""
         self._work = cast(Generator[Message, Any, Message], perform(self._sim, order))
         self.answer(None)
@@ -102,7 +102,7 @@ class Apart:
             self.close()
             raise
 
-    def begin(self, order: Play | Film) -> None:
+    def begin(self, order: Play | Film | Probe) -> None:
         """Takes an order."""
         self._send(order)
 
