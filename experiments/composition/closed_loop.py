@@ -63,7 +63,9 @@ class Rollouts:
             self._last = step
             if not (self._out / str(step) / "results.json").is_file():
                 unfinished.append(step)
-            elif step not in known:
+                continue
+            self._checkpointer.release(step)  # it was held when the run was killed
+            if step not in known:
                 self._record(step)
         for step in unfinished:
             if is_complete(self._checkpointer.directory, step):
