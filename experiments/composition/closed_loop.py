@@ -1,5 +1,5 @@
 """Success in closed loop while a run trains: experiments.rollout on saved checkpoints, in a process
-beside the training that has only time that nobody else wants.
+beside the training that has only time that nobody else wants, of one core.
 
 WORKDIR/rollouts/STEP   what experiments.rollout writes, and output.txt with what it said
 """
@@ -46,6 +46,7 @@ class Rollouts:
         self._waiting: list[int] = []  # of these one at most was never begun
         self._last = 0  # the newest step that came due
         self._looked = 0.0
+        self._trains = True
         self._told = 0  # the step of which it was said that another process plays it
 
     def resume(self, start: int, end: int) -> None:
@@ -62,7 +63,9 @@ class Rollouts:
             self._last = step
             if not (self._out / str(step) / "results.json").is_file():
                 unfinished.append(step)
-            elif step not in known:
+                continue
+            self._checkpointer.release(step)  # it was held when the run was killed
+            if step not in known:
                 self._record(step)
         for step in unfinished:
             if is_complete(self._checkpointer.directory, step):
@@ -92,7 +95,12 @@ class Rollouts:
             self._begin(self._waiting.pop(0))
 
     def wait(self) -> None:
-        """Returns when nothing runs or waits: when all checkpoints are written."""
+        """Returns when nothing runs or waits: when all checkpoints are written and nothing is
+        trained any more.
+        """
+        self._trains = False
+        if self._child is not None:
+            _share(self._child.pid, 0)
         if self._child is not None or self._waiting:
             step = [self._running, *self._waiting][-1]
             self._recorder.say(f"rollout of step {step}: the run ends when it has ended")
@@ -164,17 +172,17 @@ class Rollouts:
             f"--sim={config.sim}", f"--episodes={config.episodes}", f"--out={out}",
         ]  # fmt: skip
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-        # A group of its own, which an interrupted terminal leaves alone, and no session: Linux
-        # gives sessions equal shares (autogroup), whatever the priorities in them.
         with (out / "output.txt").open("ab") as said:
             self._child = subprocess.Popen(
-                [sys.executable, *words], env=environment, process_group=0,
+                [sys.executable, *words], env=environment, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
         with contextlib.suppress(OSError):  # it ended
             os.setpriority(os.PRIO_PROCESS, self._child.pid, NICE)
-            if hasattr(os, "sched_setaffinity"):  # one core, whatever threads it has
+            if hasattr(os, "SCHED_IDLE"):  # Linux: whoever wakes up goes before it at once
                 os.sched_setaffinity(self._child.pid, {max(os.sched_getaffinity(0))})
+                os.sched_setscheduler(self._child.pid, os.SCHED_IDLE, os.sched_param(0))
+        _share(self._child.pid, NICE if self._trains else 0)
         self._running = step
 
     def _ended(self, step: int, code: int) -> None:
@@ -209,6 +217,14 @@ class Rollouts:
             f"rollout of step {step}: success {share:.1%} [{100 * success['low']:.0f},"
             f" {100 * success['high']:.0f}] of {success['episodes']}: {out}"
         )
+
+
+def _share(pid: int, nice: int) -> None:
+    """Sets how much a session gets where Linux lets sessions share alike (autogroup), whatever the
+    priorities in them.
+    """
+    with contextlib.suppress(OSError):  # it ended, or there is no such thing here
+        Path(f"/proc/{pid}/autogroup").write_text(f"{nice}")
 
 
 def _recorded(metrics_file: Path) -> set[int]:
