@@ -34,7 +34,7 @@ def test_python_in_ten_lines(name: str, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "runs/demo").mkdir(parents=True)
     unpack(name, tmp_path).rename(tmp_path / "runs/demo/policy")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"image": np.zeros((32, 32, 3), np.uint8)}
+    names: dict[str, Any] = {"image": np.zeros((32, 32, 3), np.uint8), "state": np.zeros(7)}
     exec(ten_lines(), names)
     assert names["actions"].shape == (4, 7)
     assert names["actions"].dtype == np.float32

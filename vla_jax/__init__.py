@@ -2,7 +2,7 @@
 
     policy = vla_jax.load_policy("runs/demo/policy")    # a run, an import or an artefact
     policy.reset("push the red block left")
-    actions = policy.act({"primary": image})            # once per control step: float32 [k d]
+    actions = policy.act({"primary": image}, state)     # once per control step: float32 [k d]
 
 Importing this brings neither JAX nor torch: of what runs beside a robot nothing needs the one, and
 much not the other.

@@ -89,7 +89,8 @@ def test_what_the_files_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "own"), [("blocks.py", set()), ("navigation.py", {"data.root", "data.mixture"})]
+    ("file", "own"),
+    [("blocks.py", {"model.proprio"}), ("navigation.py", {"data.root", "data.mixture"})],
 )
 def test_worlds_are_tiny_whatever_the_words(file: str, own: set[str]) -> None:
     plain = load_config(file).to_dict()
