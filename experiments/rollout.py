@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
     """Command line; 1 when episodes are errors."""
     args = _arguments(argv)
     if args.doctor:
-        for line in sims.check(args.sim):
-            print(line, flush=True)
-        return 0
+        lines, works = sims.check(args.sim)
+        print("\n".join(lines))
+        return 0 if works else 1
     if args.merge:
         settings = merging.merge(args.merge, args.out)
         with Kept(args.out, settings) as kept:

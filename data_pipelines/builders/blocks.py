@@ -123,7 +123,7 @@ def laid(draw: np.random.Generator, held_out: bool = False) -> Layout:
 
 def play(seed: int, split: int, episode: int) -> Table:
     """One episode of the expert. Tasks come in turn, the rest by chance; `split`: of SPLITS."""
-    draw = drawn(seed, split, episode)
+    draw = drawn(made.of_data(seed), split, episode)
     task = list(TASKS.values())[episode % len(TASKS)]
     words = told(draw, task)
     strayed = SPLITS[split] == "train" and episode // len(TASKS) % 2 == 1

@@ -12,7 +12,14 @@ from data_pipelines.builders import rlds_files
 from data_pipelines.datasets import Dataset
 from data_pipelines.datasets.image_text import ImageTextDataset
 
+# The first number that rollouts in these worlds are drawn from; data have others, see `of_data`.
+ROLLOUTS = 2
 SHARDS = {"train": 2, "val": 1}  # files of a split, at most
+
+
+def of_data(seed: int) -> int:
+    """The first number that a data set of this seed is drawn from: never that of rollouts."""
+    return seed if seed < ROLLOUTS else seed + 1
 
 
 def write(

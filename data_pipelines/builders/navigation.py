@@ -110,7 +110,7 @@ def play(seed: int, split: int, episode: int) -> Drive:
     """One episode of the expert. Scenarios come in turn, the rest by chance; `split` counts in
     SPLITS.
     """
-    draw = drawn(seed, split, episode)
+    draw = drawn(made.of_data(seed), split, episode)
     held_out = SPLITS[split] != "train"
     scenario = list(SCENARIOS)[episode % len(SCENARIOS)]
     said = sentences(scenario, held_out)

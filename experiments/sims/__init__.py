@@ -3,7 +3,7 @@ to know of them.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -83,11 +83,11 @@ def opened(name: str) -> Sim:
     return cast(Sim, kind(words) if words else kind())
 
 
-def check(name: str) -> Iterable[str]:
-    """Looks at what a world needs: a line for each thing that is as it should be. Raises
-    ValueError, saying what to do, at the first that is not.
+def check(name: str) -> tuple[list[str], bool]:
+    """What of a world's needs is there, a line each, what to do at the first that is not, and
+    whether all is.
     """
-    return cast(Iterable[str], _module(name.partition(":")[0]).check())
+    return cast(tuple[list[str], bool], _module(name.partition(":")[0]).check())
 
 
 def _module(name: str) -> Any:

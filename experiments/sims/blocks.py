@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.builders import blocks, blocks_expert
+from data_pipelines.builders import blocks, blocks_expert, made
 from data_pipelines.builders.blocks_world import CONTROL_HZ, FASTEST, TASKS, World
-
-ROLLOUTS = len(blocks.SPLITS)  # in place of a split's number
 
 
 class Blocks:
@@ -35,7 +33,7 @@ class Blocks:
 
     def reset(self, task: str, wording: str, seed: tuple[int, int]) -> None:
         """Begins an episode."""
-        draw = blocks.drawn(ROLLOUTS, *seed)
+        draw = blocks.drawn(made.ROLLOUTS, *seed)
         layout = blocks.laid(draw, wording == "held out colours")
         self._world = World(layout, TASKS[task])
         self.instruction = blocks.told(draw, TASKS[task], wording == "held out words")
@@ -58,6 +56,6 @@ class Blocks:
         return {"pushed": round(self._world.pushed(), 4)}
 
 
-def check() -> list[str]:
+def check() -> tuple[list[str], bool]:
     """See sims.check."""
-    return ["blocks: numpy alone, nothing to install"]
+    return ["blocks: numpy alone, nothing to install"], True

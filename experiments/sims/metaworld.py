@@ -62,6 +62,6 @@ class Metaworld:
         return {}
 
 
-def check() -> list[str]:
+def check() -> tuple[list[str], bool]:
     """See sims.check."""
     return metaworld_world.check()

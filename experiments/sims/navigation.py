@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.builders import navigation, navigation_expert
+from data_pipelines.builders import made, navigation, navigation_expert
 from data_pipelines.builders.navigation_world import CONTROL_HZ, FASTEST, World, scatter
 from vla_jax.robot.navigation import SCENARIOS
-
-ROLLOUTS = len(navigation.SPLITS)  # in place of a split's number
 
 
 class Navigation:
@@ -35,7 +33,7 @@ class Navigation:
 
     def reset(self, task: str, wording: str, seed: tuple[int, int]) -> None:
         """Begins an episode."""
-        draw = navigation.drawn(ROLLOUTS, *seed)
+        draw = navigation.drawn(made.ROLLOUTS, *seed)
         self._world = World(scatter(draw, task))
         said = navigation.sentences(task, wording == "held out")
         self.instruction = said[int(draw.integers(len(said)))]
@@ -57,6 +55,6 @@ class Navigation:
         return {}
 
 
-def check() -> list[str]:
+def check() -> tuple[list[str], bool]:
     """See sims.check."""
-    return ["navigation: numpy alone, nothing to install"]
+    return ["navigation: numpy alone, nothing to install"], True

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from data_pipelines.builders import blocks, made, navigation
 from data_pipelines.builders import blocks_expert as expert
 from data_pipelines.builders.blocks import PHRASES, SHADES, drawn, laid, play, told, write_blocks
 from data_pipelines.builders.blocks_world import (
@@ -242,3 +243,11 @@ def test_the_same_arguments_write_the_same_files(tmp_path):
 def test_tasks_are_named_by_colour_and_direction():
     assert len(TASKS) == 12
     assert TASKS["blue up"] == Task("blue", "up")
+
+
+def test_no_data_set_has_the_layouts_of_rollouts() -> None:
+    for builder in (blocks, navigation):
+        of_rollouts = builder.drawn(made.ROLLOUTS, 0, 5).random()
+        of_data = {builder.drawn(made.of_data(seed), 0, 5).random() for seed in range(5)}
+        assert of_rollouts not in of_data
+        assert len(of_data) == 5
