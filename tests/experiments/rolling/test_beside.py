@@ -14,12 +14,12 @@ def written(folder: Path, outcomes: list[str]) -> str:
     rows: list[dict[str, Any]] = [
         {
             "episode": number, "task": "red left", "wording": ("seen", "held out")[number % 2],
-            "outcome": outcome, "steps": 7, "milliseconds": [1.0],
+            "outcome": outcome, "steps": 7, "milliseconds": [1.0], "seconds": 0.1,
         }
         for number, outcome in enumerate(outcomes)
     ]  # fmt: skip
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({**figures(rows), "episodes": rows}))
+    (folder / "results.json").write_text(json.dumps({**figures(rows, 5.0), "episodes": rows}))
     return str(folder)
 
 
