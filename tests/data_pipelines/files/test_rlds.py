@@ -214,7 +214,10 @@ def test_reversed_steps_are_refused(root):
     )
     with pytest.raises(
         ValueError,
-        match=rf"record 0: step {FIRST - 1}: is_first: RLDS step order: expected True at step 0",
+        match=(
+            rf"record 0: step {FIRST - 1}: is_first: RLDS step order: expected True at step 0"
+            " alone"
+        ),
     ):
         open_index(root, BLOCKS)
 
