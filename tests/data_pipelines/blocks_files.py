@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.builders.blocks import play
 from data_pipelines.files import tfrecord
+
+FIRST = len(play(0, 0, 0).actions)  # steps of the first training episode
 
 
 def files(root: Path) -> Path:

@@ -13,7 +13,7 @@ from data_pipelines.datasets.calvin import CALVIN, CALVIN_PLAY
 from data_pipelines.files import tfds_folder
 from data_pipelines.index import FOLDER, open_index
 from data_pipelines.selection import Selection, check_apart, last_stretches
-from tests.data_pipelines.blocks_files import edit, files, rewrite, shard
+from tests.data_pipelines.blocks_files import FIRST, edit, files, rewrite, shard
 from tests.data_pipelines.test_calvin import frame, write_labels
 
 BLOCKS = DATASETS["blocks"]
@@ -176,7 +176,7 @@ def test_what_is_left_out_is_not_held_out(whole):
 
 
 def test_an_episode_with_some_words_is_kept(root):
-    rewrite(shard(root), lambda f: f.update({TEXT: [b""] * 5 + [b"lift"] * 6}))
+    rewrite(shard(root), lambda f: f.update({TEXT: [b""] * 5 + [b"lift"] * (FIRST - 5)}))
     assert len(open_index(root, BLOCKS).splits["train"].length) == 6
 
 
@@ -202,12 +202,12 @@ def test_idle_episodes_are_left_out(root):
         still = features["steps/action"].reshape(-1, 7)
         still[:, :6] = 0
         still[:, 6] = 1
-        still[:3, 0] = 0.02  # moves for 3 of 11 steps
+        still[:3, 0] = 0.02  # moves for 3 steps
 
     rewrite(shard(root), rest)
     before = open_index(root, BLOCKS)
-    assert report.measure(BLOCKS, before.splits["train"])["idle_frames"] >= 8
-    for most, left in ((0.75, 6), (0.7, 5)):
+    assert report.measure(BLOCKS, before.splits["train"])["idle_frames"] >= FIRST - 3
+    for most, left in (((FIRST - 3) / FIRST + 0.01, 6), ((FIRST - 3) / FIRST - 0.01, 5)):
         index = open_index(root, BLOCKS, selection=Selection(max_idle=most))
         assert len(index.splits["train"].length) == left
     with pytest.raises(ValueError, match=r"data.max_idle: expected .* a share above 0"):

@@ -15,7 +15,7 @@ from data_pipelines.datasets import DATASETS
 from data_pipelines.files import rlds, tfds_folder, tfrecord
 from data_pipelines.files.features import FLAGS
 from data_pipelines.index import FOLDER, open_index
-from tests.data_pipelines.blocks_files import edit, files, flip, rewrite, shard
+from tests.data_pipelines.blocks_files import FIRST, edit, files, flip, rewrite, shard
 from tests.wheels import needs_tensorflow
 
 BLOCKS = DATASETS["blocks"]
@@ -140,7 +140,8 @@ def test_uneven_features_are_refused(root):
     with pytest.raises(
         ValueError,
         match=(
-            r"record 0: observation/image: expected as many steps in every feature, got .*image 10,"
+            r"record 0: observation/image: expected as many steps in every feature,"
+            rf" got .*image {FIRST - 1},"
         ),
     ):
         open_index(root, BLOCKS)
@@ -167,7 +168,8 @@ def test_wrong_width_is_named(root):
         lambda f: f.update({"steps/action": np.zeros(len(f["steps/is_first"]) * 8, np.float32)}),
     )
     with pytest.raises(
-        ValueError, match=r"record 0: action: expected 7 numbers a step .*got 8 in each of 11 steps"
+        ValueError,
+        match=rf"record 0: action: expected 7 numbers a step .*got 8 in each of {FIRST} steps",
     ):
         open_index(root, BLOCKS)
 
@@ -184,7 +186,7 @@ def test_episode_without_steps_is_refused(root):
 def test_episode_that_standardisation_empties_is_kept(root, capsys):
     def last_only(columns):
         whole = BLOCKS.standardise(columns)
-        return type(whole)(*(value[:0] if len(value) == 11 else value for value in whole))
+        return type(whole)(*(value[:0] if len(value) == FIRST else value for value in whole))
 
     index = open_index(root, dataclasses.replace(BLOCKS, standardise=last_only))
     split = index.splits["train"]
@@ -195,7 +197,7 @@ def test_episode_that_standardisation_empties_is_kept(root, capsys):
     np.testing.assert_array_equal(split.first, np.cumsum(split.length) - split.length)
 
 
-@pytest.mark.parametrize(("flag", "step", "only"), [("is_first", 4, 0), ("is_last", 0, 10)])
+@pytest.mark.parametrize(("flag", "step", "only"), [("is_first", 4, 0), ("is_last", 0, FIRST - 1)])
 def test_order_of_steps_that_contradicts_the_flags_is_refused(root, flag, step, only):
     rewrite(shard(root), lambda f: f[f"steps/{flag}"].__setitem__(step, 1))
     expected = (
@@ -212,13 +214,18 @@ def test_reversed_steps_are_refused(root):
     )
     with pytest.raises(
         ValueError,
-        match=r"record 0: step 10: is_first: RLDS step order: expected True at step 0 alone",
+        match=(
+            rf"record 0: step {FIRST - 1}: is_first: RLDS step order: expected True at step 0"
+            " alone"
+        ),
     ):
         open_index(root, BLOCKS)
 
 
 def test_an_episode_cut_out_of_a_longer_one_is_read(root):
-    rewrite(shard(root), lambda f: f.update({f"steps/{k}": np.zeros(11, np.int64) for k in FLAGS}))
+    rewrite(
+        shard(root), lambda f: f.update({f"steps/{k}": np.zeros(FIRST, np.int64) for k in FLAGS})
+    )
     assert len(open_index(root, BLOCKS).splits["train"].length) == 6
 
 
@@ -231,7 +238,7 @@ def test_empty_file_is_refused(root):
 
 
 def test_words_that_are_not_utf8_are_refused(root):
-    rewrite(shard(root), lambda f: f.update({"steps/language_instruction": [b"push \xff"] * 11}))
+    rewrite(shard(root), lambda f: f.update({"steps/language_instruction": [b"push \xff"] * FIRST}))
     with pytest.raises(
         ValueError,
         match=r"record 0: step 0: language_instruction: expected an instruction in UTF-8",
@@ -314,7 +321,7 @@ def test_strings_reach_standardise_as_bytes(root):
     columns = {**BLOCKS.columns, "words": "language_instruction"}
     open_index(root, dataclasses.replace(BLOCKS, columns=columns, standardise=look))
     assert seen[0].dtype == object
-    assert seen[0].shape == (11,)
+    assert seen[0].shape == (FIRST,)
     assert all(isinstance(text, bytes) for text in seen[0])
 
 
