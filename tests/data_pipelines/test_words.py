@@ -11,7 +11,7 @@ from data_pipelines.datasets import DATASETS
 from data_pipelines.files import tfds_folder
 from data_pipelines.index import FOLDER, open_index
 from data_pipelines.selection import Selection
-from tests.data_pipelines.blocks_files import edit, files, rewrite, shard
+from tests.data_pipelines.blocks_files import FIRST, edit, files, rewrite, shard
 from tests.data_pipelines.loading import make, same, take
 
 BLOCKS = DATASETS["blocks"]
@@ -51,13 +51,13 @@ def said(batch):
 
 def test_a_window_is_told_what_its_newest_frame_is(root):
     """Play whose sub-task changes inside an episode."""
-    words = ["open", "open", "close", "", *["lift"] * 7]
+    words = ["open", "open", "close", "", *["lift"] * (FIRST - 4)]
     rewrite(shard(root), lambda f: f.update({TEXT: [w.encode() for w in words]}))
     index = open_index(root, BLOCKS)
     split = index.splits["train"]
     assert split.run[:4].tolist() == [0, 2, 3, 4]
     assert split.run[4:].tolist() == split.first[1:].tolist()
-    loader = make(index, shuffle=False, batch_size=11)
+    loader = make(index, shuffle=False, batch_size=FIRST)
     assert said(loader.batch(0)) == words
     assert said(loader.episode(0)) == words
     assert loader.instruction(0) == "open"
@@ -135,7 +135,7 @@ def test_one_of_the_alternatives_that_are_not_empty_is_drawn(root, three):
     same(take(loader, 41, 1)[0], batches[41])  # a function of the position
     same(loader.batch(41), batches[41])
     # In file order, to look at and to compare with, the first is taken.
-    assert said(make(index, shuffle=False).episode(0)) == ["two"] * 5 + ["three"] * 6
+    assert said(make(index, shuffle=False).episode(0)) == ["two"] * 5 + ["three"] * (FIRST - 5)
     lines = "\n".join(report.lines(three, "train", report.measure(three, split)))
     assert "up to 3 instructions to draw from" in lines
 
@@ -151,7 +151,7 @@ def test_words_that_the_files_do_not_have(root):
     whole = dataclasses.replace(BLOCKS, language="", instruction="push a block")
     split = open_index(root, whole).splits["train"]
     assert split.sentences == ("push a block",)
-    rewrite(shard(root), lambda f: f.update({TEXT: [b""] * 5 + [b"lift"] * 6}))
+    rewrite(shard(root), lambda f: f.update({TEXT: [b""] * 5 + [b"lift"] * (FIRST - 5)}))
     some = dataclasses.replace(BLOCKS, instruction="push a block")
     split = open_index(root, some).splits["train"]
     assert [split.sentences[i] for i in split.instruction[:2, 0]] == ["push a block", "lift"]
