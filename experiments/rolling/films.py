@@ -72,7 +72,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     for axis, row in zip(axes[:, 0], chosen, strict=True):
         axis.imshow(Image.open(out / STRIPS / f"{row['episode']}.png"))
         axis.set_title(
-            f"episode {row['episode']}, {row['task']}, words {row['wording']}: {row['outcome']}"
+            f"episode {row['episode']}, {row['task']}, {row['wording']}: {row['outcome']}"
             f" after {row['steps']} steps",
             size=9,
             loc="left",
