@@ -56,11 +56,11 @@ def test_the_network_learns_a_mean_for_each_price(small: None) -> None:
 
 
 class HalfBad(FakePolicy):
-    """Its third action is off while the gripper is open, and it is sure of none."""
+    """Its third action is off while the gripper is closed, and it is sure of none."""
 
     def act(self, images: Any, proprio: Any = None, executed: Any = None) -> dict[str, Any]:
         out = super().act(images, proprio, executed)
-        out["actions"][2, 0] += 0.1 * out["actions"][0, 6]
+        out["actions"][2, 0] += 0.1 * (1 - out["actions"][0, 6])
         out["confidence"]["steps"] = None
         return out
 
@@ -69,13 +69,13 @@ class HalfBad(FakePolicy):
 def test_the_regret_tells_what_no_confidence_says(
     artefact: Path, tmp_path: Path, small: None, monkeypatch
 ) -> None:
-    """The third action of a chunk is bad while the gripper is open; the policy does not say how
+    """The third action of a chunk is bad while the gripper is closed; the policy does not say how
     sure it is.
     """
     monkeypatch.setattr(
         recorded, "check", lambda *args: None
     )  # these are other statistics, which nothing here uses
-    write_blocks(tmp_path, train=40, val=4)
+    write_blocks(tmp_path, train=40, val=12)
     recording = open_recording(artefact, Where(str(tmp_path), "blocks", None))
     policy = fake_of_all(recording, (0.01, 0.01, 0.01), HalfBad)
     regrets = regret.learn(policy, recording, 40)
@@ -83,7 +83,7 @@ def test_the_regret_tells_what_no_confidence_says(
 
     def run(settings: Settings) -> tuple[int, int]:
         passes = bad = 0
-        for i in range(4):
+        for i in range(12):
             episode = recording.episode(i)
             actions, ran = trigger.execute(policy, episode, "blocks", settings)
             passes, bad = (
