@@ -25,6 +25,7 @@ that ends too it is told as an error, which counts neither way (exit code 1).
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import platform
@@ -77,6 +78,12 @@ def main(argv: list[str]) -> int:
             finally:
                 worlds = running.worlds
             return finish(kept, numbers)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError(
+            f"--out={args.out}: {error.strerror}: free some, and the same command goes on"
+        ) from error
     finally:
         for world in worlds:
             world.close()

@@ -85,25 +85,28 @@ class Local:
 
 
 class Apart:
-    """A world in a process of its own."""
+    """A world in a process of its own. It opens while others do: `about` waits for it."""
 
     def __init__(self, name: str) -> None:
-        """Raises ValueError where the world cannot be opened."""
         self._name = name
+        self._about: About | None = None
         self._connection, other = multiprocessing.Pipe()
         with other:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "experiments.rolling.child", str(other.fileno()), name],
                 pass_fds=(other.fileno(),), cwd=REPOSITORY,
             )  # fmt: skip
-        try:
-            self.about = cast(About, self._received())
-        except BaseException:
-            self.close()
-            raise
+
+    @property
+    def about(self) -> About:
+        """What it says of itself. Raises ValueError where it cannot be opened."""
+        if self._about is None:
+            self._about = cast(About, self._received())
+        return self._about
 
     def begin(self, order: Play | Film | Probe) -> None:
-        """Takes an order."""
+        """Takes an order. Raises as `about` does."""
+        assert self.about is not None  # what it says first
         self._send(order)
 
     def answer(self, chunk: np.ndarray | None) -> None:

@@ -1,6 +1,8 @@
 """The command experiments.rollout: kills, other settings, and policies of both kinds."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +79,25 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="complete checkpoint"):
         rollout.main(options(str(tmp_path / "nothing"), tmp_path / "out", 1))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def full(file: int) -> None:
+        if (tmp_path / "episodes.jsonl").read_bytes().count(b"\n") == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file)
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(ValueError, match=r"--out=.*No space left .*the same command goes on"):
+        rollout.main(options("random", tmp_path, 4))
+    monkeypatch.setattr(results.os, "fsync", real)
+    rollout.main(options("random", tmp_path, 4))
+    assert [row["episode"] for row in episodes(tmp_path)] == [0, 1, 2, 3]
 
 
 @pytest.mark.slow

@@ -108,9 +108,12 @@ def test_worlds_in_processes_that_end(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_wrong_in_a_process_is_said_here() -> None:
+    nowhere = Apart("nowhere")
     with pytest.raises(ValueError, match=r"No module named 'experiments\.sims\.nowhere'"):
-        Apart("nowhere")
+        _ = nowhere.about
+    nowhere.close()
     world = Apart("navigation")
+    assert world.about.tasks == HERE.tasks
     world._send("no order")
     with pytest.raises(RuntimeError, match="navigation: Traceback"):
         world.take()
