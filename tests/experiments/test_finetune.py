@@ -125,9 +125,9 @@ def test_ten_episodes_of_another_robot(checkpoints: Path, tmp_path: Path) -> Non
     said = pretrain(*command, "--then=evaluate,replay,export")
     for line in (
         "  new      4 arrays\n    head/outputs/arm/layers/1/bias: shape (18,), there (24,)",
-        "6 epochs of 122 windows in batches of 8: 92 steps, the first 9 of them warm-up, an"
-        " evaluation every 4",
-        "GiB per device: 0.", "92 steps of ", "$ python -m experiments.evaluate",
+        "6 epochs of 97 windows in batches of 8: 73 steps, the first 7 of them warm-up, an"
+        " evaluation every 3",
+        "GiB per device: 0.", "73 steps of ", "$ python -m experiments.evaluate",
         "$ python -m experiments.export", "$ python -m experiments.replay",
     ):  # fmt: skip
         assert line in said
@@ -135,8 +135,8 @@ def test_ten_episodes_of_another_robot(checkpoints: Path, tmp_path: Path) -> Non
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     held_out = {row["step"]: row["val/loss"] for row in rows if "val/loss" in row}
     assert min(held_out, key=held_out.__getitem__) == best
-    assert max(held_out) == rows[-1]["step"] == best + 4 < 92
+    assert max(held_out) == rows[-1]["step"] == best + 3 < 73
     assert f"held-out loss: lowest at step {best} (" in said
     assert json.loads((folder / "evaluation.json").read_text())["step"] == best
     assert json.loads((folder / "replay/replay.json").read_text())["origin"]["step"] == best
-    assert f"already at step {best + 4} of 92: nothing to train" in pretrain(*command)
+    assert f"already at step {best + 3} of 73: nothing to train" in pretrain(*command)
