@@ -100,4 +100,4 @@ def test_a_world_that_does_not_open_does_not_stop_the_training(
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"8"}
     refused = run(command, tmp_path, "--config.rollouts.sim=nowhere")
     assert refused.returncode == 2
-    assert "--config.rollouts.sim: expected one of navigation" in refused.stderr
+    assert "--config.rollouts.sim: expected one of blocks, calvin" in refused.stderr
