@@ -193,7 +193,8 @@ class JaxPolicy:
             past = self._io.action_spec.normalise(np.asarray(last, np.float32), measured)
         assert self._prompt is not None
         obs = observation(self._io, self._config, seen, past)
-        obs = obs._replace(prompt=self._prompt[0], prompt_mask=self._prompt[1])
+        ids, mask = self._prompt
+        obs = obs._replace(prompt=ids, prompt_mask=mask, action_dims=self._dims)
         return obs._replace(sensors=self._readings(seen.sensors)), measured
 
     def _acted(self, chunk: np.ndarray, measured: np.ndarray | None) -> np.ndarray:

@@ -62,7 +62,7 @@ class PolicyIO:
 def observation(
     io: PolicyIO, config: VLAConfig, seen: Seen, past: np.ndarray | None
 ) -> Observation:
-    """One frame of one episode as the network takes it, but for the prompt and sensors.
+    """One frame of one episode as the network takes it, but for the prompt, sensors and dims.
 
     `past` is the action [d] before it in network units, of the dataset's dims; None at an episode's
     first frame. Raises ValueError for images that are not uint8 RGB, and for missing state where
@@ -97,7 +97,6 @@ def observation(
         image_mask=np.ones_like(obs.image_mask),
         step_mask=np.ones((1, 1), bool),
         past_action_mask=np.full((1, 1), past is not None),
-        action_dims=np.isin(np.arange(config.action_dim), io.action_places)[None],
         embodiment=np.full(1, io.embodiment, np.int32),
     )
 

@@ -104,11 +104,6 @@ def write_blocks(root: str | Path, train: int = 1920, val: int = 96, seed: int =
     return made.write(root, BLOCKS, counts, example, _features(), __doc__)
 
 
-def drawn(*numbers: int) -> np.random.Generator:
-    """The random numbers of an episode; other numbers give independent ones."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
-
-
 def told(draw: np.random.Generator, task: Task, held_out: bool = False) -> str:
     """Words for a task, those of training or those kept from it."""
     phrases = PHRASES.held_out if held_out else PHRASES.seen
@@ -123,7 +118,7 @@ def laid(draw: np.random.Generator, held_out: bool = False) -> Layout:
 
 def play(seed: int, split: int, episode: int) -> Table:
     """One episode of the expert. Tasks come in turn, the rest by chance; `split`: of SPLITS."""
-    draw = drawn(made.of_data(seed), split, episode)
+    draw = made.drawn(made.of_data(seed), split, episode)
     task = list(TASKS.values())[episode % len(TASKS)]
     words = told(draw, task)
     strayed = SPLITS[split] == "train" and episode // len(TASKS) % 2 == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.builders import made, rlds_files
-from data_pipelines.builders.blocks import compress, drawn, laid
+from data_pipelines.builders.blocks import compress, laid
 from data_pipelines.builders.blocks_world import COLOURS, SIZE, TASKS, World
 from data_pipelines.datasets.image_text import BLOCKS_CAPTIONS
 from data_pipelines.files import tfrecord
@@ -48,7 +48,7 @@ def write_captions(root: str | Path, train: int = 120, val: int = 24, seed: int 
 
 def scene(seed: int, split: int, picture: int) -> tuple[np.ndarray, list[str]]:
     """The pixels [h w 3] uint8 of a table, and the colours of its blocks from left to right."""
-    layout = laid(drawn(seed, split, picture, 1))
+    layout = laid(made.drawn(seed, split, picture, 1))
     colours = sorted(COLOURS, key=lambda colour: layout.blocks[COLOURS.index(colour)][0])
     return World(layout, TASKS["red left"]).picture(), colours
 

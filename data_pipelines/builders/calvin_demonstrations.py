@@ -32,7 +32,7 @@ from data_pipelines.builders.calvin_chains import OF_ARM, Rules, jittered
 from data_pipelines.builders.calvin_expert import Expert
 from data_pipelines.builders.calvin_source import Annotation
 from data_pipelines.builders.calvin_world import METRES, RADIANS, Simulator, World
-from data_pipelines.builders.navigation import drawn
+from data_pipelines.builders.made import drawn
 from data_pipelines.datasets.calvin import CALVIN
 from vla_jax import command
 from vla_jax.progress import Progress

@@ -17,6 +17,11 @@ ROLLOUTS = 2
 SHARDS = {"train": 2, "val": 1}  # files of a split, at most
 
 
+def drawn(*numbers: int) -> np.random.Generator:
+    """The random numbers of an episode; other numbers give independent ones."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
+
+
 def of_data(seed: int) -> int:
     """The first number that a data set of this seed is drawn from: never that of rollouts."""
     return seed if seed < ROLLOUTS else seed + 1

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.builders import rlds_files
+from data_pipelines.builders import made, rlds_files
 from data_pipelines.builders.blocks import compress
 from data_pipelines.builders.metaworld_words import MT10, WORDINGS
 from data_pipelines.builders.metaworld_world import REACH, SIZES, World, facts
@@ -90,13 +90,6 @@ def chosen(tasks: str) -> tuple[str, ...]:
     return names
 
 
-def drawn(*numbers: int) -> np.random.Generator:
-    """The random numbers of an episode: a split's number or the one behind the last, the seed, the
-    episode's number, and which attempt it is.
-    """
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
-
-
 def place(draw: np.random.Generator) -> int:
     """The seed of where things are; to be drawn first."""
     return int(draw.integers(2**31))
@@ -116,7 +109,7 @@ def play(world: World, plan: Plan, split: int, episode: int) -> Demonstration:
     training = SPLITS[split] == "train"
     pushed = training and episode // len(plan.tasks) % 2 == 1
     for attempt in range(TRIES):
-        draw = drawn(split, plan.seed, episode, attempt)
+        draw = made.drawn(split, plan.seed, episode, attempt)
         world.reset(task, place(draw))
         words = said(draw, task, not training)
         pictures, states, actions = _recorded(world, draw if pushed else None)

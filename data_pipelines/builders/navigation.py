@@ -101,16 +101,11 @@ def sentences(scenario: str, held_out: bool) -> list[str]:
     return others if held_out else [SCENARIOS[scenario].korean, *others]
 
 
-def drawn(*numbers: int) -> np.random.Generator:
-    """The random numbers of an episode; other numbers give independent ones."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
-
-
 def play(seed: int, split: int, episode: int) -> Drive:
     """One episode of the expert. Scenarios come in turn, the rest by chance; `split` counts in
     SPLITS.
     """
-    draw = drawn(made.of_data(seed), split, episode)
+    draw = made.drawn(made.of_data(seed), split, episode)
     held_out = SPLITS[split] != "train"
     scenario = list(SCENARIOS)[episode % len(SCENARIOS)]
     said = sentences(scenario, held_out)

@@ -14,7 +14,6 @@ depends on chance when: the loss falls once more there. Sentences have 10 tokens
 
 from ml_collections import ConfigDict
 
-from experiments.composition import presets
 from experiments.configs import oxe_paligemma
 
 
@@ -22,14 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of oxe_paligemma.py:tiny with this file's data; `arg` holds the words of
     experiments/composition/presets.py, without sizes.
     """
-    config = oxe_paligemma.get_config()
-    words = presets.parse(f"tiny,{arg}")
-    presets.apply(config, words)
+    config = oxe_paligemma.tiny_mlp(arg)
     config.steps = 3_000
     config.batch_size = 64
-    config.model.window = 1
     config.model.prompt_length = 16
     config.model.proprio = True
-    if not words & presets.HEADS.keys():
-        config.model.head = "mlp"
     return config

@@ -13,7 +13,6 @@ what pictures this small do not: whether the fingers hold something.
 
 from ml_collections import ConfigDict
 
-from experiments.composition import presets
 from experiments.configs import oxe_paligemma
 
 
@@ -21,9 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of oxe_paligemma.py:tiny with this file's data; `arg` holds the words of
     experiments/composition/presets.py, without sizes.
     """
-    config = oxe_paligemma.get_config()
-    words = presets.parse(f"tiny,{arg}")
-    presets.apply(config, words)
+    config = oxe_paligemma.tiny_mlp(arg)
     config.steps = 20_000
     config.batch_size = 64
     config.log_every = 100
@@ -36,11 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.gripper = 0.1
     config.model.cameras = ("primary", "wrist")
     config.model.image_sizes = (96, 48)
-    config.model.window = 1
     config.model.chunk = 10
     config.model.proprio = True
     config.model.head_hidden = 256
     config.model.head_mlp = (256, 128)
-    if not words & presets.HEADS.keys():
-        config.model.head = "mlp"
     return config

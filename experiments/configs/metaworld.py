@@ -13,7 +13,6 @@ its square: the last centimetre decides on a grip.
 
 from ml_collections import ConfigDict
 
-from experiments.composition import presets
 from experiments.configs import oxe_paligemma
 
 
@@ -21,9 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of oxe_paligemma.py:tiny with this file's data; `arg` holds the words of
     experiments/composition/presets.py, without sizes.
     """
-    config = oxe_paligemma.get_config()
-    words = presets.parse(f"tiny,{arg}")
-    presets.apply(config, words)
+    config = oxe_paligemma.tiny_mlp(arg)
     config.steps = 12_000
     config.batch_size = 64
     config.log_every = 100
@@ -32,7 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.mixture = "metaworld"
     config.augment.shift = (2, 2)
     config.loss.delta = 0.1
-    config.model.window = 1
     config.model.chunk = 8
     config.model.cameras = ("primary", "wrist")
     config.model.image_size = 96
@@ -40,6 +36,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.proprio = True
     config.model.head_hidden = 256
     config.model.head_mlp = (256, 128)
-    if not words & presets.HEADS.keys():
-        config.model.head = "mlp"
     return config

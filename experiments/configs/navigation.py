@@ -13,7 +13,6 @@ most. Batches of 64, as half of all windows begin off the way.
 
 from ml_collections import ConfigDict
 
-from experiments.composition import presets
 from experiments.configs import oxe_paligemma
 
 
@@ -21,15 +20,10 @@ def get_config(arg: str = "") -> ConfigDict:
     """The config of oxe_paligemma.py:tiny with this file's data; `arg` holds the words of
     experiments/composition/presets.py, without sizes.
     """
-    config = oxe_paligemma.get_config()
-    words = presets.parse(f"tiny,{arg}")
-    presets.apply(config, words)
+    config = oxe_paligemma.tiny_mlp(arg)
     config.steps = 1_500
     config.batch_size = 64
     config.data.root = "runs/navigation/data"
     config.data.mixture = "navigation"
-    config.model.window = 1
     config.model.prompt_length = 16
-    if not words & presets.HEADS.keys():
-        config.model.head = "mlp"
     return config

@@ -81,6 +81,19 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
+def tiny_mlp(arg: str) -> ConfigDict:
+    """This file's config for a world that is learnt on a CPU, one frame at a time: `tiny`, and an
+    MLP, as there is no time to fuse, unless the words in `arg` name a head.
+    """
+    words = presets.parse(f"tiny,{arg}")
+    config = get_config()
+    presets.apply(config, words)
+    config.model.window = 1
+    if not words & presets.HEADS.keys():
+        config.model.head = "mlp"
+    return config
+
+
 def _data() -> ConfigDict:
     """What is read."""
     config = ConfigDict()

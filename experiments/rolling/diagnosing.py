@@ -96,15 +96,17 @@ def findings(evidence: Evidence, of: Subject, world: About) -> list[Finding]:
             abs(of.control_hz / world.control_hz - 1) > 0.01,
             f"{of.control_hz:g} steps a second in its data, {world.control_hz:g} here",
         )
+    blind, repeats = _blind(evidence), _repeats(evidence)
+    copies = _copies(evidence, blind, repeats)
     return [
         rate,
         _statistics("actions", of.action, evidence.expert, evidence.states),
         _state(evidence, of),
         *_dims(evidence, of.action, world),
         _deaf(evidence),
-        _blind(evidence),
-        _copies(evidence),
-        *_stale(evidence),
+        blind,
+        copies,
+        *_stale(evidence, blind, copies, repeats),
         _looks(evidence, of),
     ]
 
@@ -163,35 +165,35 @@ def _repeats(evidence: Evidence) -> tuple[float, int]:
     return (float((before < right).mean()) if at.any() else 0.0), int(at.sum())
 
 
-def _copies(evidence: Evidence) -> Finding:
+def _copies(evidence: Evidence, blind: Finding, repeats: tuple[float, int]) -> Finding:
     cause = "copies the last action"
-    share, count = _repeats(evidence)
+    share, count = repeats
     if count < FEW:
         return Finding(cause, None, f"the expert's action changes at {count} frames only")
     told = _moves(evidence, "other action")
-    blind = _moves(evidence, "other pictures") < MOVES
     said = (
         f"{share:.0%} of {count} plans where the action changes are nearer to the one before (over"
         f" {REPEATS:.0%}); told of another one a plan changes by {told:.2f}"
     )
-    return Finding(cause, share > REPEATS and (told >= MOVES or blind), said)
+    return Finding(cause, share > REPEATS and (told >= MOVES or bool(blind.claimed)), said)
 
 
-def _stale(evidence: Evidence) -> list[Finding]:
+def _stale(
+    evidence: Evidence, blind: Finding, copies: Finding, repeats: tuple[float, int]
+) -> list[Finding]:
     same = float(evidence.same.mean())
     frozen = Finding(
         "pictures stand still",
         same > SAME,
         f"{same:.0%} of the frames are the one before, though the robot moved (over {SAME:.0%})",
     )
-    share, count = _repeats(evidence)
+    share, count = repeats
     if count < FEW:
         late = Finding("pictures come late", None, f"the action changes at {count} frames only")
         return [frozen, late]
-    copies = _copies(evidence).claimed
     late = Finding(
         "pictures come late",
-        share > REPEATS and not copies and not _blind(evidence).claimed,
+        share > REPEATS and not copies.claimed and not blind.claimed,
         f"{share:.0%} of {count} plans where the action changes fit the frame before (over"
         f" {REPEATS:.0%}), though the last action is not copied",
     )

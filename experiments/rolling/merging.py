@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.composition.config import diff
 from experiments.rolling import films
-from experiments.rolling.episodes import actions_of
+from experiments.rolling.episodes import Row, actions_of
 from experiments.rolling.results import Kept
 
 
@@ -19,6 +19,7 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     first: dict[str, Any] | None = None
     whose: dict[int, Path] = {}
+    rows: dict[int, Row] = {}
     for folder in folders:
         file = folder / "settings.json"
         if not file.is_file():
@@ -40,14 +41,14 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
                         f" in {folder}; give each shard once"
                     )
                 whose[number] = folder
+            rows |= kept.rows
     assert first is not None
     if (out / "episodes.jsonl").exists():
         raise ValueError(f"--out={out}: expected an empty folder for what is merged")
     with Kept(out, first) as merged:
         for number, folder in sorted(whose.items()):
-            with Kept(folder, first) as kept:
-                merged.add(kept.rows[number], actions_of(folder, number))
-                _copy_pictures(folder, out, number)
+            merged.add(rows[number], actions_of(folder, number))
+            _copy_pictures(folder, out, number)
     return first
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.composition.open_loop import GREY
 from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Probe, Query
 from experiments.rolling.worlds import Apart, Local
@@ -19,7 +20,6 @@ from vla_jax.types import Seen
 # How a policy is asked, each in a session of its own: as it is; told nothing, or another episode's
 # words; shown grey, or another episode's pictures; told that another action was carried out.
 WAYS = ("as it is", "no words", "other words", "no pictures", "other pictures", "other action")
-GREY = 128
 
 
 class Evidence(NamedTuple):

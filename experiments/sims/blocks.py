@@ -33,7 +33,7 @@ class Blocks:
 
     def reset(self, task: str, wording: str, seed: tuple[int, int]) -> None:
         """Begins an episode."""
-        draw = blocks.drawn(made.ROLLOUTS, *seed)
+        draw = made.drawn(made.ROLLOUTS, *seed)
         layout = blocks.laid(draw, wording == "held out colours")
         self._world = World(layout, TASKS[task])
         self.instruction = blocks.told(draw, TASKS[task], wording == "held out words")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.builders import metaworld, metaworld_world
+from data_pipelines.builders import made, metaworld, metaworld_world
 from data_pipelines.builders.metaworld_world import CONTROL_HZ, REACH, World
 
 ROLLOUTS = len(metaworld.SPLITS)  # in place of a split's number
@@ -41,7 +41,7 @@ class Metaworld:
 
     def reset(self, task: str, wording: str, seed: tuple[int, int]) -> None:
         """Begins an episode."""
-        draw = metaworld.drawn(ROLLOUTS, *seed)
+        draw = made.drawn(ROLLOUTS, *seed)
         self._world.reset(task, metaworld.place(draw))
         self.instruction = metaworld.said(draw, task, wording == "held out")
 

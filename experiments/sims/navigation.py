@@ -33,7 +33,7 @@ class Navigation:
 
     def reset(self, task: str, wording: str, seed: tuple[int, int]) -> None:
         """Begins an episode."""
-        draw = navigation.drawn(made.ROLLOUTS, *seed)
+        draw = made.drawn(made.ROLLOUTS, *seed)
         self._world = World(scatter(draw, task))
         said = navigation.sentences(task, wording == "held out")
         self.instruction = said[int(draw.integers(len(said)))]

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipelines import images
 from data_pipelines.builders import metaworld, metaworld_world
-from data_pipelines.builders.metaworld import chosen, drawn, place, play, write_metaworld
+from data_pipelines.builders.made import drawn
+from data_pipelines.builders.metaworld import chosen, place, play, write_metaworld
 from data_pipelines.builders.metaworld_words import MT10, WORDINGS
 from data_pipelines.builders.metaworld_world import LIMIT, REACH, SIZES, World
 from data_pipelines.datasets import DATASETS

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipelines import images
 from data_pipelines.builders import navigation_expert as expert
-from data_pipelines.builders.navigation import drawn, play, sentences, write_navigation
+from data_pipelines.builders.made import drawn
+from data_pipelines.builders.navigation import play, sentences, write_navigation
 from data_pipelines.builders.navigation_world import (
     COLOURS,
     LIMIT,
