@@ -7,6 +7,7 @@ known, the names of actions and state (experiments/composition/spaces.py).
 
 import ast
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
+from vla_jax.rl.learner import Learner, LearnerConfig
 from vla_jax.robot import sensing
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
@@ -174,10 +176,10 @@ def action_token_end(config: ConfigDict, folder: Path) -> int:
 
 
 def training_model(config: ConfigDict, action_end: int = 0) -> Build:
-    """What is trained: the policy of `model`, with adapters when lora.rank > 0, and its blocks'
-    products in 8 bits with model.eight_bits.
+    """What is trained: the policy of `model` (what learns by trial, with rl.algorithm), with
+    adapters when lora.rank > 0, and its blocks' products in 8 bits with model.eight_bits.
     """
-    whole = attach(model(config, action_end), lora(config))
+    whole = attach(_made_of(_kind(config), config, action_end), lora(config))
     return blocks_in_eight_bits(whole, config.model.eight_bits)
 
 
@@ -192,6 +194,28 @@ def model(config: ConfigDict, action_end: int = 0) -> Build:
     Raises ValueError for a name that is in none of the tables, and for a config whose dims are
     still to be had from the data.
     """
+    return _made_of(VLA, config, action_end)
+
+
+def _kind(config: ConfigDict) -> Callable[..., VLA]:
+    """What is trained is of this class."""
+    rl = config.rl
+    if not rl.algorithm:
+        return VLA
+    learning = LearnerConfig(
+        algorithm=rl.algorithm,
+        clip=rl.clip,
+        value=rl.value,
+        divergence=rl.divergence,
+        log_std=math.log(rl.std),
+        hidden=rl.hidden,
+        binary=binary(config),
+    )
+    return partial(Learner, learning)
+
+
+def _made_of(kind: Callable[..., VLA], config: ConfigDict, action_end: int) -> Build:
+    """`model`, of a class that takes what VLA takes."""
     sizes, model = backbone_config(config), config.model
     make_backbone, head = backbone_module(config).MODEL, _head(config, action_end or sizes.vocab)
     policy = VLAConfig(
@@ -219,7 +243,7 @@ def model(config: ConfigDict, action_end: int = 0) -> Build:
 
     def make(rngs: nnx.Rngs) -> VLA:
         backbone: Any = make_backbone(sizes, rngs)
-        return VLA(backbone, head(backbone.width, rngs), policy, rngs, tasks, encoders)
+        return kind(backbone, head(backbone.width, rngs), policy, rngs, tasks, encoders)
 
     return make
 

@@ -92,8 +92,10 @@ class JaxPolicy:
     def _model(self, params: Params) -> VLA:
         return cast(VLA, merge(self._graphdef, params))
 
-    def reset(self, instruction: str) -> None:
-        """Begins an episode. Raises ValueError when the instruction has too many tokens."""
+    def reset(self, instruction: str, seed: int | None = None) -> None:
+        """Begins an episode. `seed` is of what it draws there, where not all episodes are to draw
+        alike. Raises ValueError when the instruction has too many tokens.
+        """
         ids, length = np.asarray(self._io.encode(instruction)), self._io.prompt_length
         if len(ids) > length:
             raise ValueError(
@@ -102,7 +104,7 @@ class JaxPolicy:
         prompt = np.zeros((1, length), np.int32)
         prompt[0, : len(ids)] = ids
         self._prompt = prompt, (np.arange(length) < len(ids))[None]
-        self._step = 0
+        self._step, self._seed = 0, self._io.seed if seed is None else seed
         self._frames: deque[FrameTokens] = deque(maxlen=self._config.window)
         self._readouts: deque[jax.Array] = deque(maxlen=self._config.window)
         self._kept: _Kept | None = None
@@ -133,6 +135,12 @@ class JaxPolicy:
         """Those of which it wants an image."""
         return self._config.cameras
 
+    def with_params(self, params: Params) -> "JaxPolicy":
+        """The same with other parameters of the same shapes: nothing is compiled anew."""
+        out = copy.copy(self)
+        out._params, out._prompt = params, None
+        return out
+
     def sessions(self, n: int) -> "list[JaxPolicy]":
         """`n` policies on this network, for as many episodes at once; see `act_together`."""
         out = [copy.copy(self) for _ in range(n)]
@@ -153,7 +161,7 @@ class JaxPolicy:
             raise ValueError("act_together: expected sessions of one policy; `sessions` makes them")
         given = [policy._prepared(each) for policy, each in zip(policies, seen, strict=True)]
         frames = lead._run(lead._embed, [(obs,) for obs, _ in given])
-        draws = [(np.uint32(policy._io.seed), np.uint32(policy._step)) for policy in policies]
+        draws = [(np.uint32(policy._seed), np.uint32(policy._step)) for policy in policies]
         if lead._on_prefix:
             for policy, frame in zip(policies, frames, strict=True):
                 policy._remember(frame)
@@ -195,7 +203,8 @@ class JaxPolicy:
         obs = observation(self._io, self._config, seen, past)
         ids, mask = self._prompt
         obs = obs._replace(prompt=ids, prompt_mask=mask, action_dims=self._dims)
-        return obs._replace(sensors=self._readings(seen.sensors)), measured
+        self._obs = obs._replace(sensors=self._readings(seen.sensors))
+        return self._obs, measured
 
     def _acted(self, chunk: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
         """Ends a step: the network's chunk [k d] in robot units."""
@@ -204,6 +213,12 @@ class JaxPolicy:
         actions = self._io.action_spec.unnormalise(chunk[:, self._io.action_places], measured)
         self._last = actions[0]
         return actions
+
+    def taken(self) -> tuple[Observation, np.ndarray]:
+        """The last frame as the network took it, and the chunk [k d] that it gave, in network
+        units: what a policy learns from that is told how it went.
+        """
+        return self._obs, self._normalised
 
     def stages(self) -> Stages:
         """What the last `act` made on its way to the actions: for comparisons with other programs

@@ -16,6 +16,7 @@ from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy
 from vla_jax.policy_io import PolicyIO
+from vla_jax.rl.learner import CRITIC
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_meta, load_params
 from vla_jax.types import DTYPES
@@ -111,7 +112,11 @@ def open_checkpoint(
     specs = {name: _spec(body) for name, body in meta["datasets"].items()}
     return SavedPolicy(
         build=build.model(config, build.action_token_end(config, folder)),
-        params=load_params(directory, step),
+        params={
+            name: value
+            for name, value in load_params(directory, step).items()
+            if not name.startswith(CRITIC)
+        },
         specs=specs,
         tokenizer=encoder.definition(),
         prompt={

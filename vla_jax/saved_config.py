@@ -120,6 +120,21 @@ INTRODUCED: dict[str, Any] = {
     "rollouts.sim": "",
     "rollouts.every": 1_000,
     "rollouts.episodes": 40,
+    # 2026-11-29. Nothing learnt by trial.
+    "rl.algorithm": "",
+    "rl.sim": "",
+    "rl.episodes": 96,
+    "rl.trials": 1,
+    "rl.environments": 16,
+    "rl.epochs": 4,
+    "rl.discount": 0.99,
+    "rl.decay": 0.95,
+    "rl.clip": 0.2,
+    "rl.update_limit": 0.05,
+    "rl.value": 0.5,
+    "rl.divergence": 0.01,
+    "rl.std": 0.1,
+    "rl.hidden": 256,
 }
 
 

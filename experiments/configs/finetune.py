@@ -87,6 +87,15 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
+def same_robot(config: ConfigDict) -> None:
+    """Gives `get_config`'s the data of the start and the dims of its robot: there are no others."""
+    start = Path(config.model.start)
+    saved = of_checkpoint(load_meta(start), start)
+    for name in ("action_dim", "action_names", "action_binary", "state_names", "embodiments"):
+        config.model[name] = _tuples(saved.model.to_dict()[name])
+    config.data = ConfigDict(_tuples(saved.data.to_dict()))
+
+
 def _tuples(value: Any) -> Any:
     """As config files write it, of what JSON gives back: tuples for lists."""
     if isinstance(value, dict):

@@ -72,6 +72,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rollouts.every = 1_000  # steps: at the first save from each multiple on, and the last
     config.rollouts.episodes = 40
 
+    config.rl = _rl()
+
     config.mesh = ConfigDict()
     config.mesh.data = 1
     config.mesh.fsdp = -1  # all devices
@@ -222,6 +224,27 @@ def _objectives() -> ConfigDict:
     config.text_align.clip = (  # Hugging Face folder with its tokenizer
         "weights/clip-vit-large-patch14"
     )
+    return config
+
+
+def _rl() -> ConfigDict:
+    """Learning by trial (experiments/finetune_rl.py), where `steps` counts its rounds."""
+    config = ConfigDict()
+    config.algorithm = ""  # ppo, grpo; "" = learning from demonstrations
+    config.sim = ""  # as experiments.rollout --sim
+    config.episodes = 96  # of a round, each its own
+    config.trials = 1  # of each of them; of grpo, which compares them, 2 or more
+    config.environments = 16  # at one time
+    config.epochs = 4  # passes over a round's decisions
+    config.discount = 0.99  # of what comes a control step later
+    config.decay = 0.95  # lambda of generalised advantage estimation
+    config.clip = 0.2
+    # nats: a round's updates end where the policy is this far from the one that acted
+    config.update_limit = 0.05
+    config.value = 0.5  # what the critic's error weighs
+    config.divergence = 0.01  # what the divergence from the policy at the start weighs
+    config.std = 0.1  # of exploration at the start, network units
+    config.hidden = 256  # of the critic
     return config
 
 

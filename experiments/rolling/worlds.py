@@ -27,6 +27,7 @@ class About(NamedTuple):
 
     dataset: str
     tasks: tuple[str, ...]
+    wordings: tuple[str, ...]
     low: np.ndarray
     high: np.ndarray
     control_hz: float
@@ -35,7 +36,8 @@ class About(NamedTuple):
 
 def about(sim: Sim) -> About:
     """What a world says of itself."""
-    return About(sim.dataset, sim.tasks, sim.low, sim.high, sim.control_hz, dict(sim.facts))
+    own = sim.dataset, sim.tasks, sim.wordings, sim.low, sim.high, sim.control_hz
+    return About(*own, dict(sim.facts))
 
 
 class Trouble(NamedTuple):

@@ -147,6 +147,8 @@ class Recorder:
 SHOWN = (
     "loss",
     "val/loss",
+    "rl/success",
+    "rl/divergence",
     "train/grad_norm",
     "train/windows_per_s",
     "train/input_wait",

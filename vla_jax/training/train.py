@@ -243,7 +243,7 @@ def fit(
         hooks.peers.at(done, "compiling")
         batch = feed.next(done, None, clock)
         compiled, flops = _compile(step, state, batch, config.steps - done, hooks)
-        asked = stack.enter_context(_asked_to_stop())
+        asked = stack.enter_context(asked_to_stop())
         stack.enter_context(clock.during("productive"))
         meter = metrics.Meter(config.batch_size, flops, mesh)
         log = _Log(config, hooks, meter)
@@ -382,7 +382,7 @@ def _leave(number: int, log: _Log, hooks: Hooks) -> None:
 
 
 @contextlib.contextmanager
-def _asked_to_stop() -> Iterator[Callable[[int], bool]]:
+def asked_to_stop() -> Iterator[Callable[[int], bool]]:
     """Within, SIGTERM does not kill: the yielded function says at each step, alike on every host,
     whether to stop.
     """

@@ -1,0 +1,232 @@
+"""Improves a policy by trial in a simulated world: PPO, or GRPO.
+
+    python -m experiments.finetune_rl --config=blocks_ppo.py --config.model.start=RUN/checkpoints
+    [--config.a.b=value ...] [--workdir=DIR] [--dry_run] [--change[=yes]]
+
+The policy of RUN acts with noise, what succeeded becomes likelier. `config.steps` counts rounds: in
+each it plays `rl.episodes` and learns from them. Run it again with the same arguments and it
+continues from the last complete checkpoint; where the config is another, --change lists what that
+does and --change=yes goes on so. What it leaves is an ordinary run: evaluate, rollout,
+export and serve take it. It exits with 143 where SIGTERM asked it to save and stop.
+"""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import sims
+from experiments.composition import beginning, changes, dry_run, plots, sources, steps, workdir
+from experiments.composition.closed_loop import Rollouts
+from experiments.composition.config import parse_argv, save
+from experiments.composition.digests import digest as file_digest
+from experiments.composition.lock import held
+from experiments.learning.batches import of_success
+from experiments.learning.collecting import Collector
+from experiments.learning.rounds import Rounds, World
+from experiments.rolling.worlds import About, Apart, Local
+from vla_jax import command, sharding
+from vla_jax.models.tokenizer import digest
+from vla_jax.policy import JaxPolicy
+from vla_jax.policy_io import PolicyIO
+from vla_jax.saved import SavedPolicy, open_checkpoint
+from vla_jax.training import compile_cache, train
+from vla_jax.training.checkpoint import Checkpointer, complete_steps, find, load_meta
+from vla_jax.training.clock import Clock
+from vla_jax.training.metrics import Recorder
+from vla_jax.training.state import TrainState
+
+START = "--config.model.start"
+
+
+def main(argv: list[str]) -> int:
+    """Parses the flags and runs; returns the exit code."""
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument(
+        "--change", nargs="?", const="list", default="", choices=("list", "yes"),
+        help="list what another config means for the run; yes: go on with it",
+    )  # fmt: skip
+    args = parse_argv(with_start(argv), own)
+    config = args.config
+    if args.dry_run:
+        dry_run.show(config)
+        return 0
+    name = config.rl.sim.partition(":")[0]
+    if name not in sims.SIMS:
+        raise ValueError(f"--config.rl.sim: expected one of {', '.join(sims.SIMS)}, got {name!r}")
+    if jax.process_count() > 1:
+        raise ValueError("experiments.finetune_rl: expected one process, got several hosts")
+    print(compile_cache.enable(), flush=True)
+    workdir.check_writable(args.workdir)
+    with held(args.workdir):
+        learn(config, args.workdir, args.change)
+    return 0
+
+
+def with_start(argv: list[str]) -> list[str]:
+    """The command line with the folder of --config.model.start behind the config's colon too, as
+    what the policy is made of is that run's. Raises ValueError without one.
+    """
+    words = list(argv)
+    if START in words[:-1]:  # the value is the next word
+        at = words.index(START)
+        words[at : at + 2] = [f"{START}={words[at + 1]}"]
+    given = [i for i, word in enumerate(words) if word.startswith(f"{START}=")]
+    if len(given) != 1:
+        raise ValueError(f"expected {START}=RUN/checkpoints, the policy that acts at first")
+    run = Path(words[given[0]].partition("=")[2]).expanduser()
+    start = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    words[given[0]] = f"{START}={start}"
+    for i, word in enumerate(words):
+        if word.startswith("--config="):
+            words[i] = f"{word}{',' if ':' in word else ':'}{start}"
+    return words
+
+
+class Run(NamedTuple):
+    """What goes on from round to round, and what it reports to."""
+
+    rounds: Rounds
+    collector: Collector
+    recorder: Recorder
+    checkpointer: Checkpointer
+    clock: Clock
+    rollouts: Rollouts | None
+
+
+def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
+    """Learns to the end of config.steps, from the last complete checkpoint in the work directory
+    `folder` if there is one.
+
+    Args:
+        change: what to do where the config is other than until now: "" refuses, "list" refuses
+            after listing what it means, "yes" goes on so.
+    """
+    before = workdir.check(folder, config, bool(change))
+    if before is not None and before.changes:
+        print(f"from the next round on:\n{changes.table(before.changes)}", flush=True)
+    if change == "list":
+        raise ValueError(f"--change: {folder} is as it was; --change=yes goes on so")
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    plan = steps.plan(config, mesh)
+    taken = beginning.start(config, plan)
+    with contextlib.ExitStack() as stack:
+        worlds = _worlds(config)
+        collector = Collector(worlds, lambda: _world(config), config.seed)
+        stack.callback(collector.close)
+        about = worlds[0].about
+        saved = open_checkpoint(Path(config.model.start))
+        io = _io(config, saved, about.dataset)
+        print(f"{config.rl.sim}: {', '.join(about.tasks)}\n{taken}", flush=True)
+        state = beginning.state(config, plan, taken)
+        reference = {  # copies: the state is given away at its first update
+            name: jnp.array(value, plan.run.dtype, copy=True)
+            for name, value in {**state.params, **state.frozen}.items()
+        }
+        checkpointer = Checkpointer(
+            folder / "checkpoints", *_described(config, folder, about), config.keep_checkpoints
+        )
+        stack.callback(checkpointer.close)
+        if complete_steps(folder / "checkpoints"):
+            restored = checkpointer.restore(plan.abstract)
+            assert restored is not None  # it is there
+            state = restored
+        done = checkpointer.latest() or 0
+        save(config, folder / "config.json")
+        policy = JaxPolicy(plan.graphdef, reference, io)
+        moving = np.zeros(len(config.model.action_names), bool)
+        moving[io.action_places] = ~np.isin(
+            np.arange(len(io.action_places)), io.action_spec.constant
+        )
+        world = World(len(about.tasks), len(about.wordings), moving)
+        clock = Clock(folder / "goodput.json")
+        clock.resume(done)
+        recorder = Recorder(folder, done, config.steps, config.wandb, config.to_dict())
+        stack.callback(recorder.close)
+        if before is not None and before.changes:
+            fields = changes.Changed(done, before.changes, [], "").asked_for
+            recorder.changed(done, fields)
+        rollouts = None
+        if config.rollouts.sim:
+            rollouts = Rollouts(config.rollouts, folder, recorder, checkpointer)
+            stack.callback(rollouts.close)
+            rollouts.resume(done, config.steps)
+        rounds = Rounds(config, plan, policy, reference, world)
+        _loop(config, Run(rounds, collector, recorder, checkpointer, clock, rollouts), state, done)
+    plots.curves(folder / "metrics.jsonl", [], folder / "curves.png")
+    print(f"done: {folder}/metrics.jsonl, {folder}/curves.png, {folder}/checkpoints", flush=True)
+
+
+def _loop(config: ConfigDict, run: Run, state: TrainState, done: int) -> None:
+    """The rounds after the first `done`."""
+    with train.asked_to_stop() as asked, run.clock.during("productive"):
+        for number in range(done + 1, config.steps + 1):
+            state, row = run.rounds.run(state, number, run.collector, of_success)
+            run.recorder.write(row)
+            stop, last = asked(number), number == config.steps
+            if stop or last or number % config.save_every == 0:
+                with run.clock.during("checkpoint"):
+                    run.clock.saving(number)
+                    run.checkpointer.save(number, state)
+                if run.rollouts is not None and not stop:
+                    run.rollouts.saved(number, last)
+            if run.rollouts is not None:
+                run.rollouts.look()
+            run.recorder.progress(number, row["loss"])
+            if stop:
+                run.recorder.say(f"SIGTERM: round {number} is saved; the same command goes on")
+                run.checkpointer.wait()
+                raise SystemExit(train.SIGTERM_EXIT)
+    with run.clock.during("checkpoint"):
+        run.checkpointer.wait()
+    if run.rollouts is not None:
+        with run.clock.during("evaluation"):
+            run.rollouts.wait()
+    run.clock.write()
+
+
+def _world(config: ConfigDict) -> Local | Apart:
+    inside = config.rl.sim.partition(":")[0] in sims.IN_PROCESS
+    return (Local if inside else Apart)(config.rl.sim)
+
+
+def _worlds(config: ConfigDict) -> list[Local | Apart]:
+    count = min(config.rl.environments, config.rl.episodes * config.rl.trials)
+    return [_world(config) for _ in range(count)]
+
+
+def _io(config: ConfigDict, saved: SavedPolicy, dataset: str) -> PolicyIO:
+    """What stands between the world's robot and the policy. Raises ValueError for a policy that
+    knows no such robot.
+    """
+    if dataset not in saved.specs:
+        raise ValueError(
+            f"{START}={config.model.start}: expected a policy for {dataset}, whose robot"
+            f" {config.rl.sim} has, got one for {', '.join(saved.specs)}"
+        )
+    return saved.io(dataset)
+
+
+def _described(
+    config: ConfigDict, folder: Path, about: About
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The meta item of the run's checkpoints, which is that of the start's but for the config, and
+    what must be the same where it goes on.
+    """
+    start = Path(config.model.start)
+    tokenizer = sources.tokenizer(config, [], folder)
+    meta = load_meta(start) | {
+        "config": config.to_dict(),
+        "revision": sources.revision(),
+        "tokenizer": {"folder": str(tokenizer.absolute()), "sha256": digest(tokenizer)},
+    }
+    return meta, {"start": file_digest(find(start, None)), "sim": config.rl.sim, **about.facts}
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,145 @@
+"""What was tried becomes what is learnt from: windows of frames, advantages, batches of one size.
+
+Axes: t window step, k chunk step, d action dim.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.learning.collecting import Trial
+from vla_jax.rl import advantages
+from vla_jax.rl.learner import Decisions
+from vla_jax.types import STREAMS, Array, Observation, SensorReading
+
+
+class Judged(NamedTuple):
+    """What the policy that acted and the one before all learning say of decisions."""
+
+    log_prob: Array  # n
+    value: Array  # n
+    reference: Array  # n k d
+
+
+class Scoring(NamedTuple):
+    """How trials are scored.
+
+    Attributes:
+        algorithm: "ppo" or "grpo".
+        discount, decay: of generalised advantage estimation.
+    """
+
+    algorithm: str
+    discount: float
+    decay: float
+
+
+def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decisions:
+    """All decisions of the trials, in their order, numpy, not yet scored. `dims` [d] are those of
+    the policy's actions that vary.
+    """
+    obs, chunks, masks = [], [], []
+    for trial in trials:
+        for i, (chunk, steps) in enumerate(zip(trial.chunks, trial.steps, strict=True)):
+            obs.append(_window(trial.frames, i, window))
+            chunks.append(chunk)
+            masks.append((np.arange(len(chunk)) < steps)[:, None] & dims[None])
+    n = len(chunks)
+    zeros = np.zeros(n, np.float32)
+    return Decisions(
+        obs=jax.tree.map(lambda *rows: np.concatenate(rows), *obs),
+        chunk=np.stack(chunks).astype(np.float32),
+        mask=np.stack(masks),
+        log_prob=zeros,
+        advantage=zeros,
+        returns=zeros,
+        reference=np.zeros((n, *chunks[0].shape), np.float32),
+        valid=np.ones(n, bool),
+        dataset_id=np.zeros(n, np.int32),
+    )
+
+
+def _window(frames: Sequence[Observation], newest: int, window: int) -> Observation:
+    """The frames up to one, as the loader gives them: before the first stands that one again."""
+    places = [max(i, 0) for i in range(newest - window + 1, newest + 1)]
+    there = np.arange(newest - window + 1, newest + 1) >= 0
+    rows = [frames[i] for i in places]
+
+    def along(parts: Sequence[Any]) -> Any:
+        return np.concatenate(parts, axis=1)
+
+    streams = {
+        name: along([getattr(row, name) for row in rows])
+        for name, stream in STREAMS.items()
+        if "t" in stream.axes and getattr(rows[0], name) is not None
+    }
+    streams["step_mask"] = there[None]
+    images = tuple(along(each) for each in zip(*(row.images for row in rows), strict=True))
+    sensors = {
+        name: SensorReading(*map(along, zip(*(row.sensors[name] for row in rows), strict=True)))
+        for name in rows[0].sensors
+    }
+    return rows[-1]._replace(images=images, sensors=sensors, **streams)
+
+
+def scored(
+    decisions: Decisions,
+    judged: Judged,
+    trials: Sequence[Trial],
+    rewards: Sequence[Any],
+    how: Scoring,
+) -> Decisions:
+    """The decisions with what came of each. `rewards` are of each trial what each decision earned,
+    [n]. Raises ValueError for rewards that are not finite.
+    """
+    for trial, earned in zip(trials, rewards, strict=True):
+        if not np.isfinite(earned).all():
+            raise ValueError(
+                f"reward of episode {trial.episode.number}: expected finite numbers, got {earned}"
+            )
+    if how.algorithm == "grpo":
+        totals = np.array([np.sum(earned) for earned in rewards], np.float32)
+        groups = np.array([trial.episode.number for trial in trials])
+        each = advantages.of_groups(totals, groups)
+        gains = [
+            np.full(len(t.steps), gain, np.float32) for t, gain in zip(trials, each, strict=True)
+        ]
+        returns = [np.zeros(len(t.steps), np.float32) for t in trials]
+    else:
+        ends = np.cumsum([len(trial.steps) for trial in trials])
+        values = np.split(judged.value, ends[:-1])
+        pairs = [
+            advantages.generalised(earned, value, np.array(trial.steps), how.discount, how.decay)
+            for trial, earned, value in zip(trials, rewards, values, strict=True)
+        ]
+        gains, returns = advantages.normalised([gain for gain, _ in pairs]), [r for _, r in pairs]
+    return decisions._replace(
+        log_prob=judged.log_prob,
+        reference=judged.reference,
+        advantage=np.concatenate(gains),
+        returns=np.concatenate(returns).astype(np.float32),
+    )
+
+
+def of_success(trial: Trial) -> np.ndarray:
+    """What a trial's decisions earned: 1 for the last one where it succeeded, else nothing."""
+    out = np.zeros(len(trial.steps), np.float32)
+    out[-1] = float(trial.success)
+    return out
+
+
+def batches(
+    decisions: Decisions, size: int, order: Callable[[int], np.ndarray]
+) -> Iterator[Decisions]:
+    """All decisions once, `size` at a time, in the order that `order(n)` gives; the last batch is
+    filled with rows that are not valid.
+    """
+    n = len(decisions.valid)
+    places = order(n)
+    for start in range(0, n, size):
+        rows = places[start : start + size]
+        filled = np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
+        batch = jax.tree.map(lambda x, at=filled: x[at], decisions)
+        yield batch._replace(valid=batch.valid & (np.arange(size) < len(rows)))

@@ -1,0 +1,168 @@
+"""Plays episodes for a policy that learns from them: many worlds at once; what it saw and
+drew is kept.
+
+Which episodes and what is drawn in them follows from the run's seed and the round's number: neither
+how many worlds there are nor which of them is quicker changes a bit of it.
+
+Axes: k chunk step, d action dim.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.rolling.actors import of_cameras
+from experiments.rolling.episodes import Orders, Play, Played, Query
+from experiments.rolling.worlds import Lost
+from vla_jax.policy import JaxPolicy
+from vla_jax.types import Observation
+
+TRIES = 2  # of an episode whose world's process ends
+
+
+class Episode(NamedTuple):
+    """One to be played: its number in the world, and the number of what is drawn in it."""
+
+    number: int
+    draw: int
+
+
+class Trial(NamedTuple):
+    """An episode that was played: the frames at which the policy decided, its chunks [k d] in
+    network units, how many steps each was carried out for, and whether it succeeded.
+    """
+
+    episode: Episode
+    frames: list[Observation]
+    chunks: list[np.ndarray]
+    steps: list[int]
+    success: bool
+
+
+class Collector:
+    """The worlds of a run, to be closed afterwards.
+
+    Attributes:
+        lost: episodes that were left out, as their worlds' processes ended again and again.
+    """
+
+    def __init__(self, worlds: Sequence[Any], again: Callable[[], Any], seed: int) -> None:
+        """`again` opens another world in place of one that ended; `seed` is of all episodes."""
+        self._worlds, self._again, self._orders = list(worlds), again, Orders(seed)
+        self.lost = 0
+
+    def collect(self, policy: JaxPolicy, episodes: Sequence[Episode]) -> list[Trial]:
+        """Plays them all; trials are in their order. Raises RuntimeError where no world is left
+        that plays one to its end, and what worlds and policies raise.
+        """
+        self._sessions = policy.sessions(len(self._worlds))
+        self._todo = deque(range(len(episodes)))
+        self._episodes = episodes
+        self._at: dict[int, int] = {}  # world -> its episode's place
+        self._open: dict[int, Trial] = {}  # place -> as far as it came
+        self._tries = [0] * len(episodes)
+        done: dict[int, Trial] = {}
+        for slot in range(len(self._worlds)):
+            self._next(slot)
+        while self._at:
+            self._answer(self._heard(done))
+        if not done:
+            raise RuntimeError(
+                f"all {len(episodes)} episodes of this round were lost with their worlds' processes"
+                "; --doctor of experiments.rollout says whether the simulator works here"
+            )
+        return [done[place] for place in sorted(done)]
+
+    def close(self) -> None:
+        """Ends the worlds."""
+        for world in self._worlds:
+            world.close()
+
+    def _next(self, slot: int) -> None:
+        self._at.pop(slot, None)
+        if self._todo:
+            self._begin(slot, self._todo.popleft())
+
+    def _begin(self, slot: int, place: int) -> None:
+        episode = self._episodes[place]
+        self._at[slot] = place
+        self._open[place] = Trial(episode, [], [], [], False)
+        self._worlds[slot].begin(Play(self._orders, episode.number))
+
+    def _heard(self, done: dict[int, Trial]) -> dict[int, Query]:
+        """What worlds ask; those that are done are put into `done`."""
+        asked = {}
+        busy = [self._worlds[slot] for slot in self._at]
+        for world in type(busy[0]).ready(busy):
+            slot = self._worlds.index(world)
+            try:
+                message = world.take()
+            except Lost:
+                self._lost(slot)
+                continue
+            if isinstance(message, Query):
+                asked[slot] = message
+            else:
+                place = self._at[slot]
+                done[place] = _ended(self._open.pop(place), message)
+                self._next(slot)
+        return asked
+
+    def _answer(self, asked: dict[int, Query]) -> None:
+        """Asks the policy for all of them together, in the order of their worlds."""
+        if not asked:
+            return
+        slots = sorted(asked)
+        for slot in slots:
+            trial, told = self._open[self._at[slot]], asked[slot].instruction
+            if told is not None:
+                if trial.frames:
+                    raise ValueError(
+                        "rl.sim: expected a world with one instruction an episode, got one that"
+                        " goes on to the next (calvin): learning by trial counts one success"
+                    )
+                self._sessions[slot].reset(told, trial.episode.draw)
+        sessions = [self._sessions[slot] for slot in slots]
+        seen = [of_cameras(asked[slot].seen, sessions[0].cameras) for slot in slots]
+        chunks = sessions[0].act_together(sessions, seen)
+        for slot, session, chunk in zip(slots, sessions, chunks, strict=True):
+            trial = self._open[self._at[slot]]
+            frame, drawn = session.taken()
+            trial.frames.append(frame)
+            trial.chunks.append(drawn)
+            trial.steps.append(len(chunk))
+            self._worlds[slot].answer(np.asarray(chunk))
+
+    def _lost(self, slot: int) -> None:
+        """Plays an episode once more in a new world; if that ends too, the round goes without."""
+        place = self._at[slot]
+        self._worlds[slot].close()
+        self._worlds[slot] = self._again()
+        self._tries[place] += 1
+        if self._tries[place] < TRIES:
+            self._begin(slot, place)
+            return
+        self._open.pop(place)
+        self.lost += 1
+        self._next(slot)
+
+
+def _ended(trial: Trial, played: Played) -> Trial:
+    """A trial with its outcome: of the last chunk only what was carried out."""
+    rest = len(played.actions) - sum(trial.steps[:-1])
+    steps = [*trial.steps[:-1], rest]
+    return trial._replace(steps=steps, success=played.row["outcome"] == "success")
+
+
+def of_round(round_: int, episodes: int, trials: int, tasks: int, wordings: int) -> list[Episode]:
+    """The episodes of a round, from 0 on: each `trials` times, with draws of their own. Tasks come
+    in turn, and all have the first kind of wording: those that training may know
+    (rolling.episodes.begin).
+    """
+    out = []
+    for i in range(round_ * episodes, (round_ + 1) * episodes):
+        number = i // tasks * tasks * wordings + i % tasks
+        out += [Episode(number, i * trials + trial) for trial in range(trials)]
+    return out

@@ -1,0 +1,148 @@
+"""Trials in worlds: the same however many there are, and without those whose processes end."""
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.learning import batches
+from experiments.learning.collecting import Collector, Episode, of_round
+from experiments.rolling.worlds import Apart, Local
+from experiments.sims.blocks import Blocks
+from tests.experiments.trials import trial
+from vla_jax.types import Observation, ObservationSizes, Seen, new_observation
+
+
+class Wanderer:
+    """Stands in for a JaxPolicy: what it does depends on its draw, its step and what it sees."""
+
+    cameras = ("primary",)
+
+    def __init__(self) -> None:
+        self.draw = self.step = 0
+
+    def sessions(self, n: int) -> "list[Wanderer]":
+        return [Wanderer() for _ in range(n)]
+
+    def reset(self, instruction: str, seed: int) -> None:
+        self.draw, self.step = seed, 0
+
+    @staticmethod
+    def act_together(policies: "Sequence[Wanderer]", seen: Sequence[Seen]) -> list[np.ndarray]:
+        out = []
+        for policy, each in zip(policies, seen, strict=True):
+            draw = np.random.default_rng((policy.draw, policy.step))
+            policy.chunk = draw.normal(size=(4, 7)).astype(np.float32)
+            policy.light = each.images["primary"].mean()
+            policy.step += 1
+            out.append(policy.chunk * 0.05)
+        return out
+
+    def taken(self) -> tuple[Observation, np.ndarray]:
+        obs = new_observation(ObservationSizes(1, 1, 0, 1, 7, (2,)), np.zeros)
+        return obs._replace(images=(np.full((1, 1, 2, 2, 3), self.light),)), self.chunk
+
+
+def collected(worlds: list[Any], episodes: list[Episode], again: Any = None) -> Any:
+    collector = Collector(worlds, again, seed=5)
+    policy: Any = Wanderer()
+    try:
+        return collector.collect(policy, episodes), collector
+    finally:
+        collector.close()
+
+
+def test_trials_do_not_depend_on_how_many_worlds_there_are() -> None:
+    episodes = of_round(0, 5, 2, len(Blocks.tasks), len(Blocks.wordings))
+    one, _ = collected([Local("blocks")], episodes)
+    several, _ = collected([Local("blocks") for _ in range(3)], episodes)
+    assert [each.episode for each in one] == episodes
+    for a, b in zip(one, several, strict=True):
+        assert (a.episode, a.steps, a.success) == (b.episode, b.steps, b.success)
+        np.testing.assert_array_equal(a.chunks, b.chunks)
+        np.testing.assert_array_equal(a.frames[-1].images[0], b.frames[-1].images[0])
+    # The same beginning, other draws.
+    np.testing.assert_array_equal(one[0].frames[0].images[0], one[1].frames[0].images[0])
+    assert not np.array_equal(one[0].chunks[0], one[1].chunks[0])
+    assert all(0 < each.steps[-1] <= 4 for each in one)
+
+
+def test_rounds_have_tasks_in_turn_seen_words_and_no_episode_twice() -> None:
+    tasks, wordings = len(Blocks.tasks), len(Blocks.wordings)
+    rounds = [of_round(i, 30, 1, tasks, wordings) for i in range(3)]
+    numbers = [each.number for round_ in rounds for each in round_]
+    assert len(set(numbers)) == 90
+    assert [number % tasks for number in numbers[:24]] == list(range(12)) * 2
+    assert all(number // tasks % wordings == 0 for number in numbers)  # as episodes.begin has them
+
+
+def test_an_episode_whose_process_ends_is_played_again_then_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[Apart] = []
+
+    def again() -> Apart:
+        opened.append(Apart("blocks"))
+        return opened[-1]
+
+    answer = Apart.answer
+
+    def dying(times: int) -> Any:
+        left = [times]
+
+        def end(world: Apart, chunk: Any) -> None:
+            if left[0]:
+                left[0] -= 1
+                os.kill(world._process.pid, signal.SIGKILL)
+            answer(world, chunk)
+
+        return end
+
+    episodes = [Episode(0, 0), Episode(1, 1)]
+    want, _ = collected([Local("blocks")], episodes)
+    monkeypatch.setattr(Apart, "answer", dying(1))
+    got, collector = collected([again()], episodes, again)
+    assert (len(got), collector.lost) == (2, 0)
+    np.testing.assert_array_equal(got[0].chunks, want[0].chunks)
+    monkeypatch.setattr(Apart, "answer", dying(2))
+    got, collector = collected([again()], episodes, again)
+    assert ([each.episode.number for each in got], collector.lost) == ([1], 1)
+    monkeypatch.setattr(Apart, "answer", dying(4))
+    with pytest.raises(RuntimeError, match="all 2 episodes of this round were lost"):
+        collected([again()], episodes, again)
+
+
+def test_windows_repeat_the_first_frame_unseen_and_masks_end_with_the_episode() -> None:
+    got = batches.gathered([trial(3, [4, 4, 2])], 2, np.array([True, False]))
+    np.testing.assert_array_equal(got.obs.step_mask, [[False, True], [True, True], [True, True]])
+    pixels = got.obs.images[0][:, :, 0, 0, 0]
+    np.testing.assert_array_equal(pixels, [[0, 0], [0, 1], [1, 2]])
+    assert got.mask[..., 0].sum(1).tolist() == [4, 4, 2]
+    assert not got.mask[..., 1].any()
+
+
+def test_batches_have_every_decision_once_and_one_size() -> None:
+    decisions = batches.gathered([trial(0, [4] * 5)], 1, np.ones(2, bool))
+    order = np.random.default_rng(0).permutation
+    parts = list(batches.batches(decisions, 2, order))
+    assert [part.valid.tolist() for part in parts] == [[True] * 2, [True] * 2, [True, False]]
+    seen = [int(part.obs.images[0][i, 0, 0, 0, 0]) for part in parts for i in (0, 1)]
+    assert sorted(seen[:-1]) == [0, 1, 2, 3, 4]
+
+
+def test_scores_of_both_algorithms_and_rewards_that_are_none() -> None:
+    trials = [trial(0, [4, 4], True), trial(0, [4]), trial(1, [4], True)]
+    decisions = batches.gathered(trials, 1, np.ones(2, bool))
+    judged = batches.Judged(np.arange(4.0), np.zeros(4), decisions.reference)
+    rewards = [batches.of_success(each) for each in trials]
+    grpo = batches.scored(decisions, judged, trials, rewards, batches.Scoring("grpo", 1.0, 1.0))
+    np.testing.assert_allclose(grpo.advantage, [1, 1, -1, 0], atol=1e-5)
+    ppo = batches.scored(decisions, judged, trials, rewards, batches.Scoring("ppo", 0.5, 1.0))
+    np.testing.assert_allclose(ppo.returns, [0.5**4, 1, 0, 1])
+    np.testing.assert_allclose(ppo.advantage.mean(), 0, atol=1e-6)
+    rewards[1] = np.array([np.nan])
+    with pytest.raises(ValueError, match="reward of episode 0: expected finite"):
+        batches.scored(decisions, judged, trials, rewards, batches.Scoring("ppo", 1.0, 1.0))

@@ -1,0 +1,119 @@
+"""Learning by trial as a user runs it, in the world of the demo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vla_jax
+from data_pipelines.builders.blocks import write_blocks
+from experiments.finetune_rl import main, with_start
+from tests.experiments.test_rollouts_in_training import REPO, environment
+from vla_jax.rl.learner import CRITIC
+from vla_jax.saved import open_checkpoint
+from vla_jax.training.checkpoint import load_params
+
+SMALL = (
+    "--config=blocks_ppo.py", "--config.rl.episodes=12", "--config.rl.environments=4",
+    "--config.rl.epochs=1", "--config.batch_size=32", "--config.save_every=1",
+)  # fmt: skip
+
+
+def call(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=REPO, env=environment(tmp_path), capture_output=True,
+        text=True, timeout=900, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("start")
+    write_blocks(folder / "data", train=6, val=6)
+    done = call(
+        folder, "experiments.pretrain", "--config=blocks.py",
+        f"--config.data.root={folder / 'data'}", "--config.steps=2", "--config.batch_size=4",
+        "--config.eval_batches=1", "--config.optim.warmup_steps=1",
+        "--config.model.prompt_length=32", f"--workdir={folder / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_run_goes_on_bit_for_bit_and_leaves_an_ordinary_policy(
+    start: Path, tmp_path: Path, algorithm: str
+) -> None:
+    own = [*SMALL, f"--config.model.start={start}", f"--config.rl.algorithm={algorithm}"]
+    if algorithm == "grpo":
+        own += ["--config.rl.trials=3", "--config.rl.episodes=4"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, steps in ((whole, 2), (cut, 1), (cut, 2)):
+        done = call(
+            tmp_path, "experiments.finetune_rl", *own, f"--config.steps={steps}",
+            *(["--change=yes"] if steps == 2 and folder == cut else []), f"--workdir={folder}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, other = (load_params(folder / "checkpoints") for folder in (whole, cut))
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+    before = load_params(start / "checkpoints")
+    moved = [name for name, value in before.items() if not np.array_equal(value, one[name])]
+    assert any(name.startswith("backbone/") for name in moved)
+    assert [row["step"] for row in rows(whole)] == [1, 2]
+    assert rows(whole)[0]["rl/episodes"] == 12
+    same = ("loss", "rl/success", "rl/steps", "train/update")
+    assert [[row[key] for key in same] for row in rows(whole)] == [
+        [row[key] for key in same] for row in rows(cut)
+    ]
+    saved = open_checkpoint(whole / "checkpoints")
+    assert not any(name.startswith(CRITIC) for name in saved.params)
+    assert saved.params.keys() == before.keys()
+    policy = vla_jax.load_policy(whole, dataset="blocks")
+    policy.reset("push the red block left")
+    images = {name: np.zeros((32, 32, 3), np.uint8) for name in policy.cameras}
+    assert policy.act(images, np.zeros(7, np.float32)).shape == (10, 7)
+
+
+@pytest.mark.slow
+def test_what_cannot_learn_is_refused_by_name(start: Path, tmp_path: Path) -> None:
+    def refused(*words: str) -> str:
+        done = call(
+            tmp_path, "experiments.finetune_rl", *SMALL, f"--config.model.start={start}",
+            f"--workdir={tmp_path / 'run'}", *words,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert not (tmp_path / "run").exists()
+        return done.stderr
+
+    assert "FlowHead gives actions without a density here" in refused(
+        "--config.model.head=flow", "--config.model.allow_missing=critic/*,head/*"
+    )
+    assert "expected a policy for navigation" in refused("--config.rl.sim=navigation")
+
+
+def test_the_start_is_named_once_and_understood(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    words = with_start(["--config=x.py:lora", "--config.model.start", str(tmp_path), "--workdir=w"])
+    folder = tmp_path / "checkpoints"
+    assert words == [
+        f"--config=x.py:lora,{folder}",
+        f"--config.model.start={folder}",
+        "--workdir=w",
+    ]
+    with pytest.raises(ValueError, match=r"expected --config\.model\.start=RUN/checkpoints"):
+        with_start(["--config=x.py"])
+
+
+def test_a_world_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected --config\.model\.start"):
+        main(["--config=blocks_ppo.py"])

@@ -1,0 +1,175 @@
+"""The loss of a learner beside references in numpy, and what it bends."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.fakes import FakeBackbone, initialise
+from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.models.vla import VLAConfig
+from vla_jax.params import merge
+from vla_jax.rl import density
+from vla_jax.rl.learner import CRITIC, Decisions, Learner, LearnerConfig
+from vla_jax.types import ObservationSizes, new_observation
+
+B, T, K, D, BINARY = 6, 2, 3, 4, (3,)
+LEARNING = LearnerConfig("ppo", 0.2, 0.5, 0.01, -1.0, 8, BINARY)
+HEAD = HeadConfig(K, D, BINARY, hidden=8, mlp=(8,), window=T)
+SIZES = ObservationSizes(b=B, t=T, p=0, l=3, d=D, image_size=(8,))
+POLICY = VLAConfig(T, K, D, ("primary",))
+
+
+def learner(learning: LearnerConfig = LEARNING, head: Any = MLPHead) -> Any:
+    """(graphdef, parameters), jittered."""
+
+    def make(rngs: nnx.Rngs) -> Learner:
+        return Learner(learning, FakeBackbone(rngs), head(16, HEAD, rngs), POLICY, rngs)
+
+    graphdef, flat = initialise(make)
+    draw = np.random.default_rng(1)
+    return graphdef, {
+        name: value + 0.1 * draw.normal(size=value.shape).astype(np.float32)
+        for name, value in sorted(flat.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def batch() -> Decisions:
+    draw = np.random.default_rng(0)
+    obs = new_observation(SIZES, np.zeros)
+    images = (draw.integers(0, 256, (B, T, 8, 8, 3), dtype=np.uint8),)
+    prompt = draw.integers(0, 32, (B, 3)).astype(np.int32)
+    obs = obs._replace(
+        images=images,
+        image_mask=np.ones((B, T, 1), bool),
+        prompt=prompt,
+        prompt_mask=np.ones((B, 3), bool),
+        step_mask=np.ones((B, T), bool),
+    )
+    chunk = draw.normal(size=(B, K, D)).astype(np.float32)
+    chunk[..., 3] = draw.integers(0, 2, (B, K))
+    numbers = [draw.normal(size=B).astype(np.float32) for _ in range(3)]
+    return Decisions(
+        obs=obs,
+        chunk=chunk,
+        mask=draw.random((B, K, D)) < 0.8,
+        log_prob=numbers[0],
+        advantage=numbers[1],
+        returns=numbers[2],
+        reference=draw.normal(size=(B, K, D)).astype(np.float32),
+        valid=np.array([True] * (B - 1) + [False]),
+        dataset_id=np.zeros(B, np.int32),
+    )
+
+
+def near(graphdef: Any, flat: Any, batch: Decisions, spread: float) -> Decisions:
+    """The batch as if a policy near this one had drawn it, so that ratios lie around 1."""
+    model = merge(graphdef, flat)
+    raw, _ = model.judged(batch.obs)  # type: ignore[attr-defined]
+    own = density.log_prob(raw, flat[f"{CRITIC}log_std"], BINARY, batch.chunk, batch.mask)
+    return batch._replace(log_prob=np.asarray(own) + spread * batch.log_prob)
+
+
+def total(graphdef: Any, flat: Any, batch: Decisions) -> Any:
+    """The optimised value."""
+    model: Any = merge(graphdef, flat)
+    objective, counts = model.loss(batch, jax.random.key(0)), model.mask_counts(batch)
+    weights = dict(model.config.loss_weights)
+    return sum(weights[name] * each / counts[name] for name, each in objective.sums.items())
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_the_loss_is_that_of_the_papers(algorithm: str, batch: Decisions) -> None:
+    graphdef, flat = learner(dataclasses.replace(LEARNING, algorithm=algorithm))
+    batch = near(graphdef, flat, batch, 0.3)
+    raw, value = (np.asarray(x, np.float64) for x in merge(graphdef, flat).judged(batch.obs))  # type: ignore[attr-defined]
+    std = np.exp(np.asarray(flat[f"{CRITIC}log_std"], np.float64))
+    wanted, clipped = 0.0, 0
+    for i in range(B):
+        if not batch.valid[i]:
+            continue
+        log_prob = apart = 0.0
+        for k in range(K):
+            for d in range(D):
+                if not batch.mask[i, k, d]:
+                    continue
+                x, mean, before = batch.chunk[i, k, d], raw[i, k, d], batch.reference[i, k, d]
+                if d in BINARY:
+                    p, q = 1 / (1 + np.exp(-mean)), 1 / (1 + np.exp(-before))
+                    log_prob += np.log(p if x == 1 else 1 - p)
+                    apart += p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+                else:
+                    log_prob += -0.5 * ((x - mean) / std[d]) ** 2 - np.log(
+                        std[d] * np.sqrt(2 * np.pi)
+                    )
+                    apart += (mean - before) ** 2 / (2 * std[d] ** 2)
+        ratio, gain = np.exp(log_prob - batch.log_prob[i]), batch.advantage[i]
+        limited = min(max(ratio, 1 - LEARNING.clip), 1 + LEARNING.clip)
+        clipped += ratio != limited
+        wanted -= min(ratio * gain, limited * gain)
+        wanted += LEARNING.divergence * apart
+        if algorithm == "ppo":
+            wanted += LEARNING.value * 0.5 * (value[i] - batch.returns[i]) ** 2
+    assert 0 < clipped < batch.valid.sum()  # both sides of the clip are in it
+    np.testing.assert_allclose(total(graphdef, flat, batch), wanted / batch.valid.sum(), rtol=1e-4)
+
+
+def test_the_first_gradient_is_that_of_reinforce_with_a_baseline(batch: Decisions) -> None:
+    graphdef, flat = learner(dataclasses.replace(LEARNING, algorithm="grpo", divergence=0.0))
+    batch = near(graphdef, flat, batch, 0.0)
+
+    def reinforce(flat: Any) -> Any:
+        raw, _ = merge(graphdef, flat).judged(batch.obs)  # type: ignore[attr-defined]
+        own = density.log_prob(raw, flat[f"{CRITIC}log_std"], BINARY, batch.chunk, batch.mask)
+        gains = jnp.where(batch.valid, batch.advantage * own, 0.0)
+        return -jnp.sum(gains) / batch.valid.sum()
+
+    got = jax.jit(jax.grad(lambda flat: total(graphdef, flat, batch)))(flat)
+    want = jax.jit(jax.grad(reinforce))(flat)
+    assert float(jnp.abs(want["head/outputs/arm/layers/1/kernel"]).max()) > 1e-3
+    for name, each in want.items():  # logarithms of 100 have float32's 1e-5, and so have ratios
+        apart, size = (float(jnp.abs(x).max()) for x in (got[name] - each, each))
+        assert apart <= 1e-4 * size, name
+
+
+def test_the_critic_does_not_bend_the_backbone(batch: Decisions) -> None:
+    graphdef, flat = learner(dataclasses.replace(LEARNING, divergence=0.0))
+    still = near(graphdef, flat, batch, 0.0)._replace(advantage=np.zeros(B, np.float32))
+    grads = jax.jit(jax.grad(lambda flat: total(graphdef, flat, still)))(flat)
+    moved = {name for name, each in grads.items() if float(jnp.abs(each).max()) > 0}
+    assert moved
+    assert all(name.startswith(f"{CRITIC}value") for name in moved)
+
+
+def test_an_invalid_row_changes_nothing(batch: Decisions) -> None:
+    graphdef, flat = learner()
+    batch = near(graphdef, flat, batch, 0.3)
+    holes = batch._replace(
+        advantage=np.where(batch.valid, batch.advantage, np.nan).astype(np.float32),
+        log_prob=np.where(batch.valid, batch.log_prob, 100.0).astype(np.float32),
+    )
+    one, other = (total(graphdef, flat, each) for each in (batch, holes))
+    assert float(one) == float(other)
+
+
+def test_acting_explores_around_what_the_head_says(batch: Decisions) -> None:
+    graphdef, flat = learner()
+    flat = {**flat, f"{CRITIC}log_std": jnp.full(D, -20.0)}
+    model: Any = merge(graphdef, flat)
+    raw, _ = model.judged(batch.obs)
+    readouts = model.readouts(batch.obs)
+    drawn = model.act_on_readouts(readouts, batch.obs.step_mask, None, jax.random.key(0))
+    np.testing.assert_allclose(drawn[..., :3], raw[..., :3], atol=1e-6)
+    assert set(np.unique(drawn[..., 3])) <= {0.0, 1.0}
+
+
+def test_a_head_without_a_density_is_refused() -> None:
+    with pytest.raises(ValueError, match="FlowHead gives actions without a density here"):
+        learner(head=FlowHead)

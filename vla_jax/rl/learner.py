@@ -1,0 +1,186 @@
+"""A policy that learns by trial: what it is while it acts and while it is updated.
+
+It is the policy with two things beside it, `critic` and its width of exploration, which nothing
+but the learning needs: whoever opens its checkpoint to act leaves them (CRITIC).
+
+Axes: b decisions, t window step, n readouts, c width, k chunk step, d action dim.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from vla_jax.models import starts
+from vla_jax.models.heads.outputs import MLP, ContinuousHead, flatten
+from vla_jax.models.vla import VLA, VLAConfig
+from vla_jax.rl import density
+from vla_jax.types import Array, Objective, Observation
+
+CRITIC = "critic/"  # what the names of its own parameters begin with
+ALGORITHMS = ("ppo", "grpo")
+
+
+class Decisions(NamedTuple):
+    """What was decided in trials, and what came of it: a batch to learn from. Rows that fill it up
+    are not `valid`.
+    """
+
+    obs: Observation
+    chunk: Float[Array, "b k d"]  # network units, as it was drawn
+    mask: Bool[Array, "b k d"]  # what of it was carried out and may vary
+    log_prob: Float[Array, " b"]  # of the policy that drew it
+    advantage: Float[Array, " b"]
+    returns: Float[Array, " b"]  # what the critic should say
+    reference: Float[Array, "b k d"]  # density.Raw of the policy before all learning
+    valid: Bool[Array, " b"]
+    dataset_id: Int[Array, " b"]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How it learns.
+
+    Attributes:
+        algorithm: "ppo" (with a critic) or "grpo" (advantages are those within groups of trials).
+        clip: a ratio of probabilities further from 1 than this earns no more.
+        value, divergence: what the critic's squared error and the divergence from the reference
+            weigh beside the policy's gain; 0 leaves one out.
+        log_std: of exploration at the beginning, network units.
+        hidden: of the critic.
+        binary: dims of actions that are 0 or 1.
+    """
+
+    algorithm: str
+    clip: float
+    value: float
+    divergence: float
+    log_std: float
+    hidden: int
+    binary: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(
+                f"rl.algorithm: expected one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}"
+            )
+
+    @property
+    def weights(self) -> tuple[tuple[str, float], ...]:
+        """Of the terms of the loss that are in it."""
+        parts = [("policy", 1.0), ("divergence", self.divergence)]
+        if self.algorithm == "ppo":
+            parts.append(("value", self.value))
+        return tuple((name, weight) for name, weight in parts if weight)
+
+
+class Critic(nnx.Module):
+    """Readouts of the newest frame [b n c] -> what is still to be earned [b]; and the logarithm of
+    the width of exploration, [d].
+    """
+
+    def __init__(self, inputs: int, hidden: int, log_std: Array, rngs: nnx.Rngs) -> None:
+        self.value = MLP((inputs, hidden, 1), rngs)
+        self.log_std = nnx.Param(log_std, logical=(None,))
+
+    def __call__(self, readouts: Float[Array, "b n c"]) -> Float[Array, " b"]:
+        # The backbone is not bent towards telling success: no gradient.
+        return self.value(flatten(jax.lax.stop_gradient(readouts)[:, None]))[:, 0, 0]
+
+
+class Learner(VLA):
+    """A VLA whose head is a ContinuousHead, whose `loss` is that of a learner by trial, and which
+    explores where it acts on readouts.
+    """
+
+    def __init__(
+        self,
+        learning: LearnerConfig,
+        backbone: Any,
+        head: Any,
+        config: VLAConfig,
+        rngs: nnx.Rngs,
+        *makers: Any,
+    ) -> None:
+        """`makers` are VLA's. Raises ValueError for a head of whose actions no density is known."""
+        super().__init__(backbone, head, config, rngs, *makers)
+        if not isinstance(head, ContinuousHead):
+            raise ValueError(
+                f"model.head: {type(head).__name__} gives actions without a density here; learning"
+                " by trial wants one of lstm, mlp, gpt, attention"
+            )
+        self.learning = learning
+        self.config = dataclasses.replace(config, loss_weights=learning.weights)
+        inputs = config.readouts * self.backbone.width
+        log_std = jnp.full(config.action_dim, learning.log_std, jnp.float32)
+        self.critic = Critic(inputs, learning.hidden, log_std, rngs)
+
+    def loss(self, batch: Decisions, key: jax.Array) -> Objective:  # type: ignore[override]
+        """What a batch of decisions costs: sums over the valid ones.
+
+        The policy's is the clipped surrogate of PPO (arXiv 1707.06347, eq. 7), with the sign turned
+        round.
+        """
+        del key
+        raw, value = self.judged(batch.obs)
+        own, valid = self.learning, batch.valid
+        log_std, mask = self.critic.log_std[...], batch.mask
+        log_prob = density.log_prob(raw, log_std, own.binary, batch.chunk, mask)
+        change = jnp.where(valid, log_prob - batch.log_prob, 0.0)
+        ratio, gain = jnp.exp(change), batch.advantage
+        limited = jnp.clip(ratio, 1 - own.clip, 1 + own.clip)
+        apart = density.divergence(raw, batch.reference, log_std, own.binary, mask)
+        costs = {
+            "policy": -jnp.minimum(ratio * gain, limited * gain),
+            "value": 0.5 * (value - batch.returns) ** 2,
+            "divergence": apart,
+        }
+        sums: dict[str, Array] = {
+            name: jnp.sum(jnp.where(valid, costs[name], 0.0)) for name, _ in own.weights
+        }
+        ones = valid.astype(jnp.float32)
+        told: dict[str, Array] = {
+            "divergence": apart,
+            # From the policy that drew them; Schulman's estimate, which is never negative.
+            "update": ratio - 1 - change,
+            "clipped": (ratio != limited).astype(jnp.float32),
+        }
+        if own.algorithm == "ppo":
+            told["value_error"] = (value - batch.returns) ** 2
+        metrics: dict[str, tuple[Array, Array]] = {
+            name: (jnp.where(valid, each, 0.0), ones) for name, each in told.items()
+        }
+        return Objective(sums, jax.lax.stop_gradient(metrics))
+
+    def mask_counts(self, batch: Decisions) -> dict[str, Array]:  # type: ignore[override]
+        """The valid decisions, for each term."""
+        count = jnp.sum(batch.valid, dtype=jnp.float32)
+        return {name: count for name, _ in self.learning.weights}
+
+    def judged(self, obs: Observation) -> tuple[density.Raw, Float[Array, " b"]]:
+        """What the head says at the newest frame, and the critic."""
+        readouts = self.readouts(obs)
+        return self._raw(readouts, obs.step_mask), self.critic(readouts[:, -1])
+
+    def act_on_readouts(
+        self,
+        readouts: Float[Array, "b t n c"],
+        present: Bool[Array, "b t"],
+        dims: Bool[Array, "b d"] | None,
+        key: jax.Array,
+    ) -> Float[Array, "b k d"]:
+        """A chunk as it explores, not the likeliest."""
+        del dims
+        raw = self._raw(readouts, present)
+        return density.draw(raw, self.critic.log_std[...], self.learning.binary, key)
+
+    def _raw(self, readouts: Float[Array, "b t n c"], present: Bool[Array, "b t"]) -> density.Raw:
+        head: Any = self.head
+        if self.config.history_start == "repeat":
+            return head.outputs(head.features(readouts))[:, -1]
+        read = starts.present_first(readouts, present)
+        return starts.newest(head.outputs(head.features(read)), present)
