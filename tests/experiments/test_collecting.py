@@ -79,6 +79,7 @@ def test_rounds_have_tasks_in_turn_seen_words_and_no_episode_twice() -> None:
     assert all(number // tasks % wordings == 0 for number in numbers)  # as episodes.begin has them
 
 
+@pytest.mark.slow
 def test_an_episode_whose_process_ends_is_played_again_then_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

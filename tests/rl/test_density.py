@@ -17,20 +17,34 @@ def given() -> dict[str, np.ndarray]:
     raw, other = (draw.normal(size=(B, K, D)).astype(np.float32) for _ in range(2))
     chunk = draw.normal(size=(B, K, D)).astype(np.float32)
     chunk[..., 1] = draw.integers(0, 2, (B, K))
-    mask = draw.random((B, K, D)) < 0.7
+    carried_out = np.arange(K)[None] < np.array([[4], [2], [1]])
+    mask = carried_out[:, :, None] & (np.arange(D) != 4)[None, None]
     log_std = draw.normal(size=D).astype(np.float32)
     return {"raw": raw, "other": other, "chunk": chunk, "mask": mask, "log_std": log_std}
 
 
-def test_log_prob_is_that_of_normals_and_of_coins(given: dict[str, np.ndarray]) -> None:
+def covariance(steps: int, std: float) -> np.ndarray:
+    alike = np.full((steps, steps), density.CORRELATION)
+    np.fill_diagonal(alike, 1.0)
+    return std**2 * alike
+
+
+def test_log_prob_is_that_of_normals_that_stray_together_and_of_coins(
+    given: dict[str, np.ndarray],
+) -> None:
     got = density.log_prob(given["raw"], given["log_std"], BINARY, given["chunk"], given["mask"])
-    std = np.exp(given["log_std"].astype(np.float64))
-    normal = np.exp(-0.5 * ((given["chunk"] - given["raw"]) / std) ** 2) / std / np.sqrt(2 * np.pi)
-    p = 1 / (1 + np.exp(-given["raw"].astype(np.float64)))
-    coin = np.where(given["chunk"] == 1, p, 1 - p)
-    each = np.where(np.arange(D) == 1, coin, normal)
-    want = np.sum(np.where(given["mask"], np.log(each), 0), axis=(1, 2))
-    np.testing.assert_allclose(got, want, rtol=2e-5)
+    for i, steps in enumerate((4, 2, 1)):
+        want = 0.0
+        for dim in range(D - 1):
+            mean, x = (given[name][i, :steps, dim].astype(np.float64) for name in ("raw", "chunk"))
+            if dim in BINARY:
+                p = 1 / (1 + np.exp(-mean))
+                want += np.sum(np.log(np.where(x == 1, p, 1 - p)))
+                continue
+            c = covariance(steps, float(np.exp(given["log_std"][dim])))
+            want -= 0.5 * (x - mean) @ np.linalg.inv(c) @ (x - mean)
+            want -= 0.5 * np.log(np.linalg.det(2 * np.pi * c))
+        np.testing.assert_allclose(got[i], want, rtol=2e-5)
 
 
 def test_what_was_not_carried_out_does_not_count(given: dict[str, np.ndarray]) -> None:
@@ -41,8 +55,9 @@ def test_what_was_not_carried_out_does_not_count(given: dict[str, np.ndarray]) -
 
 
 def test_the_divergence_is_the_mean_of_the_logarithms_difference() -> None:
-    raw, other = jnp.array([[[0.3, 0.4]]]), jnp.array([[[-0.2, -0.7]]])
-    log_std, mask = jnp.array([-0.5, 0.0]), jnp.ones((1, 1, 2), bool)
+    raw = jnp.array([[[0.3, 0.4], [0.1, 0.2]]])
+    other = jnp.array([[[-0.2, -0.7], [0.0, 0.5]]])
+    log_std, mask = jnp.array([-0.5, 0.0]), jnp.ones((1, 2, 2), bool)
     count = 200_000
     many = [jnp.tile(each, (count, 1, 1)) for each in (raw, other)]
     draws = density.draw(many[0], log_std, BINARY, jax.random.key(0))
@@ -60,5 +75,8 @@ def test_draws_are_as_wide_as_they_say() -> None:
     log_std = jnp.log(jnp.array([0.1, 9.0, 0.2, 0.3, 1.0]))
     drawn = np.asarray(density.draw(raw, log_std, BINARY, jax.random.key(1)))[:, 0]
     np.testing.assert_allclose(drawn.std(0)[list(ARM)], [0.1, 0.2, 0.3, 1.0], rtol=0.03)
+    both = np.asarray(density.draw(jnp.zeros((20_000, 2, 1)), jnp.zeros(1), (), jax.random.key(2)))
+    together = np.corrcoef(both[:, 0, 0], both[:, 1, 0])[0, 1]
+    np.testing.assert_allclose(together, density.CORRELATION, atol=0.01)
     np.testing.assert_allclose(drawn.mean(0), [0.5, 0.7311, -2.0, 0.0, 0.0], atol=0.03)
     assert set(np.unique(drawn[:, 1])) == {0.0, 1.0}
