@@ -12,6 +12,7 @@ export and serve take it. It exits with 143 where SIGTERM asked it to save and s
 
 import argparse
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         stack.callback(collector.close)
         about = worlds[0].about
         saved = open_checkpoint(Path(config.model.start))
-        io = _io(config, saved, about.dataset)
+        io = _io(config, saved, about.datasets)
         print(f"{config.rl.sim}: {', '.join(about.tasks)}\n{taken}", flush=True)
         state = beginning.state(config, plan, taken)
         reference = {  # copies: the state is given away at its first update
@@ -200,16 +201,17 @@ def _worlds(config: ConfigDict) -> list[Local | Apart]:
     return [_world(config) for _ in range(count)]
 
 
-def _io(config: ConfigDict, saved: SavedPolicy, dataset: str) -> PolicyIO:
+def _io(config: ConfigDict, saved: SavedPolicy, datasets: Sequence[str]) -> PolicyIO:
     """What stands between the world's robot and the policy. Raises ValueError for a policy that
     knows no such robot.
     """
-    if dataset not in saved.specs:
+    known = [name for name in datasets if name in saved.specs]
+    if not known:
         raise ValueError(
-            f"{START}={config.model.start}: expected a policy for {dataset}, whose robot"
-            f" {config.rl.sim} has, got one for {', '.join(saved.specs)}"
+            f"{START}={config.model.start}: expected a policy for {' or '.join(datasets)}, whose"
+            f" robot {config.rl.sim} has, got one for {', '.join(saved.specs)}"
         )
-    return saved.io(dataset)
+    return saved.io(known[0])
 
 
 def _described(

@@ -109,11 +109,11 @@ def settle(args: argparse.Namespace, about: Any) -> tuple[dict[str, Any], Orders
         orders = orders._replace(script="replay", replay=folder)
         policy = {"kind": "replay", "versions": _versions(), **replayed(folder, args)}
     elif args.policy.startswith(("ws://", "wss://")):
-        actors = Served(args.policy, args.token_file, about.dataset, args.environments)
+        actors = Served(args.policy, args.token_file, about.datasets, args.environments)
         policy = {"kind": "server", "files": actors.handshake["artefact"], "versions": _versions()}
     else:
         policy = described(args.policy, args.step)
-        actors = Opened(args.policy, about.dataset, args.environments, args.step)
+        actors = Opened(args.policy, about.datasets, args.environments, args.step)
     settings = {
         "sim": args.sim,
         "facts": about.facts,
@@ -164,7 +164,7 @@ def diagnose(args: argparse.Namespace) -> int:
     """Prints and writes which causes of failure are found; 1 where there are some."""
     (world,) = opened(args.sim, 1)
     try:
-        of = diagnosing.subject(args.policy, world.about.dataset, args.data)
+        of = diagnosing.subject(args.policy, world.about.datasets, args.data)
         evidence = probing.probe(world, of.policy, args.episodes, args.seed, of.cameras)
         found = diagnosing.findings(evidence, of, world.about)
     finally:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def load_policy(
     folder: Path | str,
     *,
-    dataset: str | None = None,
+    dataset: str | Sequence[str] | None = None,
     step: int | None = None,
     tokenizer: Path | str | None = None,
     device: str | None = None,
@@ -39,8 +39,8 @@ def load_policy(
     Args:
         folder: a run's work directory, its checkpoints directory, what import_weights wrote, or
             what export wrote.
-        dataset: whose robot this is: it says how numbers are normalised. May be left out when the
-            policy knows one.
+        dataset: whose robot this is: it says how numbers are normalised. Of several, which have the
+            same robot, the first that the policy knows. May be left out when it knows one.
         step: of the checkpoint; by default the best where a run marks it, else the newest.
         tokenizer: its folder, where the checkpoint's has moved.
         device: "cpu", "cuda", ..., as JAX or torch says it. None: JAX's default device; for torch
@@ -73,7 +73,9 @@ def load_policy(
     return saved.jax_policy(opened, _known(folder, dataset, opened.specs), device, dtype)
 
 
-def _torch_policy(folder: Path, dataset: str | None, device: str, dtype: str) -> "_TorchPolicy":
+def _torch_policy(
+    folder: Path, dataset: str | Sequence[str] | None, device: str, dtype: str
+) -> "_TorchPolicy":
     from vla_jax.robot import torch_policy
 
     policy = torch_policy.load(folder, device, dtype)
@@ -81,7 +83,7 @@ def _torch_policy(folder: Path, dataset: str | None, device: str, dtype: str) ->
     return _TorchPolicy(policy, _known(folder, dataset, stats["datasets"]))
 
 
-def _known(folder: Path, dataset: str | None, datasets: Iterable[str]) -> str:
+def _known(folder: Path, dataset: str | Sequence[str] | None, datasets: Iterable[str]) -> str:
     """The dataset that is meant."""
     names = list(datasets)
     if dataset is None and len(names) == 1:
@@ -90,12 +92,14 @@ def _known(folder: Path, dataset: str | None, datasets: Iterable[str]) -> str:
         raise ValueError(
             f"{folder}: has no action spec: a backbone gets one with the data at the first training"
         )
-    if dataset not in names:
+    wanted = [dataset] if isinstance(dataset, str) else list(dataset or ())
+    found = [name for name in wanted if name in names]
+    if not found:
         raise ValueError(
-            f"{folder}: dataset: expected one of {', '.join(names)}, got {dataset!r}; each"
-            " normalises the robot's numbers in its own way"
+            f"{folder}: dataset: expected one of {', '.join(names)}, got"
+            f" {' or '.join(wanted) or None}; each normalises the robot's numbers in its own way"
         )
-    return dataset
+    return found[0]
 
 
 class _TorchPolicy:

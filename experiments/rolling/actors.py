@@ -1,6 +1,6 @@
 """Who acts in several worlds at once: a policy that is opened here, or one behind a server."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,11 +37,13 @@ def of_cameras(seen: Seen, cameras: Iterable[str]) -> Seen:
 class Opened:
     """The policy in a folder, all worlds in one pass."""
 
-    def __init__(self, folder: str, dataset: str, worlds: int, step: int | None = None) -> None:
+    def __init__(
+        self, folder: str, datasets: Sequence[str], worlds: int, step: int | None = None
+    ) -> None:
         """Raises ValueError for a folder without a policy, of that step if one is given, or without
         one for this robot.
         """
-        policy: Any = vla_jax.load_policy(folder, dataset=dataset, step=step)
+        policy: Any = vla_jax.load_policy(folder, dataset=datasets, step=step)
         self._sessions = policy.sessions(worlds)
 
     def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:
@@ -61,10 +63,11 @@ class Served:
     one time.
     """
 
-    def __init__(self, url: str, token_file: Path | None, dataset: str, worlds: int) -> None:
+    def __init__(
+        self, url: str, token_file: Path | None, datasets: Sequence[str], worlds: int
+    ) -> None:
         """Raises ValueError for a server that keeps limits, or that knows no such robot."""
         token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
-        self._dataset = dataset
         self._clients = [Client(url, token) for _ in range(worlds)]
         self.handshake = self._clients[0].handshake
         if self.handshake["limits"]:
@@ -73,9 +76,13 @@ class Served:
                 f" limits {self.handshake['limits']}. A world breaks nothing: start one without"
                 " --limits"
             )
-        if dataset not in self.handshake["datasets"]:
-            known = ", ".join(self.handshake["datasets"])
-            raise ValueError(f"{url}: expected a policy for {dataset}, got one for {known}")
+        known = [name for name in datasets if name in self.handshake["datasets"]]
+        if not known:
+            others = ", ".join(self.handshake["datasets"])
+            raise ValueError(
+                f"{url}: expected a policy for {' or '.join(datasets)}, got one for {others}"
+            )
+        self._dataset = known[0]
         self._threads = ThreadPoolExecutor(worlds)
 
     def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:

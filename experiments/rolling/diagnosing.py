@@ -8,7 +8,7 @@ and on healthy ones (tests/experiments/rolling/test_diagnosing.py), not on data 
 Axes: n frames, d action dim, p state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ class Finding(NamedTuple):
     numbers: str
 
 
-def subject(policy: str, dataset: str, data: str | None) -> Subject:
+def subject(policy: str, datasets: Sequence[str], data: str | None) -> Subject:
     """What is in a folder. `data` is where the recordings of a checkpoint are, to know how they
     look. Raises ValueError for an artefact and for a folder without a policy.
     """
@@ -71,9 +71,12 @@ def subject(policy: str, dataset: str, data: str | None) -> Subject:
         raise ValueError(f"--diagnose: {folder}: expected the run that this artefact is of")
     directory = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     source = saved.open_checkpoint(directory)
-    if dataset not in source.specs:
-        known = ", ".join(source.specs)
-        raise ValueError(f"{folder}: expected a policy for {dataset}, got one for {known}")
+    known = [name for name in datasets if name in source.specs]
+    if not known:
+        others = ", ".join(source.specs)
+        wanted = " or ".join(datasets)
+        raise ValueError(f"{folder}: expected a policy for {wanted}, got one for {others}")
+    dataset = known[0]
     spec = source.specs[dataset]
     seen = None
     if data is not None:

@@ -200,8 +200,8 @@ def _checked(chunk: np.ndarray, sim: Sim, execute: int, number: int) -> np.ndarr
     if chunk.ndim != 2 or chunk.shape[1] != d or len(chunk) < max(1, execute):
         raise ValueError(
             f"episode {number}: expected of the policy a chunk of {max(1, execute)} actions or more"
-            f" of {d} numbers each, got {list(chunk.shape)}; give a policy for {sim.dataset}, or a"
-            " smaller --execute"
+            f" of {d} numbers each, got {list(chunk.shape)}; give a policy for"
+            f" {sim.datasets[0]}, or a smaller --execute"
         )
     if not np.isfinite(chunk).all():
         raise ValueError(

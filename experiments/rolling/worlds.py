@@ -25,7 +25,7 @@ Message = Query | Played | Filmed
 class About(NamedTuple):
     """What is to be known of a world: sims.Sim's attributes of these names."""
 
-    dataset: str
+    datasets: tuple[str, ...]
     tasks: tuple[str, ...]
     wordings: tuple[str, ...]
     low: np.ndarray
@@ -36,7 +36,7 @@ class About(NamedTuple):
 
 def about(sim: Sim) -> About:
     """What a world says of itself."""
-    own = sim.dataset, sim.tasks, sim.wordings, sim.low, sim.high, sim.control_hz
+    own = sim.datasets, sim.tasks, sim.wordings, sim.low, sim.high, sim.control_hz
     return About(*own, dict(sim.facts))
 
 

@@ -23,7 +23,8 @@ class Sim(Protocol):
     """A world with tasks. One episode at a time; the same task, wording and seed give the same one.
 
     Attributes:
-        dataset: the data set whose robot this is: it says what a policy's numbers mean.
+        datasets: those whose robot this is: the first of them that a policy knows says what its
+            numbers mean.
         tasks: their names.
         wordings: kinds of instructions, in training ("seen") or kept from it ("held out").
         low, high: [d], robot units: between them lies what the robot can do.
@@ -36,7 +37,7 @@ class Sim(Protocol):
         outcome: "" while the episode goes on, then "success" or why there is none.
     """
 
-    dataset: str
+    datasets: tuple[str, ...]
     tasks: tuple[str, ...]
     wordings: tuple[str, ...]
     low: np.ndarray

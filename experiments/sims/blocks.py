@@ -16,7 +16,7 @@ from data_pipelines.builders.blocks_world import CONTROL_HZ, FASTEST, TASKS, Wor
 class Blocks:
     """sims.Sim: three colours in four directions are the tasks."""
 
-    dataset = "blocks"
+    datasets = ("blocks",)
     tasks = tuple(TASKS)
     wordings: tuple[str, ...] = ("seen", "held out words", "held out colours")
     low, high = -np.array([*FASTEST, 0.0]), np.array([*FASTEST, 1.0])

@@ -38,7 +38,7 @@ class Official(NamedTuple):
 class Calvin:
     """sims.Sim: the episode of a number is the official chain of that number."""
 
-    dataset = "calvin"
+    datasets = ("calvin", "calvin_play")
     tasks: tuple[str, ...] = ("chain",)
     wordings: tuple[str, ...] = ("held out",)  # no validation sentence is one of training
     low, high = np.array([-1.0] * 6 + [0.0]), np.ones(7)

@@ -18,7 +18,7 @@ ROLLOUTS = len(metaworld.SPLITS)  # in place of a split's number
 class Metaworld:
     """sims.Sim: an episode ends with its first success, or after 500 steps."""
 
-    dataset = "metaworld"
+    datasets = ("metaworld",)
     wordings: tuple[str, ...] = ("seen", "held out")
     low, high = np.array([-REACH] * 3 + [0.0]), np.array([REACH] * 3 + [1.0])
     control_hz = CONTROL_HZ

@@ -16,7 +16,7 @@ from vla_jax.robot.navigation import SCENARIOS
 class Navigation:
     """sims.Sim: the eight scenarios are the tasks."""
 
-    dataset = "navigation"
+    datasets = ("navigation",)
     tasks = tuple(SCENARIOS)
     wordings: tuple[str, ...] = ("seen", "held out")
     low, high = -np.array(FASTEST), np.array(FASTEST)

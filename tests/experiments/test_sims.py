@@ -25,7 +25,8 @@ def ended(sim: sims.Sim) -> dict[str, Any]:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_world_is_its_data_sets_robot(name: str) -> None:
     sim = sims.opened(name)
-    dataset = DATASETS[sim.dataset]
+    (name,) = sim.datasets
+    dataset = DATASETS[name]
     d = len(dataset.action_names)
     assert sim.low.shape == sim.high.shape == (d,)
     assert (sim.low < sim.high).all()

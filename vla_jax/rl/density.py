@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from vla_jax.types import Array
 
-CORRELATION = 0.9
+CORRELATION = 0.5
 # What a head says of a chunk, [b k d]: the middle of each number, a logit where it is binary.
 Raw = Float[Array, "b k d"]
 

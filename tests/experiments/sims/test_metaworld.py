@@ -24,7 +24,8 @@ def sim() -> Metaworld:
 
 def test_it_says_what_outcomes_depend_on(sim: Metaworld) -> None:
     assert sim.facts.keys() == {"renderer", "mujoco", "metaworld"}
-    dataset = DATASETS[sim.dataset]
+    (name,) = sim.datasets
+    dataset = DATASETS[name]
     assert len(sim.low) == len(sim.high) == len(dataset.action_names)
     assert (dataset.control_hz, sim.tasks) == (sim.control_hz, ("drawer-close", "reach"))
     assert Metaworld().tasks == MT10
