@@ -97,7 +97,8 @@ def _known(folder: Path, dataset: str | Sequence[str] | None, datasets: Iterable
     if not found:
         raise ValueError(
             f"{folder}: dataset: expected one of {', '.join(names)}, got"
-            f" {' or '.join(wanted) or None}; each normalises the robot's numbers in its own way"
+            f" {' or '.join(map(repr, wanted)) or None}; each normalises the robot's numbers in its"
+            " own way"
         )
     return found[0]
 
