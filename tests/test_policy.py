@@ -19,7 +19,7 @@ from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.sequence import MaskedTokens, in_row
-from vla_jax.models.tokens import PastConfig, StateConfig
+from vla_jax.models.tokens import PastConfig, StateConfig, hide_past_actions
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.policy import JaxPolicy
 from vla_jax.policy_io import PolicyIO
@@ -427,10 +427,11 @@ def test_past_actions_are_hidden_at_random_in_training_alone():
     obs = make_batch(b=64, t=T).obs._replace(
         past_action=None, past_action_mask=np.ones((64, T), bool)
     )
-    kept = np.asarray(model._drop_past_actions(obs, KEY).past_action_mask)
+    kept = np.asarray(hide_past_actions(obs, model.config.past, KEY).past_action_mask)
     assert 0.35 < kept.mean() < 0.65
     assert np.any(
-        kept != np.asarray(model._drop_past_actions(obs, jax.random.key(1)).past_action_mask)
+        kept
+        != np.asarray(hide_past_actions(obs, model.config.past, jax.random.key(1)).past_action_mask)
     )
 
 

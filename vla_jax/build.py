@@ -22,6 +22,7 @@ from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, pal
 from vla_jax.models.heads import discrete
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
+from vla_jax.models.heads.expert import ExpertConfig, ExpertHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
@@ -41,7 +42,7 @@ from vla_jax.models.resampler import ResamplerConfig
 from vla_jax.models.sensors.picture import Picture
 from vla_jax.models.sensors.points import PointSet
 from vla_jax.models.sensors.series import Series
-from vla_jax.models.stack import blocks_in_eight_bits
+from vla_jax.models.stack import StackConfig, blocks_in_eight_bits
 from vla_jax.models.tokenizer import open_tokenizer, special_tokens
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
@@ -76,6 +77,7 @@ HEADS = {
     "gpt": HeadKind(GPTHead, HeadConfig),
     "attention": HeadKind(AttentionHead, HeadConfig),
     "flow": HeadKind(FlowHead, HeadConfig),
+    "expert": HeadKind(ExpertHead, ExpertConfig),
     "discrete": HeadKind(DiscreteHead, DiscreteConfig),
 }
 
@@ -217,7 +219,8 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
 def _made_of(kind: Callable[..., VLA], config: ConfigDict, action_end: int) -> Build:
     """`model`, of a class that takes what VLA takes."""
     sizes, model = backbone_config(config), config.model
-    make_backbone, head = backbone_module(config).MODEL, _head(config, action_end or sizes.vocab)
+    make_backbone = backbone_module(config).MODEL
+    make_head, head_sizes = _head_kind(config).make, head_config(config, action_end)
     policy = VLAConfig(
         window=model.window,
         chunk=model.chunk,
@@ -229,6 +232,7 @@ def _made_of(kind: Callable[..., VLA], config: ConfigDict, action_end: int) -> B
         readouts=model.readouts,
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
         state=_state(config) if model.proprio else None,
+        state_to_head=isinstance(head_sizes, ExpertConfig) and head_sizes.state == "expert",
         past=PastConfig(binary(config), model.past_action_hidden) if model.past_action else None,
         embodiments=len(model.embodiments) if model.embodiment else 0,
         loss_weights=(
@@ -243,7 +247,8 @@ def _made_of(kind: Callable[..., VLA], config: ConfigDict, action_end: int) -> B
 
     def make(rngs: nnx.Rngs) -> VLA:
         backbone: Any = make_backbone(sizes, rngs)
-        return kind(backbone, head(backbone.width, rngs), policy, rngs, tasks, encoders)
+        head = make_head(backbone.width, head_sizes, rngs)
+        return kind(backbone, head, policy, rngs, tasks, encoders)
 
     return make
 
@@ -261,9 +266,14 @@ def _head_kind(config: ConfigDict) -> HeadKind:
     return HEADS[config.model.head]
 
 
-def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]:
-    """(width, rngs) -> the policy head."""
-    model, kind = config.model, _head_kind(config)
+def head_config(config: ConfigDict, action_end: int = 0) -> Any:
+    """The config of the policy head; see `model`."""
+    model, kind, sizes = config.model, _head_kind(config), backbone_config(config)
+    if kind.make.trains_on == "prefix" and model.history == "interleaved":
+        raise ValueError(
+            f"model.history: expected head or one_step with the head {model.head}, which trains on"
+            " the keys and values of each frame, got interleaved"
+        )
     shared = {
         "chunk": model.chunk,
         "action_dim": len(model.action_names),
@@ -275,9 +285,13 @@ def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]
         "mlp": tuple(model.head_mlp),
         "attention_heads": model.head_attention,
         "window": model.window,
-        "end": action_end,
+        "end": action_end or sizes.vocab,
         "bins": model.bins,
         "temperature": model.temperature,
+        "block": sizes.block,
+        "depth": sizes.depth,
+        "run": StackConfig(model.remat, model.layers),
+        "state_dims": len(model.state_names) if model.proprio else 0,
     }
     fields = {field.name for field in dataclasses.fields(kind.config)}
     own, options = sorted(fields - shared.keys()), _options(model.head_options)
@@ -287,8 +301,7 @@ def _head(config: ConfigDict, action_end: int) -> Callable[[int, nnx.Rngs], Any]
             f" ({', '.join(own) or 'it has none'}), got {model.head_options!r}"
         )
     given = {name: value for name, value in shared.items() if name in fields}
-    head_config = kind.config(**given, **options)
-    return lambda width, rngs: kind.make(width, head_config, rngs)
+    return kind.config(**given, **options)
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -337,6 +350,9 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
         "past/gripper": grippers,
         "state/arm": tuple(name for name in model.state_names if name != "gripper"),
     }
+    if model.head == "expert" and not _options(model.head_options).get("padded"):
+        outputs["head/action_out"] = inputs["head/action_in"] = tuple(model.action_names)
+        inputs["head/state"] = tuple(model.state_names)
     return {
         **{f"{name}/kernel": NamedAxis(1, dims) for name, dims in outputs.items()},
         **{f"{name}/bias": NamedAxis(0, dims) for name, dims in outputs.items()},

@@ -166,8 +166,8 @@ class JaxPolicy:
             for policy, frame in zip(policies, frames, strict=True):
                 policy._remember(frame)
             rows = [
-                (policy._newest(), policy._dims, draw)
-                for policy, draw in zip(policies, draws, strict=True)
+                (policy._newest(), policy._dims, draw, (obs.proprio, obs.proprio_mask))
+                for policy, draw, (obs, _) in zip(policies, draws, given, strict=True)
             ]
             chunks = lead._run(lead._act_on_prefix, rows)
         else:
@@ -322,9 +322,11 @@ class JaxPolicy:
         frames: tuple[FrameTokens, ...],
         dims: Array,
         draw: tuple[Array, Array],
+        proprio: tuple[Array, Array],
     ) -> Array:
         model = self._model(params)
-        context = model.prefix_context(_stacked(frames), len(frames), dims)
+        state = model.head_state(*proprio)
+        context = model.prefix_context(_stacked(frames), len(frames), dims, state)
         return model.head.act(context, _key(draw))[:, -1]
 
 

@@ -290,6 +290,8 @@ class HeadContext(NamedTuple):
             hidden states.
         dims: ["b d"], the action dims that the robot has; None: all. A head that looks at actions
             sees the same in the place of the others, in training and acting.
+        state: float32 ["b t p"], normalised, 0 for what the robot lacks; for a head that looks at
+            it itself (VLAConfig.state_to_head).
     """
 
     readouts: Any = None
@@ -297,6 +299,7 @@ class HeadContext(NamedTuple):
     prefix: Any = None
     backbone: Any = None
     dims: Any = None
+    state: Any = None
 
 
 class PolicyHead(Protocol):

@@ -49,7 +49,7 @@ def test_words_mean_the_same_in_every_file(file: str) -> None:
     for wrong in ("huge", "gpt,flow", "tiny,mtp", "tiny,small"):
         with pytest.raises(
             ValueError,
-            match="'lora', one of tiny, small, base and one of gpt, attention, flow, discrete"
+            match="'lora', one of tiny, small, base and one of gpt, attention, flow, discrete,"
             f" .*'{wrong}'",
         ):
             load_config(f"{file}:{wrong}")

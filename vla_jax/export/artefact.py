@@ -163,7 +163,7 @@ def config(source: SavedPolicy, model: VLA, dtype: str) -> dict[str, Any]:
         if spaces["state"] == {()}:
             raise ValueError("export: the model sees the state, and the checkpoint has no spec")
         network["sequence"]["state"]["masked"] = len(spaces["state"]) > 1
-    looks = network["head"]["kind"] in ("flow", "discrete")
+    looks = network["head"]["kind"] in ("flow", "expert", "discrete")
     network["head"]["masked"] = looks and spaces["action"] != {source.action_names}
     return {
         "schema": folder.SCHEMA,

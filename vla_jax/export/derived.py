@@ -85,8 +85,8 @@ def example(policy: Policy) -> Named:
         "prompt_mask": ((length,), torch.bool),
         "first": ((), torch.bool),
     }
-    if network.state is not None:
-        shapes["proprio"] = (network.state.dims,), torch.float32
+    if network.state_dims:
+        shapes["proprio"] = (network.state_dims,), torch.float32
     if network.past is not None:
         shapes["past"] = (network.past.dims,), torch.float32
     if network.head.noise_shape is not None:

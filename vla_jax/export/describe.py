@@ -13,6 +13,7 @@ from vla_jax.models.backbones.llava import Llava
 from vla_jax.models.backbones.paligemma import PaliGemma
 from vla_jax.models.heads.attention import ROPE_THETA, AttentionHead
 from vla_jax.models.heads.discrete import DiscreteHead
+from vla_jax.models.heads.expert import ExpertHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
@@ -32,6 +33,7 @@ HEADS = {
     GPTHead: "gpt",
     AttentionHead: "attention",
     FlowHead: "flow",
+    ExpertHead: "expert",
     DiscreteHead: "discrete",
 }
 ENCODERS = {Series: "Series", PointSet: "PointSet", Picture: "Picture"}  # of sensors
@@ -59,7 +61,7 @@ def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict
         },
     }
     look_back = body["backbone"]["block"]["window"]
-    if model.head.num_tokens and look_back:
+    if model.head.acts_on == "prefix" and look_back:
         # Only PaliGemma 2 looks back so far, whose tokens are a tower's patches.
         patch = body["backbone"]["vision"]["patch"]
         cameras = sum(
@@ -76,8 +78,8 @@ def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict
         )
         if slots > look_back:
             raise ValueError(
-                f"export: head discrete: expected at most {look_back} tokens, the local layers'"
-                f" window, got {slots}; JAX does not decode them either"
+                f"export: head {body['head']['kind']}: expected at most {look_back} tokens, the"
+                f" local layers' window, got {slots}; JAX does not decode them either"
             )
     return body
 
@@ -142,6 +144,9 @@ def _head(model: VLA) -> dict[str, Any]:
         body["block"] = block(head.config.block)
     if kind in ("attention", "flow"):
         body["rope_theta"] = ROPE_THETA
+    if kind == "expert":
+        body["block"] = block(head.config.own_block)
+        del body["run"], body["insulated"]  # of training
     if kind == "discrete":
         body["middle"] = head.config.middle
     return body

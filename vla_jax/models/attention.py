@@ -90,6 +90,7 @@ class Context(NamedTuple):
     positions: Int[Array, "f s"]  # of the tokens given
     keys: Int[Array, "f u"]  # positions of all keys: those of a cache too
     length: Int[Array, ""] | None = None  # tokens in the cache; None without one
+    condition: Float[Array, "f c"] | None = None  # what adaptive norms follow
 
 
 def take_last_queries(

@@ -133,31 +133,38 @@ class Stack(nnx.Module):
         positions: Int[Array, "f s"],
         cache: Cache,
         before: PreLayers | None = None,
+        condition: Float[Array, "f c"] | None = None,
     ) -> tuple[Float[Array, "f s c"], Cache]:
         """The last block's output for tokens that follow those in the cache, and the cache with
         them.
 
         mask[f, s, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
         FrameMask is for the first tokens of all, into an empty cache. With `before` the layers are
-        unrolled.
+        unrolled. `condition` is what adaptive norms follow.
         """
         keys = jax.lax.dynamic_update_slice(
             cache.positions, positions.astype(jnp.int32), (0, cache.length)
         )
-        contexts = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
+        shared = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
         s, kept = x.shape[1], []
-        if self.run.layers == "unroll" or before is not None:
+
+        def contexts(layer: Any) -> Context:
+            return shared(layer)._replace(condition=condition)
+
+        unrolled = self.run.layers == "unroll" or before is not None
+        body = rematerialised(self.run.remat, unrolled, keeping=True)
+        if unrolled:
             for layer in range(self.depth):
                 x = x if before is None else before(layer, x)
                 past = (cache.k[layer], cache.v[layer])
-                x, kv = _layer(self.blocks, layer)(x, s, contexts(layer), past)
+                x, kv = body(_layer(self.blocks, layer), x, s, contexts(layer), past)
                 kept.append(kv)
             k, v = (jnp.stack(part) for part in zip(*kept, strict=True))
         else:
 
             def one(x: Array, each: tuple[Any, Any, Any, Any]) -> tuple[Array, KeyValue]:
                 layer, block, k, v = each
-                return block(x, s, contexts(layer), (k, v))
+                return body(block, x, s, contexts(layer), (k, v))
 
             x, (k, v) = jax.lax.scan(
                 one, x, (jnp.arange(self.depth), self.blocks, cache.k, cache.v)
@@ -215,13 +222,14 @@ def blocks_in_eight_bits(build: Build, kind: str) -> Build:
     return changed
 
 
-def rematerialised(remat: str, prevent_cse: bool) -> Callable[[Block, Array, int, Context], Array]:
+def rematerialised(remat: str, prevent_cse: bool, keeping: bool = False) -> Callable[..., Any]:
     """The block's call under a remat policy: what the backward pass keeps of a layer and what it
-    computes again.
+    computes again. With `keeping` behind a cache, and with its keys and values.
     """
 
-    def call(block: Block, x: Array, num_queries: int, context: Context) -> Array:
-        return block(x, num_queries, context)[0]
+    def call(block: Block, x: Array, num_queries: int, context: Context, *past: KeyValue) -> Any:
+        out = block(x, num_queries, context, *past)
+        return out if keeping else out[0]
 
     if remat == "none":
         return call

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from vla_jax.models.transformer import Linear
 from vla_jax.sharding import gathered
-from vla_jax.types import Array
+from vla_jax.types import Array, Observation
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,13 @@ class EmbodimentToken(nnx.Module):
     def __call__(self, number: Int[Array, " b"]) -> Float[Array, "b c"]:
         # Put together first: rows looked up in parts would be laid out anew among the devices.
         return gathered(self.table[...], None, "embed")[number]
+
+
+def hide_past_actions(obs: Observation, config: PastConfig | None, key: jax.Array) -> Observation:
+    """Takes the action before a frame away from some frames, so that the policy does not merely
+    repeat it.
+    """
+    if config is None or obs.past_action_mask is None:
+        return obs
+    kept = jax.random.bernoulli(key, 1 - config.dropout_rate, obs.past_action_mask.shape)
+    return obs._replace(past_action_mask=obs.past_action_mask & kept)

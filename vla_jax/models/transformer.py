@@ -62,6 +62,8 @@ class BlockConfig:
         rope_theta: base of the rotary embedding; 0 is none.
         alibi: linear attention biases (MPT).
         window: layers flagged local look back less than this many tokens; 0 is off.
+        adaptive: the two norms and the residual branches behind them follow a condition of each
+            sequence, see AdaptiveNorm (pi0.5).
         width_logical_axis: logical name of the width.
     """
 
@@ -85,6 +87,7 @@ class BlockConfig:
     rope_theta: float = 0.0
     alibi: bool = False
     window: int = 0
+    adaptive: bool = False
     width_logical_axis: str = "embed"
 
     def __post_init__(self) -> None:
@@ -182,6 +185,29 @@ class Norm(nnx.Module):
         if self.bias is not None:
             y = y + _row(self.bias[...], x.ndim)
         return y.astype(x.dtype)
+
+
+class AdaptiveNorm(nnx.Module):
+    """RMSNorm of which a linear layer of a condition says gain, shift and what the branch behind it
+    is multiplied by (DiT's, arXiv 2212.09748; pi0.5's). That layer begins at zero, so that a new
+    block changes nothing.
+    """
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs) -> None:
+        width, logical = config.width, (config.width_logical_axis, None)
+        self.eps = config.eps
+        self.modulation = Linear((width, 3 * width), logical, True, rngs)
+        self.modulation.kernel = nnx.Param(jnp.zeros((width, 3 * width)), logical=logical)
+
+    def __call__(
+        self, x: Float[Array, "f s c"], condition: Float[Array, "f c"]
+    ) -> tuple[Float[Array, "f s c"], Float[Array, "f 1 c"]]:
+        """The normed tokens and the factor of their branch, both in x's dtype."""
+        changes = constrain(self.modulation(condition)[:, None], "batch").astype(jnp.float32)
+        gain, shift, gate = jnp.split(changes, 3, axis=-1)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.eps)
+        return (y * (1 + gain) + shift).astype(x.dtype), gate.astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -282,7 +308,10 @@ class Block(nnx.Module):
                 config.width, config.norm, config.eps, config.width_logical_axis, config.norm_bias
             )
 
-        self.norm_attn, self.norm_mlp = norm(), norm()
+        def before() -> Norm | AdaptiveNorm:
+            return AdaptiveNorm(config, rngs) if config.adaptive else norm()
+
+        self.norm_attn, self.norm_mlp = before(), before()
         self.post_attn = norm() if config.post_norms else None
         self.post_mlp = norm() if config.post_norms else None
         self.attn = Attention(config, rngs)
@@ -302,16 +331,28 @@ class Block(nnx.Module):
         # one then holds the whole residual stream, which waits for the backward pass. Products get
         # all tokens.
         x = constrain(x, "batch", "tokens")
-        inside = constrain(self.norm_attn(x), "batch")
-        y, kept = self.attn(inside, num_queries, context, past)
+        inside, gate = normed(self.norm_attn, x, context.condition)
+        y, kept = self.attn(constrain(inside, "batch"), num_queries, context, past)
         y = constrain(y, "batch", "tokens")
-        x = take_last_queries(x, num_queries, context.mask) + (
-            y if self.post_attn is None else self.post_attn(y)
-        )
+        y = y if self.post_attn is None else self.post_attn(y)
+        x = take_last_queries(x, num_queries, context.mask) + (y if gate is None else y * gate)
         x = constrain(x, "batch", "tokens")
-        y = constrain(self.mlp(constrain(self.norm_mlp(x), "batch")), "batch", "tokens")
-        x = x + (y if self.post_mlp is None else self.post_mlp(y))
+        inside, gate = normed(self.norm_mlp, x, context.condition)
+        y = constrain(self.mlp(constrain(inside, "batch")), "batch", "tokens")
+        y = y if self.post_mlp is None else self.post_mlp(y)
+        x = x + (y if gate is None else y * gate)
         return constrain(x, "batch", "tokens"), kept
+
+
+def normed(
+    norm: Norm | AdaptiveNorm, x: Float[Array, "f s c"], condition: Float[Array, "f c"] | None
+) -> tuple[Float[Array, "f s c"], Float[Array, "f 1 c"] | None]:
+    """The normed tokens, and the factor of the branch behind an adaptive norm; None: of another."""
+    if isinstance(norm, Norm):
+        return norm(x), None
+    if condition is None:
+        raise ValueError("AdaptiveNorm: expected a condition of each sequence, got None")
+    return norm(x, condition)
 
 
 def _row(vector: Array, ndim: int) -> Array:

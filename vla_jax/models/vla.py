@@ -45,6 +45,7 @@ from vla_jax.models.tokens import (
     PastConfig,
     StateConfig,
     StateToken,
+    hide_past_actions,
 )
 from vla_jax.robot.sensing import Sensor
 from vla_jax.types import (
@@ -80,6 +81,7 @@ class VLAConfig:
     # Fewer visual tokens per image; None keeps the backbone's.
     resampler: ResamplerConfig | None = None
     state: StateConfig | None = None
+    state_to_head: bool = False  # the head looks at the state itself; no token of it here
     past: PastConfig | None = None
     loss_weights: tuple[tuple[str, float], ...] = (("action", 1.0),)
     history_start: str = "repeat"  # see starts.py
@@ -154,7 +156,8 @@ class VLA(nnx.Module):
         )
         visual = self.backbone.visual_width
         self.resampler = Resampler(visual, config.resampler, rngs) if config.resampler else None
-        self.state = StateToken(width, config.state, rngs) if config.state else None
+        own_state = None if config.state_to_head else config.state
+        self.state = StateToken(width, own_state, rngs) if own_state else None
         self.past = (
             ActionToken(width, config.action_dim, config.past, rngs) if config.past else None
         )
@@ -215,7 +218,7 @@ class VLA(nnx.Module):
     def _encode_batch(self, batch: Batch, key: jax.Array) -> tuple[HeadContext, dict[str, Array]]:
         """What the head trains on, and each task's hidden states at its queries, from one pass."""
         config, head, tasks = self.config, self.head, self.tasks()
-        obs, mask = self._drop_past_actions(batch.obs, key), action_mask(batch)
+        obs, mask = hide_past_actions(batch.obs, config.past, key), action_mask(batch)
         tables = {name: task.query_tokens() for name, task in tasks.items()}
         extra = [
             self._query_tokens(table, obs.step_mask.size)
@@ -243,7 +246,9 @@ class VLA(nnx.Module):
         if head.trains_on == "tokens":
             predictors = hidden[:, :, :read].reshape(-1, read, self.backbone.width)
             readouts = hidden[:, :, :1]
-        return HeadContext(readouts, predictors, prefix, self.backbone, obs.action_dims), queries
+        state = self.head_state(obs.proprio, obs.proprio_mask)
+        given = (readouts, predictors, prefix, self.backbone, obs.action_dims, state)
+        return HeadContext(*given), queries
 
     def _prefix_of_all(
         self, whole: FrameTokens, num_queries: int
@@ -253,7 +258,8 @@ class VLA(nnx.Module):
         """
         window = self.config.window
         t = window if self.config.history == "interleaved" else 1
-        hidden, prefix = prefill(self.backbone, whole, t, self.head.num_tokens)
+        behind = num_queries - self.config.readouts
+        hidden, prefix = prefill(self.backbone, whole, t, self.head.num_tokens, behind)
         hidden = hidden.reshape(-1, window, whole.valid.shape[1], self.backbone.width)
         return hidden[:, :, -num_queries:].astype(jnp.float32), prefix
 
@@ -274,8 +280,8 @@ class VLA(nnx.Module):
         # With frames that are encoded each alone nobody would look at the others.
         obs = obs if self.config.history == "interleaved" else newest(obs)
         t = obs.step_mask.shape[1]
-        context = self.prefix_context(self.sequence(obs), t, obs.action_dims)
-        return self.head.act(context, key)[:, -1]
+        frames, state = self.sequence(obs), self.head_state(obs.proprio, obs.proprio_mask)
+        return self.head.act(self.prefix_context(frames, t, obs.action_dims, state), key)[:, -1]
 
     def act_on_readouts(
         self,
@@ -293,11 +299,21 @@ class VLA(nnx.Module):
         return starts.newest(self.head.act(HeadContext(readouts=read, dims=dims), key), present)
 
     def prefix_context(
-        self, frames: FrameTokens, t: int, dims: Bool[Array, "b d"] | None
+        self,
+        frames: FrameTokens,
+        t: int,
+        dims: Bool[Array, "b d"] | None,
+        state: Float[Array, "b t p"] | None = None,
     ) -> HeadContext:
         """What a head that acts on a prefix looks at: all before its tokens, of windows of t."""
         _, prefix = prefill(self.backbone, frames, t, max(0, self.head.num_tokens - 1))
-        return HeadContext(prefix=prefix, backbone=self.backbone, dims=dims)
+        return HeadContext(prefix=prefix, backbone=self.backbone, dims=dims, state=state)
+
+    def head_state(
+        self, state: Float[Array, "b t p"], mask: Bool[Array, "b p"]
+    ) -> Float[Array, "b t p"] | None:
+        """The state for a head that looks at it itself; None for others."""
+        return jnp.where(mask[:, None], state, 0.0) if self.config.state_to_head else None
 
     def readouts(self, obs: Observation) -> Float[Array, "b t n c"]:
         """The backbone's hidden states at the readout tokens of every frame, in float32.
@@ -450,17 +466,6 @@ class VLA(nnx.Module):
         """Learned queries, in every frame."""
         tokens = jnp.broadcast_to(self._learned(table)[None], (frames, *table.shape))
         return MaskedTokens(tokens, jnp.ones(tokens.shape[:2], bool))
-
-    def _drop_past_actions(self, obs: Observation, key: jax.Array) -> Observation:
-        """Takes the action before a frame away from some frames, so that the policy does not merely
-        repeat it.
-        """
-        if self.config.past is None or obs.past_action_mask is None:
-            return obs
-        kept = jax.random.bernoulli(
-            key, 1 - self.config.past.dropout_rate, obs.past_action_mask.shape
-        )
-        return obs._replace(past_action_mask=obs.past_action_mask & kept)
 
 
 def action_mask(batch: Batch) -> Bool[Array, "b t k d"]:

@@ -137,6 +137,12 @@ FAMILIES = {
     "gpt": ("oxe_paligemma.py:tiny,gpt",),
     "attention": ("oxe_paligemma.py:tiny,attention",),
     "flow": ("oxe_paligemma.py:tiny,flow",),
+    "expert": ("oxe_paligemma.py:tiny,expert",),
+    "expert of pi0.5": (
+        "oxe_paligemma.py:tiny,expert",
+        "model.proprio=True",
+        "model.head_options=time='adaptive',state='expert',padded=32",
+    ),
     "discrete": ("oxe_paligemma.py:tiny,discrete",),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),

@@ -77,7 +77,7 @@ def load(
     arrays = contents.arrays(weights, str(device), DTYPES[dtype])
     network.load_state_dict(arrays, strict=True, assign=True)
     network.requires_grad_(False).eval()
-    network.head.float()
+    network.head.widen()
     if quantise is not None:
         to_8_bits(network, quantise)
     if compile:

@@ -72,9 +72,16 @@ class CausalStack(nn.Module):
 
 
 class Head(nn.Module):
-    """`noise_shape` is of what an episode draws per step; None: nothing."""
+    """`noise_shape` is of what an episode draws per step; None: nothing. `reads_prefix`: it looks
+    at what the backbone makes of a frame's tokens, not at readouts.
+    """
 
     noise_shape: tuple[int, ...] | None = None
+    reads_prefix = False
+
+    def widen(self) -> None:
+        """Makes float32 of what computes in it, whatever type the weights are stored in."""
+        self.float()
 
     def act(
         self,
@@ -234,6 +241,8 @@ class FlowHead(Head):
 
 class DiscreteHead(Head):
     """The meaning of the backbone's action tokens, which network.py decodes. Without parameters."""
+
+    reads_prefix = True
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()

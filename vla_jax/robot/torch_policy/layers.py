@@ -51,6 +51,7 @@ class BlockConfig:
     rope_theta: float
     alibi: bool
     window: int
+    adaptive: bool = False  # artefacts of before 2026-11-30 do not say it
 
     def __post_init__(self) -> None:
         if self.act not in ACTIVATIONS or self.norm not in NORMS:
@@ -89,6 +90,21 @@ class Norm(nn.Module):
         y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + self.eps)
         y = y * (1 + scale if self.kind == "rms1" else scale)
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+
+class AdaptiveNorm(nn.Module):
+    """RMSNorm of which a linear layer of a condition says gain, shift and the branch's factor."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps, self.modulation = eps, Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """x[n s c], condition[n c] -> the normed tokens and the factor [n 1 c]."""
+        gain, shift, gate = self.modulation(condition)[:, None].float().chunk(3, -1)
+        y = x.float()
+        y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + self.eps)
+        return (y * (1 + gain) + shift).to(x.dtype), gate.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -175,7 +191,10 @@ class Block(nn.Module):
         def norm() -> Norm:
             return Norm(config.width, config.norm, config.eps, config.norm_bias)
 
-        self.norm_attn, self.norm_mlp = norm(), norm()
+        def before() -> Norm | AdaptiveNorm:
+            return AdaptiveNorm(config.width, config.eps) if config.adaptive else norm()
+
+        self.norm_attn, self.norm_mlp = before(), before()
         self.post_attn = norm() if config.post_norms else None
         self.post_mlp = norm() if config.post_norms else None
         self.attn, self.mlp = Attention(config), MLP(config)
@@ -187,12 +206,17 @@ class Block(nn.Module):
         mask: Tensor,
         positions: Tensor,
         cache: LayerCache | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
-        """x[n s c] -> [n r c]; arguments as of Attention."""
-        y = self.attn(self.norm_attn(x), num_queries, mask, positions, cache)
-        x = x[:, x.shape[1] - num_queries :] + (y if self.post_attn is None else self.post_attn(y))
-        y = self.mlp(self.norm_mlp(x))
-        return x + (y if self.post_mlp is None else self.post_mlp(y))
+        """x[n s c] -> [n r c]; arguments as of Attention, the condition [n c] of adaptive norms."""
+        inside, gate = normed(self.norm_attn, x, condition)
+        y = self.attn(inside, num_queries, mask, positions, cache)
+        y = y if self.post_attn is None else self.post_attn(y)
+        x = x[:, x.shape[1] - num_queries :] + (y if gate is None else y * gate)
+        inside, gate = normed(self.norm_mlp, x, condition)
+        y = self.mlp(inside)
+        y = y if self.post_mlp is None else self.post_mlp(y)
+        return x + (y if gate is None else y * gate)
 
 
 class Stack(nn.Module):
@@ -219,11 +243,13 @@ class Stack(nn.Module):
         num_queries: int,
         pre_layer_fn: PreLayerFn | None = None,
         cache: Cache | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """x[n s c], mask[n s u], positions[n s] -> [n r c]: the last block's output at the last
         `num_queries` tokens.
 
         With a cache, x follows the tokens in it and is put there, and u counts all of its slots.
+        Adaptive norms follow the condition [n c].
         """
         s, end = x.shape[1], len(self.blocks) - 1
         if cache is not None:
@@ -233,7 +259,8 @@ class Stack(nn.Module):
         for i, block in enumerate(self.blocks):
             x = x if pre_layer_fn is None else pre_layer_fn(i, x)
             own = None if cache is None else LayerCache(*cache.layers[i], cache.positions, slots)
-            x = block(x, num_queries if i == end else s, self.mask(mask, i), positions, own)
+            read = num_queries if i == end else s
+            x = block(x, read, self.mask(mask, i), positions, own, condition)
         return x
 
     def mask(self, mask: Tensor, layer: int) -> Tensor:
@@ -246,6 +273,11 @@ class Stack(nn.Module):
         index = torch.arange(u, device=mask.device)
         near = index[:, None] - index[None] < window
         return mask & (near[None] | mask & mask.transpose(1, 2))
+
+
+def normed(norm: nn.Module, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The normed tokens, and the factor of the branch behind an adaptive norm; None: of another."""
+    return norm(x, condition) if isinstance(norm, AdaptiveNorm) else (norm(x), None)
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:

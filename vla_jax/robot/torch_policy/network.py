@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import expert
 from .attention import Cache
 from .backbones import BACKBONES, Media
-from .heads import HEADS, DiscreteHead
+from .heads import HEADS as READING_HEADS
+from .heads import DiscreteHead
 from .layers import scaled
 from .sensors import SensorTokens
 from .tokens import ActionToken, EmbodimentToken, StateToken
@@ -38,6 +40,7 @@ from .vision import Resampler, ResamplerConfig
 LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
 HISTORIES = ("head", "interleaved", "one_step")
 STARTS = ("repeat", "grow")
+HEADS = {**READING_HEADS, "expert": expert.ExpertHead}
 SENSOR = "sensor_"  # how the names of sensors begin among inputs, and of their parameters
 
 
@@ -152,7 +155,7 @@ class Network(nn.Module):
         self.layout, self.interleaved = sequence["layout"], sequence["history"] == "interleaved"
         self.grows = start == "grow"
         # Whether anything of a frame is kept for the next ones.
-        self.keeps = self.interleaved or not isinstance(self.head, DiscreteHead)
+        self.keeps = self.interleaved or not self.head.reads_prefix
         self.window, self.readouts = sequence["window"], sequence["readouts"]
         self.readout_embedding = nn.Parameter(torch.empty(self.readouts, width))
         resampler = sequence["resampler"]
@@ -161,7 +164,10 @@ class Network(nn.Module):
         self.repeat = repeated
         self.resampler = Resampler(visual, ResamplerConfig(**resampler)) if resampler else None
         state, past = sequence["state"], sequence["past"]
-        self.state = StateToken(width, state["dims"], state["gripper"]) if state else None
+        self.state_dims = state["dims"] if state else 0  # numbers of the state that are looked at
+        to_head = head.get("state") == "expert"
+        own_state = bool(state) and not to_head
+        self.state = StateToken(width, state["dims"], state["gripper"]) if own_state else None
         self.past = ActionToken(width, head["action_dim"], past["binary"]) if past else None
         count = sequence.get("embodiments", 0)
         self.embodiment = EmbodimentToken(width, count) if count else None
@@ -275,7 +281,7 @@ class Network(nn.Module):
         """What the window keeps of a frame: its tokens, or readouts [b 1 n c]. This alone, which
         needs no frame before, and `conclude` run the backbone.
         """
-        whole = self.interleaved or isinstance(self.head, DiscreteHead)
+        whole = self.interleaved or self.head.reads_prefix
         return frame if whole else self._encode(frame)
 
     def remember(self, state: State, seen: Frame | Tensor, first: Tensor) -> Frame | Tensor | Grown:
@@ -301,6 +307,9 @@ class Network(nn.Module):
         if isinstance(self.head, DiscreteHead):
             assert isinstance(window, Frame)
             return Step(*self._decode(window, self.head, inputs.noise, inputs.dims))
+        if isinstance(self.head, expert.ExpertHead):
+            assert isinstance(window, Frame)
+            return Step(*expert.step(self, window, inputs), None)
         if isinstance(window, Frame):
             readouts, present = self._encode(window), window.valid[:, :, -1]  # b f n c, b f
         elif isinstance(window, Grown):

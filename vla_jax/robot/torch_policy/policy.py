@@ -93,7 +93,7 @@ class Policy:
         self.state_spec = Spec(body["state"]) if body["state"] else None
         # Where the dataset's dims stand among the policy's.
         self._dims = [self.action_names.index(each) for each in self.action_spec.names]
-        own = self.state_spec.names if self.state_spec and self.network.state is not None else ()
+        own = self.state_spec.names if self.state_spec and self.network.state_dims else ()
         self._state_dims = [self.state_names.index(each) for each in own]
         self._state_mask: dict[str, np.ndarray] = {}
         if self.network.masks_state:
@@ -169,7 +169,7 @@ class Policy:
             **self._which,
             "first": np.array(self._chunk is None),
         }
-        if self.network.state is not None:
+        if self.network.state_dims:
             inputs |= self._state_inputs(proprio)
         if self.action_spec.relative:
             assert self.state_spec is not None  # `load` made sure
