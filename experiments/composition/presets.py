@@ -6,13 +6,15 @@ tiny                            the same path in minutes on a CPU: random weight
 small, base                     PaliGemma of 30 M (128 px) and 105 M (224 px) parameters, trained
                                 from nothing on your data: overnight on a CPU, on one GPU
 lora                            adapters in a frozen backbone
-gpt, attention, flow, discrete  another policy head than the LSTM
+gpt, attention, flow, discrete, fast
+                                another policy head than the LSTM
 """
 
 from ml_collections import ConfigDict
 
-# Head -> its blocks: GPT as in RoboVLMs; discrete has no parameters.
-HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0}
+# Head -> its blocks: GPT as in RoboVLMs; those that write tokens have no parameters.
+HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0, "fast": 0}
+WRITERS = {"discrete", "fast"}
 SIZES = {"small": "small", "base": "100m"}  # word -> variant
 
 
@@ -45,8 +47,8 @@ def apply(config: ConfigDict, words: frozenset[str]) -> None:
     for head in words & HEADS.keys():
         config.model.head = head
         config.model.head_layers = min(2, HEADS[head]) if words & {"tiny", *SIZES} else HEADS[head]
-    if "discrete" in words:
-        # As in RoboVLMs; this head cannot fuse time, so the backbone must.
+    if words & WRITERS:
+        # As in RoboVLMs; these heads cannot fuse time, so the backbone must.
         config.model.history = "interleaved"
 
 

@@ -212,6 +212,11 @@ def check_fits(
             )
 
 
+def blank(chunk: int, names: Sequence[str], tokens: int) -> FastVocabulary:
+    """A vocabulary of so many tokens that is of no data: for shapes."""
+    return FastVocabulary(chunk, tuple(names), 1.0, 0, tokens - 2, (), "")
+
+
 def fit(
     values: Float[np.ndarray, "n k d"], names: Sequence[str], data: str, scale: float, tokens: int
 ) -> FastVocabulary:

@@ -138,6 +138,7 @@ FAMILIES = {
     "attention": ("oxe_paligemma.py:tiny,attention",),
     "flow": ("oxe_paligemma.py:tiny,flow",),
     "discrete": ("oxe_paligemma.py:tiny,discrete",),
+    "fast": ("oxe_paligemma.py:tiny,fast",),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
     "growing": ("oxe_paligemma.py:tiny", "model.history_start=grow"),
