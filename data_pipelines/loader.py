@@ -14,7 +14,7 @@ from data_pipelines.assemble import Assembler
 from data_pipelines.config import PREFETCH, LoaderConfig
 from data_pipelines.frames import Decoder, Pool, Span, future_runs
 from data_pipelines.mixture import Member, check, check_sensors
-from vla_jax.types import Batch
+from vla_jax.types import ActionTokens, Batch
 
 WORDS = 5  # number of the random stream that chooses among an instruction's alternatives
 VISITS_AHEAD = 4  # per decoding thread: enough that none waits while a batch is put together
@@ -36,6 +36,7 @@ class Loader:
         encode: Callable[[str], np.ndarray],
         rows: np.ndarray | None = None,
         target: Callable[[str], np.ndarray] | None = None,
+        write: Callable[[Batch], ActionTokens] | None = None,
     ) -> None:
         """Checks the config against the data and encodes all instructions.
 
@@ -47,6 +48,7 @@ class Loader:
             target: an instruction to its embedding [e], float32, for `Batch.text_target`; asked
                 once for every sentence, when it is first met. Called in the thread that makes the
                 batches.
+            write: what makes `Batch.action_tokens` of the rest of a batch, in the same thread.
 
         Raises ValueError when splits, window, cameras, prompt length or future do not fit the data.
         """
@@ -57,7 +59,7 @@ class Loader:
             )
         check(members, config.cameras, config.window)
         check_sensors(members, config.sensors)
-        self._members, self._config = members, config
+        self._members, self._config, self._write = members, config, write
         self._splits = [member.index.splits[member.split] for member in members]
         self._rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
         if self._rows.size and not 0 <= self._rows.min() <= self._rows.max() < config.batch_size:
@@ -367,6 +369,8 @@ class Loader:
             rows = np.flatnonzero(visits == visit)
             self._assembler.fill_images(batch, rows, (frames[rows], future[rows]), pool, visit)
             pool.done(visit, len(rows))
+        if self._write is not None:
+            batch = batch._replace(action_tokens=self._write(batch))
         if position is None or self._config.shuffle:
             return batch
         real = position * self._config.batch_size + self._rows < self.windows

@@ -36,7 +36,15 @@ from ml_collections import ConfigDict
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from experiments.composition import plots, sources
-from experiments.composition.executed import DELTA, Tally, arm, huber, motion, recorded
+from experiments.composition.executed import (
+    DELTA,
+    Tally,
+    arm,
+    carried_out,
+    huber,
+    motion,
+    recorded,
+)
 from experiments.composition.json_files import write_json
 from experiments.composition.open_loop import Change, Policy, asked, blanked, program
 from vla_jax import build, command, sharding
@@ -160,7 +168,7 @@ def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sour
 
 def opened(workdir: Path, config: ConfigDict, source: sources.Data, mesh: Mesh) -> Policy:
     """The policy of a run (checkpoint.find), its parameters read straight into their shardings."""
-    make = build.model(config, source.action_end)
+    make = build.model(config, source.action_end, source.vocabulary)
     graphdef, shapes, logical = flat.abstract(make)
     where = sharding.resolve(shapes, logical, mesh)
     specs = {
@@ -201,8 +209,8 @@ def figures(
             true, within = recorded(split, rows, policy.chunk)
             state = np.asarray(split.state[rows])
             for tally, said in zip((plain, without), told, strict=True):
-                given = spec.unnormalise(said[: len(rows), :, own], state[:, None])
-                tally.add(given, true, within, state)
+                given, none = carried_out(member, said[: len(rows), :, own], rows)
+                tally.add(given, true, within, state, none)
             progress.add(len(rows), f"arm loss {plain.arm_loss():.5f}")
 
     drawn = (
@@ -282,16 +290,16 @@ def draw(policy: Policy, loader: Loader, member: Member, own: list[int], out: Pa
     """Predicted against true first action of every frame of the first held-out episode, in robot
     units. `loader` reads in file order; `own` are the dims of the dataset among the policy's.
     """
-    split, spec = member.index.splits[member.split], member.action_spec
+    split = member.index.splits[member.split]
     first = int(np.flatnonzero(split.length)[0])
     length, size = int(split.length[first]), len(loader.ids(0))
     said = [
-        np.asarray(policy.act(policy.place(loader.batch(number).obs), number))[:, 0]
+        np.asarray(policy.act(policy.place(loader.batch(number).obs), number))
         for number in range(-(-length // size))
     ]
     true, _ = recorded(split, np.arange(length), 1)
     plots.actions(
-        spec.unnormalise(np.concatenate(said)[:length, own], np.asarray(split.state[:length])),
+        carried_out(member, np.concatenate(said)[:length, :, own], np.arange(length))[0][:, 0],
         true[:, 0],
         member,
         f"held-out episode {first}: {loader.instruction(first)!r}",

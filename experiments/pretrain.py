@@ -209,7 +209,8 @@ def _prepare(
     source = _open(config, folder, scratch, peers)
     loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
     texts = cotraining.reader(config, source.texts, "train", rows)
-    plan = steps.plan(config, mesh, loader.windows / config.batch_size, source.action_end)
+    per_epoch = loader.windows / config.batch_size
+    plan = steps.plan(config, mesh, per_epoch, source.action_end, source.vocabulary)
     units = sources.units(config, source)
     run = Prepared(
         source=source,

@@ -19,10 +19,12 @@ from ml_collections import ConfigDict
 
 from vla_jax.actions import places
 from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma
-from vla_jax.models.heads import discrete
+from vla_jax.models.fast_vocabulary import FastVocabulary, blank
+from vla_jax.models.heads import discrete, fast
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
 from vla_jax.models.heads.expert import ExpertConfig, ExpertHead
+from vla_jax.models.heads.fast import FastConfig, FastHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
@@ -79,6 +81,7 @@ HEADS = {
     "flow": HeadKind(FlowHead, HeadConfig),
     "expert": HeadKind(ExpertHead, ExpertConfig),
     "discrete": HeadKind(DiscreteHead, DiscreteConfig),
+    "fast": HeadKind(FastHead, FastConfig),
 }
 
 # Kind of sensor (sensing.KINDS) -> what makes tokens of it: (sensor, width, rngs) -> the encoder.
@@ -174,29 +177,44 @@ def action_token_end(config: ConfigDict, folder: Path) -> int:
     if not writes_tokens(config):
         return 0
     tokenizer = open_tokenizer(folder, ())
+    if config.model.head == "fast":
+        return fast.token_end(tokenizer.vocab_size)
     return discrete.action_end(tokenizer.vocab_size, special_tokens(tokenizer))
 
 
-def training_model(config: ConfigDict, action_end: int = 0) -> Build:
+def strings(config: ConfigDict) -> int:
+    """Tokens of a chunk that the loader writes (Batch.action_tokens); 0: no head asks for them."""
+    model = config.model
+    if model.head != "fast":
+        return 0
+    return model.fast.most or model.chunk * len(model.action_names) + 1
+
+
+def training_model(
+    config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
+) -> Build:
     """What is trained: the policy of `model` (what learns by trial, with rl.algorithm), with
     adapters when lora.rank > 0, and its blocks' products in 8 bits with model.eight_bits.
     """
-    whole = attach(_made_of(_kind(config), config, action_end), lora(config))
+    whole = attach(_made_of(_kind(config), config, action_end, vocabulary), lora(config))
     return blocks_in_eight_bits(whole, config.model.eight_bits)
 
 
-def model(config: ConfigDict, action_end: int = 0) -> Build:
+def model(
+    config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
+) -> Build:
     """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It
     has no adapters, as `checkpoint.load_params` gives none.
 
     Args:
         config: every field of it, see saved_config.
         action_end: see `action_token_end`. 0, where only shapes matter: the end of the vocabulary.
+        vocabulary: of the head fast. None, where only shapes matter: one of as many tokens.
 
     Raises ValueError for a name that is in none of the tables, and for a config whose dims are
     still to be had from the data.
     """
-    return _made_of(VLA, config, action_end)
+    return _made_of(VLA, config, action_end, vocabulary)
 
 
 def _kind(config: ConfigDict) -> Callable[..., VLA]:
@@ -216,11 +234,16 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
     return partial(Learner, learning)
 
 
-def _made_of(kind: Callable[..., VLA], config: ConfigDict, action_end: int) -> Build:
+def _made_of(
+    kind: Callable[..., VLA],
+    config: ConfigDict,
+    action_end: int,
+    vocabulary: FastVocabulary | None,
+) -> Build:
     """`model`, of a class that takes what VLA takes."""
     sizes, model = backbone_config(config), config.model
     make_backbone = backbone_module(config).MODEL
-    make_head, head_sizes = _head_kind(config).make, head_config(config, action_end)
+    make_head, head_sizes = _head_kind(config).make, head_config(config, action_end, vocabulary)
     policy = VLAConfig(
         window=model.window,
         chunk=model.chunk,
@@ -266,7 +289,9 @@ def _head_kind(config: ConfigDict) -> HeadKind:
     return HEADS[config.model.head]
 
 
-def head_config(config: ConfigDict, action_end: int = 0) -> Any:
+def head_config(
+    config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
+) -> Any:
     """The config of the policy head; see `model`."""
     model, kind, sizes = config.model, _head_kind(config), backbone_config(config)
     if kind.make.trains_on == "prefix" and model.history == "interleaved":
@@ -292,6 +317,9 @@ def head_config(config: ConfigDict, action_end: int = 0) -> Any:
         "depth": sizes.depth,
         "run": StackConfig(model.remat, model.layers),
         "state_dims": len(model.state_names) if model.proprio else 0,
+        "most": model.fast.most,
+        "vocabulary": vocabulary
+        or blank(model.chunk, tuple(model.action_names), model.fast.tokens),
     }
     fields = {field.name for field in dataclasses.fields(kind.config)}
     own, options = sorted(fields - shared.keys()), _options(model.head_options)

@@ -35,6 +35,7 @@ from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
 from vla_jax.policy_io import PolicyIO, observation
 from vla_jax.robot import relative, sensing
+from vla_jax.robot.held import at_rest, is_none
 from vla_jax.types import (
     Array,
     Media,
@@ -64,7 +65,9 @@ class _Kept(NamedTuple):
 
 
 class JaxPolicy:
-    """types.Policy for a trained VLA."""
+    """types.Policy for a trained VLA. `held` counts the steps of an episode for which its head had
+    no chunk, and the robot was held (robot/held.py).
+    """
 
     def __init__(self, graphdef: nnx.GraphDef, params: Params, io: PolicyIO) -> None:
         self._params, self._io, self._graphdef = params, io, graphdef
@@ -104,7 +107,8 @@ class JaxPolicy:
         prompt = np.zeros((1, length), np.int32)
         prompt[0, : len(ids)] = ids
         self._prompt = prompt, (np.arange(length) < len(ids))[None]
-        self._step, self._seed = 0, self._io.seed if seed is None else seed
+        self._step = self.held = 0
+        self._seed = self._io.seed if seed is None else seed
         self._frames: deque[FrameTokens] = deque(maxlen=self._config.window)
         self._readouts: deque[jax.Array] = deque(maxlen=self._config.window)
         self._kept: _Kept | None = None
@@ -209,8 +213,12 @@ class JaxPolicy:
     def _acted(self, chunk: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
         """Ends a step: the network's chunk [k d] in robot units."""
         self._step += 1
-        self._normalised = chunk
-        actions = self._io.action_spec.unnormalise(chunk[:, self._io.action_places], measured)
+        self._normalised, spec = chunk, self._io.action_spec
+        if is_none(chunk):
+            self.held += 1
+            actions = at_rest(spec, self._io.motion, len(chunk), self._last, measured)
+        else:
+            actions = spec.unnormalise(chunk[:, self._io.action_places], measured)
         self._last = actions[0]
         return actions
 

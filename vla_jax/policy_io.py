@@ -32,6 +32,7 @@ class PolicyIO:
         seed: of heads that draw (flow, discrete with a temperature).
         resize: how, one of types.RESIZES, as in the loader.
         sensor_specs: normalisation of the dataset's sensors, of those that statistics normalise.
+        motion: its action dims that are 0 at rest.
     """
 
     image_size: tuple[int, ...]
@@ -45,6 +46,7 @@ class PolicyIO:
     state_names: tuple[str, ...] = ()
     embodiment: int = 0
     sensor_specs: Mapping[str, ActionSpec] = dataclasses.field(default_factory=dict)
+    motion: tuple[int, ...] = ()
 
     @functools.cached_property
     def action_places(self) -> list[int]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from vla_jax import build
 from vla_jax.actions import ActionSpec
+from vla_jax.models import fast_vocabulary
+from vla_jax.models.fast_vocabulary import FastVocabulary
 from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy
@@ -25,7 +27,7 @@ from vla_jax.types import DTYPES
 class DatasetSpec(NamedTuple):
     """What a dataset's numbers mean: its actions', its state's where it has one, its steps per
     second if known, what its actions are ("absolute", "delta", "relative"; "" where nobody says),
-    and its sensors' that statistics normalise.
+    its sensors' that statistics normalise, and which of its action dims are 0 at rest.
     """
 
     action: ActionSpec
@@ -33,6 +35,7 @@ class DatasetSpec(NamedTuple):
     control_hz: float | None
     targets: str = ""
     sensors: Mapping[str, ActionSpec] = {}
+    motion: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class SavedPolicy:
             state_names=self.state_names,
             embodiment=self.embodiments.index(dataset) if self.embodiments else 0,
             sensor_specs=spec.sensors,
+            motion=spec.motion,
         )
 
 
@@ -111,7 +115,9 @@ def open_checkpoint(
     blank = config.data.blank_instruction
     specs = {name: _spec(body) for name, body in meta["datasets"].items()}
     return SavedPolicy(
-        build=build.model(config, build.action_token_end(config, folder)),
+        build=build.model(
+            config, build.action_token_end(config, folder), vocabulary(meta, directory)
+        ),
         params={
             name: value
             for name, value in load_params(directory, step).items()
@@ -139,6 +145,12 @@ def open_checkpoint(
         state_names=tuple(config.model.state_names) if config.model.proprio else (),
         embodiments=tuple(config.model.embodiments) if config.model.embodiment else (),
     )
+
+
+def vocabulary(meta: dict[str, Any], where: Path) -> FastVocabulary | None:
+    """That of a checkpoint's head fast; None for other heads."""
+    body = meta.get("action_vocabulary")
+    return None if body is None else fast_vocabulary.of_json(body, f"{where}: action_vocabulary")
 
 
 def tokenizer_folder(directory: Path, meta: dict[str, Any]) -> Path:
@@ -191,4 +203,5 @@ def _spec(body: dict[str, Any]) -> DatasetSpec:
         sensors={
             name: ActionSpec.from_json(each) for name, each in body.get("sensors", {}).items()
         },
+        motion=tuple(body.get("motion", ())),  # none until 2026-11-29
     )

@@ -116,6 +116,11 @@ INTRODUCED: dict[str, Any] = {
     "augment.sensor_dropout": 0.0,
     # 2026-11-29. Every camera had model.image_size.
     "model.image_sizes": (),
+    # 2026-11-29. There was no head fast.
+    "model.fast.file": "fit",
+    "model.fast.scale": 10.0,
+    "model.fast.tokens": 1024,
+    "model.fast.most": 0,
     # 2026-11-29. Nothing acted while it trained.
     "rollouts.sim": "",
     "rollouts.every": 1_000,

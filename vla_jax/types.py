@@ -150,6 +150,15 @@ class ImageText(NamedTuple):
     target: Bool[Array, "b l"]  # True: a token of the answer, to be predicted
 
 
+class ActionTokens(NamedTuple):
+    """Every frame's chunk as the tokens of the language model that a head should write, where only
+    the host can write them: padded on the right, and which of them are there.
+    """
+
+    ids: Int[Array, "b t q"]
+    mask: Bool[Array, "b t q"]
+
+
 class Batch(NamedTuple):
     """One training batch."""
 
@@ -166,6 +175,7 @@ class Batch(NamedTuple):
         None  # CLIP's embedding of the instruction; None: alignment is off
     )
     image_text: ImageText | None = None  # None: co-training is off
+    action_tokens: ActionTokens | None = None  # None: no head asks for them
 
 
 class Loss(NamedTuple):
@@ -292,6 +302,7 @@ class HeadContext(NamedTuple):
             sees the same in the place of the others, in training and acting.
         state: float32 ["b t p"], normalised, 0 for what the robot lacks; for a head that looks at
             it itself (VLAConfig.state_to_head).
+        taught: what `teacher` gave, of a head that trains on tokens.
     """
 
     readouts: Any = None
@@ -300,6 +311,7 @@ class HeadContext(NamedTuple):
     backbone: Any = None
     dims: Any = None
     state: Any = None
+    taught: Any = None
 
 
 class PolicyHead(Protocol):
@@ -310,10 +322,11 @@ class PolicyHead(Protocol):
     num_tokens: int  # tokens of the language model that it writes behind the readouts; 0: none
 
     def teacher(
-        self, actions: Float[Array, "b t k d"], mask: Bool[Array, "b t k d"]
+        self, batch: Batch, mask: Bool[Array, "b t k d"]
     ) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
         """The tokens that should be written, and which of them are there: their number may vary,
-        padded on the right. Asked only where trains_on is "tokens".
+        padded on the right. `mask` is of the actions that count. Asked only where trains_on is
+        "tokens".
         """
         ...
 
@@ -327,7 +340,8 @@ class PolicyHead(Protocol):
 
     def act(self, context: HeadContext, key: JaxArray) -> Float[Array, "b t k d"]:
         """Normalised actions, of which the last step's count; a binary dim holds the probability
-        of 1. From readouts of t steps those of every step, from a prefix those of the newest.
+        of 1. From readouts of t steps those of every step, from a prefix those of the newest. NaN
+        throughout: the head has no chunk to give, and a robot is held.
         """
         ...
 

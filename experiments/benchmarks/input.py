@@ -133,7 +133,8 @@ def prepared(config: ConfigDict, workdir: Path) -> tuple[Trainer, Generator[Batc
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     rows = sharding.rows(mesh, config.batch_size)
     loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
-    plan = steps.plan(config, mesh, loader.windows / config.batch_size, source.action_end)
+    per_epoch = loader.windows / config.batch_size
+    plan = steps.plan(config, mesh, per_epoch, source.action_end, source.vocabulary)
     params = flat.initialise(plan.make, config.seed, plan.shardings)
     state = training_state.init_state(params, plan.abstract, plan.optimizer)
     step = steps.trace(config, plan).lower().compile()

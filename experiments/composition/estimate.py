@@ -16,7 +16,14 @@ from vla_jax.params import Shapes, merge
 from vla_jax.robot import sensing
 from vla_jax.training import metrics
 from vla_jax.training.state import TrainState
-from vla_jax.types import Batch, Future, ImageText, ObservationSizes, new_observation
+from vla_jax.types import (
+    ActionTokens,
+    Batch,
+    Future,
+    ImageText,
+    ObservationSizes,
+    new_observation,
+)
 
 
 class Cost(NamedTuple):
@@ -74,7 +81,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
     )
     obs = new_observation(sizes, jax.ShapeDtypeStruct)
     tokens = (spec(np.int32, length), spec(bool, length), spec(bool, length))
-    text = ImageText(spec(np.uint8, size, size, 3), *tokens)
+    text, q = ImageText(spec(np.uint8, size, size, 3), *tokens), build.strings(config)
     return Batch(
         obs=obs,
         actions=spec(np.float32, t, model.chunk, len(model.action_names)),
@@ -87,6 +94,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
         ),
         text_target=spec(np.float32, tasks.text_align.width) if tasks.text_align.weight else None,
         image_text=text if tasks.image_text.weight else None,
+        action_tokens=ActionTokens(spec(np.int32, t, q), spec(bool, t, q)) if q else None,
     )
 
 

@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from data_pipelines import windows
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.datasets.names import POSE
 from data_pipelines.index import Split
+from data_pipelines.mixture import Member
 from vla_jax.actions import ActionSpec
+from vla_jax.robot.held import at_rest
 from vla_jax.robot.relative import errors
 
 DELTA = 1.0  # of the Huber error, in network units: that of the arm loss in all our configs
@@ -35,7 +38,7 @@ class Tally:
         without it that is not among the figures.
         """
         self._spec, self._motion = spec, motion
-        self._windows = self._whole = self._right = 0
+        self._windows = self._whole = self._right = self._held = 0
         self._errors = self._steps = np.zeros(0)  # by chunk step
         self._l1, self._drift = np.zeros(len(spec.names)), np.zeros(len(spec.names))
 
@@ -45,10 +48,13 @@ class Tally:
         true: Float[np.ndarray, "n k d"],
         within: Bool[np.ndarray, "n k"],
         state: Float[np.ndarray, "n p"],
+        none: int = 0,
     ) -> None:
         """Counts chunks beside the recorded actions, both in robot units; steps that are not
-        `within` the episode do not count. `state` is that of the frames, p is 0 without one.
+        `within` the episode do not count. `state` is that of the frames, p is 0 without one. `none`
+        of the chunks hold the robot, see `carried_out`.
         """
+        self._held += none
         error = arm_error(self._spec, chunks, true, state[:, None]).astype(np.float64)
         if not self._windows:
             self._errors = self._steps = np.zeros(chunks.shape[1])
@@ -70,7 +76,8 @@ class Tally:
 
     def figures(self) -> dict[str, Any]:
         """All figures, JSON-able: arm_loss of whole chunks, by chunk step too; drift, in robot
-        units, of where a robot is after a whole chunk. The others are of the next action, the one
+        units, of where a robot is after a whole chunk; where there was any, `held`, the share of
+        windows for which the policy had no chunk. The others are of the next action, the one
         carried out where a robot plans at each step; `l1` is in robot units.
         """
         binary = len(self._spec.binary) * self._windows
@@ -82,6 +89,8 @@ class Tally:
             "l1": dict(zip(self._spec.names, (self._l1 / self._windows).tolist(), strict=True)),
             "arm_error_by_step": (self._errors / np.maximum(self._steps, 1)).tolist(),
         }
+        if self._held:
+            body["held"] = self._held / self._windows
         if self._motion is not None:
             mean = (self._drift / self._whole).tolist() if self._whole else [None] * len(self._l1)
             body["drift"] = dict(zip(self._spec.names, mean, strict=True))
@@ -92,7 +101,8 @@ def together(tallies: Sequence[Tally]) -> dict[str, float]:
     """The figures of several datasets by flat names, each window counted once: executed_arm
     and executed_at/STEP in network units; in robot units executed/DIM of the next action and
     drift/DIM after a whole chunk, of datasets where the dim varies. A drift needs a dim that is not
-    binary and an episode as long as a chunk.
+    binary and an episode as long as a chunk. executed_held, where there was any, is the share of
+    windows without a chunk.
     """
     tallies = [tally for tally in tallies if tally._windows]
     wrong, steps = sum(each._errors for each in tallies), sum(each._steps for each in tallies)
@@ -106,8 +116,10 @@ def together(tallies: Sequence[Tally]) -> dict[str, float]:
                 pairs[f"drift/{name}"] = (tally._drift[dim], tally._whole)
             for key, pair in pairs.items():
                 sums[key] = sums.get(key, 0) + np.array(pair)
+    none, of = sum(each._held for each in tallies), sum(each._windows for each in tallies)
     return {
         "executed_arm": float(np.sum(wrong) / np.sum(steps)),
+        **({"executed_held": none / of} if none else {}),
         **{f"executed_at/{step}": float(x) for step, x in enumerate(wrong / np.maximum(steps, 1))},
         **{key: float(total / weight) for key, (total, weight) in sums.items() if weight},
     }
@@ -135,6 +147,25 @@ def drift_unit(dataset: Dataset, name: str) -> str:
 
 def _speed(dataset: Dataset, name: str) -> bool:
     return dataset.action_units.get(name, "").endswith("/s")
+
+
+def carried_out(
+    member: Member, said: Float[np.ndarray, "n k d"], rows: Int64[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, "n k d"], int]:
+    """What a robot does with a policy's chunks, in network units and of the dataset's dims, at the
+    steps `rows` of the member's split, in robot units; and how many of them are none (NaN): there
+    it is held, after the recorded action.
+    """
+    spec, split = member.action_spec, member.index.splits[member.split]
+    state, none = np.asarray(split.state[rows]), np.isnan(said).all((1, 2))
+    out = np.zeros(said.shape, np.float32)
+    out[~none] = spec.unnormalise(said[~none], state[~none, None])
+    for i in np.flatnonzero(none):
+        row = rows[i]
+        before = None if row in split.first else np.asarray(split.actions[row - 1])
+        moves = windows.motion(member.index.dataset)
+        out[i] = at_rest(spec, moves, said.shape[1], before, state[i])
+    return out, int(none.sum())
 
 
 def huber(error: np.ndarray) -> np.ndarray:

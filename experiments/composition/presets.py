@@ -6,14 +6,16 @@ tiny                            the same path in minutes on a CPU: random weight
 small, base                     PaliGemma of 30 M (128 px) and 105 M (224 px) parameters, trained
                                 from nothing on your data: overnight on a CPU, on one GPU
 lora                            adapters in a frozen backbone
-gpt, attention, flow, discrete, expert
+gpt, attention, flow, discrete, fast, expert
                                 another policy head than the LSTM
 """
 
 from ml_collections import ConfigDict
 
-# Head -> its blocks: GPT as in RoboVLMs; discrete has no parameters, expert has the backbone's.
-HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0, "expert": 0}
+# Head -> its blocks: GPT as in RoboVLMs; those that write tokens have no parameters, expert has the
+# backbone's.
+HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0, "fast": 0, "expert": 0}
+WRITERS = {"discrete", "fast"}
 # Width of the head expert: half the backbone's, as pi0 has it.
 EXPERT = {"tiny": 32, "small": 192, "base": 384}
 SIZES = {"small": "small", "base": "100m"}  # word -> variant
@@ -50,8 +52,8 @@ def apply(config: ConfigDict, words: frozenset[str]) -> None:
         config.model.head_layers = min(2, HEADS[head]) if words & {"tiny", *SIZES} else HEADS[head]
     if "expert" in words:
         config.model.head_hidden = next((EXPERT[size] for size in words & EXPERT.keys()), 1024)
-    if "discrete" in words:
-        # As in RoboVLMs; this head cannot fuse time, so the backbone must.
+    if words & WRITERS:
+        # As in RoboVLMs; these heads cannot fuse time, so the backbone must.
         config.model.history = "interleaved"
 
 

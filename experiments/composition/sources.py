@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines import windows
 from data_pipelines.config import LoaderConfig
 from data_pipelines.datasets import Dataset
 from data_pipelines.index import build_parts, open_index, parts_there
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from data_pipelines.selection import Selection
-from experiments.composition import cotraining, datasets, selecting, spaces
+from experiments.composition import cotraining, datasets, selecting, spaces, strings
 from vla_jax import build, saved
 from vla_jax.actions import places
 from vla_jax.models import clip_text
+from vla_jax.models.fast_vocabulary import FastVocabulary
 from vla_jax.models.tokenizer import digest
 from vla_jax.robot import sensing
 from vla_jax.training import wandb_run
@@ -47,6 +49,7 @@ class Data:
     target: (
         Callable[[str], np.ndarray] | None
     )  # an instruction to CLIP's embedding of it, for text_align
+    vocabulary: FastVocabulary | None = None  # of the head fast
 
 
 def missing(config: ConfigDict) -> list[str]:
@@ -137,10 +140,10 @@ def data(
     say: Callable[[str], list[int]] = encoder.encode
     answer: Callable[[str], list[int]] = encoder.answer
     end = build.action_token_end(config, folder)
+    vocabulary = strings.vocabulary(config, train, workdir)
     if end:
-        say, answer = (
-            _without_actions(encode, end - config.model.bins, end) for encode in (say, answer)
-        )
+        first = end - (vocabulary.size if vocabulary else config.model.bins)
+        say, answer = (_without_actions(encode, first, end) for encode in (say, answer))
     blank = config.data.blank_instruction
 
     def encode(text: str) -> np.ndarray:
@@ -149,7 +152,7 @@ def data(
     align = config.objectives.text_align
     target = clip_text.embedder(Path(align.clip).expanduser()) if align.weight else None
     texts = cotraining.open_texts(config, datasets.root(config), say, answer) if training else None
-    return Data(train, held_out, encode, folder, end, texts, target)
+    return Data(train, held_out, encode, folder, end, texts, target, vocabulary)
 
 
 def _members(config: ConfigDict, chosen: Selection) -> tuple[list[Member], list[Member]]:
@@ -208,6 +211,7 @@ def loader(
         source.encode,
         rows,
         source.target,
+        strings.writer(config, source.vocabulary, source.action_end),
     )
 
 
@@ -288,6 +292,7 @@ def meta(config: ConfigDict, source: Data, workdir: Path) -> dict[str, Any]:
         "revision": revision(),
         "cameras": list(config.model.cameras),
         "tokenizer": {"folder": str(folder), "sha256": digest(source.tokenizer)},
+        **({"action_vocabulary": source.vocabulary.to_json()} if source.vocabulary else {}),
         "datasets": {
             member.index.dataset.name: {
                 "digest": member.index.digest,
@@ -296,6 +301,7 @@ def meta(config: ConfigDict, source: Data, workdir: Path) -> dict[str, Any]:
                 "control_hz": member.index.dataset.control_hz,
                 "sensors": {name: spec.to_json() for name, spec in member.sensor_specs.items()},
                 "targets": member.index.dataset.targets,
+                "motion": windows.motion(member.index.dataset),
             }
             for member in source.train
         },
@@ -357,9 +363,9 @@ def _without_actions(
         taken = [i for i in ids if first <= i < end]
         if taken:
             raise ValueError(
-                f"model.head=discrete: the action tokens {first} to {end - 1} collide with token"
-                f" {taken[0]} of the text {text!r}; use a tokenizer with unused tokens there, or"
-                " fewer model.bins"
+                f"model.head: the action tokens {first} to {end - 1} collide with token {taken[0]}"
+                f" of the text {text!r}; use a tokenizer with unused tokens there, or fewer"
+                " (model.bins of discrete, model.fast.tokens)"
             )
         return ids
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments.composition import datasets, estimate, open_loop
 from vla_jax import build, sharding
 from vla_jax import params as flat
+from vla_jax.models.fast_vocabulary import FastVocabulary
 from vla_jax.training import train
 from vla_jax.training.optim import OptimConfig, Optimizer, make_optimizer, partition
 from vla_jax.training.reports import Units
@@ -48,13 +49,14 @@ def plan(
     mesh: sharding.AnyMesh,
     steps_per_epoch: float = 1.0,
     action_end: int = 0,
+    vocabulary: FastVocabulary | None = None,
 ) -> Plan:
-    """The plan of a run. No shape depends on `steps_per_epoch` or `action_end`, which only the data
-    knows.
+    """The plan of a run. No shape of its state or batch depends on `steps_per_epoch`, `action_end`
+    or `vocabulary`, which only the data knows.
 
     Raises ValueError for what the model, the optimizer or the mesh refuses.
     """
-    make = build.training_model(config, action_end)
+    make = build.training_model(config, action_end, vocabulary)
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     freeze, run = build.optim(config)[1], train_config(config, steps_per_epoch)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.mixture import Member
 from experiments.composition import cotraining, sources, steps
-from experiments.composition.executed import Tally, motion, recorded, together
+from experiments.composition.executed import Tally, carried_out, motion, recorded, together
 from experiments.composition.open_loop import Policy, asked, blanked, swapped, unseen
 from vla_jax import sharding
 from vla_jax.actions import places
@@ -120,7 +120,7 @@ def _tallies(
                 continue
             said, at = np.asarray(chunks[which])[mine][..., own], ids[mine] - first
             true, within = recorded(split, at, said.shape[1])
-            state = np.asarray(split.state[at])
-            tally.add(spec.unnormalise(said, state[:, None]), true, within, state)
+            given, none = carried_out(member, said, at)
+            tally.add(given, true, within, np.asarray(split.state[at]), none)
         first += len(split.actions)
         yield tally

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.composition import changes, sources
+from experiments.composition import changes, sources, strings
 from experiments.composition.config import diff, save
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import complete_steps, load_meta
@@ -71,8 +71,8 @@ def claim(
     source: sources.Data,
     changed: changes.Changed | None = None,
 ) -> None:
-    """Makes workdir this run's, once nothing is left to be refused: its tokenizer, what is other
-    from now on, then its config.json.
+    """Makes workdir this run's, once nothing is left to be refused: its tokenizer and vocabulary,
+    what is other from now on, then its config.json.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     saved, own = workdir / "config.json", workdir / "tokenizer"
@@ -85,6 +85,8 @@ def claim(
         shutil.copytree(source.tokenizer, part)
         shutil.rmtree(own, ignore_errors=True)
         os.replace(part, own)
+    if source.vocabulary is not None:
+        strings.save(source.vocabulary, workdir)
     if changed is not None:
         changes.record(workdir, changed)
     save(config, saved)

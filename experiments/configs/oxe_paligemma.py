@@ -161,6 +161,13 @@ def _model() -> ConfigDict:
     config.head_options = ""
     config.bins = 256  # of each number, for the head discrete
     config.temperature = 0.0  # of its decoding; 0 takes the likeliest token
+    # the vocabulary of the head fast: fitted on the run's data, or the fast.json of another run on
+    # the same data
+    config.fast = ConfigDict()
+    config.fast.file = "fit"
+    config.fast.scale = 10.0  # steps per network unit that a coefficient is rounded to
+    config.fast.tokens = 1024  # at most; PaliGemma has as many <loc>, whose place they take
+    config.fast.most = 0  # tokens of a chunk; 0: as many as any can need
     config.proprio = False  # the robot's state as a token before the readouts
     config.state_names = ()  # its numbers; (): from the data
     config.embodiment = False  # which dataset's robot it is, as a learned token before the readouts

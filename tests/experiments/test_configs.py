@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
+import vla_jax
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.builders.blocks_captions import write_captions
 from experiments import evaluate, pretrain
@@ -41,16 +43,17 @@ def test_words_mean_the_same_in_every_file(file: str) -> None:
     assert diff(plain, load_config(f"{file}:gpt,lora").to_dict()).keys() == {
         "lora.rank", "model.head", "model.head_layers", "optim.lr"
     }  # fmt: skip
-    discrete = load_config(f"{file}:discrete")
-    assert (discrete.model.head, discrete.model.history) == ("discrete", "interleaved")
+    for word in ("discrete", "fast"):
+        made = load_config(f"{file}:{word}")
+        assert (made.model.head, made.model.history) == (word, "interleaved")
     tiny = load_config(f"{file}:tiny")
     assert (tiny.data.mixture, tiny.model.variant, tiny.model.weights) == ("blocks", "tiny", "none")
     assert tiny.model.cameras == load_config(file).model.cameras
     for wrong in ("huge", "gpt,flow", "tiny,mtp", "tiny,small"):
         with pytest.raises(
             ValueError,
-            match="'lora', one of tiny, small, base and one of gpt, attention, flow, discrete,"
-            f" .*'{wrong}'",
+            match="'lora', one of tiny, small, base and one of gpt, attention, flow, discrete, .*"
+            f"'{wrong}'",
         ):
             load_config(f"{file}:{wrong}")
 
@@ -280,6 +283,30 @@ def test_discrete_trains_and_evaluates(root: Path, tmp_path: Path) -> None:
     evaluated = figures(tmp_path)
     assert evaluated["windows"] > 0
     assert evaluated["arm_loss"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_fast_trains_and_evaluates_and_its_vocabulary_is_of_its_data_alone(
+    root: Path, tmp_path: Path
+) -> None:
+    rows = train("oxe_paligemma.py:tiny,fast", root, tmp_path / "one")
+    assert rows[0]["loss"] != rows[1]["loss"]
+    assert all(0 <= row["train/broken"] <= 1 for row in rows)
+    evaluated = figures(tmp_path / "one")
+    assert evaluated["arm_loss"] > 0  # where it writes no chunk it is held
+    assert 0 <= evaluated.get("held", 0) <= 1
+    file = f"--config.model.fast.file={tmp_path / 'one' / 'fast.json'}"
+    same = train("oxe_paligemma.py:tiny,fast", root, tmp_path / "two", file)
+    assert [row["loss"] for row in same] == [row["loss"] for row in rows]
+    policy = vla_jax.load_policy(tmp_path / "two" / "checkpoints", dataset="blocks")
+    policy.reset("push the red block to the left")
+    chunk = policy.act({name: np.zeros((32, 32, 3), np.uint8) for name in policy.cameras})
+    assert np.isfinite(chunk).all()
+    with pytest.raises(ValueError, match="is of other data: expected chunks of 2, got 4"):
+        train(
+            "oxe_paligemma.py:tiny,fast", root, tmp_path / "three", file, "--config.model.chunk=2"
+        )
 
 
 @pytest.mark.slow

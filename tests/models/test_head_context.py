@@ -52,13 +52,13 @@ class WordsHead(nnx.Module):
     acts_on, trains_on = "prefix", "tokens"
     num_tokens = K * D
 
-    def teacher(self, actions, mask):
-        ids = jnp.where(actions > 0, 3, 4).astype(jnp.int32)
+    def teacher(self, batch, mask):
+        ids = jnp.where(batch.actions > 0, 3, 4).astype(jnp.int32)
         count = jnp.sum(mask, axis=(2, 3)).reshape(-1, 1)
         return ids.reshape(-1, K * D), jnp.arange(K * D)[None] < count
 
     def loss(self, context, actions, mask, key):
-        ids, valid = self.teacher(actions, mask)
+        ids, valid = context.taught
         scores = jax.nn.log_softmax(context.backbone.logits(context.predictors), axis=-1)
         cost = -jnp.take_along_axis(scores, ids[..., None], axis=-1)[..., 0]
         return Loss(jnp.sum(jnp.where(valid, cost, 0.0)), {})

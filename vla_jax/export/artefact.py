@@ -56,6 +56,7 @@ RUNTIME = {
     "sensing.py": "sensing.py",
     "rotations.py": "rotations.py",
     "relative.py": "relative.py",
+    "held.py": "held.py",
     "events/trigger.py": "trigger.py",
     "events/regret.py": "regret.py",
     "events/calibration.py": "calibration.py",
@@ -340,6 +341,7 @@ def _norm_stats(source: SavedPolicy, footage: Mapping[str, Footage], part: Path)
             "control_hz": numbers.control_hz,
             "sensors": {each: spec.to_json() for each, spec in numbers.sensors.items()},
             "targets": numbers.targets,
+            "motion": list(numbers.motion),
         }
         if name in footage:
             stats[name] |= footage[name]._asdict()

@@ -1,9 +1,14 @@
 """What a head sees of the tokens before its own: their keys and values; and tokens one by one
 behind them.
 
-Axes: f sequences, t window step, s tokens of a frame, u slots of the cache, c width.
+Axes: f sequences, t window step, s tokens of a frame, u slots of the cache, c width, q tokens that
+a head writes, n that it chooses from.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
@@ -50,3 +55,49 @@ def extend(backbone: Backbone, prefix: Prefix, ids: Int[Array, " f"]) -> Prefix:
     token = backbone.embed_text(ids[:, None])
     hidden, cache = backbone.decode(token, seen[:, None], position, prefix.cache, prefix.media)
     return Prefix(cache, hidden[:, 0], seen, position, prefix.media)
+
+
+def write(
+    backbone: Backbone,
+    prefix: Prefix,
+    token_range: tuple[int, int],
+    length: int,
+    choose: Callable[[Float[Array, "f n"], Any], Int[Array, " f"]],
+    end: int | None = None,
+) -> tuple[Int[Array, "f q"], Float[Array, "f q n"]]:
+    """Tokens of the ids in range(*token_range) behind a prefix, and the scores that each was chosen
+    by.
+
+    Args:
+        length: q, tokens at most; the prefix has room for all but the last.
+        choose: (scores, number of the token) -> ids.
+        end: the id after which a sequence writes it alone. When all have written it nothing more is
+            computed: the scores of later tokens are 0.
+    """
+
+    def written(now: Any) -> Any:
+        number, prefix, ids, scores = now
+        new = backbone.logits(prefix.hidden[:, None], token_range)[:, 0]
+        chosen = choose(new, number)
+        if end is not None:
+            chosen = jnp.where(jnp.any(ids == end, axis=1), end, chosen)
+        return number + 1, prefix, ids.at[:, number].set(chosen), scores.at[:, number].set(new)
+
+    def goes_on(now: Any) -> Any:
+        number, _, ids, _ = now
+        more = number < length
+        return more if end is None else more & ~jnp.all(jnp.any(ids == end, axis=1))
+
+    def step(now: Any) -> Any:
+        number, prefix, ids, scores = now
+        last = jax.lax.dynamic_index_in_dim(ids, number - 1, 1, keepdims=False)
+        return written((number, extend(backbone, prefix, last), ids, scores))
+
+    f = prefix.hidden.shape[0]
+    # No id of the range is -1: nothing is taken for written.
+    ids = jnp.full((f, length), -1, jnp.int32)
+    scores = jnp.zeros((f, length, token_range[1] - token_range[0]), jnp.float32)
+    _, _, ids, scores = jax.lax.while_loop(
+        goes_on, step, written((jnp.zeros((), jnp.int32), prefix, ids, scores))
+    )
+    return (ids if end is None else jnp.where(ids < 0, end, ids)), scores

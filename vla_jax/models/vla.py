@@ -225,10 +225,10 @@ class VLA(nnx.Module):
             for table in tables.values()
             if table is not None
         ]
-        read = config.readouts
+        read, taught = config.readouts, None
         if head.trains_on == "tokens":
             # The last readout predicts the first of them, and each token but the last the next.
-            ids, valid = head.teacher(batch.actions, mask)
+            taught = ids, valid = head.teacher(batch, mask)
             extra = [MaskedTokens(self.backbone.embed_text(ids[:, :-1]), valid[:, :-1]), *extra]
             read = head.num_tokens
         whole = self.sequence(obs, sequence.concat_tokens(extra) if extra else None)
@@ -247,7 +247,7 @@ class VLA(nnx.Module):
             predictors = hidden[:, :, :read].reshape(-1, read, self.backbone.width)
             readouts = hidden[:, :, :1]
         state = self.head_state(obs.proprio, obs.proprio_mask)
-        given = (readouts, predictors, prefix, self.backbone, obs.action_dims, state)
+        given = (readouts, predictors, prefix, self.backbone, obs.action_dims, state, taught)
         return HeadContext(*given), queries
 
     def _prefix_of_all(

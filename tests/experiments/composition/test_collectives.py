@@ -144,6 +144,7 @@ FAMILIES = {
         "model.head_options=time='adaptive',state='expert',padded=32",
     ),
     "discrete": ("oxe_paligemma.py:tiny,discrete",),
+    "fast": ("oxe_paligemma.py:tiny,fast",),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
     "growing": ("oxe_paligemma.py:tiny", "model.history_start=grow"),

@@ -20,6 +20,7 @@ WITH_WORDS = {"data.mixture": ("blocks", 1.0), "data.normalise": ("bounds", -0.5
 ON = {
     "model.bins": ("model.head=discrete", "model.history=interleaved"),
     "model.temperature": ("model.head=discrete", "model.history=interleaved"),
+    "model.fast": ("model.head=fast", "model.history=interleaved"),
     "model.head_attention": ("model.head=gpt",),
     "model.past_action_hidden": ("model.past_action=True",),
     "model.resampler": ("model.resampler.depth=1",),

@@ -184,7 +184,8 @@ def test_what_a_robot_lacks_is_written_as_in_training():
     def taught(flat, actions):
         model = params.merge(graphdef, flat)
         mask = jnp.broadcast_to(has[:, None, None], actions.shape)
-        teacher, valid = model.head.teacher(actions, mask)
+        teacher = model.head.targets(actions, mask)
+        valid = jnp.ones(teacher.shape, bool)
         words = MaskedTokens(model.backbone.embed_text(teacher[:, :-1]), valid[:, :-1])
         hidden = model.encode(model.sequence(obs, words), K * D, 1)[:, 0]
         return teacher, model.backbone.logits(hidden, config.token_range)

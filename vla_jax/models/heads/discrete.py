@@ -23,9 +23,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from vla_jax.models.decoding import extend
+from vla_jax.models.decoding import write
 from vla_jax.models.losses import ActionLoss, action_loss, masked_mean
-from vla_jax.types import Array, HeadContext, Loss, Prefix
+from vla_jax.types import Array, Batch, HeadContext, Loss
 
 RESERVED = 10  # ids below the special tokens that RoboVLMs leaves free
 
@@ -123,10 +123,10 @@ class DiscreteHead(nnx.Module):
         return self.config.tokens
 
     def teacher(
-        self, actions: Float[Array, "b t k d"], mask: Bool[Array, "b t k d"]
+        self, batch: Batch, mask: Bool[Array, "b t k d"]
     ) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
         """The action tokens of every frame, all of which are there."""
-        ids = self.targets(actions, mask)
+        ids = self.targets(batch.actions, mask)
         return ids, jnp.ones(ids.shape, bool)
 
     def targets(
@@ -162,28 +162,16 @@ class DiscreteHead(nnx.Module):
         self, context: HeadContext, key: jax.Array
     ) -> tuple[Int[Array, "b q"], Float[Array, "b q bins"]]:
         """The newest frame's action tokens, and the scores that each was chosen by."""
-        backbone, prefix, last = context.backbone, context.prefix, self.num_tokens - 1
         config, dims = self.config, context.dims
 
-        def written(chosen: Array, i: Any) -> Array:
+        def choose(scores: Array, i: Any) -> Array:
+            chosen = self.choose(scores, jax.random.fold_in(key, i))
             if dims is None:
                 return chosen
             there = jax.lax.dynamic_index_in_dim(dims, i % config.action_dim, 1, keepdims=False)
             return jnp.where(there, chosen, config.middle)
 
-        def logits(prefix: Prefix) -> Array:
-            return backbone.logits(prefix.hidden[:, None], self.config.token_range)[:, 0]
-
-        def step(carry: Any, i: Any) -> tuple[Any, Any]:
-            scores, prefix = carry
-            chosen = written(self.choose(scores, jax.random.fold_in(key, i)), i)
-            prefix = extend(backbone, prefix, chosen)
-            return (logits(prefix), prefix), (chosen, scores)
-
-        (final, _), (ids, scores) = jax.lax.scan(step, (logits(prefix), prefix), jnp.arange(last))
-        chosen = written(self.choose(final, jax.random.fold_in(key, last)), last)
-        ids, scores = jnp.concatenate([ids, chosen[None]]), jnp.concatenate([scores, final[None]])
-        return ids.swapaxes(0, 1), scores.swapaxes(0, 1)
+        return write(context.backbone, context.prefix, config.token_range, self.num_tokens, choose)
 
     def noise(self, key: jax.Array) -> Float[Array, "q bins"] | None:
         """What is added to the scores of each token of one example; None without a temperature."""

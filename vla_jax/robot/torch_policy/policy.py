@@ -9,7 +9,9 @@
 `out` holds
     actions     float32 [k d]: the next k actions; arm [k a] and gripper [k g] (1 = open) are its
                 columns apart
-    confidence  numbers in [0, 1] or None, see `confidence`
+    confidence  numbers in [0, 1] or None, see confidence.py
+    held        True: the network wrote no whole chunk (the head fast), and "actions" hold the robot
+                where it is: see held.py
     timing      milliseconds: vision, backbone (with the head), total
 
 Axes: h w pixels, k chunk step, d action dim, a arm dims, g binary dims, p proprio, q action tokens.
@@ -22,8 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..held import at_rest, is_none
 from ..relative import finite, starting_state
 from ..sensing import Reading, readings
+from .confidence import confidence, unsure
 from .network import (
     SENSOR,
     Frame,
@@ -89,6 +93,7 @@ class Policy:
             )
         body = self._datasets[name]
         self.action_spec = Spec(body["action"])
+        self._motion = body.get("motion", ())  # dims that are 0 at rest
         self.targets = body.get("targets", "")  # whether actions are positions or motions, if known
         self.state_spec = Spec(body["state"]) if body["state"] else None
         # Where the dataset's dims stand among the policy's.
@@ -240,59 +245,39 @@ class Policy:
 
         Args:
             state: of the network after the step.
-            action: its normalised chunk [k d], of the policy's dims.
-            probability: of each token [q], for the head discrete.
+            action: its normalised chunk [k d], of the policy's dims; NaN: none.
+            probability: of each number's token [q], for heads that write tokens.
             measured: of `prepared`, where it gives it.
         """
         if probability is not None:
             probability = self.own(probability.reshape(action.shape))
-        own = self.own(action)
-        confidence = self._confidence(own, probability, measured)
-        actions = self.action_spec.unnormalise(own, measured)
+        own, none = self.own(action), is_none(action)
+        if none:
+            last = (len(action), self._last_action, measured)
+            actions = at_rest(self.action_spec, self._motion, *last)
+            own, sure = self.action_spec.normalise(actions, measured), unsure(len(action))
+        else:
+            sure = confidence(self.action_spec, own, probability, self._expected(measured))
+            actions = self.action_spec.unnormalise(own, measured)
         self.state, self._last_action = state, actions[0]
         self._chunk, self._planned = own, actions
         return {
             "actions": actions,
             "arm": actions[:, self.action_spec.arm],
             "gripper": actions[:, self.action_spec.binary],
-            "confidence": confidence,
+            "confidence": sure,
+            "held": none,
         }
 
-    def _confidence(
-        self, action: np.ndarray, probability: np.ndarray | None, measured: np.ndarray | None
-    ) -> dict[str, Any]:
-        """Numbers in [0, 1], 1 is sure; None where there is none.
-
-        gripper: the probability of the gripper's state in the next action (the least sure one, with
-            several).
-        agreement: exp(-r), r the root mean square difference of the arm, in network units, between
-            the next action and what the last chunk (of one control step before) had in its place;
-            None at the first frame, for chunks of one action, and for the head discrete. Later
-            actions are left out: they may lie beyond the task's end, where nothing was trained, and
-            with them more agreement went with more error when it was measured.
-        token: the geometric mean of the probabilities of the next action's tokens, for the head
-            discrete.
-        steps: for each of the k actions what "token" is for the next one, or "gripper" where there
-            are no tokens.
+    def _expected(self, measured: np.ndarray | None) -> np.ndarray | None:
+        """What the last chunk had in the place of the next action [d], in network units; None where
+        it had none.
         """
-        grippers = np.maximum(action, 1 - action)[:, self.action_spec.binary]
-        steps = grippers.min(1) if grippers.size else None
-        agreement = token = None
-        if probability is not None:
-            steps = np.exp(np.log(probability.astype(np.float64)).mean(1))
-            token = float(steps[0])
-        elif self._chunk is not None and len(action) > 1 and self.action_spec.arm:
-            before = self._chunk[1]
-            if self._planned is not None and self.action_spec.relative:  # to another state
-                before = self.action_spec.normalise(self._planned[1], measured)
-            difference = (action[0] - before)[self.action_spec.arm]
-            agreement = float(np.exp(-np.sqrt(np.mean(difference.astype(np.float64) ** 2))))
-        return {
-            "gripper": float(grippers[0].min()) if grippers.size else None,
-            "agreement": agreement,
-            "token": token,
-            "steps": None if steps is None else steps.tolist(),
-        }
+        if self._chunk is None or len(self._chunk) < 2:
+            return None
+        if self._planned is not None and self.action_spec.relative:  # to another state
+            return self.action_spec.normalise(self._planned[1], measured)
+        return self._chunk[1]
 
     def _pixels(self, images: dict[str, np.ndarray]) -> np.ndarray:
         """Checked images, in the order of the cameras: uint8 [cameras h w 3], smaller ones in the
@@ -405,7 +390,7 @@ def act_in_row(policy: Policy, given: Sequence[tuple[Any, ...]]) -> list[dict[st
     return [
         {
             **policy.commit_step(own if network.keeps else None, one, sure, frame.get("measured")),
-            "normalised": policy.own(one),
+            "normalised": policy._chunk,
         }
         for own, one, sure, frame in zip(states, action, probability, prepared, strict=True)
     ]
