@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vla_jax.actions import places
-from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma
+from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma, smolvlm
 from vla_jax.models.heads import discrete
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
@@ -67,6 +67,7 @@ BACKBONES: dict[str, BackboneFile] = {
     "kosmos2": kosmos2,
     "llava": llava,
     "flamingo": flamingo,
+    "smolvlm": smolvlm,
 }
 HEADS = {
     "lstm": HeadKind(LSTMHead, HeadConfig),
