@@ -50,7 +50,7 @@ from vla_jax.weights import pretrained
 
 KINDS = ("hf", "npz", "robovlms")
 # config.json's model_type -> our backbone
-FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava"}
+FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava", "smolvlm": "smolvlm"}
 BACKBONE = "backbone/"
 
 

@@ -45,6 +45,7 @@ def frames(b, t):
         pytest.param("kosmos2", "robovlms", marks=pytest.mark.slow),
         pytest.param("llava", "prefix", marks=pytest.mark.slow),
         pytest.param("flamingo", "robovlms", marks=pytest.mark.slow),
+        pytest.param("smolvlm", "prefix", marks=pytest.mark.slow),
     ],
 )
 def test_training_and_rollout_agree(backbone, layout):

@@ -18,7 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vla_jax.actions import places
-from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma
+from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma, smolvlm
 from vla_jax.models.fast_vocabulary import FastVocabulary, blank
 from vla_jax.models.heads import discrete, fast
 from vla_jax.models.heads.attention import AttentionHead
@@ -72,6 +72,7 @@ BACKBONES: dict[str, BackboneFile] = {
     "kosmos2": kosmos2,
     "llava": llava,
     "flamingo": flamingo,
+    "smolvlm": smolvlm,
 }
 HEADS = {
     "lstm": HeadKind(LSTMHead, HeadConfig),

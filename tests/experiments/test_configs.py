@@ -33,7 +33,7 @@ def test_every_file_is_named_here() -> None:
     assert FILES == [
         "blocks.py", "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py",
         "calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py", "oxe_llava.py",
-        "oxe_paligemma.py"
+        "oxe_paligemma.py", "oxe_smolvlm.py"
     ]  # fmt: skip
 
 
@@ -89,6 +89,11 @@ def test_what_the_files_say() -> None:
     assert [size.image_size for size in sizes] == [336, 224, 32, 32, 224]
     with pytest.raises(ValueError, match=r"expected 'mpt', 'lora', one of tiny,"):
         load_config("oxe_llava.py:mtp")
+    sizes = [load_config(f"oxe_smolvlm.py:{words}").model for words in ("", "256m", "2.2b", "tiny")]
+    assert [size.variant for size in sizes] == ["500m", "256m", "2.2b", "tiny"]
+    assert [size.image_size for size in sizes] == [512, 512, 378, 32]
+    with pytest.raises(ValueError, match=r"one of 256m, 2\.2b and tiny at most"):
+        load_config("oxe_smolvlm.py:256m,2.2b")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +169,9 @@ BUILT = {
     "oxe_paligemma.py:flow": (2992.4, 5.6, 0.37),
     "oxe_paligemma.py:discrete": (2923.5, 5.4, 0.37),
     "oxe_paligemma.py:lora": (2993.0, 0.9, 0.31),
+    "oxe_smolvlm.py": (496.9, 0.9, 0.3),
+    "oxe_smolvlm.py:256m": (263.3, 0.5, 0.27),
+    "oxe_smolvlm.py:2.2b": (2187.1, 4.1, 0.53),
 }
 
 
@@ -269,6 +277,8 @@ def figures(workdir: Path) -> dict[str, float]:
         ("oxe_llava.py:tiny", []),
         ("oxe_llava.py:tiny,mpt", ["--config.model.history=interleaved"]),
         ("calvin_flamingo.py:tiny", []),
+        ("oxe_smolvlm.py:tiny", ["--config.lora.rank=4", "--config.model.resampler.depth=1"]),
+        ("oxe_smolvlm.py:tiny,discrete", ["--config.objectives.caption.weight=0.1"]),
     ],
 )
 def test_the_small_forms_train(spec: str, more: list[str], root: Path, tmp_path: Path) -> None:

@@ -386,6 +386,39 @@ def test_a_llava_folder_is_imported_with_its_output_layer(
 
 
 @pytest.mark.slow
+def test_a_smolvlm_folder_is_imported_and_one_of_other_numbers_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    text = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+        "vocab_size": 1600, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e5, "pad_token_id": 2,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    folder, out = tmp_path / "hf", tmp_path / "out"
+    SmolVLMForConditionalGeneration(
+        SmolVLMConfig(vision_config=vision, text_config=text, image_token_id=1500, scale_factor=2)
+    ).save_pretrained(folder)
+    build.BACKBONES["smolvlm"].train_tiny_tokenizer(["push the red block"], folder / "words")
+    for file in (folder / "words").iterdir():
+        file.rename(folder / file.name)
+    run(f"hf:{folder}", out)
+    print(capsys.readouterr().out)
+    config = ConfigDict(load_meta(out)["config"])
+    assert (config.model.backbone, config.model.variant) == ("smolvlm", "tiny")
+    body = json.loads((folder / "config.json").read_text())
+    body["text_config"]["rope_parameters"]["rope_theta"] = 1e4
+    (folder / "config.json").write_text(json.dumps(body))
+    with pytest.raises(ValueError, match=r"block.*rope_theta=100000\.0.*rope_theta=10000\.0"):
+        run(f"hf:{folder}", tmp_path / "other")
+
+
+@pytest.mark.slow
 def test_an_imported_backbone_is_what_a_run_begins_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,8 @@ CASES = {
     "llava-mpt, resampler": {"backbone": "llava", "variant": "tiny-mpt", "resampler": True,
     "history": "interleaved"},
     "flamingo": {"backbone": "flamingo", "cameras": TWO, "layout": "robovlms"},
+    "smolvlm, two sizes": {"backbone": "smolvlm", "cameras": TWO, "image_sizes": (32, 48)},
+    "smolvlm, discrete": {"backbone": "smolvlm", "head": "discrete", "bins": 64, "chunk": 2},
     "lstm, growing": {"window": 3, "history_start": "grow"},
     "gpt, growing, interleaved": {
         "head": "gpt", "window": 3, "history_start": "grow", "history": "interleaved",

@@ -70,6 +70,22 @@ def neox():
     return made
 
 
+def smollm():
+    """What SmolVLM2 has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    return made
+
+
 def kosmos():
     import sentencepiece as spm
     from sentencepiece import sentencepiece_model_pb2 as pb2
@@ -92,7 +108,7 @@ def kosmos():
     return made
 
 
-KINDS = {make.__name__: make for make in (gemma, llama, metaspace, neox, kosmos)}
+KINDS = {make.__name__: make for make in (gemma, llama, metaspace, neox, smollm, kosmos)}
 _made: dict = {}
 
 
@@ -129,7 +145,7 @@ def test_other_kinds_are_refused_by_name():
             "model.type: expected 'BPE' or 'Unigram', got 'WordPiece'",
         ),
         ({"normalizer": {"type": "Lowercase"}}, "normalizer: .*got 'Lowercase'"),
-        ({"pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer: .*got 'Digits'"),
+        ({"pre_tokenizer": {"type": "Punctuation"}}, "pre_tokenizer: .*got 'Punctuation'"),
         ({"added_tokens": [{**body["added_tokens"][0], "single_word": True}]}, "single_word"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -11,6 +11,7 @@ from vla_jax.models.backbones.flamingo import Flamingo
 from vla_jax.models.backbones.kosmos2 import Kosmos2
 from vla_jax.models.backbones.llava import Llava
 from vla_jax.models.backbones.paligemma import PaliGemma
+from vla_jax.models.backbones.smolvlm import SmolVLM
 from vla_jax.models.heads.attention import ROPE_THETA, AttentionHead
 from vla_jax.models.heads.discrete import DiscreteHead
 from vla_jax.models.heads.expert import ExpertHead
@@ -26,7 +27,13 @@ from vla_jax.models.vision import VisionConfig
 from vla_jax.models.vla import VLA
 from vla_jax.robot.sensing import Sensor
 
-BACKBONES = {PaliGemma: "paligemma", Kosmos2: "kosmos2", Llava: "llava", Flamingo: "flamingo"}
+BACKBONES = {
+    PaliGemma: "paligemma",
+    Kosmos2: "kosmos2",
+    Llava: "llava",
+    Flamingo: "flamingo",
+    SmolVLM: "smolvlm",
+}
 HEADS = {
     LSTMHead: "lstm",
     MLPHead: "mlp",
@@ -106,9 +113,10 @@ def _backbone(model: VLA) -> dict[str, Any]:
         body["final_softcap"] = config.final_softcap
     elif kind == "kosmos2":
         body["latents"] = config.latents
-    elif kind == "llava":
+    elif kind in ("llava", "smolvlm"):
+        own = "projector" if kind == "llava" else "scale"
         body |= {
-            "projector": config.projector,
+            own: getattr(config, own),
             "lm_head": backbone.lm_head is not None and bool(model.head.num_tokens),
         }
     else:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from vla_jax.models.attention import Cache, Mask
 from vla_jax.models.stack import PreLayers, Stack, StackConfig
-from vla_jax.models.transformer import BlockConfig, Norm
+from vla_jax.models.transformer import BlockConfig, Linear, Norm
 from vla_jax.sharding import constrain, take_rows
 from vla_jax.types import Array, Media
 
@@ -40,6 +40,26 @@ class Embed(nnx.Module):
             "fsc,wc->fsw", hidden.astype(table.dtype), table, preferred_element_type=jnp.float32
         )
         return constrain(scores, "batch", None, "vocab")
+
+
+def token_logits(
+    embed: Embed,
+    lm_head: Linear | None,
+    hidden: Float[Array, "f s c"],
+    token_range: tuple[int, int] | None = None,
+) -> Float[Array, "f s vocab"]:
+    """float32 logits of an output layer of its own, or where there is none of the token table; of
+    all tokens, or of those of the ids in range(*token_range).
+    """
+    if lm_head is None:
+        return embed.logits(hidden, token_range)
+    kernel = lm_head.kernel[...]
+    if token_range is not None:
+        kernel = kernel[:, token_range[0] : token_range[1]]
+    scores = jnp.einsum(
+        "nsc,cv->nsv", hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
+    )
+    return constrain(scores, "batch", None, "vocab")
 
 
 class Decoder(nnx.Module):

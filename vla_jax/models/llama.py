@@ -1,10 +1,10 @@
-"""LLaMA's block, under LLaVA-1.5, and its config.json."""
+"""LLaMA's block, under LLaVA-1.5 and SmolVLM2, its config.json and the names of its weights."""
 
 import dataclasses
 from typing import Any
 
 from vla_jax.models.transformer import BlockConfig
-from vla_jax.weights import pretrained
+from vla_jax.weights import pretrained, transforms
 
 
 def block(
@@ -47,5 +47,23 @@ def hf_block(body: dict[str, Any]) -> BlockConfig:
     mlp, eps = body.get("intermediate_size", 11008), body.get("rms_norm_eps", 1e-6)
     plain = block(width, mlp, heads, kv_heads, head_dim, eps)
     return dataclasses.replace(
-        plain, rope_theta=rope.get("rope_theta") or body.get("rope_theta") or 1e4
+        plain, rope_theta=float(rope.get("rope_theta") or body.get("rope_theta") or 1e4)
     )
+
+
+def names(depth: int, prefix: str) -> dict[str, pretrained.Entry]:
+    """Our parameters of the token table and the decoder -> transformers' names behind `prefix`."""
+    entry, plain, linear = pretrained.Entry, transforms.as_is, transforms.transposed
+    table = {
+        "embed/embedding": entry(f"{prefix}embed_tokens.weight", plain),
+        "decoder/norm/scale": entry(f"{prefix}norm.weight", plain),
+    }
+    layer, ours = f"{prefix}layers.{{}}.", "decoder/layers/blocks/"
+    pairs = [(f"attn/{x}", f"self_attn.{x}_proj") for x in "qkvo"]
+    pairs += [(f"mlp/{x}", f"mlp.{x}_proj") for x in ("gate", "up", "down")]
+    for name, theirs in pairs:
+        table[f"{ours}{name}/kernel"] = entry(f"{layer}{theirs}.weight", linear, depth)
+    norms = {"norm_attn": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
+    for name, theirs in norms.items():
+        table[f"{ours}{name}/scale"] = entry(f"{layer}{theirs}.weight", plain, depth)
+    return table

@@ -183,6 +183,8 @@ FAMILIES = {
     "llava": ("oxe_llava.py:tiny",),
     "llava, its own output layer": ("oxe_llava.py:tiny,discrete",),
     "flamingo": ("calvin_flamingo.py:tiny",),
+    "smolvlm": ("oxe_smolvlm.py:tiny",),
+    "smolvlm, its own output layer": ("oxe_smolvlm.py:tiny,discrete",),
 }
 
 

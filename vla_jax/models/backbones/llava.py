@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from vla_jax import params as flat
 from vla_jax.models import llama, mpt
-from vla_jax.models.language import Decoder, Embed, InSequence
+from vla_jax.models.language import Decoder, Embed, InSequence, token_logits
 from vla_jax.models.stack import StackConfig
 from vla_jax.models.tokenizer import Tokenizer
 from vla_jax.models.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
 from vla_jax.models.transformer import BlockConfig, Linear
 from vla_jax.models.vision import VisionConfig, ViT, clip_tower, hf_clip_config, hf_vision_names
-from vla_jax.sharding import constrain
 from vla_jax.types import Array
 from vla_jax.weights import pretrained, transforms
 
@@ -155,14 +153,7 @@ class Llava(InSequence):
         self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
     ) -> Float[Array, "f s vocab"]:
         """float32 logits of the output layer: LLaMA's own, MPT's token table."""
-        if self.lm_head is None:
-            return self.embed.logits(hidden, token_range)
-        start, stop = token_range or (0, self.config.vocab)
-        kernel = self.lm_head.kernel[...][:, start:stop]
-        scores = jnp.einsum(
-            "nsc,cv->nsv", hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
-        )
-        return constrain(scores, "batch", None, "vocab")
+        return token_logits(self.embed, self.lm_head, hidden, token_range)
 
 
 MODEL, OWN_LM_HEAD = Llava, True
@@ -204,25 +195,8 @@ def hf_names(config: LlavaConfig) -> dict[str, pretrained.Entry]:
     text = "language_model."
     if config.decoder == "mpt":
         return table | mpt.names(config.block, config.depth, text)
-    table |= {
-        "embed/embedding": entry(f"{text}embed_tokens.weight", plain),
-        "decoder/norm/scale": entry(f"{text}norm.weight", plain),
-        "lm_head/kernel": entry("lm_head.weight", linear),
-    }
-    layer, ours = f"{text}layers.{{}}.", "decoder/layers/blocks/"
-    for name in "qkvo":
-        table[f"{ours}attn/{name}/kernel"] = entry(
-            f"{layer}self_attn.{name}_proj.weight", linear, config.depth
-        )
-    for name in ("gate", "up", "down"):
-        table[f"{ours}mlp/{name}/kernel"] = entry(
-            f"{layer}mlp.{name}_proj.weight", linear, config.depth
-        )
-    for name, theirs in (
-        ("norm_attn", "input_layernorm"),
-        ("norm_mlp", "post_attention_layernorm"),
-    ):
-        table[f"{ours}{name}/scale"] = entry(f"{layer}{theirs}.weight", plain, config.depth)
+    table |= llama.names(config.depth, text)
+    table["lm_head/kernel"] = entry("lm_head.weight", linear)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The backbones in torch: PaliGemma, Kosmos-2, LLaVA, OpenFlamingo.
+"""The backbones in torch: PaliGemma, Kosmos-2, LLaVA, SmolVLM2, OpenFlamingo.
 
 Each does what its namesake in vla_jax/models/backbones does. `body` is "backbone" of config.json.
 
@@ -57,6 +57,8 @@ class Backbone(nn.Module):
         self.width = self.visual_width = self.block.width
         self.vision, self.embed = ViT(self.vision_config), Embed(body["vocab"], self.width)
         self.decoder = Decoder(self.block, body["depth"])
+        own = body.get("lm_head", False)  # an output layer that is not the token table
+        self.lm_head = Linear(self.width, body["vocab"], False) if own else None
 
     def embed_image(self, images: Tensor) -> Tensor:
         """uint8 [n h w 3] -> [n v w]; w = c where the images stand in the sequence."""
@@ -97,6 +99,9 @@ class Backbone(nn.Module):
         """float32 logits [n s bins] of hidden states [n s c], of the tokens token_range[0] to
         token_range[1] - 1.
         """
+        if self.lm_head is not None:
+            kernel = self.lm_head.kernel[:, token_range[0] : token_range[1]]
+            return hidden.to(kernel.dtype).float() @ kernel.float()
         table = self.embed.embedding[token_range[0] : token_range[1]]
         return hidden.to(table.dtype).float() @ table.float().T
 
@@ -171,16 +176,22 @@ class Llava(Backbone):
         self.projector = Projector(
             self.vision_config.width, self.width, body["projector"] == "mlp2"
         )
-        self.lm_head = Linear(self.width, body["vocab"], False) if body["lm_head"] else None
 
     def embed_image(self, images: Tensor) -> Tensor:
         return self.projector(self.vision(images))
 
-    def logits(self, hidden: Tensor, token_range: tuple[int, int]) -> Tensor:
-        if self.lm_head is None:
-            return super().logits(hidden, token_range)
-        kernel = self.lm_head.kernel[:, token_range[0] : token_range[1]]
-        return hidden.to(kernel.dtype).float() @ kernel.float()
+
+class SmolVLM(Backbone):
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body)
+        self.scale = body["scale"]
+        self.projector = Linear(self.vision_config.width * self.scale**2, self.width, False)
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        x = self.vision(images)  # n p w: patches in rows
+        side = images.shape[1] // self.vision_config.patch // self.scale
+        x = x.unflatten(1, (side, self.scale, side, self.scale)).transpose(2, 3)
+        return self.projector(x.flatten(3).flatten(1, 2))
 
 
 class GatedCrossAttention(nn.Module):
@@ -243,4 +254,5 @@ BACKBONES: dict[str, type[Backbone]] = {
     "kosmos2": Kosmos2,
     "llava": Llava,
     "flamingo": Flamingo,
+    "smolvlm": SmolVLM,
 }

@@ -5,6 +5,7 @@ Written from the behaviour of Hugging Face's `tokenizers`, which tests compare w
 """
 
 import base64
+import itertools
 import re
 import struct
 import unicodedata
@@ -15,7 +16,7 @@ from typing import Any
 Step = dict[str, Any]
 
 NORMALISERS = ("Replace", "Prepend", "NFC", "NFKC", "Precompiled")
-PRETOKENISERS = ("Split", "ByteLevel", "WhitespaceSplit", "Metaspace")
+PRETOKENISERS = ("Split", "ByteLevel", "WhitespaceSplit", "Metaspace", "Digits")
 # Patterns that Replace may have: XLM-RoBERTa's, which means the same to Python's `re`.
 REGEXES = (" {2,}",)
 # What a ByteLevel step splits at (GPT-2's pattern), over the classes of `_class`.
@@ -181,6 +182,11 @@ def _split(step: Step, text: str, first: bool) -> list[str]:
         return (
             re.findall(f"{mark}[^{mark}]*|[^{mark}]+", text) if step.get("split", True) else [text]
         )
+    if kind == "Digits":
+        signs = itertools.groupby(text, lambda letter: _class(letter) == "N")
+        runs = [("".join(run), number) for number, run in signs]
+        one_by_one = step["individual_digits"]
+        return [part for run, number in runs for part in (run if number and one_by_one else [run])]
     if step["add_prefix_space"] and not text.startswith(" "):
         text = " " + text
     return ["".join(_letters()[byte] for byte in word.encode()) for word in _gpt2(text)]

@@ -2,8 +2,9 @@
 gives.
 
 What it knows: byte-pair encoding, with byte fallback (Gemma, LLaMA) or on bytes (GPT-NeoX under
-MPT), and unigram models (Kosmos-2), behind the steps of text.py. `check` refuses anything else by
-name; the exporter calls it, and compares ids with those of the original on texts of many kinds.
+MPT, SmolLM2), and unigram models (Kosmos-2), behind the steps of text.py. `check` refuses anything
+else by name; the exporter calls it, and compares ids with those of the original on texts of many
+kinds.
 
 It is written here because an artefact promises to run with torch, numpy and safetensors alone, on a
 robot's computer whose image may have no `tokenizers` for its Python and processor.
