@@ -26,12 +26,12 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 # These begin at words of the others.
-SMALL = ("calvin_tiny.py", "finetune.py", "metaworld.py", *WORLDS)
+SMALL = ("blocks_ppo.py", "calvin_tiny.py", "finetune.py", "metaworld.py", *WORLDS)
 
 
 def test_every_file_is_named_here() -> None:
     assert FILES == [
-        "blocks.py", "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py",
+        "blocks.py", "blocks_ppo.py", "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py",
         "calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py", "oxe_llava.py",
         "oxe_paligemma.py", "oxe_smolvlm.py"
     ]  # fmt: skip
