@@ -119,6 +119,8 @@ class Index:
     dataset: Dataset
     splits: dict[str, Split]
     digest: str
+    # Of simulated data, where their builder says it: what the pictures depend on.
+    simulator: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def held_out(self) -> Split | None:
@@ -191,7 +193,7 @@ def open_index(
             print(f"{dataset.name}: {line}", flush=True)
     else:
         splits = _splits(at, stored, dataset.cameras)
-    return Index(dataset, splits, stored.digest)
+    return Index(dataset, splits, stored.digest, _simulator(at.folder))
 
 
 def build_parts(
@@ -355,6 +357,19 @@ def _colours(at: _Place) -> list[str]:
     return [
         f"{key} {said[kind.channels]}" for key, kind in features.items() if kind.channels in said
     ]
+
+
+def _simulator(folder: str) -> dict[str, str]:
+    """What the builder of simulated data says of its simulator; nothing where nobody said it."""
+    file = remote.join(folder, tfds_folder.SIMULATOR)
+    if not remote.exists(file):
+        return {}
+    try:
+        return {str(key): str(fact) for key, fact in json.loads(remote.read(file)).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: expected a JSON object, got {error}; build the data anew"
+        ) from None
 
 
 def _writable(folder: Path) -> bool:

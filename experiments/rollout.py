@@ -37,7 +37,7 @@ from experiments import sims
 from experiments.composition.digests import digest
 from experiments.composition.json_files import write_json
 from experiments.rolling import diagnosing, films, merging, probing
-from experiments.rolling.actors import Actors, Opened, Served
+from experiments.rolling.actors import Actors, Opened, Served, check_renderer
 from experiments.rolling.episodes import Orders
 from experiments.rolling.results import Kept, figures, text
 from experiments.rolling.running import Running
@@ -113,6 +113,7 @@ def settle(args: argparse.Namespace, about: Any) -> tuple[dict[str, Any], Orders
         policy = {"kind": "server", "files": actors.handshake["artefact"], "versions": _versions()}
     else:
         policy = described(args.policy, args.step)
+        check_renderer(args.policy, args.step, about)
         actors = Opened(args.policy, about.datasets, args.environments, args.step)
     settings = {
         "sim": args.sim,

@@ -140,6 +140,11 @@ def open_checkpoint(
             "step": int(find(directory, step).name),
             "trained_at": meta.get("revision"),
             "libraries": meta["libraries"],
+            "simulators": {
+                name: body["simulator"]
+                for name, body in meta["datasets"].items()
+                if body.get("simulator")
+            },
         },
         action_names=tuple(config.model.action_names),
         state_names=tuple(config.model.state_names) if config.model.proprio else (),

@@ -1,7 +1,7 @@
 """Writes RLDS datasets as TFDS lays them out, without TensorFlow: what all builders share."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,9 +107,15 @@ def split_info(split: str, lengths: list[int], size: int) -> dict[str, Any]:
     }
 
 
-def finish(out: str, description: str, features: Feature, splits: list[dict[str, Any]]) -> None:
+def finish(
+    out: str,
+    description: str,
+    features: Feature,
+    splits: list[dict[str, Any]],
+    simulator: Mapping[str, str] | None = None,
+) -> None:
     """Writes features.json and, last, dataset_info.json: with it the folder <name>/<version> is a
-    dataset.
+    dataset. `simulator` is what the pictures of a simulated one depend on, see index.Index.
     """
     name, version = out.rstrip("/").split("/")[-2:]
     info = {
@@ -119,7 +125,9 @@ def finish(out: str, description: str, features: Feature, splits: list[dict[str,
         "splits": splits,
         "version": version,
     }
-    for file, body in ((tfds_folder.FEATURES, features), (tfds_folder.INFO, info)):
+    bodies: dict[str, Any] = {tfds_folder.SIMULATOR: dict(simulator)} if simulator else {}
+    bodies |= {tfds_folder.FEATURES: features, tfds_folder.INFO: info}
+    for file, body in bodies.items():
         with remote.open_write(remote.join(out, file)) as opened:
             opened.write(json.dumps(body, indent=2).encode())
 

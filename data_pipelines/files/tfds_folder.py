@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from data_pipelines.files import remote, tfrecord
 
 FEATURES, INFO = "features.json", "dataset_info.json"
+SIMULATOR = "simulator.json"  # of simulated ones: what their pictures depend on, {"renderer": ...}
 REQUESTS = 16  # files asked for at the same time where that takes a round trip
 AGAIN = "download the file again"
 SHOWN = 20  # folders that are looked into to say what is there

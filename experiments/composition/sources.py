@@ -301,6 +301,7 @@ def meta(config: ConfigDict, source: Data, workdir: Path) -> dict[str, Any]:
                 "control_hz": member.index.dataset.control_hz,
                 "sensors": {name: spec.to_json() for name, spec in member.sensor_specs.items()},
                 "targets": member.index.dataset.targets,
+                "simulator": member.index.simulator,
                 "motion": windows.motion(member.index.dataset),
             }
             for member in source.train

@@ -1,5 +1,6 @@
 """Who acts in several worlds at once: a policy that is opened here, or one behind a server."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 
 import vla_jax
 from experiments.rolling.episodes import Query
+from experiments.rolling.worlds import About
 from vla_jax.robot.client import Client, Report, ServerError
+from vla_jax.training import checkpoint
 from vla_jax.types import Seen
 
 
@@ -32,6 +35,28 @@ def of_cameras(seen: Seen, cameras: Iterable[str]) -> Seen:
             f" has {', '.join(seen.images)}"
         )
     return seen._replace(images={name: seen.images[name] for name in cameras})
+
+
+def check_renderer(folder: str, step: int | None, about: About) -> None:
+    """Raises ValueError where the policy in a folder learnt from pictures of another renderer than
+    the world's: they differ enough to fail by. What the data do not say is not compared.
+    """
+    at = Path(folder).expanduser()
+    if (at / "model.safetensors").is_file():
+        told = json.loads((at / "config.json").read_text())["origin"].get("simulators", {})
+    else:
+        directory = at / "checkpoints" if (at / "checkpoints").is_dir() else at
+        datasets = checkpoint.load_meta(directory, step)["datasets"]
+        told = {name: body.get("simulator", {}) for name, body in datasets.items()}
+    here = about.facts.get("renderer", "").partition(":")[0]  # behind it stands the device
+    for name in about.datasets:
+        there = told.get(name, {}).get("renderer", "").partition(":")[0]
+        if here and there and here != there:
+            raise ValueError(
+                f"{folder}: expected a world drawn with {there}, as the pictures of {name} were that"
+                f" it learnt from, got {here}; choose {there} (--doctor says how), or train on data"
+                f" drawn with {here}"
+            )
 
 
 class Opened:

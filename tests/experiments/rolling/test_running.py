@@ -1,5 +1,6 @@
 """Several worlds at once, here and in processes of their own, which end."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.rolling.actors import check_renderer
 from experiments.rolling.episodes import Orders, Query
 from experiments.rolling.results import Kept
 from experiments.rolling.running import Running
@@ -118,3 +120,17 @@ def test_what_is_wrong_in_a_process_is_said_here() -> None:
     with pytest.raises(RuntimeError, match="navigation: Traceback"):
         world.take()
     world.close()
+
+
+def test_a_policy_of_pictures_from_another_renderer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    told = {"blocks": {"renderer": "egl: a device"}, "bridge": {}}
+    body = json.dumps({"origin": {"simulators": told}})
+    (tmp_path / "config.json").write_text(body)
+    about = Local("blocks").about
+    for renderer in ("egl: another one", ""):
+        check_renderer(str(tmp_path), None, about._replace(facts={"renderer": renderer}))
+    with pytest.raises(ValueError, match="expected a world drawn with egl, as the pictures of"):
+        check_renderer(str(tmp_path), None, about._replace(facts={"renderer": "tiny"}))
+    (tmp_path / "config.json").write_text('{"origin": {}}')  # of an older version
+    check_renderer(str(tmp_path), None, about._replace(facts={"renderer": "tiny"}))
