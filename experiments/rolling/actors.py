@@ -53,8 +53,8 @@ def check_renderer(folder: str, step: int | None, about: About) -> None:
         there = told.get(name, {}).get("renderer", "").partition(":")[0]
         if here and there and here != there:
             raise ValueError(
-                f"{folder}: expected a world drawn with {there}, as the pictures of {name} were that"
-                f" it learnt from, got {here}; choose {there} (--doctor says how), or train on data"
+                f"{folder}: expected a world drawn with {there}, as the pictures of {name} were"
+                f" that it learnt from, got {here}; choose {there} (--doctor says how), or train on data"
                 f" drawn with {here}"
             )
 

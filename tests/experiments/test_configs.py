@@ -31,9 +31,9 @@ SMALL = ("blocks_ppo.py", "calvin_tiny.py", "finetune.py", "metaworld.py", *WORL
 
 def test_every_file_is_named_here() -> None:
     assert FILES == [
-        "blocks.py", "blocks_ppo.py", "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py",
-        "calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py", "oxe_llava.py",
-        "oxe_paligemma.py", "oxe_smolvlm.py"
+        "blocks.py", "blocks_ppo.py", "bridge_paligemma.py", "calvin_flamingo.py",
+        "calvin_kosmos.py", "calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py",
+        "oxe_llava.py", "oxe_paligemma.py", "oxe_smolvlm.py",
     ]  # fmt: skip
 
 
