@@ -14,29 +14,22 @@ data set when dataset_info.json is there, which is written last.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.builders import made, rlds_files
+from data_pipelines.builders import made, rlds_files, shards
 from data_pipelines.builders.blocks import compress
 from data_pipelines.builders.metaworld_words import MT10, WORDINGS
 from data_pipelines.builders.metaworld_world import REACH, SIZES, World, facts
 from data_pipelines.datasets.metaworld import METAWORLD
 from data_pipelines.files import tfrecord
 from vla_jax import command
-from vla_jax.progress import Progress
 
 SPLITS = ("train", "val")
 SHARD = 10  # episodes of a file
-SETTINGS = "settings.json"  # in the folder: what it is built from
 TAIL = 8  # steps behind the success
 LONGEST, TRIES = 250, 20  # steps of a demonstration; places that are tried for one
 # A push: how strong (standard deviation), how many steps it lasts, steps from one to the next.
@@ -56,16 +49,6 @@ class Plan(NamedTuple):
     train: int
     val: int
     seed: int
-
-
-class Shard(NamedTuple):
-    """A file to write: so many `episodes` of a split, from number `first` on."""
-
-    plan: Plan
-    split: int
-    first: int
-    episodes: int
-    file: Path
 
 
 class Demonstration(NamedTuple):
@@ -156,81 +139,23 @@ def write_metaworld(
     began.
     """
     plan = Plan(chosen(tasks), train, val, seed)
-    folder = Path(root).expanduser() / METAWORLD.tfds_name / METAWORLD.version
-    _claim(folder, plan)
-    shards = [shard for split in range(len(SPLITS)) for shard in _shards(folder, plan, split)]
-    todo = [shard for shard in shards if not shard.file.exists()]
-    total, left = (sum(shard.episodes for shard in each) for each in (shards, todo))
-    with Progress("demonstrations", total, "episodes", start=total - left) as progress:
-        for shard, _ in zip(todo, _written(todo, processes), strict=True):
-            progress.add(shard.episodes)
-    splits = []
-    for split, name in enumerate(SPLITS):
-        mine = [shard for shard in shards if shard.split == split]
-        size = sum(shard.file.stat().st_size for shard in mine)
-        splits.append(rlds_files.split_info(name, [shard.episodes for shard in mine], size))
-    rlds_files.finish(str(folder), __doc__ or "", _features(), splits)
-    return folder
-
-
-def _claim(folder: Path, plan: Plan) -> None:
-    """Makes the folder, and says in it what it is built from."""
-    settings = json.loads(json.dumps({**plan._asdict(), "facts": facts()}))
-    file = folder / SETTINGS
-    if file.exists():
-        begun = json.loads(file.read_text())
-        other = {key: begun.get(key) for key in settings if begun.get(key) != settings[key]}
-        if other:
-            raise ValueError(
-                f"{folder}: expected what these arguments began, got one with {other}; give another"
-                " folder, or remove it"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise ValueError(f"{folder}: expected an empty folder, or one begun by this builder")
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(settings, indent=2))
-    part.replace(file)
-
-
-def _shards(folder: Path, plan: Plan, split: int) -> Iterator[Shard]:
-    episodes = len(plan.tasks) * (plan.train, plan.val)[split]
-    firsts = range(0, episodes, SHARD)
-    for number, first in enumerate(firsts):
-        name = rlds_files.shard_name(METAWORLD.tfds_name, SPLITS[split], number, len(firsts))
-        yield Shard(plan, split, first, min(SHARD, episodes - first), folder / name)
-
-
-def _written(shards: list[Shard], processes: int) -> Iterator[None]:
-    """Writes the shards, one after the other or side by side."""
-    if processes == 1:
-        yield from map(_write, shards)
-        return
-    # Not forked: what draws does not survive it.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        try:
-            yield from pool.map(_write, shards)
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "a process was killed, perhaps for memory; the same command goes on with what is"
-                " missing (fewer --processes need less)"
-            ) from error
+    counts = {
+        split: len(plan.tasks) * each for split, each in zip(SPLITS, (train, val), strict=True)
+    }
+    what = shards.Made(METAWORLD, plan, counts, SHARD, _features(), __doc__ or "")
+    return shards.make(root, what, facts(), _write, processes)
 
 
 _worlds: list[World] = []  # this process's, once it has one
 
 
-def _write(shard: Shard) -> None:
+def _write(shard: shards.Shard) -> None:
     """Writes one file. It has its name when it is whole."""
     if not _worlds:
         _worlds.append(World())
     numbers = range(shard.first, shard.first + shard.episodes)
     demonstrations = (play(_worlds[0], shard.plan, shard.split, number) for number in numbers)
-    part = shard.file.with_name(shard.file.name + ".part")
-    tfrecord.write(part, map(_example, demonstrations))
-    os.replace(part, shard.file)
+    shards.write_file(shard.file, map(_example, demonstrations))
 
 
 def _example(demonstration: Demonstration) -> bytes:

@@ -12,9 +12,6 @@ expert is told.
 import atexit
 import functools
 import importlib.util
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
@@ -22,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.builders import mujoco_renderer
 from data_pipelines.builders.metaworld_words import MT10, WORDINGS
 
 CONTROL_HZ = 80.0
@@ -36,19 +34,6 @@ WRIST = "gripperPOV"
 KEPT = 10  # tasks that are ready
 
 INSTALL = 'pip install "vla_jax[metaworld]"'
-RENDERERS = {
-    "egl": "apt-get install libegl1 libgl1-mesa-dri",
-    "osmesa": "apt-get install libosmesa6",
-}
-# Asks for a context as mujoco.Renderer does, where a failure leaves nothing half imported.
-_PROBE = """
-import mujoco
-from OpenGL import GL
-context = mujoco.GLContext(8, 8)
-context.make_current()
-print("renderer:", GL.glGetString(GL.GL_RENDERER).decode())
-context.free()
-"""
 
 
 class World:
@@ -133,25 +118,9 @@ def facts() -> Mapping[str, str]:
     """
     if importlib.util.find_spec("metaworld") is None:
         raise ValueError(f"Meta-World: is not installed; {INSTALL}")
-    chosen = os.environ.get("MUJOCO_GL")
-    if not chosen and "mujoco" in sys.modules:
-        raise ValueError(
-            "Meta-World: mujoco was imported before what draws was chosen; set MUJOCO_GL to one of"
-            f" {', '.join(RENDERERS)}"
-        )
-    failed = {}
-    for name in (chosen,) if chosen else RENDERERS if sys.platform == "linux" else ("cgl",):
-        device, failed[name] = _probed(name)
-        if device:
-            os.environ["MUJOCO_GL"] = name
-            versions = {each: metadata.version(each) for each in ("mujoco", "metaworld")}
-            return {"renderer": f"{name}: {device}", **versions}
-    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
-    raise ValueError(
-        f"Meta-World: expected a renderer that draws without a screen, got none ({said}); "
-        + (" or ".join(RENDERERS.values()))
-        + (f"; or unset MUJOCO_GL={chosen}" if chosen else "")
-    )
+    renderer = mujoco_renderer.choose("Meta-World")
+    versions = {each: metadata.version(each) for each in ("mujoco", "metaworld")}
+    return {"renderer": renderer, **versions}
 
 
 def check() -> tuple[list[str], bool]:
@@ -175,25 +144,10 @@ def check() -> tuple[list[str], bool]:
         lines.append(
             f"{slot} camera: {picture.shape[1]} x {picture.shape[0]} pixels,"
             f" {picture.min()} to {picture.max()}"
-            + ("" if shows else f": blank; try another MUJOCO_GL of {', '.join(RENDERERS)}")
+            + ("" if shows else f": blank; {mujoco_renderer.OTHER}")
         )
         drawn &= shows
     return lines, moved and drawn
-
-
-def _probed(name: str) -> tuple[str, str]:
-    """What draws with this MUJOCO_GL, or "" and why nothing does."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE],
-        env={**os.environ, "MUJOCO_GL": name},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    if done.returncode == 0:
-        return done.stdout.rpartition("renderer: ")[2].strip(), ""
-    lines = [line for line in done.stderr.splitlines() if line and not line.startswith(" ")]
-    return "", lines[-1] if lines else f"exit {done.returncode}"
 
 
 # What takes half a second to make is shared by this process's worlds: environments that none acts

@@ -12,6 +12,7 @@ import numpy as np
 SIMS = {
     "blocks": "Blocks",
     "calvin": "Calvin",
+    "libero": "Libero",
     "metaworld": "Metaworld",
     "navigation": "Navigation",
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import images
-from data_pipelines.builders import metaworld, metaworld_world
+from data_pipelines.builders import metaworld, metaworld_world, mujoco_renderer
 from data_pipelines.builders.made import drawn
 from data_pipelines.builders.metaworld import chosen, place, play, write_metaworld
 from data_pipelines.builders.metaworld_words import MT10, WORDINGS
@@ -33,7 +33,7 @@ def asked(monkeypatch):
     names = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(
-        metaworld_world, "_probed", lambda name: names.append(name) or ("", "is not there")
+        mujoco_renderer, "_probed", lambda name: names.append(name) or ("", "is not there")
     )
     monkeypatch.setenv("MUJOCO_GL", "")
     monkeypatch.setattr(sys, "platform", "linux")
@@ -93,7 +93,7 @@ def test_a_renderer_that_somebody_chose_is_the_only_one_asked(monkeypatch, asked
 
 def test_the_first_renderer_that_draws_is_taken(monkeypatch, asked):
     monkeypatch.setattr(
-        metaworld_world, "_probed", lambda name: ("llvmpipe" * (name == "osmesa"), "")
+        mujoco_renderer, "_probed", lambda name: ("llvmpipe" * (name == "osmesa"), "")
     )
     monkeypatch.setattr(metaworld_world.metadata, "version", lambda name: "1")
     facts = metaworld_world.facts.__wrapped__()

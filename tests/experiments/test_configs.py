@@ -26,14 +26,16 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 # These begin at words of the others.
-SMALL = ("blocks_ppo.py", "calvin_tiny.py", "finetune.py", "metaworld.py", *WORLDS)
+SMALL = (
+    "blocks_ppo.py", "calvin_tiny.py", "finetune.py", "libero.py", "metaworld.py", *WORLDS
+)  # fmt: skip
 
 
 def test_every_file_is_named_here() -> None:
     assert FILES == [
         "blocks.py", "blocks_ppo.py", "bridge_paligemma.py", "calvin_flamingo.py",
-        "calvin_kosmos.py", "calvin_tiny.py", "finetune.py", "metaworld.py", "navigation.py",
-        "oxe_llava.py", "oxe_paligemma.py", "oxe_smolvlm.py",
+        "calvin_kosmos.py", "calvin_tiny.py", "finetune.py", "libero.py", "metaworld.py",
+        "navigation.py", "oxe_llava.py", "oxe_paligemma.py", "oxe_smolvlm.py",
     ]  # fmt: skip
 
 
@@ -112,15 +114,16 @@ def test_worlds_are_tiny_whatever_the_words(file: str, own: set[str]) -> None:
         load_config(f"{file}:small")
 
 
-def test_metaworld_is_tiny_with_larger_pictures() -> None:
-    plain = load_config("metaworld.py").to_dict()
+@pytest.mark.parametrize("file", ["libero.py", "metaworld.py"])
+def test_simulated_arms_are_tiny_with_larger_pictures(file: str) -> None:
+    plain = load_config(file).to_dict()
     changed = diff(load_config("oxe_paligemma.py:tiny").to_dict(), plain).keys()
     assert {key.partition(".")[0] for key in changed} == {
         "steps", "batch_size", "log_every", "eval_every", "save_every", "data", "augment", "loss",
         "model"
     }  # fmt: skip
     assert (plain["model"]["variant"], plain["model"]["image_sizes"]) == ("tiny", (96, 64))
-    assert diff(plain, load_config("metaworld.py:gpt").to_dict()).keys() == {
+    assert diff(plain, load_config(f"{file}:gpt").to_dict()).keys() == {
         "model.head", "model.head_layers"
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ import pytest
 
 from data_pipelines.datasets import DATASETS
 from vla_jax.robot import conventions, resize
-from vla_jax.robot.conventions import Calvin, GoogleRobot, WidowX, axis_angle
+from vla_jax.robot.conventions import Calvin, GoogleRobot, Libero, WidowX, axis_angle
 
 
 def said(gripper: float, arm: tuple[float, ...] = (0.0,) * 6) -> np.ndarray:
@@ -52,6 +52,36 @@ def test_calvin_gives_back_what_its_dataset_was_made_of() -> None:
         np.testing.assert_array_equal(seen, state)
         assert cameras["primary"].shape == (200, 200, 3)
         assert cameras["wrist"].shape == (84, 84, 3)
+
+
+def test_libero_gives_back_what_its_dataset_was_made_of() -> None:
+    """The recorded actions through the dataset's recipe and back, and a state as it is recorded."""
+    rng = np.random.default_rng(0)
+    recorded = rng.uniform(-1, 1, (6, 7))
+    recorded[:, 6] = [-1, -1, 1, 1, -1, 1]  # 1 closes
+    states = rng.uniform(-1, 1, (6, 8))
+    raw = {"action": recorded, "observation/state": states}
+    episode = DATASETS["libero_object_no_noops"].standardise(raw)
+    assert list(episode.actions[:, 6]) == [1, 1, 0, 0, 1, 0]  # 1 = open
+    robot = Libero()
+    robot.reset()
+    for action, given in zip(episode.actions, recorded, strict=True):
+        np.testing.assert_allclose(robot.act(action), given, atol=1e-7)
+        np.testing.assert_allclose(Libero.recorded(robot.act(action)), action, atol=1e-7)
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    images, state = robot.observe(
+        {
+            "agentview_image": picture,
+            "robot0_eye_in_hand_image": picture,
+            "robot0_eef_pos": np.array([0.1, 0.2, 0.3]),
+            "robot0_eef_quat": np.array([0.0, 0.0, np.sin(0.4), np.cos(0.4)]),
+            "robot0_gripper_qpos": np.array([0.04, -0.04]),
+        }
+    )
+    np.testing.assert_array_equal(images["primary"], np.rot90(picture, 2))
+    np.testing.assert_array_equal(images["wrist"], np.rot90(picture, 2))
+    np.testing.assert_allclose(state, [0.1, 0.2, 0.3, 0, 0, 0.8, 0.04, -0.04], atol=1e-6)
+    assert state.dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""A policy's actions in the words of CALVIN's and SimplerEnv's simulators, and what it looks at in
-theirs: one file to copy beside client.py, Python 3.8, numpy.
+"""A policy's actions in the words of CALVIN's, LIBERO's and SimplerEnv's simulators, and what it
+looks at in theirs: one file to copy beside client.py, Python 3.8, numpy.
 
-    robot = GoogleRobot()  # or WidowX(), Calvin()
+    robot = GoogleRobot()  # or WidowX(), Calvin(), Libero()
     robot.reset()  # at each episode's, and in CALVIN each sub-task's, beginning
     observation, *_ = env.step(robot.act(chunk[0]))  # one action per control step
 
@@ -10,6 +10,7 @@ A policy's action is x y z roll pitch yaw gripper, gripper 1 = open, 0 = closed.
 | | position | rotation | gripper |
 |---|---|---|---|
 | Calvin (`rel_actions`) | m / 0.02, as its data | roll pitch yaw, rad / 0.05 | -1 closed, 1 open |
+| Libero | m / 0.05, as its data | axis times angle, rad / 0.5, as its data | 1 closes, -1 opens |
 | WidowX (SimplerEnv, Bridge) | m | axis times angle, rad | -1 closed, 1 open |
 | GoogleRobot (SimplerEnv, fractal) | m | axis times angle, rad | 1 closes, -1 opens, 0 neither |
 
@@ -56,6 +57,39 @@ class Calvin:
         return cameras, np.append(state[: WIDTH + 1], np.clip(state[COMMAND], 0, 1)).astype(
             np.float32
         )
+
+
+class Libero:
+    """LIBERO's environments, and policies trained on the datasets libero_..._no_noops."""
+
+    def reset(self) -> None:
+        """Nothing is kept from step to step."""
+
+    def act(self, action: np.ndarray) -> np.ndarray:
+        """An action [d] as `env.step` takes it."""
+        return np.append(_checked(action)[:GRIPPER], -_sign(action))
+
+    @staticmethod
+    def recorded(action: np.ndarray) -> np.ndarray:
+        """What `act` makes of an action, and back: an action of `env.step` as a policy's."""
+        return np.append(action[:GRIPPER], 1.0 if action[GRIPPER] < 0 else 0.0)
+
+    def observe(self, observation: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The images by camera, turned by 180 degrees as in the data, and the state float32 [p]
+        (place, turn as axis times angle, both fingers), from what `env.step` gives.
+        """
+        cameras = {"primary": "agentview_image", "wrist": "robot0_eye_in_hand_image"}
+        images = {
+            slot: np.ascontiguousarray(observation[key][::-1, ::-1])
+            for slot, key in cameras.items()
+        }
+        x, y, z, w = observation["robot0_eef_quat"]
+        w = np.clip(w, -1.0, 1.0)
+        # robosuite's own: the angle is in [0, 2 pi], and does not jump where the hand points down.
+        length = float(np.sqrt(1.0 - w * w))
+        turn = np.array([x, y, z]) * (2.0 * np.arccos(w) / length if length > 1e-9 else 0.0)
+        parts = (observation["robot0_eef_pos"], turn, observation["robot0_gripper_qpos"])
+        return images, np.concatenate(parts).astype(np.float32)
 
 
 class WidowX:
