@@ -4,9 +4,12 @@
     python -m experiments.import_weights --from npz:FILE.npz --out DIR --tokenizer DIR
     python -m experiments.import_weights --from robovlms:FILE.pt --robovlms_config FILE.json --out
     DIR [--tokenizer DIR] [--statistics [NAME=]FILE.json ...]
+    python -m experiments.import_weights --from openpi:DIR --out DIR --tokenizer DIR [--chunk 50]
+    [--statistics NAME=DIR/assets/.../norm_stats.json]
 
 hf and npz give a backbone, robovlms a whole policy (FILE.pt may also be a DeepSpeed ZeRO-1 or -2
-directory). The DIR after --out becomes a checkpoints directory with one complete checkpoint of step
+directory), openpi one with the head expert: pi0 or pi0.5, as orbax wrote it or converted to
+PyTorch. The DIR after --out becomes a checkpoints directory with one complete checkpoint of step
 0, or none: `checkpoint.load_params` reads it, and `pretrain --config.model.weights=DIR` begins with
 it. Its meta item has the config that fits; nothing else is needed but the tokenizer, which is
 copied to DIR/tokenizer from beside the weights, or from --tokenizer DIR.
@@ -22,7 +25,6 @@ Nothing in a file is executed, and every array must fit: what does not is named.
 import argparse
 import functools
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,22 +35,21 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import spaces, statistics
+from experiments.composition import spaces, statistics, tokenizer_files
 from experiments.composition.digests import digest
 from experiments.configs import oxe_paligemma
+from experiments.openpi import policy as openpi_policy
 from experiments.robovlms import config as robovlms_config
 from experiments.robovlms import names as robovlms_names
 from vla_jax import build, command
 from vla_jax import params as flat
-from vla_jax.actions import ActionSpec
 from vla_jax.models.backbones import paligemma
-from vla_jax.models.tokenizer import digest as tokenizer_digest
 from vla_jax.progress import Progress
 from vla_jax.training.checkpoint import Checkpointer, complete_steps
 from vla_jax.training.state import TrainState
 from vla_jax.weights import pretrained
 
-KINDS = ("hf", "npz", "robovlms")
+KINDS = ("hf", "npz", "robovlms", "openpi")
 # config.json's model_type -> our backbone
 FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava", "smolvlm": "smolvlm"}
 BACKBONE = "backbone/"
@@ -75,7 +76,11 @@ def main(argv: list[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--from", dest="origin", required=True, help="hf:DIR, npz:FILE or robovlms:FILE"
+        "--from", dest="origin", required=True,
+        help="hf:DIR, npz:FILE, robovlms:FILE or openpi:DIR",
+    )  # fmt: skip
+    parser.add_argument(
+        "--chunk", type=int, help="openpi: action_horizon of the run, which no array says"
     )
     parser.add_argument(
         "--robovlms_config", type=Path, help="the JSON that a RoboVLMs run was started with"
@@ -87,7 +92,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--statistics", action="append", default=[], metavar="[NAME=]FILE",
-        help="action statistics of a dataset, for robovlms",
+        help="action statistics of a dataset, for robovlms and openpi",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True, help="the checkpoints directory to write"
@@ -95,26 +100,40 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     kind, _, name = args.origin.partition(":")
     if kind not in KINDS or not name:
-        raise ValueError(f"--from: expected hf:DIR, npz:FILE or robovlms:FILE, got {args.origin!r}")
+        raise ValueError(
+            f"--from: expected hf:DIR, npz:FILE, robovlms:FILE or openpi:DIR, got {args.origin!r}"
+        )
     if (kind == "robovlms") != (args.robovlms_config is not None):
         raise ValueError(
             "--robovlms_config: expected with robovlms:FILE, and only then: it says what the"
             " weights are"
         )
-    if args.statistics and kind != "robovlms":
-        raise ValueError("--statistics: expected with robovlms:FILE: a backbone has no actions")
+    whole = kind in ("robovlms", "openpi")
+    if args.statistics and not whole:
+        raise ValueError("--statistics: expected with a policy: a backbone has no actions")
+    if args.chunk is not None and (kind != "openpi" or args.chunk < 1):
+        raise ValueError(f"--chunk: expected with openpi:DIR, and 1 or more, got {args.chunk}")
     if complete_steps(args.out):
         raise ValueError(
             f"--out: {args.out} holds a checkpoint already; give another directory, or remove it"
         )
     path = Path(name).expanduser()
     with Progress(f"opening {path}"):  # a compressed .pt is unpacked
-        robovlms = kind == "robovlms"
-        imported = policy(path, args.robovlms_config) if robovlms else backbone(path, kind)
+        if kind == "openpi":
+            imported = of_openpi(path, args.statistics, args.chunk)
+        elif kind == "robovlms":
+            imported = policy(path, args.robovlms_config)
+        else:
+            imported = backbone(path, kind)
     if args.tokenizer:
         imported = imported._replace(tokenizer=args.tokenizer)
-    specs = statistics.specs(imported.config, args.statistics) if imported.lines else {}
-    write(imported, path, args.origin, args.out, specs)
+    specs = statistics.specs(imported.config, args.statistics) if whole else {}
+    sees = kind == "openpi" and imported.config.model.proprio
+    states = statistics.states(imported.config, args.statistics) if sees else {}
+    datasets = {name: {"action": spec.to_json()} for name, spec in specs.items()}
+    for name, spec in states.items():
+        datasets[name]["state"] = spec.to_json()
+    write(imported, path, args.origin, args.out, datasets)
 
 
 def backbone(path: Path, kind: str) -> Import:
@@ -203,11 +222,23 @@ def policy(path: Path, json_file: Path) -> Import:
     return _best(candidates)
 
 
-def write(
-    imported: Import, path: Path, origin: str, out: Path, specs: dict[str, ActionSpec]
-) -> None:
-    """Prints what became of everything and writes the checkpoint; `specs` are the actions' by
-    dataset. Raises ValueError before it writes anything.
+def of_openpi(path: Path, given: list[str], chunk: int | None) -> Import:
+    """An openpi policy, for the dataset that `given` statistics name. Raises as
+    openpi.policy.policy does, and for statistics of several.
+    """
+    if len(given) > 1:
+        raise ValueError(f"--statistics: expected one file with openpi:DIR, got {len(given)}")
+    dataset = given[0].rpartition("=")[0] if given else ""
+    found = openpi_policy.policy(path, dataset, chunk)
+    print("\n".join(found.notes))
+    return Import(
+        found.config, found.files, found.table, found.shapes, openpi_policy.DEAD, [], [], ""
+    )
+
+
+def write(imported: Import, path: Path, origin: str, out: Path, datasets: dict[str, Any]) -> None:
+    """Prints what became of everything and writes the checkpoint; `datasets` says
+    what the numbers of each mean. Raises ValueError before it writes anything.
     """
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     plan = _plan(imported)
@@ -227,8 +258,8 @@ def write(
     meta = {
         "config": config.to_dict(),
         "cameras": list(config.model.cameras),
-        "tokenizer": _copy_tokenizer(imported.tokenizer, out),
-        "datasets": {name: {"action": spec.to_json()} for name, spec in specs.items()},
+        "tokenizer": tokenizer_files.copy(imported.tokenizer, out),
+        "datasets": datasets,
         "statistics": {},
         "origin": {
             "from": origin,
@@ -321,13 +352,9 @@ def _dtype(views: list[np.ndarray]) -> Any:
     )
 
 
-def _has_tokenizer(folder: Path | str) -> bool:
-    return bool(str(folder)) and Path(folder).is_dir() and any(Path(folder).glob("tokenizer*"))
-
-
 def _check_tokenizer(imported: Import) -> None:
     """Every id of the tokenizer must have a row in the token table."""
-    if not _has_tokenizer(imported.tokenizer):
+    if not tokenizer_files.there(imported.tokenizer):
         return
     module = build.backbone_module(imported.config)
     ids, rows = (
@@ -339,35 +366,6 @@ def _check_tokenizer(imported: Import) -> None:
             f"tokenizer {imported.tokenizer}: has {ids} ids, the token table {rows} rows; is it"
             " another model's?"
         )
-
-
-def _copy_tokenizer(folder: Path | str, out: Path) -> dict[str, Any]:
-    """Copies the tokenizer's files beside the checkpoint, whole or not at all; returns how meta
-    names it.
-    """
-    if not _has_tokenizer(folder):
-        print(
-            f"\nno tokenizer at {folder}: give --tokenizer=DIR, or set model.tokenizer when you use"
-            " this checkpoint"
-        )
-        return {"folder": None, "sha256": None, "reference": str(folder)}
-    target, part = out / "tokenizer", out / "tokenizer.part"
-    for old in (target, part):
-        shutil.rmtree(old, ignore_errors=True)
-    part.mkdir(parents=True)
-    for pattern in (
-        "tokenizer*",
-        "special_tokens*",
-        "added_tokens*",
-        "*.model",
-        "vocab*",
-        "merges*",
-        "config.json",
-    ):
-        for file in Path(folder).glob(pattern):
-            shutil.copyfile(file, part / file.name)
-    part.rename(target)
-    return {"folder": "tokenizer", "sha256": tokenizer_digest(target), "reference": str(folder)}
 
 
 if __name__ == "__main__":

@@ -215,8 +215,9 @@ def _assemble(folder: Path, parts: Path, counts: dict[str, int]) -> Path:
             for group in groups
         ]
         entries.append(rlds_files.write_split(str(made), CALVIN.tfds_name, split, shards))
-    facts = (parts / "settings.json").read_text()
-    rlds_files.finish(str(made), f"{__doc__}\n{facts}", calvin.features(play=False), entries)
+    facts = json.loads((parts / "settings.json").read_text())
+    features = calvin.features(play=False)
+    rlds_files.finish(str(made), __doc__ or "", features, entries, facts)
     folder.parent.mkdir(exist_ok=True)
     os.replace(made, folder)
     made.parent.rmdir()

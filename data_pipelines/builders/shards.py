@@ -74,7 +74,7 @@ def make(
         mine = [shard for shard in shards if shard.split == split]
         size = sum(shard.file.stat().st_size for shard in mine)
         splits.append(rlds_files.split_info(name, [shard.episodes for shard in mine], size))
-    rlds_files.finish(str(folder), made.description, made.features, splits)
+    rlds_files.finish(str(folder), made.description, made.features, splits, facts)
     return folder
 
 

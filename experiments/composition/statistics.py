@@ -3,7 +3,8 @@ is in them.
 
     {"action": {"q01": [..], ...}}                          one dataset, unnamed: RoboVLMs, Octo
     {"bridge_orig": {"action": {"q01": [..], ...}}, ...}    a mixture, by name: OpenVLA, Octo
-    {"norm_stats": {"actions": {"q01": [..], ...}}}         one dataset, unnamed: openpi
+    {"norm_stats": {"actions": {"q01": [..], ...},          one dataset, unnamed: openpi, which pads
+                    "state": {...}}}                        to 32 numbers
 """
 
 import difflib
@@ -22,6 +23,7 @@ OTHER_WORDS = {"p01": "q01", "p99": "q99"}  # Octo's
 # openpi keeps none. They matter for dims that hardly vary alone, which stay within them.
 STAND_INS = {"min": "q01", "max": "q99"}
 UNNAMED = ""
+PADDED, FLAT = 32, 1e-6  # numbers that openpi pads to, and how little the padding varies
 # Their name of a dataset -> ours, where they differ.
 THEIR_NAMES = {
     "rt_1": "fractal20220817_data",
@@ -56,22 +58,26 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def of_dataset(file: Path, found: dict[str, Any], dataset: Dataset) -> Stats:
-    """The statistics of one dataset's actions, each [d]. Raises ValueError where a number is
-    missing, there are more or less than its dims, or a mask contradicts what is binary in it.
+def of_dataset(file: Path, found: dict[str, Any], dataset: Dataset, what: str = "action") -> Stats:
+    """The statistics of one dataset's actions, each [d], or of its "state", each [p]. Raises
+    ValueError where a number is missing, there are more or less than its dims, or a mask
+    contradicts what is binary in it.
     """
     given = {OTHER_WORDS.get(key, key): value for key, value in found.items()}
     for key, other in STAND_INS.items():
         if given.get(key) is None:
             given[key] = given.get(other)
-    names, out = dataset.action_names, {}
+    names = dataset.action_names if what == "action" else dataset.state_names
+    out = {}
     for key in KEYS:
         if given.get(key) is None:
-            raise ValueError(f"{file}: expected {key} of the action, got {', '.join(found)}")
+            raise ValueError(f"{file}: expected {key} of the {what}, got {', '.join(found)}")
         out[key] = np.asarray(given[key], np.float64)
+        if out[key].shape == (PADDED,) and _is_padding(given, len(names)):
+            out[key] = out[key][: len(names)]
         if out[key].shape != (len(names),):
             raise ValueError(
-                f"{file}: {key}: expected {len(names)} numbers ({', '.join(names)}) for"
+                f"{file}: {what}: {key}: expected {len(names)} numbers ({', '.join(names)}) for"
                 f" {dataset.name}, got shape {list(out[key].shape)}; are they another robot's?"
             )
     mask = given.get("mask")
@@ -111,6 +117,31 @@ def specs(config: ConfigDict, given: list[str]) -> dict[str, ActionSpec]:
             " they come with the data at the first training"
         )
     return out
+
+
+def states(config: ConfigDict, given: list[str]) -> dict[str, ActionSpec]:
+    """What the numbers of the state mean, by dataset: of those of `given` that are openpi's, the
+    only ones that say it. Raises ValueError where one of these lacks it, and as `of_dataset` does.
+    """
+    rules, out = tuple(config.data.normalise), {}
+    for argument in given:
+        name, _, path = argument.rpartition("=")
+        body = json.loads(Path(path).expanduser().read_text())
+        if not isinstance(body.get("norm_stats"), dict):
+            continue
+        found = body["norm_stats"].get("state")
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: expected norm_stats.state, which the policy sees, got none")
+        dataset = _dataset(argument, name or config.data.mixture)
+        stats = of_dataset(Path(path), found, dataset, "state")
+        out[dataset.name] = ActionSpec.fit(dataset.state_names, (), stats, rules)
+    return out
+
+
+def _is_padding(given: dict[str, Any], count: int) -> bool:
+    """Whether all numbers from `count` on are constant."""
+    low, high = (np.asarray(given[key], np.float64) for key in ("q01", "q99"))
+    return low.shape == high.shape and bool(np.all(high[count:] - low[count:] < FLAT))
 
 
 def _dataset(argument: str, name: str) -> Dataset:

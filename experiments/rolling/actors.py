@@ -54,8 +54,8 @@ def check_renderer(folder: str, step: int | None, about: About) -> None:
         if here and there and here != there:
             raise ValueError(
                 f"{folder}: expected a world drawn with {there}, as the pictures of {name} were"
-                f" that it learnt from, got {here}; choose {there} (--doctor says how), or train on data"
-                f" drawn with {here}"
+                f" that it learnt from, got {here}; choose {there} (--doctor says how), or"
+                f" train on data drawn with {here}"
             )
 
 

@@ -35,7 +35,7 @@ class Libero:
         """
         suite, pictures = asked(words)
         self._world = World(suite, pictures)
-        self.dataset = f"{suite}_no_noops"
+        self.datasets = (f"{suite}_no_noops",)
         self.facts, self.tasks = self._world.facts, tuple(self._world.tasks)
         self._robot = conventions.Libero()
 
