@@ -140,10 +140,11 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         done = checkpointer.latest() or 0
         save(config, folder / "config.json")
         policy = JaxPolicy(plan.graphdef, reference, io)
-        moving = np.zeros(len(config.model.action_names), bool)
-        moving[io.action_places] = ~np.isin(
-            np.arange(len(io.action_places)), io.action_spec.constant
-        )
+        # Of a normal distribution only what moves counts; a token that stands for a dim which does
+        # not is still drawn, and the next ones look at it.
+        moving = np.full(len(config.model.action_names), config.model.head == "discrete")
+        constant = np.isin(np.arange(len(io.action_places)), io.action_spec.constant)
+        moving[io.action_places] |= ~constant
         world = World(len(about.tasks), len(about.wordings), moving)
         clock = Clock(folder / "goodput.json")
         clock.resume(done)

@@ -20,7 +20,7 @@ class Judged(NamedTuple):
 
     log_prob: Array  # n
     value: Array  # n
-    reference: Array  # n k d
+    reference: Array  # n k d ..., what its head says
 
 
 class Scoring(NamedTuple):

@@ -20,7 +20,6 @@ from experiments.learning.collecting import Collector, Trial, of_round
 from vla_jax import sharding
 from vla_jax.params import Params, merge
 from vla_jax.policy import JaxPolicy
-from vla_jax.rl import density
 from vla_jax.rl.learner import Decisions
 from vla_jax.training.reports import Units
 from vla_jax.training.state import TrainState, shardings_of
@@ -132,10 +131,9 @@ def _judging(plan: Plan) -> Any:
     def judge(params: Params, reference: Params, batch: Decisions) -> batches.Judged:
         with sharding.activations_over(mesh):
             model: Any = merge(graphdef, params)
-            raw, value = model.judged(batch.obs)
-            before, _ = merge(graphdef, reference).judged(batch.obs)  # type: ignore[attr-defined]
-            log_std, binary = model.critic.log_std[...], model.learning.binary
-            log_prob = density.log_prob(raw, log_std, binary, batch.chunk, batch.mask)
+            raw, value = model.judged(batch)
+            before, _ = merge(graphdef, reference).judged(batch)  # type: ignore[attr-defined]
+            log_prob = model.log_prob(raw, batch.chunk, batch.mask)
         return batches.Judged(log_prob, value, before)
 
     where = shardings_of(plan.abstract)

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.fakes import FakeBackbone, initialise
+from tests.rl.decisions import SIZES, observed
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -17,14 +18,12 @@ from vla_jax.models.vla import VLAConfig
 from vla_jax.params import merge
 from vla_jax.rl import density
 from vla_jax.rl.learner import CRITIC, Decisions, Learner, LearnerConfig
-from vla_jax.types import ObservationSizes, new_observation
 
 pytestmark = pytest.mark.slow
 
-B, T, K, D, BINARY = 6, 2, 3, 4, (3,)
+B, T, K, D, BINARY = SIZES.b, SIZES.t, 3, SIZES.d, (3,)
 LEARNING = LearnerConfig("ppo", 0.2, 0.5, 0.01, -1.0, 8, BINARY)
 HEAD = HeadConfig(K, D, BINARY, hidden=8, mlp=(8,), window=T)
-SIZES = ObservationSizes(b=B, t=T, p=0, l=3, d=D, image_size=(8,))
 POLICY = VLAConfig(T, K, D, ("primary",))
 
 
@@ -45,21 +44,11 @@ def learner(learning: LearnerConfig = LEARNING, head: Any = MLPHead) -> Any:
 @pytest.fixture(scope="module")
 def batch() -> Decisions:
     draw = np.random.default_rng(0)
-    obs = new_observation(SIZES, np.zeros)
-    images = (draw.integers(0, 256, (B, T, 8, 8, 3), dtype=np.uint8),)
-    prompt = draw.integers(0, 32, (B, 3)).astype(np.int32)
-    obs = obs._replace(
-        images=images,
-        image_mask=np.ones((B, T, 1), bool),
-        prompt=prompt,
-        prompt_mask=np.ones((B, 3), bool),
-        step_mask=np.ones((B, T), bool),
-    )
     chunk = draw.normal(size=(B, K, D)).astype(np.float32)
     chunk[..., 3] = draw.integers(0, 2, (B, K))
     numbers = [draw.normal(size=B).astype(np.float32) for _ in range(3)]
     return Decisions(
-        obs=obs,
+        obs=observed(),
         chunk=chunk,
         mask=np.tile(np.arange(K)[None, :, None] < np.array([3, 3, 2, 1, 3, 3])[:, None, None], D),
         log_prob=numbers[0],
@@ -74,7 +63,7 @@ def batch() -> Decisions:
 def near(graphdef: Any, flat: Any, batch: Decisions, spread: float) -> Decisions:
     """The batch as if a policy near this one had drawn it, so that ratios lie around 1."""
     model = merge(graphdef, flat)
-    raw, _ = model.judged(batch.obs)  # type: ignore[attr-defined]
+    raw, _ = model.judged(batch)  # type: ignore[attr-defined]
     own = density.log_prob(raw, flat[f"{CRITIC}log_std"], BINARY, batch.chunk, batch.mask)
     return batch._replace(log_prob=np.asarray(own) + spread * batch.log_prob)
 
@@ -91,7 +80,7 @@ def total(graphdef: Any, flat: Any, batch: Decisions) -> Any:
 def test_the_loss_is_that_of_the_papers(algorithm: str, batch: Decisions) -> None:
     graphdef, flat = learner(dataclasses.replace(LEARNING, algorithm=algorithm))
     batch = near(graphdef, flat, batch, 0.3)
-    raw, value = (np.asarray(x, np.float64) for x in merge(graphdef, flat).judged(batch.obs))  # type: ignore[attr-defined]
+    raw, value = (np.asarray(x, np.float64) for x in merge(graphdef, flat).judged(batch))  # type: ignore[attr-defined]
     std = np.exp(np.asarray(flat[f"{CRITIC}log_std"], np.float64))
     wanted, clipped = 0.0, 0
     for i in range(B):
@@ -131,7 +120,7 @@ def test_the_first_gradient_is_that_of_reinforce_with_a_baseline(batch: Decision
     batch = near(graphdef, flat, batch, 0.0)
 
     def reinforce(flat: Any) -> Any:
-        raw, _ = merge(graphdef, flat).judged(batch.obs)  # type: ignore[attr-defined]
+        raw, _ = merge(graphdef, flat).judged(batch)  # type: ignore[attr-defined]
         own = density.log_prob(raw, flat[f"{CRITIC}log_std"], BINARY, batch.chunk, batch.mask)
         gains = jnp.where(batch.valid, batch.advantage * own, 0.0)
         return -jnp.sum(gains) / batch.valid.sum()
@@ -168,7 +157,7 @@ def test_acting_explores_around_what_the_head_says(batch: Decisions) -> None:
     graphdef, flat = learner()
     flat = {**flat, f"{CRITIC}log_std": jnp.full(D, -20.0)}
     model: Any = merge(graphdef, flat)
-    raw, _ = model.judged(batch.obs)
+    raw, _ = model.judged(batch)
     readouts = model.readouts(batch.obs)
     drawn = model.act_on_readouts(readouts, batch.obs.step_mask, None, jax.random.key(0))
     np.testing.assert_allclose(drawn[..., :3], raw[..., :3], atol=1e-6)

@@ -3,7 +3,8 @@
 It is the policy with two things beside it, `critic` and its width of exploration, which nothing
 but the learning needs: whoever opens its checkpoint to act leaves them (CRITIC).
 
-Axes: b decisions, t window step, n readouts, c width, k chunk step, d action dim.
+Axes: b decisions, t window step, n readouts, c width, k chunk step, d action dim; what a head says
+of a chunk ("raw") has another one behind them where it writes tokens.
 """
 
 import dataclasses
@@ -16,9 +17,12 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from vla_jax.models import starts
+from vla_jax.models.heads.discrete import DiscreteHead
 from vla_jax.models.heads.outputs import MLP, ContinuousHead, flatten
+from vla_jax.models.sequence import MaskedTokens
 from vla_jax.models.vla import VLA, VLAConfig
-from vla_jax.rl import density
+from vla_jax.rl import density, tokens
+from vla_jax.rl.tokens import DrawingHead
 from vla_jax.types import Array, Objective, Observation
 
 CRITIC = "critic/"  # what the names of its own parameters begin with
@@ -36,7 +40,7 @@ class Decisions(NamedTuple):
     log_prob: Float[Array, " b"]  # of the policy that drew it
     advantage: Float[Array, " b"]
     returns: Float[Array, " b"]  # what the critic should say
-    reference: Float[Array, "b k d"]  # density.Raw of the policy before all learning
+    reference: Float[Array, "b k d *raw"]  # what the policy before all learning says
     valid: Bool[Array, " b"]
     dataset_id: Int[Array, " b"]
 
@@ -93,8 +97,8 @@ class Critic(nnx.Module):
 
 
 class Learner(VLA):
-    """A VLA whose head is a ContinuousHead, whose `loss` is that of a learner by trial, and which
-    explores where it acts on readouts.
+    """A VLA whose `loss` is that of a learner by trial, and which explores where it acts. Its head
+    is a ContinuousHead (density.py) or the discrete one (tokens.py).
     """
 
     def __init__(
@@ -107,15 +111,17 @@ class Learner(VLA):
         *makers: Any,
     ) -> None:
         """`makers` are VLA's. Raises ValueError for a head of whose actions no density is known."""
-        super().__init__(backbone, head, config, rngs, *makers)
-        if not isinstance(head, ContinuousHead):
+        writes = isinstance(head, DiscreteHead)
+        if not (writes or isinstance(head, ContinuousHead)):
             raise ValueError(
                 f"model.head: {type(head).__name__} gives actions without a density here; learning"
-                " by trial wants one of lstm, mlp, gpt, attention"
+                " by trial wants one of lstm, mlp, gpt, attention, discrete"
             )
+        head = DrawingHead(backbone.width, head.config) if writes else head
+        super().__init__(backbone, head, config, rngs, *makers)
         self.learning = learning
         self.config = dataclasses.replace(config, loss_weights=learning.weights)
-        inputs = config.readouts * self.backbone.width
+        inputs = (1 if writes else config.readouts) * self.backbone.width
         log_std = jnp.full(config.action_dim, learning.log_std, jnp.float32)
         self.critic = Critic(inputs, learning.hidden, log_std, rngs)
 
@@ -126,14 +132,13 @@ class Learner(VLA):
         round.
         """
         del key
-        raw, value = self.judged(batch.obs)
-        own, valid = self.learning, batch.valid
-        log_std, mask = self.critic.log_std[...], batch.mask
-        log_prob = density.log_prob(raw, log_std, own.binary, batch.chunk, mask)
+        raw, value = self.judged(batch)
+        own, valid, mask = self.learning, batch.valid, batch.mask
+        log_prob = self.log_prob(raw, batch.chunk, mask)
         change = jnp.where(valid, log_prob - batch.log_prob, 0.0)
         ratio, gain = jnp.exp(change), batch.advantage
         limited = jnp.clip(ratio, 1 - own.clip, 1 + own.clip)
-        apart = density.divergence(raw, batch.reference, log_std, own.binary, mask)
+        apart = self._divergence(raw, batch.reference, mask)
         costs = {
             "policy": -jnp.minimum(ratio * gain, limited * gain),
             "value": 0.5 * (value - batch.returns) ** 2,
@@ -161,10 +166,41 @@ class Learner(VLA):
         count = jnp.sum(batch.valid, dtype=jnp.float32)
         return {name: count for name, _ in self.learning.weights}
 
-    def judged(self, obs: Observation) -> tuple[density.Raw, Float[Array, " b"]]:
-        """What the head says at the newest frame, and the critic."""
-        readouts = self.readouts(obs)
-        return self._raw(readouts, obs.step_mask), self.critic(readouts[:, -1])
+    def judged(self, batch: Decisions) -> tuple[Float[Array, "b k d *raw"], Float[Array, " b"]]:
+        """What the head says at the newest frame, of tokens where those before them are the
+        chunk's; and the critic.
+        """
+        obs = batch.obs
+        if not isinstance(self.head, DrawingHead):
+            readouts = self.readouts(obs)
+            return self._raw(readouts, obs.step_mask), self.critic(readouts[:, -1])
+        t = obs.step_mask.shape[1]
+        ids = self.head.targets(batch.chunk[:, None], jnp.ones_like(batch.mask)[:, None])
+        # The same behind every frame of the window, of which only the newest's are looked at: no
+        # frame sees those of another.
+        written = jnp.repeat(ids, t, axis=0)[:, :-1]
+        extra = MaskedTokens(self.backbone.embed_text(written), jnp.ones(written.shape, bool))
+        hidden = self.encode(self.sequence(obs, extra), self.head.num_tokens, t)[:, -1]
+        logits = self.backbone.logits(hidden, self.head.config.token_range)
+        return self.head.raw(logits), self.critic(hidden[:, :1])
+
+    def log_prob(
+        self,
+        raw: Float[Array, "b k d *raw"],
+        chunk: Float[Array, "b k d"],
+        mask: Bool[Array, "b k d"],
+    ) -> Float[Array, " b"]:
+        """The logarithm of how likely what was carried out of each chunk is."""
+        if isinstance(self.head, DrawingHead):
+            return self.head.log_prob(raw, chunk, mask)
+        return density.log_prob(raw, self.critic.log_std[...], self.learning.binary, chunk, mask)
+
+    def _divergence(
+        self, raw: Float[Array, "b k d *raw"], other: Float[Array, "b k d *raw"], mask: Any
+    ) -> Float[Array, " b"]:
+        if isinstance(self.head, DrawingHead):
+            return tokens.divergence(raw, other, mask)
+        return density.divergence(raw, other, self.critic.log_std[...], self.learning.binary, mask)
 
     def act_on_readouts(
         self,
