@@ -33,7 +33,7 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import spaces, statistics
+from experiments.composition import openvla_oft, spaces, statistics
 from experiments.composition.digests import digest
 from experiments.configs import oxe_paligemma
 from experiments.robovlms import config as robovlms_config
@@ -94,6 +94,8 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     kind, _, name = args.origin.partition(":")
+    if kind == "openvla_oft" and name:
+        openvla_oft.refuse(Path(name).expanduser(), [*build.BACKBONES])
     if kind not in KINDS or not name:
         raise ValueError(f"--from: expected hf:DIR, npz:FILE or robovlms:FILE, got {args.origin!r}")
     if (kind == "robovlms") != (args.robovlms_config is not None):

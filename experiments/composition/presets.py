@@ -6,14 +6,14 @@ tiny                            the same path in minutes on a CPU: random weight
 small, base                     PaliGemma of 30 M (128 px) and 105 M (224 px) parameters, trained
                                 from nothing on your data: overnight on a CPU, on one GPU
 lora                            adapters in a frozen backbone
-gpt, attention, flow, discrete, fast
+gpt, attention, flow, discrete, fast, oft
                                 another policy head than the LSTM
 """
 
 from ml_collections import ConfigDict
 
 # Head -> its blocks: GPT as in RoboVLMs; those that write tokens have no parameters.
-HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0, "fast": 0}
+HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0, "fast": 0, "oft": 2}
 WRITERS = {"discrete", "fast"}
 SIZES = {"small": "small", "base": "100m"}  # word -> variant
 
@@ -50,6 +50,11 @@ def apply(config: ConfigDict, words: frozenset[str]) -> None:
     if words & WRITERS:
         # As in RoboVLMs; these heads cannot fuse time, so the backbone must.
         config.model.history = "interleaved"
+    if "oft" in words:
+        # As in OpenVLA-OFT, but for its placeholders: one a step here, one a number there
+        # (model.readouts).
+        config.model.history, config.model.window = "one_step", 1
+        config.loss.kind = "l1"
 
 
 def _from_nothing(config: ConfigDict, size: str) -> None:

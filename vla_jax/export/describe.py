@@ -13,10 +13,12 @@ from vla_jax.models.backbones.llava import Llava
 from vla_jax.models.backbones.paligemma import PaliGemma
 from vla_jax.models.heads.attention import ROPE_THETA, AttentionHead
 from vla_jax.models.heads.discrete import DiscreteHead
+from vla_jax.models.heads.fast import FastHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.oft import OFTHead
 from vla_jax.models.sensors.picture import Picture
 from vla_jax.models.sensors.points import PointSet
 from vla_jax.models.sensors.series import Series
@@ -33,6 +35,8 @@ HEADS = {
     AttentionHead: "attention",
     FlowHead: "flow",
     DiscreteHead: "discrete",
+    FastHead: "fast",
+    OFTHead: "oft",
 }
 ENCODERS = {Series: "Series", PointSet: "PointSet", Picture: "Picture"}  # of sensors
 
@@ -51,6 +55,7 @@ def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict
             "history_start": config.history_start,
             "window": config.window,
             "readouts": config.readouts,
+            "mutual": config.mutual,
             "resampler": dataclasses.asdict(config.resampler) if config.resampler else None,
             "state": dataclasses.asdict(config.state) if config.state else None,
             "past": {"binary": list(config.past.binary)} if config.past else None,
@@ -76,8 +81,8 @@ def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict
         )
         if slots > look_back:
             raise ValueError(
-                f"export: head discrete: expected at most {look_back} tokens, the local layers'"
-                f" window, got {slots}; JAX does not decode them either"
+                f"export: head {body['head']['kind']}: expected at most {look_back} tokens, the"
+                f" local layers' window, got {slots}; JAX does not decode them either"
             )
     return body
 
@@ -135,6 +140,8 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
 def _head(model: VLA) -> dict[str, Any]:
     head: Any = model.head
     kind = _named(head, HEADS, "head")
+    if kind == "fast":
+        return _strings(head)
     body = {"kind": kind, **dataclasses.asdict(head.config)}
     for training in ("loss", "attention_heads"):  # the block says how many heads it has
         body.pop(training, None)
@@ -145,6 +152,21 @@ def _head(model: VLA) -> dict[str, Any]:
     if kind == "discrete":
         body["middle"] = head.config.middle
     return body
+
+
+def _strings(head: FastHead) -> dict[str, Any]:
+    """What decoding a string takes: the numbers of every piece, as text, and no tokenizer."""
+    config = head.config
+    return {
+        "kind": "fast",
+        "chunk": config.chunk,
+        "action_dim": config.action_dim,
+        "binary": list(config.binary),
+        "end": config.end,
+        "tokens": config.tokens,
+        "scale": config.vocabulary.scale,
+        "pieces": [" ".join(map(str, piece)) for piece in config.vocabulary.pieces],
+    }
 
 
 def _named(module: Any, known: dict[Any, str], what: str) -> str:
