@@ -35,7 +35,7 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import spaces, statistics, tokenizer_files
+from experiments.composition import openvla_oft, spaces, statistics, tokenizer_files
 from experiments.composition.digests import digest
 from experiments.configs import oxe_paligemma
 from experiments.openpi import policy as openpi_policy
@@ -99,6 +99,8 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     kind, _, name = args.origin.partition(":")
+    if kind == "openvla_oft" and name:
+        openvla_oft.refuse(Path(name).expanduser(), [*build.BACKBONES])
     if kind not in KINDS or not name:
         raise ValueError(
             f"--from: expected hf:DIR, npz:FILE, robovlms:FILE or openpi:DIR, got {args.origin!r}"

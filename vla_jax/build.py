@@ -29,6 +29,7 @@ from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.oft import OFTHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.lora import LoRAConfig, attach
 from vla_jax.models.losses import ActionLoss
@@ -64,6 +65,7 @@ class HeadKind(NamedTuple):
 
     make: Any
     config: type
+    mutual: bool = False  # a frame's readouts see each other
 
 
 # Name in the config -> the backbone's file.
@@ -83,6 +85,7 @@ HEADS = {
     "expert": HeadKind(ExpertHead, ExpertConfig),
     "discrete": HeadKind(DiscreteHead, DiscreteConfig),
     "fast": HeadKind(FastHead, FastConfig),
+    "oft": HeadKind(OFTHead, HeadConfig, mutual=True),
 }
 
 # Kind of sensor (sensing.KINDS) -> what makes tokens of it: (sensor, width, rngs) -> the encoder.
@@ -253,7 +256,7 @@ def _made_of(
         layout=model.layout,
         history=model.history,
         history_start=model.history_start,
-        readouts=model.readouts,
+        readouts=_readouts(config),
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
         state=_state(config) if model.proprio else None,
         state_to_head=isinstance(head_sizes, ExpertConfig) and head_sizes.state == "expert",
@@ -264,6 +267,7 @@ def _made_of(
             *((name, task.weight) for name, task in config.objectives.items() if task.weight),
         ),
         sensors=sensing.parse(model.sensors),
+        mutual=_head_kind(config).mutual,
     )
     tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
 
@@ -290,6 +294,12 @@ def _head_kind(config: ConfigDict) -> HeadKind:
     return HEADS[config.model.head]
 
 
+def _readouts(config: ConfigDict) -> int:
+    """Of a frame: model.readouts is for each step of the chunk where a head decodes in parallel."""
+    steps = config.model.chunk if _head_kind(config).mutual else 1
+    return int(config.model.readouts * steps)
+
+
 def head_config(
     config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
 ) -> Any:
@@ -304,7 +314,7 @@ def head_config(
         "chunk": model.chunk,
         "action_dim": len(model.action_names),
         "binary": binary(config),
-        "tokens": model.readouts,
+        "tokens": _readouts(config),
         "loss": ActionLoss(**config.loss.to_dict()),
         "hidden": model.head_hidden,
         "layers": model.head_layers,
@@ -372,6 +382,7 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
         f"head/outputs/gripper/{last}": of_chunk(grippers),
         f"head/gripper/{last}": of_chunk(grippers),  # the head flow's
         "head/velocity": arm,
+        "head/output": tuple(model.action_names),  # the head oft's
     }
     inputs = {
         "head/noisy": arm,

@@ -6,7 +6,7 @@ tiny                            the same path in minutes on a CPU: random weight
 small, base                     PaliGemma of 30 M (128 px) and 105 M (224 px) parameters, trained
                                 from nothing on your data: overnight on a CPU, on one GPU
 lora                            adapters in a frozen backbone
-gpt, attention, flow, discrete, fast, expert
+gpt, attention, flow, discrete, fast, oft, expert
                                 another policy head than the LSTM
 """
 
@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 # Head -> its blocks: GPT as in RoboVLMs; those that write tokens have no parameters, expert has the
 # backbone's.
-HEADS = {"gpt": 8, "attention": 1, "flow": 4, "discrete": 0, "fast": 0, "expert": 0}
+HEADS = {
+    "gpt": 8, "attention": 1, "flow": 4, "discrete": 0, "fast": 0, "oft": 2, "expert": 0
+}  # fmt: skip
 WRITERS = {"discrete", "fast"}
 # Width of the head expert: half the backbone's, as pi0 has it.
 EXPERT = {"tiny": 32, "small": 192, "base": 384}
@@ -55,6 +57,11 @@ def apply(config: ConfigDict, words: frozenset[str]) -> None:
     if words & WRITERS:
         # As in RoboVLMs; these heads cannot fuse time, so the backbone must.
         config.model.history = "interleaved"
+    if "oft" in words:
+        # As in OpenVLA-OFT, but for its placeholders: one a step here, one a number there
+        # (model.readouts).
+        config.model.history, config.model.window = "one_step", 1
+        config.loss.kind = "l1"
 
 
 def _from_nothing(config: ConfigDict, size: str) -> None:

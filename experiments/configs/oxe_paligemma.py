@@ -151,7 +151,7 @@ def _model() -> ConfigDict:
     # what the head reads before an episode's first frame: repeat, grow (vla_jax/models/starts.py)
     config.history_start = "repeat"
     config.layout = "prefix"  # prefix, robovlms, robovlms_pre: models/sequence.py
-    config.readouts = 1  # action query tokens per frame
+    config.readouts = 1  # action query tokens per frame; of the head oft, per step of the chunk
     config.head = "lstm"
     config.head_hidden = 1024
     config.head_layers = 4

@@ -149,6 +149,10 @@ CASES = {
         "head": "discrete", "bins": 64, "chunk": 2, "layout": "robovlms_pre",
         "history": "interleaved", "window": 3,
     },
+    "oft": {"head": "oft", "readouts": 2, "window": 1, "history": "one_step", "proprio": True},
+    "oft, robovlms, interleaved": {
+        "head": "oft", "layout": "robovlms", "history": "interleaved", "window": 2,
+    },
     "two sizes": {"cameras": TWO, "image_sizes": (32, 16), "window": 2},
     "two sizes, kosmos2, robovlms": {
         "backbone": "kosmos2", "layout": "robovlms", "cameras": TWO, "image_sizes": (16, 48),

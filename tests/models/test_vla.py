@@ -14,6 +14,7 @@ from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma, smolvl
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.sequence import MaskedTokens, assemble, media, per_frame_mask, positions
+from vla_jax.models.sequence import mutual as together
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.types import HeadContext, newest
 
@@ -43,6 +44,26 @@ gradient = jax.jit(
     ),
     static_argnums=1,
 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["prefix", "robovlms"])
+@pytest.mark.parametrize("behind", [0, 2])
+def test_mutual_readouts_see_each_other_and_nothing_else_more(layout, behind):
+    def tokens(n):
+        return MaskedTokens(jnp.zeros((1, n, 4)), jnp.ones((1, n), bool))
+
+    extra = tokens(behind) if behind else None
+    frames = assemble(layout, False, [tokens(3)], tokens(4), [], (tokens(3), extra))
+    plain, mutual = (
+        np.asarray(per_frame_mask(x)[0]) for x in (frames, together(frames, 3, behind))
+    )
+    s = plain.shape[0]
+    readouts = np.arange(s - behind - 3, s - behind)
+    expected = plain.copy()
+    expected[np.ix_(readouts, readouts)] = True
+    assert not plain[readouts[0], readouts[2]]
+    np.testing.assert_array_equal(mutual, expected)
 
 
 def make_policy(name):

@@ -38,6 +38,7 @@ from vla_jax.models.vla import VLA
 from vla_jax.params import abstract
 from vla_jax.robot import torch_policy
 from vla_jax.robot.torch_policy import folder, golden, tokenizer
+from vla_jax.robot.torch_policy.golden import STAGES
 from vla_jax.robot.torch_policy.spec import image_sizes
 from vla_jax.saved import SavedPolicy
 
@@ -80,6 +81,10 @@ TEXTS = (
     "상자를 왼쪽으로 밀어", "café naïve Ångström", "日本語 中文", "🤖 push", "don't won't it's", 
     "x\u0301 fi \u00a0 end",
 )  # fmt: skip
+
+HELD = """
+Now and then this head writes no whole chunk: `held` is then True, `actions` leave the robot where
+it is, and the network's own (and the proof's) are NaN."""
 
 # How a README goes on for a robot that limits_example.yaml is of.
 ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -257,6 +262,7 @@ def readme(body: dict[str, Any], source: SavedPolicy, stats: dict[str, Any], pro
     others = ", which is of a 7-D arm; limits_base_example.yaml, limits_two_arms_example.yaml"
     others = "" if arm else others
     said = stats[dataset].get("instruction")
+    held = HELD if head["kind"] == "fast" else ""
     example = "proprio = None"
     if state and state.names:
         example = f"proprio = frames['proprio'][0]  # {', '.join(state.names)}"
@@ -280,7 +286,8 @@ out = policy.act(images, proprio)  # once per control step
 out["actions"]  # float32 [{head["chunk"]}, {dims}] in robot units
 ```
 
-`arm`, `gripper`, `confidence` and `timing` beside it: see policy_torch/policy.py. That is the bare
+`arm`, `gripper`, `confidence`, `held` and `timing` beside it: see policy_torch/policy.py.{held}
+That is the bare
 policy; on a robot run it behind limits of speed and workspace (policy_torch/runtime.py,
 limits_example.yaml{others}; reading a file of limits needs pyyaml).
 {RUN.format(begin=begin) if arm else ""}
@@ -395,13 +402,14 @@ def _golden(source: SavedPolicy, model: VLA, dtype: str) -> record.Golden:
     graphdef, steps = abstract(source.build)[0], model.config.window + EXTRA_STEPS
     params = {key: jnp.asarray(_rounded(value, dtype)) for key, value in source.params.items()}
     recorded = record.record(graphdef, params, io, steps)
-    size = [max(1.0, float(np.abs(recorded[stage]).max())) for stage in golden.STAGES]
+    size = [golden.row(stage, recorded[stage], recorded[stage], 0.0).largest for stage in STAGES]
+    size = [max(1.0, largest) for largest in size]
     bounds = {"bound/float32": BOUNDS["float32"] * np.array(size)}
     if dtype == "bfloat16":
         half = record.record(
             graphdef, {key: x.astype(jnp.bfloat16) for key, x in params.items()}, io, steps
         )
-        own = [float(np.abs(half[stage] - recorded[stage]).max()) for stage in golden.STAGES]
+        own = [golden.row(each, half[each], recorded[each], 0.0).difference for each in STAGES]
         bounds["bound/bfloat16"] = np.maximum(
             BOUNDS["bfloat16"] * np.array(size), 2 * np.array(own)
         )

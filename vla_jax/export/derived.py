@@ -27,16 +27,15 @@ from torch.utils._pytree import tree_map
 
 from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
+from vla_jax.robot.torch_policy.decoding import Decoded, repeated
 from vla_jax.robot.torch_policy.network import (
     SENSOR,
-    Decoded,
     Frame,
     Grown,
     Inputs,
     Network,
     State,
     inputs_of,
-    repeated,
 )
 
 Named = dict[str, Tensor]
@@ -121,7 +120,9 @@ def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
         network.repeat = repeated
 
 
-def looped(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
+def looped(
+    decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int, end: int | None
+) -> Decoded:
     """`repeated` as a loop that a program holds once, whatever its length. Its body may not write
     into what it is given (a pass over a cache does): it gets copies. `done` holds one token.
     """
@@ -129,7 +130,11 @@ def looped(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int)
     def copied(now: Decoded) -> tuple[Decoded]:
         return (decode_next(tree_map(torch.clone, now)),)
 
-    return while_loop(lambda now: now.num_tokens[0] <= times, copied, (done,))[0]
+    if end is None:
+        return while_loop(lambda now: now.num_tokens[0] <= times, copied, (done,))[0]
+    return while_loop(
+        lambda now: (now.num_tokens[0] <= times) & ~(now.ids == end).any(1).all(), copied, (done,)
+    )[0]
 
 
 def replay(
@@ -158,8 +163,7 @@ def replay(
     wanted["vision"] = wanted["vision"].reshape(np.stack(replayed["vision"]).shape)
     rows = []
     for stage, limit in zip(golden.STAGES, limits, strict=True):
-        difference = float(np.abs(np.stack(replayed[stage]) - wanted[stage]).max())
-        rows.append(golden.Row(stage, float(np.abs(wanted[stage]).max()), difference, limit))
+        rows.append(golden.row(stage, np.stack(replayed[stage]), wanted[stage], limit))
     return rows
 
 
@@ -205,6 +209,13 @@ def cameras(config: dict[str, Any]) -> str:
     if "sizes" not in config["image"]:
         return names
     return f"{names}, of image.sizes in config.json, smaller ones in the upper left"
+
+
+def held(config: dict[str, Any]) -> str:
+    """What a README.md says of actions that are none; "" where there are no such."""
+    if config["network"]["head"]["kind"] != "fast":
+        return ""
+    return "# An action of NaN is none: no whole string was written. Hold the robot where it is.\n"
 
 
 def accompany(origin: Path, part: Path, given: Named, made: dict[str, Any]) -> None:

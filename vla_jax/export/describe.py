@@ -15,10 +15,12 @@ from vla_jax.models.backbones.smolvlm import SmolVLM
 from vla_jax.models.heads.attention import ROPE_THETA, AttentionHead
 from vla_jax.models.heads.discrete import DiscreteHead
 from vla_jax.models.heads.expert import ExpertHead
+from vla_jax.models.heads.fast import FastHead
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.models.heads.oft import OFTHead
 from vla_jax.models.sensors.picture import Picture
 from vla_jax.models.sensors.points import PointSet
 from vla_jax.models.sensors.series import Series
@@ -42,6 +44,8 @@ HEADS = {
     FlowHead: "flow",
     ExpertHead: "expert",
     DiscreteHead: "discrete",
+    FastHead: "fast",
+    OFTHead: "oft",
 }
 ENCODERS = {Series: "Series", PointSet: "PointSet", Picture: "Picture"}  # of sensors
 
@@ -60,6 +64,7 @@ def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict
             "history_start": config.history_start,
             "window": config.window,
             "readouts": config.readouts,
+            "mutual": config.mutual,
             "resampler": dataclasses.asdict(config.resampler) if config.resampler else None,
             "state": dataclasses.asdict(config.state) if config.state else None,
             "past": {"binary": list(config.past.binary)} if config.past else None,
@@ -145,6 +150,8 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
 def _head(model: VLA) -> dict[str, Any]:
     head: Any = model.head
     kind = _named(head, HEADS, "head")
+    if kind == "fast":
+        return _strings(head)
     body = {"kind": kind, **dataclasses.asdict(head.config)}
     for training in ("loss", "attention_heads"):  # the block says how many heads it has
         body.pop(training, None)
@@ -158,6 +165,21 @@ def _head(model: VLA) -> dict[str, Any]:
     if kind == "discrete":
         body["middle"] = head.config.middle
     return body
+
+
+def _strings(head: FastHead) -> dict[str, Any]:
+    """What decoding a string takes: the numbers of every piece, as text, and no tokenizer."""
+    config = head.config
+    return {
+        "kind": "fast",
+        "chunk": config.chunk,
+        "action_dim": config.action_dim,
+        "binary": list(config.binary),
+        "end": config.end,
+        "tokens": config.tokens,
+        "scale": config.vocabulary.scale,
+        "pieces": [" ".join(map(str, piece)) for piece in config.vocabulary.pieces],
+    }
 
 
 def _named(module: Any, known: dict[Any, str], what: str) -> str:

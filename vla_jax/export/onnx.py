@@ -76,7 +76,7 @@ state = {{
 
 # inputs: all that is not state. Cameras: {derived.cameras(config)}; `first` is True at an
 # episode's first frame.
-def step(inputs, state):
+{derived.held(config)}def step(inputs, state):
     out = dict(zip(io["outputs"], session.run(list(io["outputs"]), {{**inputs, **state}})))
     return out["action"][0], {{name: out["next_" + name] for name in state}}
 

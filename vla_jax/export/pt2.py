@@ -89,7 +89,7 @@ state = {{
 
 # inputs: all that is not state. Cameras: {derived.cameras(config)}; `first` is True at an
 # episode's first frame.
-def step(inputs, state):
+{derived.held(config)}def step(inputs, state):
     given = {{**inputs, **state}}
     out = program({{name: given[name] for name in io["inputs"]}})
     return out["action"][0], {{name: out["next_" + name] for name in state}}

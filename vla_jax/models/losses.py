@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from vla_jax.types import Array, Loss
 
-KINDS = ("huber", "smooth_l1")
+KINDS = ("huber", "smooth_l1", "l1")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ActionLoss:
     """What an action error costs: `arm * robust(error) + gripper * cross_entropy`.
 
     `delta` is where the robust loss turns from quadratic to linear: huber's delta, smooth L1's
-    beta.
+    beta; l1 is linear throughout.
     """
 
     kind: str = "huber"
@@ -97,9 +97,11 @@ def action_loss(
     # through the gradient.
     target = jnp.where(mask, actions.astype(jnp.float32), 0.0)
     error = predicted - target
-    robust = (
-        huber(error, config.delta) if config.kind == "huber" else smooth_l1(error, config.delta)
-    )
+    robust = {
+        "huber": huber(error, config.delta),
+        "smooth_l1": smooth_l1(error, config.delta),
+        "l1": jnp.abs(error),
+    }[config.kind]
     cost = jnp.where(is_binary, sigmoid_cross_entropy(predicted, target), robust)  # b t k d
 
     arm_mask, gripper_mask = mask & ~is_binary, mask & is_binary

@@ -136,6 +136,17 @@ def assemble(
     )
 
 
+def mutual(sequence: FrameTokens, readouts: int, behind: int) -> FrameTokens:
+    """The same with each frame's readouts, which `behind` tokens follow, seeing each other whatever
+    their order.
+    """
+    s = sequence.order.shape[1]
+    last = s - behind - 1
+    inside = (np.arange(s) > last - readouts) & (np.arange(s) <= last)
+    order = jnp.where(inside[None], sequence.order[:, last : last + 1], sequence.order)
+    return dataclasses.replace(sequence, order=order)
+
+
 def in_row(sequence: FrameTokens, t: int) -> FrameTokens:
     """Frames of windows of t, as they stand in a row: what opens one is there where the frame
     before is, of which the prompt's first token tells.

@@ -87,6 +87,7 @@ class VLAConfig:
     history_start: str = "repeat"  # see starts.py
     embodiments: int = 0  # robots that a token tells apart; 0: there is none
     sensors: tuple[Sensor, ...] = ()
+    mutual: bool = False  # a frame's readouts see each other, not only the earlier ones
 
     def __post_init__(self) -> None:
         if not all(weight > 0 for _, weight in self.loss_weights):
@@ -367,6 +368,9 @@ class VLA(nnx.Module):
             scalars,
             (readouts, extra),
         )
+        if self.config.mutual:
+            behind = 0 if extra is None else extra.tokens.shape[1]
+            whole = sequence.mutual(whole, self.config.readouts, behind)
         if self.config.history == "interleaved":
             began = obs.step_mask.reshape(-1, 1)
             media = (

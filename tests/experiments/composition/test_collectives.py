@@ -145,6 +145,7 @@ FAMILIES = {
     ),
     "discrete": ("oxe_paligemma.py:tiny,discrete",),
     "fast": ("oxe_paligemma.py:tiny,fast",),
+    "oft": ("oxe_paligemma.py:tiny,oft",),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
     "growing": ("oxe_paligemma.py:tiny", "model.history_start=grow"),

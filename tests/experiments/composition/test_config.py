@@ -28,7 +28,7 @@ def test_heads_are_arguments(head: str) -> None:
     assert full.model.head == tiny.model.head == head
     assert (full.model.variant, tiny.model.variant) == ("3b-pt-224", "tiny")
     with pytest.raises(
-        ValueError, match="one of gpt, attention, flow, discrete, fast, expert at most"
+        ValueError, match="one of gpt, attention, flow, discrete, fast, oft, expert at most"
     ):
         load_config(f"oxe_paligemma.py:{head},flow,gpt")
 
@@ -124,7 +124,7 @@ def test_unknown_files_and_arguments_name_what_there_is() -> None:
         ValueError,
         match=(
             "expected 'lora', one of tiny, small, base and one of gpt, attention, flow, discrete,"
-            " fast, expert at most, got 'huge'"
+            " fast, oft, expert at most, got 'huge'"
         ),
     ):
         load_config("oxe_paligemma.py:huge")

@@ -19,7 +19,7 @@ from vla_jax.types import HeadContext
 
 # Every head that learns from readouts; test_discrete.py has the one that writes tokens.
 HEADS = {name: kind for name, kind in ALL_HEADS.items() if kind.make.trains_on == "readouts"}
-B, T, N, C, K, D = 3, 4, 2, 12, 3, 7
+B, T, N, C, K, D = 3, 4, 3, 12, 3, 7
 CONFIG = HeadConfig(
     chunk=K,
     action_dim=D,
@@ -116,7 +116,7 @@ def test_loss_and_act_agree(head):
 def test_causal_in_time(head):
     readouts = example()[0]
     later = readouts.copy()
-    later[:, 2:] += 1.0
+    later[:, 2:] = later[:, 2:, :, ::-1]
     before, after = act(*head, readouts), act(*head, later)
     np.testing.assert_array_equal(before[:, :2], after[:, :2])
     assert np.all(np.any(np.abs(before[:, 2:] - after[:, 2:]) > 1e-4, axis=(2, 3)))
@@ -188,6 +188,8 @@ def lacking_heads(head):
         changed = value.copy()
         if path == "velocity":
             changed[..., LACKED_ARM] += 1
+        elif path == "output":
+            changed[..., list(LACKED)] += 1
         elif name == "noisy/kernel":
             changed[LACKED_ARM] += 1
         elif dims is not None and value.shape[-1] == K * len(dims):

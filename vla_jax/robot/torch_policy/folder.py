@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from . import contents, signature
-from .heads import DiscreteHead
 from .network import Network
 from .policy import Policy
 from .quantise import to_8_bits
 from .spec import Spec, image_sizes, sensors_of
+from .token_heads import TokenHead
 from .tokenizer import Tokenizer
 
 # 2 since a window may grow and images have filters: code of before would read neither.
@@ -138,11 +138,11 @@ def _check_relative(name: str, body: dict[str, Any]) -> None:
 
 
 def _compile(network: Network) -> None:
-    """Compiles what has the same shapes at each frame; of the head discrete the pass over one
-    token.
+    """Compiles what has the same shapes at each frame; of heads that write tokens the pass over
+    one.
     """
     graphs = network.readout_embedding.device.type == "cuda"
-    second = "_encode_token" if isinstance(network.head, DiscreteHead) else "step"
+    second = "_encode_token" if isinstance(network.head, TokenHead) else "step"
     for name in ("vision", second):
         compiled = torch.compile(
             getattr(network, name), mode="reduce-overhead" if graphs else "default"

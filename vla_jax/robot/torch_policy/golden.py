@@ -63,11 +63,11 @@ def _replayed(policy: Policy, file: Path, dtype: str) -> list[Row]:
     bounds = dict(zip(STAGES, arrays[f"bound/{dtype}"].tolist(), strict=True))
     # Artefacts of before 2026-11-29 hold the tokens of each camera apart.
     arrays["vision"] = arrays["vision"].reshape(got["vision"].shape)
-    rows = [_row(stage, got[stage], arrays[stage], bounds[stage]) for stage in STAGES]
-    return [
-        *rows,
-        _row("units", policy.robot_units(arrays["action"], measured), arrays["robot"], 0.0),
-    ]
+    rows = [row(stage, got[stage], arrays[stage], bounds[stage]) for stage in STAGES]
+    units, robot = policy.robot_units(arrays["action"], measured), arrays["robot"]
+    # Where there was no chunk the robot was held, as the steps before had left it.
+    robot = np.where(np.isnan(units), np.nan, robot)
+    return [*rows, row("units", units, robot, 0.0)]
 
 
 def given(sensors: tuple[Sensor, ...], arrays: dict[str, np.ndarray], step: int) -> dict[str, Any]:
@@ -81,8 +81,12 @@ def given(sensors: tuple[Sensor, ...], arrays: dict[str, np.ndarray], step: int)
     return out
 
 
-def _row(stage: str, got: np.ndarray, wanted: np.ndarray, bound: float) -> Row:
-    return Row(stage, float(np.abs(wanted).max()), float(np.abs(got - wanted).max()), bound)
+def row(stage: str, got: np.ndarray, wanted: np.ndarray, bound: float) -> Row:
+    """Of a stage; NaN, which is no chunk, has to be in the same places."""
+    none = np.isnan(wanted) & np.isnan(got)
+    there = np.abs(wanted[~np.isnan(wanted)])
+    difference = np.where(none, 0.0, np.abs(got - wanted))
+    return Row(stage, float(there.max(initial=0.0)), float(difference.max()), bound)
 
 
 def table(rows: list[Row]) -> str:

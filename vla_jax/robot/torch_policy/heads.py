@@ -1,12 +1,12 @@
-"""The policy heads in torch, in float32: a window of readouts -> the newest step's chunk of
-normalised actions.
+"""The policy heads in torch that read readouts, in float32: a window of readouts -> the newest
+step's chunk of normalised actions. (token_heads.py has the others.)
 
 Each does what its namesake in vla_jax/models/heads does at the newest step of the window: the last
 one, or where `newest` [b] says. `body` is "head" of config.json; binary dims leave as the
 probability of 1.
 
 Axes: b episodes, t window step, f features of a step (at first the numbers of its readouts), k
-chunk step, d action dim, a arm dims, g binary dims, q action tokens.
+chunk step, d action dim, a arm dims, g binary dims.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .layers import BlockConfig, Linear, Norm, Stack
 
 FLOW_STEPS = 10
+OFT_EPS = 1e-5
 
 
 class MLP(nn.Module):
@@ -239,56 +240,45 @@ class FlowHead(Head):
         return self.velocity(self.norm(self.blocks(tokens, mask, positions, k)))
 
 
-class DiscreteHead(Head):
-    """The meaning of the backbone's action tokens, which network.py decodes. Without parameters."""
+class Residual(nn.Module):
+    """x + ReLU(Linear(LayerNorm(x)))."""
 
-    reads_prefix = True
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.linear = Norm(width, "ln", OFT_EPS), Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.linear(self.norm(x)))
+
+
+class OFTHead(Head):
+    """Each step of the chunk at readouts of its own, through an MLP with residual blocks."""
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
-        del width
-        self.chunk, self.action_dim = body["chunk"], body["action_dim"]
-        self.binary, self.temperature = list(body["binary"]), body["temperature"]
-        self.end, self.bins = body["end"], body["bins"]
-        self.low, self.high = body["low"], body["high"]
-        self.token_range = (self.end - self.bins, self.end)  # ids that stand for an action
-        self.tokens = self.chunk * self.action_dim
-        self.middle = body.get("middle", self.end - 1)  # in the place of what a robot lacks
-        if self.temperature:  # Gumbel noise for each token
-            self.noise_shape = (self.tokens, self.bins)
+        self.chunk, self.binary = body["chunk"], list(body["binary"])
+        inputs, hidden = width * body["tokens"] // self.chunk, body["hidden"]
+        self.norm_in, self.input = Norm(inputs, "ln", OFT_EPS), Linear(inputs, hidden)
+        self.blocks = nn.ModuleList([Residual(hidden) for _ in range(body["layers"])])
+        self.norm_out = Norm(hidden, "ln", OFT_EPS)
+        self.output = Linear(hidden, body["action_dim"])
 
-    def choose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """The next token [b] of logits [b bins]: the likeliest, or a draw with noise [b bins]."""
-        if self.temperature:
-            if noise is None:
-                raise ValueError(
-                    f"head discrete: expected noise of shape {self.noise_shape}, got None"
-                )
-            logits = logits / self.temperature + noise
-        return logits.argmax(-1) + self.token_range[0]
-
-    def actions(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Tokens [b q] and the logits [b q bins] each was chosen by -> [b k d]."""
-        # float64, then float32: as the centres are made for training.
-        edges = torch.linspace(
-            self.low, self.high, self.bins, dtype=torch.float64, device=ids.device
-        )
-        centres = ((edges[:-1] + edges[1:]) / 2).float()
-
-        def value(ids: Tensor) -> Tensor:
-            return centres[(self.end - ids - 1).clamp(0, self.bins - 2)]
-
-        ones = (
-            value(torch.arange(*self.token_range, device=ids.device)) > (self.high + self.low) / 2
-        )
-        log_p = logits.log_softmax(-1)
-        yes, no = (log_p.masked_fill(~part, -math.inf).logsumexp(-1) for part in (ones, ~ones))
-        shape = (self.chunk, self.action_dim)
-        binary = torch.zeros(self.action_dim, dtype=torch.bool, device=ids.device)
+    def act(
+        self,
+        window: Tensor,
+        noise: Tensor | None,
+        newest: Tensor | None = None,
+        dims: Tensor | None = None,
+    ) -> Tensor:
+        del noise, dims
+        x = at_step(window, newest).unflatten(1, (self.chunk, -1))  # b k i
+        x = torch.relu(self.input(self.norm_in(x)))
+        for block in self.blocks:
+            x = block(x)
+        raw = self.output(self.norm_out(x))
+        binary = torch.zeros(raw.shape[-1], dtype=torch.bool, device=raw.device)
         binary[self.binary] = True
-        return torch.where(
-            binary, torch.sigmoid(yes - no).unflatten(-1, shape), value(ids).unflatten(-1, shape)
-        )
+        return torch.where(binary, torch.sigmoid(raw), raw.clamp(-1, 1))
 
 
 HEADS: dict[str, type[Head]] = {
@@ -297,7 +287,7 @@ HEADS: dict[str, type[Head]] = {
     "gpt": GPTHead,
     "attention": AttentionHead,
     "flow": FlowHead,
-    "discrete": DiscreteHead,
+    "oft": OFTHead,
 }
 
 

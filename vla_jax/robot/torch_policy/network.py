@@ -21,26 +21,25 @@ an image, m visual tokens of a frame, n readouts, c width, w width of visual tok
 action dim, p proprio, q action tokens; h w pixels of an image.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import expert
+from . import expert, heads, token_heads
 from .attention import Cache
 from .backbones import BACKBONES, Media
-from .heads import HEADS as READING_HEADS
-from .heads import DiscreteHead
+from .decoding import decode, repeated
 from .layers import scaled
 from .sensors import SensorTokens
+from .token_heads import TokenHead
 from .tokens import ActionToken, EmbodimentToken, StateToken
 from .vision import Resampler, ResamplerConfig
 
 LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
 HISTORIES = ("head", "interleaved", "one_step")
 STARTS = ("repeat", "grow")
-HEADS = {**READING_HEADS, "expert": expert.ExpertHead}
+HEADS = {**heads.HEADS, **token_heads.HEADS, "expert": expert.ExpertHead}
 SENSOR = "sensor_"  # how the names of sensors begin among inputs, and of their parameters
 
 
@@ -100,31 +99,13 @@ State = Tensor | Frame | Grown | None  # see the top of this file
 
 
 class Step(NamedTuple):
-    """readout [b n c] of the new frame; action [b k d], normalised; probability [b q] of each token
-    (discrete).
+    """readout [b n c] of the new frame; action [b k d], normalised, NaN: none; probability [b q] of
+    each of its numbers' tokens (q = k * d), of heads that write some.
     """
 
     readout: Tensor
     action: Tensor
     probability: Tensor | None
-
-
-class Decoded(NamedTuple):
-    """Action tokens so far: their count [1], ids [b q] and the logits [b q bins] each was chosen
-    by, zeros after them, and the cache of all tokens.
-    """
-
-    num_tokens: Tensor
-    ids: Tensor
-    logits: Tensor
-    cache: Cache
-
-
-def repeated(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
-    """`decode_next` applied `times` times, to `done` first."""
-    for _ in range(times):
-        done = decode_next(done)
-    return done
 
 
 class Network(nn.Module):
@@ -157,6 +138,7 @@ class Network(nn.Module):
         # Whether anything of a frame is kept for the next ones.
         self.keeps = self.interleaved or not self.head.reads_prefix
         self.window, self.readouts = sequence["window"], sequence["readouts"]
+        self.mutual = sequence.get("mutual", False)  # a frame's readouts see each other
         self.readout_embedding = nn.Parameter(torch.empty(self.readouts, width))
         resampler = sequence["resampler"]
         visual = self.backbone.visual_width
@@ -304,9 +286,10 @@ class Network(nn.Module):
 
     def conclude(self, window: Frame | Tensor | Grown, inputs: Inputs) -> Step:
         """What comes out at the newest frame of a window that `remember` gave."""
-        if isinstance(self.head, DiscreteHead):
+        if isinstance(self.head, TokenHead):
             assert isinstance(window, Frame)
-            return Step(*self._decode(window, self.head, inputs.noise, inputs.dims))
+            readout, ids, logits = decode(self, window, self.head, inputs.noise, inputs.dims)
+            return Step(readout, *self.head.actions(ids, logits))
         if isinstance(self.head, expert.ExpertHead):
             assert isinstance(window, Frame)
             return Step(*expert.step(self, window, inputs), None)
@@ -366,6 +349,8 @@ class Network(nn.Module):
         num_unshared = n if prefix else 0  # tokens at a frame's end that later frames do not see
         index = torch.arange(s, device=device)
         order = (index - (s - n) + 1).clamp(min=0) if prefix else index
+        if self.mutual:
+            order = torch.where(index >= s - n, order[-1], order)
         order, shared = order.repeat(f), (index < s - num_unshared).repeat(f)  # f*s
         frame = torch.arange(f, device=device).repeat_interleave(s)  # f*s
         same, earlier = frame[:, None] == frame[None], frame[:, None] > frame[None]
@@ -390,52 +375,6 @@ class Network(nn.Module):
         there = valid[:, :, 1:2]
         before = torch.cat([torch.zeros_like(there[:, :1]), there[:, :-1]], 1)
         return torch.cat([valid[:, :, :1] & before, valid[:, :, 1:]], 2)
-
-    def _decode(
-        self, frames: Frame, head: DiscreteHead, noise: Tensor | None, dims: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The newest frame's readouts [b n c], its decoded actions [b k d], and the probability of
-        each token [b q]. Noise is [b q bins], dims [b d].
-        """
-        mask, positions, media = self.attention_mask(frames)
-        x = frames.tokens.flatten(1, 2)
-        b, s = positions.shape  # s: of all frames
-        slots = torch.arange(s + head.tokens - 1, device=x.device)
-        cache = self.backbone.decoder.layers.empty_cache(x, len(slots))
-        mask = torch.cat([mask, mask.new_zeros(b, s, len(slots) - s)], 2)
-        hidden = self.backbone.encode(x, mask, positions, self.readouts, media, cache)
-        readout, newest_mask, position = hidden.float(), mask[:, -1:], positions[:, -1:]
-        newest_media = None if media is None else media._replace(mask=media.mask[:, -1:])
-
-        def choose(done: Decoded, hidden: Tensor) -> Decoded:
-            logits = self.backbone.logits(hidden, head.token_range)  # b 1 bins
-            drawn = None if noise is None else noise.index_select(1, done.num_tokens)[:, 0]
-            chosen = head.choose(logits[:, 0], drawn)[:, None]
-            if dims is not None:
-                there = dims.index_select(1, done.num_tokens % head.action_dim)
-                chosen = torch.where(there, chosen, head.middle)
-            return Decoded(
-                done.num_tokens + 1,
-                done.ids.index_copy(1, done.num_tokens, chosen),
-                done.logits.index_copy(1, done.num_tokens, logits),
-                done.cache,
-            )
-
-        def decode_next(done: Decoded) -> Decoded:
-            seen = newest_mask | (slots >= s) & (slots < s + done.num_tokens)
-            last_id = done.ids.index_select(1, done.num_tokens - 1)[:, 0]
-            hidden = self._encode_token(
-                last_id, seen, position + done.num_tokens, newest_media, done.cache
-            )
-            return choose(done, hidden)
-
-        ids = positions.new_zeros(b, head.tokens)
-        logits = readout.new_zeros(b, head.tokens, head.bins)
-        done = choose(Decoded(positions.new_zeros(1), ids, logits, cache), hidden[:, -1:])
-        done = self.repeat(decode_next, done, head.tokens - 1)
-        index = (done.ids - head.token_range[0])[..., None]
-        probability = done.logits.softmax(-1).gather(2, index)[..., 0]
-        return readout, head.actions(done.ids, done.logits), probability
 
     def _encode_token(
         self, ids: Tensor, mask: Tensor, positions: Tensor, media: Media | None, cache: Cache
