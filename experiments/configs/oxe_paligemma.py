@@ -3,7 +3,8 @@
     python -m experiments.pretrain --config=oxe_paligemma.py           # PaliGemma-3B, 224 px,
                                                                        window 8, chunk 10, LSTM
     python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt,
-                                                                       attention, flow, discrete
+                                                                       attention, flow, discrete,
+                                                                       fast, oft
     python -m experiments.pretrain --config=oxe_paligemma.py:lora      # adapters in a frozen
                                                                        backbone; also :gpt,lora
     python -m experiments.pretrain --config=oxe_paligemma.py:tiny      # the same path in minutes on
