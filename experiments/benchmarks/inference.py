@@ -68,8 +68,9 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--size", choices=tuple(policies.VARIANTS), default="tiny")
     parser.add_argument(
-        "--head", choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete"), default="lstm"
-    )
+        "--head", default="lstm",
+        choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete", "oft"),
+    )  # fmt: skip
     parser.add_argument("--frames", type=int, default=50, help="measured calls of each line")
     parser.add_argument("--device", default="cpu", help="of torch; JAX takes its own default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

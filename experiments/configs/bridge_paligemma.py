@@ -2,7 +2,8 @@
 
     python -m experiments.pretrain --config=bridge_paligemma.py
     python -m experiments.pretrain --config=bridge_paligemma.py:WORDS    # gpt, attention, flow,
-                                                                         discrete; lora; tiny
+                                                                         discrete, fast, oft; lora;
+                                                                         tiny
 
 Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 5.5 GiB of parameters, gradients and
 Adam, and 0.32 GiB of activations per window, 20.6 GiB for its 64; ":lora" 0.9 and 0.31. What one

@@ -2,7 +2,8 @@
 
     python -m experiments.pretrain --config=calvin_kosmos.py
     python -m experiments.pretrain --config=calvin_kosmos.py:WORDS    # gpt, attention, flow,
-                                                                      discrete; lora; tiny
+                                                                      discrete, fast, oft; lora;
+                                                                      tiny
 
 Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 3.2 GiB of parameters, gradients and
 Adam, and 1.31 GiB of activations per window of 16 frames and two cameras, 5.3 GiB for its 4;

@@ -4,7 +4,7 @@ RoboVLMs has.
     python -m experiments.pretrain --config=oxe_llava.py
     python -m experiments.pretrain --config=oxe_llava.py:mpt      # LLaVA-Lightning-MPT-7B, 224 px
     python -m experiments.pretrain --config=oxe_llava.py:WORDS    # gpt, attention, flow, discrete,
-                                                                  expert; lora; tiny
+                                                                  fast, oft, expert; lora; tiny
 
 Memory on each of 8 devices (--config.mesh.fsdp=8 --dry_run): 13.0 GiB of parameters, gradients and
 Adam, and 1.64 GiB of activations per window, 26.2 GiB for the 16 that are run at once; ":mpt" 13.0

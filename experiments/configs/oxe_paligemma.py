@@ -2,8 +2,9 @@
 
     python -m experiments.pretrain --config=oxe_paligemma.py           # PaliGemma-3B, 224 px,
                                                                        window 8, chunk 10, LSTM
-    python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt, flow,
-                                                                       attention, discrete, expert
+    python -m experiments.pretrain --config=oxe_paligemma.py:gpt       # another head: gpt,
+                                                                       attention, flow, discrete,
+                                                                       fast, oft, expert
     python -m experiments.pretrain --config=oxe_paligemma.py:lora      # adapters in a frozen
                                                                        backbone; also :gpt,lora
     python -m experiments.pretrain --config=oxe_paligemma.py:tiny      # the same path in minutes on

@@ -135,7 +135,7 @@ def test_torch_writes_the_strings_of_jax(model, tmp_path, monkeypatch):
     )
     ours.reset("push the red block")
     policy.reset("push the red block", "blocks")
-    strings = set()
+    strings, alone = set(), []
     for images in frames(ours):
         chunk = ours.act(images)
         out = policy.act(images, executed=chunk[0])
@@ -146,7 +146,16 @@ def test_torch_writes_the_strings_of_jax(model, tmp_path, monkeypatch):
         assert out["held"] == bool(torch.isnan(policy.stages["action"]).all())
         assert (out["confidence"]["token"] == 0) == out["held"]
         strings.add(tuple(np.asarray(ids)[0].tolist()))
+        alone.append(
+            (images, None, alone[-1][3][0] if alone else None, out["actions"], out["held"])
+        )
     assert len(strings) > 1
+    assert ours.held == sum(each[-1] for each in alone)
+    policy.reset("push the red block", "blocks")
+    rows = torch_policy.act_in_row(policy, [each[:3] for each in alone])
+    for one, row in zip(alone, rows, strict=True):
+        np.testing.assert_allclose(row["actions"], one[3], atol=1e-5)
+        assert row["held"] == one[4]
 
 
 def test_whole_strings_are_proven_and_go_through_onnx(tmp_path, monkeypatch):

@@ -313,6 +313,10 @@ def test_decoding_is_greedy_and_equals_teacher_forcing(trained):
         return model.backbone.logits(context.predictors[1::T], CONFIG.token_range)
 
     np.testing.assert_allclose(np.asarray(forced(flat))[there], scores[there], atol=1e-4)
+    # Rollouts of several episodes run side by side.
+    rows = jax.tree.map(lambda x: x[:, None], obs)
+    run = jax.jit(jax.vmap(lambda obs: decoded(graphdef, flat, obs)[0][0]))
+    np.testing.assert_array_equal(run(rows), ids)
     # One that ends early does not hang on how long others go on.
     for row in range(5):
         alone = decoded(graphdef, flat, jax.tree.map(lambda x, i=row: x[i : i + 1], obs))[0]
