@@ -29,7 +29,6 @@ from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
 from vla_jax.robot.torch_policy.network import (
     SENSOR,
-    Decoded,
     Frame,
     Grown,
     Inputs,
@@ -121,12 +120,12 @@ def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
         network.repeat = repeated
 
 
-def looped(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
+def looped(decode_next: Callable[[Any], Any], done: Any, times: int) -> Any:
     """`repeated` as a loop that a program holds once, whatever its length. Its body may not write
     into what it is given (a pass over a cache does): it gets copies. `done` holds one token.
     """
 
-    def copied(now: Decoded) -> tuple[Decoded]:
+    def copied(now: Any) -> tuple[Any]:
         return (decode_next(tree_map(torch.clone, now)),)
 
     return while_loop(lambda now: now.num_tokens[0] <= times, copied, (done,))[0]

@@ -120,8 +120,8 @@ class Decoded(NamedTuple):
     cache: Cache
 
 
-def repeated(decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int) -> Decoded:
-    """`decode_next` applied `times` times, to `done` first."""
+def repeated(decode_next: Callable[[Any], Any], done: Any, times: int) -> Any:
+    """`decode_next` applied `times` times, to `done` first, a Decoded or what counts like it."""
     for _ in range(times):
         done = decode_next(done)
     return done
