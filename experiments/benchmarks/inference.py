@@ -10,7 +10,8 @@ Lines are measured one after the other in this process, each after warm-up. "vis
 tower with its projector, "backbone" the rest of a pass with the head, "frame" the whole call: uint8
 image in, actions in robot units out. "action" is what one executed action costs when all of a chunk
 is executed before the next pass. The ratio is of JAX's p50 to the line's. Last, what
-experiments.serve adds to a request of one client on loopback.
+experiments.serve adds to a request of one client on loopback. With the head expert, first what its
+pass costs over one of the backbone alone, turn by turn (expert.py).
 
 On a GPU torch.compile makes CUDA graphs, and the floor is the time that reading every weight once
 takes at the rate of a plain copy, measured in this run.
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from experiments.benchmarks import policies, server
+from experiments.benchmarks import expert, policies, server
 from experiments.composition.json_files import write_json
 from vla_jax import build
 from vla_jax import params as flat
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--size", choices=tuple(policies.VARIANTS), default="tiny")
     parser.add_argument(
         "--head", default="lstm",
-        choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete", "oft"),
+        choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete", "oft", "expert"),
     )  # fmt: skip
     parser.add_argument("--frames", type=int, default=50, help="measured calls of each line")
     parser.add_argument("--device", default="cpu", help="of torch; JAX takes its own default")
@@ -118,12 +119,22 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
     print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")
     table: dict[str, Any] = {}
+    if model.head == "expert":
+        ratio = expert.measure(source, args.dtype)
+        print(
+            f"expert with backbone over one backbone pass ({1e3 * ratio.backbone_s:.0f} ms, CPU"
+            f" {1e3 * ratio.backbone_cpu_s:.0f}): {ratio.wall:.2f} of wall, {ratio.cpu:.2f} of CPU",
+            flush=True,
+        )
+        table["expert"] = ratio._asdict()
+    first = True
     for key in args.lines.split(","):
         name = LINES[key]
         row, actions = timed(lines[key](), images)
-        if not table:
+        if first:
+            first = False
             expected, base = actions, row["frame"][0]
-        drawn = config.model.head == "flow"  # each program draws its own noise
+        drawn = config.model.head in ("flow", "expert")  # each program draws its own noise
         row |= {
             "ratio": base / row["frame"][0],
             "difference": np.nan if drawn else float(np.abs(actions - expected).max()),

@@ -6,7 +6,7 @@ It imports no torch: experiments.benchmarks.train_ours must not pay for it.
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import spaces
+from experiments.composition import presets, spaces
 from experiments.configs import oxe_paligemma
 from vla_jax import params as flat
 
@@ -22,6 +22,8 @@ def configuration(size: str, head: str = "lstm") -> ConfigDict:
     model.dtype, model.layers, model.remat = "float32", "unroll", "none"
     if size == "100m":
         model.head_hidden, model.head_layers, model.head_mlp = 512, 2, (512, 256)
+        if head == "expert":
+            model.head_hidden = presets.EXPERT["base"]
     return spaces.resolve(config)
 
 

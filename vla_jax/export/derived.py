@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map
 
 from vla_jax.export import artefact
 from vla_jax.robot.torch_policy import Policy, golden
-from vla_jax.robot.torch_policy.decoding import Decoded, repeated
+from vla_jax.robot.torch_policy.decoding import repeated
 from vla_jax.robot.torch_policy.network import (
     SENSOR,
     Frame,
@@ -120,14 +120,12 @@ def exported(policy: Policy, given: Named) -> torch.export.ExportedProgram:
         network.repeat = repeated
 
 
-def looped(
-    decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int, end: int | None
-) -> Decoded:
+def looped(decode_next: Callable[[Any], Any], done: Any, times: int, end: int | None = None) -> Any:
     """`repeated` as a loop that a program holds once, whatever its length. Its body may not write
     into what it is given (a pass over a cache does): it gets copies. `done` holds one token.
     """
 
-    def copied(now: Decoded) -> tuple[Decoded]:
+    def copied(now: Any) -> tuple[Any]:
         return (decode_next(tree_map(torch.clone, now)),)
 
     if end is None:

@@ -14,6 +14,7 @@ from tests import openpi_reference as openpi
 from tests.fakes import make_batch
 from vla_jax import build, params
 from vla_jax.models.backbones import paligemma
+from vla_jax.models.heads.expert import ExpertHead
 from vla_jax.models.heads.flow import draw
 from vla_jax.params import Params
 from vla_jax.types import Batch, Future
@@ -242,6 +243,17 @@ def test_dims_that_a_robot_lacks_and_binary_ones():
     assert np.all(np.abs(acted) <= 1)
     assert np.all(acted[..., -1] >= 0)
     assert np.all(np.ptp(acted, axis=(0, 1))[has] > 1e-3)
+
+
+def test_beside_the_released_backbone_it_is_openpis_gemma_300m():
+    """311 M parameters, as openpi counts them, and the projections."""
+    config = oxe_paligemma.get_config("expert")
+    head = build.head_config(spaces.resolve(config))
+    shapes = params.abstract(lambda rngs: ExpertHead(2048, head, rngs))[1]
+    count = {name: int(np.prod(x.shape)) for name, x in shapes.items()}
+    inside = sum(size for name, size in count.items() if name.startswith(("layers/", "norm/")))
+    assert inside == 18 * (2 * 1024 * 2048 + 2 * 1024 * 256 + 3 * 1024 * 4096 + 2048) + 1024
+    assert round(inside / 1e6) == 311
 
 
 def test_what_cannot_be_is_refused():

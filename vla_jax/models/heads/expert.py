@@ -52,7 +52,7 @@ class ExpertConfig:
         block, depth, run: the backbone's blocks, their number, and how they are run.
         state_dims: numbers of the state; 0: the policy sees none.
         hidden: its width.
-        inner: numbers inside its MLPs; 0: four times the width.
+        inner: numbers inside its MLPs; 0: a quarter of the backbone's, as in pi0.
         time: how it learns the time, see TIMES.
         state: whose token the state is, the backbone's or the expert's.
         padded: numbers of an action and of a state inside, zeros behind those that there are;
@@ -117,7 +117,7 @@ class ExpertConfig:
         return dataclasses.replace(
             self.block,
             width=self.hidden,
-            mlp=self.inner or 4 * self.hidden,
+            mlp=self.inner or self.block.mlp // 4,
             window=0,
             adaptive=self.time == "adaptive",
         )

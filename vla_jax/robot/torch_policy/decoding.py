@@ -29,10 +29,10 @@ class Decoded(NamedTuple):
 
 
 def repeated(
-    decode_next: Callable[[Decoded], Decoded], done: Decoded, times: int, end: int | None
-) -> Decoded:
-    """`decode_next` applied `times` times at most, to `done` first: until all have written `end`,
-    where there is one.
+    decode_next: Callable[[Any], Any], done: Any, times: int, end: int | None = None
+) -> Any:
+    """`decode_next` applied `times` times at most, to `done` first, a Decoded or what counts like
+    it: until all have written `end`, where there is one.
     """
     for _ in range(times):
         if end is not None and bool((done.ids == end).any(1).all()):

@@ -4,7 +4,7 @@ Axes: b episodes, s tokens of all frames, u slots of the cache, k chunk step, d 
 numbers of an action inside, p proprio, m tokens of the expert, h its width.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,16 @@ from .layers import AdaptiveNorm, BlockConfig, Norm, Stack, normed
 
 if TYPE_CHECKING:
     from .network import Frame, Inputs, Network
+
+
+class Flowing(NamedTuple):
+    """The chunk [b k a] on its way, one more than the steps that it has gone ([1]), and the cache
+    that every step writes the expert's tokens into, at the same slots.
+    """
+
+    num_tokens: Tensor
+    chunk: Tensor
+    cache: Cache
 
 
 class ExpertHead(Head):
@@ -59,9 +69,11 @@ class ExpertHead(Head):
         """Tokens of the expert."""
         return self.chunk + (self.state is not None)
 
-    def actions(self, cache: Cache, mask: Tensor, position: Tensor, inputs: "Inputs") -> Tensor:
+    def actions(
+        self, cache: Cache, mask: Tensor, position: Tensor, inputs: "Inputs", repeat: Any
+    ) -> Tensor:
         """The chunk [b k d] behind a cache with `room` free slots: mask [b u] says which of the
-        others are seen, position [b 1] is the last of theirs.
+        others are seen, position [b 1] is the last of theirs. `repeat`: see Network.
         """
         if inputs.noise is None:
             raise ValueError(f"head expert: expected noise of shape {self.noise_shape}, got None")
@@ -79,16 +91,20 @@ class ExpertHead(Head):
         seen = torch.cat([mask[:, None].expand(-1, m, -1), own.expand(len(x), m, m)], 2)
         positions = position + 1 + torch.arange(m, device=device)
         dtype = next(self.layers.parameters()).dtype
-        for step in range(FLOW_STEPS):
-            tokens, condition = self._tokens(x, 1 - step / FLOW_STEPS)
+
+        def flow(now: Flowing) -> Flowing:
+            tokens, condition = self._tokens(now.chunk, 1 - (now.num_tokens - 1) / FLOW_STEPS)
             tokens = tokens if state is None else torch.cat([state, tokens], 1)
-            behind = cache._replace(length=cache.length.clone())  # the same slots at every step
+            behind = now.cache._replace(length=now.cache.length.clone())
             out = self.layers(
                 tokens.to(dtype), seen, positions, k, cache=behind, condition=condition
             )
             out, _ = normed(self.norm, out.float(), condition)
-            x = (x - self.action_out(out).float() / FLOW_STEPS) * there
-        x = x[:, :, : self.action_dim]
+            chunk = (now.chunk - self.action_out(out) / FLOW_STEPS) * there
+            return Flowing(now.num_tokens + 1, chunk, now.cache)
+
+        begin = Flowing(torch.ones(1, dtype=torch.int64, device=device), x, cache)
+        x = repeat(flow, begin, FLOW_STEPS).chunk[:, :, : self.action_dim]
         bounded = x.clamp(-self.bound, self.bound) if self.bound else x
         binary = torch.zeros(self.action_dim, dtype=torch.bool, device=device)
         binary[self.binary] = True
@@ -101,8 +117,8 @@ class ExpertHead(Head):
         state = state if mask is None else torch.where(mask, state, 0)
         return F.pad(state, (0, self.padded - state.shape[1])) if self.padded else state
 
-    def _tokens(self, x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
-        """The tokens of noisy actions [b k a] at a time in 1..0, and the condition [b h]."""
+    def _tokens(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens of noisy actions [b k a] at a time [1] in 1..0, and the condition [b h]."""
         tokens = self.action_in(x)
         told = time_embedding(time, tokens.shape[-1], x.device)
         if self.adaptive:
@@ -123,5 +139,5 @@ def step(network: "Network", frames: "Frame", inputs: "Inputs") -> tuple[Tensor,
     free = mask.new_zeros(len(mask), s, head.room)
     hidden = network.backbone.encode(x, torch.cat([mask, free], 2), positions, n, media, cache)
     seen = mask[:, -1] & (torch.arange(s, device=mask.device) < s - n)
-    chunk = head.actions(cache, seen, positions[:, -1:] - n, inputs)
+    chunk = head.actions(cache, seen, positions[:, -1:] - n, inputs, network.repeat)
     return hidden.float(), chunk

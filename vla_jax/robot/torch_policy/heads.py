@@ -304,8 +304,10 @@ def join_dims(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:
     return torch.cat(parts, -1)[..., order]
 
 
-def time_embedding(time: float, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines [width] of the time, with periods from 0.004 to 4 in equal ratios."""
+def time_embedding(time: float | Tensor, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines [width] of the time, a number or [1], with periods from 0.004 to 4 in equal
+    ratios.
+    """
     period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(
         0.0, 1.0, width // 2, dtype=torch.float32, device=device
     )
