@@ -20,6 +20,7 @@ import importlib.util
 import io
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -252,8 +253,10 @@ def _library() -> Any:
 
 def _environment(file: str) -> Any:
     """LIBERO's environment of the task in a file, with nothing in it that draws or measures."""
-    logging.disable(logging.WARNING)  # robosuite wants a file of macros that nobody needs
-    with contextlib.redirect_stdout(io.StringIO()):
+    # robosuite says that nobody wrote a file of macros, and uses what Python will not have later.
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         from libero.libero.envs.env_wrapper import ControlEnv
 
         environment = ControlEnv(
