@@ -263,8 +263,7 @@ def _environment(file: str) -> Any:
             bddl_file_name=file, use_camera_obs=False, has_offscreen_renderer=False
         )
     logging.disable(logging.NOTSET)
-    # A reset does not read the files again, and nobody asks for robosuite's observations, which
-    # take half of a step's time.
+    # A reset does not read the files again, and nobody asks for robosuite's observations.
     environment.env.hard_reset, environment.env._observables = False, {}
     return environment
 
