@@ -27,6 +27,7 @@ COMMANDS = {  # in the order of a policy's life: name -> module, what it does
     "replay": ("experiments.replay", "an artefact on recorded episodes"),
     "rollout": ("experiments.rollout", "a policy acts in a simulated world"),
     "serve": ("experiments.serve", "an artefact on a socket, for robots"),
+    "bridge": ("experiments.bridge", "a policy for the benchmarks of vla-eval"),
     "benchmark": ("experiments.benchmark", "speed, beside a named peer"),
 }
 

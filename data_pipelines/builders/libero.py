@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--val", type=command.positive, help="held-out episodes of each task")
     parser.add_argument("--seed", type=int)
     parser.add_argument(
-        "--processes", type=command.positive, help="that build side by side; each takes about 1 GB"
+        "--processes", type=command.positive, help="that build side by side; each takes about 2 GB"
     )
     given = vars(parser.parse_args(argv))
     print(f"wrote {write_libero(given.pop('out'), **given)}")

@@ -20,6 +20,7 @@ import importlib.util
 import io
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -252,16 +253,17 @@ def _library() -> Any:
 
 def _environment(file: str) -> Any:
     """LIBERO's environment of the task in a file, with nothing in it that draws or measures."""
-    logging.disable(logging.WARNING)  # robosuite wants a file of macros that nobody needs
-    with contextlib.redirect_stdout(io.StringIO()):
+    # robosuite says that nobody wrote a file of macros, and uses what Python will not have later.
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         from libero.libero.envs.env_wrapper import ControlEnv
 
         environment = ControlEnv(
             bddl_file_name=file, use_camera_obs=False, has_offscreen_renderer=False
         )
     logging.disable(logging.NOTSET)
-    # A reset does not read the files again, and nobody asks for robosuite's observations, which
-    # take half of a step's time.
+    # A reset does not read the files again, and nobody asks for robosuite's observations.
     environment.env.hard_reset, environment.env._observables = False, {}
     return environment
 

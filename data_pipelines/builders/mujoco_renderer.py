@@ -52,7 +52,7 @@ def _probed(name: str) -> tuple[str, str]:
         env={**os.environ, "MUJOCO_GL": name},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     if done.returncode == 0:
         return done.stdout.rpartition("renderer: ")[2].strip(), ""

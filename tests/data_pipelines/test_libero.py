@@ -12,6 +12,7 @@ from data_pipelines.builders.libero_expert import Expert
 from data_pipelines.builders.libero_world import NOTHING, SETTLE, SIDE, World
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import open_index
+from vla_jax.robot.conventions import Libero
 
 DRAWER = "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate"
 
@@ -85,12 +86,10 @@ def test_steps_states_and_pictures_are_robosuites_own(world):
     """Beside LIBERO's own environment with all of its observations, as OpenVLA's evaluation has it;
     after another episode, whose gripper robosuite would remember.
     """
-    from libero.libero.envs import OffScreenRenderEnv
-
-    from vla_jax.robot.conventions import Libero
-
     task = next(iter(world.tasks))
     world.reset(task, 1, 3)
+    from libero.libero.envs import OffScreenRenderEnv
+
     for _ in range(5):
         world.step(np.array([0.0] * 6 + [1.0]))
     world.reset(task, 0, 2)
