@@ -17,7 +17,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vla_jax.actions import places
-from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma, smolvlm
+from vla_jax.models.backbones import (
+    BackboneFile,
+    flamingo,
+    kosmos2,
+    llava,
+    paligemma,
+    qwen3vl,
+    smolvlm,
+)
 from vla_jax.models.heads import discrete
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
@@ -68,6 +76,7 @@ BACKBONES: dict[str, BackboneFile] = {
     "llava": llava,
     "flamingo": flamingo,
     "smolvlm": smolvlm,
+    "qwen3vl": qwen3vl,
 }
 HEADS = {
     "lstm": HeadKind(LSTMHead, HeadConfig),
