@@ -51,7 +51,13 @@ from vla_jax.weights import pretrained
 
 KINDS = ("hf", "npz", "robovlms", "openpi")
 # config.json's model_type -> our backbone
-FAMILIES = {"paligemma": "paligemma", "kosmos-2": "kosmos2", "llava": "llava", "smolvlm": "smolvlm"}
+FAMILIES = {
+    "paligemma": "paligemma",
+    "kosmos-2": "kosmos2",
+    "llava": "llava",
+    "smolvlm": "smolvlm",
+    "qwen3_vl": "qwen3vl",
+}
 BACKBONE = "backbone/"
 
 

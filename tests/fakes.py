@@ -20,6 +20,8 @@ class FakeBackbone(nnx.Module):
     With `cross` it looks at images by a second attention instead, over media.
     """
 
+    grid_positions = False
+
     def __init__(
         self,
         rngs: nnx.Rngs,

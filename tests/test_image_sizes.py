@@ -46,6 +46,7 @@ def frames(b, t):
         pytest.param("llava", "prefix", marks=pytest.mark.slow),
         pytest.param("flamingo", "robovlms", marks=pytest.mark.slow),
         pytest.param("smolvlm", "prefix", marks=pytest.mark.slow),
+        pytest.param("qwen3vl", "robovlms", marks=pytest.mark.slow),
     ],
 )
 def test_training_and_rollout_agree(backbone, layout):

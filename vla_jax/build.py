@@ -18,7 +18,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vla_jax.actions import places
-from vla_jax.models.backbones import BackboneFile, flamingo, kosmos2, llava, paligemma, smolvlm
+from vla_jax.models.backbones import (
+    BackboneFile,
+    flamingo,
+    kosmos2,
+    llava,
+    paligemma,
+    qwen3vl,
+    smolvlm,
+)
 from vla_jax.models.fast_vocabulary import FastVocabulary, blank
 from vla_jax.models.heads import discrete, fast
 from vla_jax.models.heads.attention import AttentionHead
@@ -75,6 +83,7 @@ BACKBONES: dict[str, BackboneFile] = {
     "llava": llava,
     "flamingo": flamingo,
     "smolvlm": smolvlm,
+    "qwen3vl": qwen3vl,
 }
 HEADS = {
     "lstm": HeadKind(LSTMHead, HeadConfig),

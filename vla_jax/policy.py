@@ -305,7 +305,7 @@ class JaxPolicy:
             sequence.per_frame_mask(frame),
             (0, 0, length),
         )
-        places = kept.place + jnp.maximum(jnp.cumsum(frame.valid, axis=1) - 1, 0)
+        places = kept.place + sequence.places(frame)
         media = None
         if frame.media is not None:
             seen_images = sequence.concat_tokens([part for part in images if part is not None])
@@ -317,7 +317,7 @@ class JaxPolicy:
             frame.tokens, own | kept.seen[:, None], places, cache, media
         )
         seen = jax.lax.dynamic_update_slice(kept.seen, frame.valid[:, :shared], (0, length))
-        place = kept.place + jnp.sum(frame.valid[:, :shared])
+        place = kept.place + jnp.sum((frame.valid * sequence.steps(frame)[None])[:, :shared])
         # The slots of tokens that are not shared are free again: nobody sees them, and the next
         # frame takes them.
         return hidden[:, None, s - n :].astype(jnp.float32), _Kept(

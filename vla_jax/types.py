@@ -215,22 +215,26 @@ class Backbone(Protocol):
     """A vision-language model seen as: embed, then one pass over a token sequence."""
 
     width: int  # of the sequence
-    visual_width: int  # of embed_image; another one only where `cross_attends`
+    # Of a visual token; another one than `width` only where `cross_attends`. embed_image may give
+    # more behind it, which a backbone takes out of the sequence's tokens again.
+    visual_width: int
     tokens_per_image: int  # of the size that the tower's positions are for
     cross_attends: bool  # visual tokens are given as Media; otherwise they stand in the sequence
+    # An image's tokens have a row and a column in their positions, see sequence.places.
+    grid_positions: bool
     text_scale: (
         float  # what embed_text multiplies by; RoboVLMs' layout scales its learned tokens alike
     )
 
-    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]: ...
+    def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v _"]: ...
 
     def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]: ...
 
     def __call__(
         self,
-        x: Float[Array, "f s c"],
+        x: Float[Array, "f s _"],
         mask: Any,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         num_queries: int | None = None,
         media: Media | None = None,
     ) -> Float[Array, "f r c"]:
@@ -244,9 +248,9 @@ class Backbone(Protocol):
 
     def decode(
         self,
-        x: Float[Array, "f s c"],
+        x: Float[Array, "f s _"],
         mask: Any,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         cache: Any,
         media: Media | None = None,
     ) -> tuple[Float[Array, "f s c"], Any]:

@@ -35,7 +35,7 @@ def test_every_file_is_named_here() -> None:
     assert FILES == [
         "blocks.py", "blocks_ppo.py", "bridge_paligemma.py", "calvin_flamingo.py",
         "calvin_kosmos.py", "calvin_tiny.py", "finetune.py", "libero.py", "metaworld.py",
-        "navigation.py", "oxe_llava.py", "oxe_paligemma.py", "oxe_smolvlm.py",
+        "navigation.py", "oxe_llava.py", "oxe_paligemma.py", "oxe_qwen3vl.py", "oxe_smolvlm.py",
     ]  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def test_what_the_files_say() -> None:
     sizes = [load_config(f"oxe_smolvlm.py:{words}").model for words in ("", "256m", "2.2b", "tiny")]
     assert [size.variant for size in sizes] == ["500m", "256m", "2.2b", "tiny"]
     assert [size.image_size for size in sizes] == [512, 512, 378, 32]
+    assert load_config("oxe_qwen3vl.py:4b").model.variant == "4b"
     with pytest.raises(ValueError, match=r"one of 256m, 2\.2b and tiny at most"):
         load_config("oxe_smolvlm.py:256m,2.2b")
 
@@ -172,6 +173,8 @@ BUILT = {
     "oxe_paligemma.py:flow": (2992.4, 5.6, 0.37),
     "oxe_paligemma.py:discrete": (2923.5, 5.4, 0.37),
     "oxe_paligemma.py:lora": (2993.0, 0.9, 0.31),
+    "oxe_qwen3vl.py": (2167.9, 4.0, 0.37),
+    "oxe_qwen3vl.py:4b": (4480.3, 8.3, 0.43),
     "oxe_smolvlm.py": (496.9, 0.9, 0.3),
     "oxe_smolvlm.py:256m": (263.3, 0.5, 0.27),
     "oxe_smolvlm.py:2.2b": (2187.1, 4.1, 0.53),
@@ -280,6 +283,12 @@ def figures(workdir: Path) -> dict[str, float]:
         ("oxe_llava.py:tiny", []),
         ("oxe_llava.py:tiny,mpt", ["--config.model.history=interleaved"]),
         ("calvin_flamingo.py:tiny", []),
+        (
+            "oxe_qwen3vl.py:tiny",
+            ["--config.lora.rank=4", "--config.model.layers=scan", "--config.model.remat=full"],
+        ),
+        ("oxe_qwen3vl.py:tiny,discrete", ["--config.objectives.caption.weight=0.1"]),
+        ("oxe_qwen3vl.py:tiny,flow", ["--config.model.resampler.depth=1"]),
         ("oxe_smolvlm.py:tiny", ["--config.lora.rank=4", "--config.model.resampler.depth=1"]),
         ("oxe_smolvlm.py:tiny,discrete", ["--config.objectives.caption.weight=0.1"]),
     ],

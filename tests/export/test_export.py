@@ -135,6 +135,15 @@ CASES = {
     "llava-mpt, resampler": {"backbone": "llava", "variant": "tiny-mpt", "resampler": True,
     "history": "interleaved"},
     "flamingo": {"backbone": "flamingo", "cameras": TWO, "layout": "robovlms"},
+    "qwen3vl, two sizes": {"backbone": "qwen3vl", "cameras": TWO, "image_sizes": (32, 48)},
+    "qwen3vl, discrete, robovlms": {
+        "backbone": "qwen3vl", "head": "discrete", "bins": 64, "chunk": 2, "layout": "robovlms",
+        "cameras": TWO,
+    },
+    "qwen3vl, interleaved": {
+        "backbone": "qwen3vl", "history": "interleaved", "window": 3, "history_start": "grow",
+    },
+    "qwen3vl, resampler": {"backbone": "qwen3vl", "resampler": True, "cameras": TWO},
     "smolvlm, two sizes": {"backbone": "smolvlm", "cameras": TWO, "image_sizes": (32, 48)},
     "smolvlm, discrete": {"backbone": "smolvlm", "head": "discrete", "bins": 64, "chunk": 2},
     "lstm, growing": {"window": 3, "history_start": "grow"},

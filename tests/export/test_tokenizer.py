@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vla_jax.export import artefact
+from vla_jax.robot.torch_policy import text
 from vla_jax.robot.torch_policy.tokenizer import Tokenizer
 
 PLAIN = {"before": [], "template": "{}", "after": []}
@@ -86,6 +87,23 @@ def smollm():
     return made
 
 
+def qwen():
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(text.QWEN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    corpus = [*CORPUS, "<|im_start|>user\npush\n\n the block<|im_end|>\n  IT'S 12"]
+    made.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet))
+    return made
+
+
 def kosmos():
     import sentencepiece as spm
     from sentencepiece import sentencepiece_model_pb2 as pb2
@@ -108,7 +126,7 @@ def kosmos():
     return made
 
 
-KINDS = {make.__name__: make for make in (gemma, llama, metaspace, neox, smollm, kosmos)}
+KINDS = {make.__name__: make for make in (gemma, llama, metaspace, neox, smollm, qwen, kosmos)}
 _made: dict = {}
 
 
@@ -126,15 +144,16 @@ def pair(kind):
 @given(
     st.lists(
         st.one_of(
-            st.sampled_from([*artefact.TEXTS, *CORPUS, *ADDED, " ", "<mask>"]), st.text(max_size=8)
+            st.sampled_from([*artefact.TEXTS, *CORPUS, *ADDED, " ", "<mask>", "\n", "'S", " \n\t"]),
+            st.text(max_size=8),
         )
     )
 )
 @example(["push ", "<mask>", "<image>", "x"])
 def test_ids_are_those_of_tokenizers(kind, parts):
     original, ours = pair(kind)
-    text = "".join(parts)
-    assert ours.ids(text) == original.encode(text, add_special_tokens=False).ids, repr(text)
+    whole = "".join(parts)
+    assert ours.ids(whole) == original.encode(whole, add_special_tokens=False).ids, repr(whole)
 
 
 def test_other_kinds_are_refused_by_name():

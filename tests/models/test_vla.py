@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import FakeBackbone, initialise, make_batch
 from vla_jax import params
-from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma, smolvlm
+from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma, qwen3vl, smolvlm
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.sequence import MaskedTokens, assemble, media, per_frame_mask, positions
@@ -31,6 +31,7 @@ BACKBONES = {
     "flamingo": (partial(flamingo.Flamingo, flamingo.CONFIGS["tiny"]), 32),
     "llava": (partial(llava.Llava, llava.CONFIGS["tiny"]), 32),
     "llava-mpt": (partial(llava.Llava, llava.CONFIGS["tiny-mpt"]), 32),
+    "qwen3vl": (partial(qwen3vl.Qwen3VL, qwen3vl.CONFIGS["tiny"]), 32),
     "smolvlm": (partial(smolvlm.SmolVLM, smolvlm.CONFIGS["tiny"]), 32),
 }
 apply = jax.jit(

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma, smolvlm
+from vla_jax.models.backbones import flamingo, kosmos2, llava, paligemma, qwen3vl, smolvlm
 from vla_jax.models.tokenizer import open_tokenizer
 from vla_jax.robot.mobile import ARM, LOST, from_base, to_base
 from vla_jax.robot.navigation import SCENARIOS
 
-BACKBONES = (paligemma, kosmos2, llava, flamingo, smolvlm)
+BACKBONES = (paligemma, kosmos2, llava, flamingo, smolvlm, qwen3vl)
 # Where x is this much smaller than y it drowns in the length's rounding.
 numbers = st.floats(-1, 1).map(lambda v: 0.0 if abs(v) < 1e-3 else v)
 batches = hnp.arrays(np.float64, (4, 7), elements=numbers)

@@ -11,6 +11,7 @@ from vla_jax.models.backbones.flamingo import Flamingo
 from vla_jax.models.backbones.kosmos2 import Kosmos2
 from vla_jax.models.backbones.llava import Llava
 from vla_jax.models.backbones.paligemma import PaliGemma
+from vla_jax.models.backbones.qwen3vl import Qwen3VL
 from vla_jax.models.backbones.smolvlm import SmolVLM
 from vla_jax.models.heads.attention import ROPE_THETA, AttentionHead
 from vla_jax.models.heads.discrete import DiscreteHead
@@ -21,6 +22,7 @@ from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.oft import OFTHead
+from vla_jax.models.qwen_vision import QwenVisionConfig
 from vla_jax.models.sensors.picture import Picture
 from vla_jax.models.sensors.points import PointSet
 from vla_jax.models.sensors.series import Series
@@ -35,6 +37,7 @@ BACKBONES = {
     Llava: "llava",
     Flamingo: "flamingo",
     SmolVLM: "smolvlm",
+    Qwen3VL: "qwen3vl",
 }
 HEADS = {
     LSTMHead: "lstm",
@@ -118,12 +121,10 @@ def _backbone(model: VLA) -> dict[str, Any]:
         body["final_softcap"] = config.final_softcap
     elif kind == "kosmos2":
         body["latents"] = config.latents
-    elif kind in ("llava", "smolvlm"):
-        own = "projector" if kind == "llava" else "scale"
-        body |= {
-            own: getattr(config, own),
-            "lm_head": backbone.lm_head is not None and bool(model.head.num_tokens),
-        }
+    elif kind in ("llava", "smolvlm", "qwen3vl"):
+        own = {"llava": ("projector",), "smolvlm": ("scale",), "qwen3vl": ()}[kind]
+        body |= {name: getattr(config, name) for name in own}
+        body["lm_head"] = backbone.lm_head is not None and bool(model.head.num_tokens)
     else:
         body |= {"resampler": dataclasses.asdict(config.resampler), "every": config.every}
     return body
@@ -142,8 +143,11 @@ def _sensor(model: VLA, sensor: Sensor) -> dict[str, Any]:
     )
 
 
-def _vision(config: VisionConfig) -> dict[str, Any]:
-    names = ("image_size", "patch", "width", "depth", "clip", "class_token", "final_norm")
+def _vision(config: VisionConfig | QwenVisionConfig) -> dict[str, Any]:
+    own = ("clip", "class_token", "final_norm") if isinstance(config, VisionConfig) else (
+        "table", "taps",
+    )  # fmt: skip
+    names = ("image_size", "patch", "width", "depth", *own)
     return {name: getattr(config, name) for name in names} | {"block": block(config.block)}
 
 

@@ -120,7 +120,8 @@ def _vision(model: VLA, images: list[Any]) -> Any:
     """Visual tokens [m w] of an image of each camera."""
     visual = [model.backbone.embed_image(image[None])[0] for image in images]
     if model.resampler is not None:
-        visual = [model.resampler(tokens[None])[0] for tokens in visual]
+        own = model.backbone.visual_width
+        visual = [model.resampler(tokens[None, :, :own])[0] for tokens in visual]
     return jnp.concatenate(visual)
 
 

@@ -87,7 +87,7 @@ class Context(NamedTuple):
     """What a layer must know of the sequence besides its tokens."""
 
     mask: Mask  # of the queries; with a dense mask those are the last r tokens
-    positions: Int[Array, "f s"]  # of the tokens given
+    positions: Int[Array, "f s *axes"]  # of the tokens given
     keys: Int[Array, "f u"]  # positions of all keys: those of a cache too
     length: Int[Array, ""] | None = None  # tokens in the cache; None without one
     condition: Float[Array, "f c"] | None = None  # what adaptive norms follow
@@ -187,17 +187,43 @@ def local_mask(mask: Mask, window: int, tokens: int) -> Mask:
 
 
 def rope(
-    x: Float[Array, "f s h e"], positions: Int[Array, "f s"], theta: float
+    x: Float[Array, "f s h e"],
+    positions: Int[Array, "f s *axes"],
+    theta: float,
+    sections: tuple[int, ...] = (),
 ) -> Float[Array, "f s h e"]:
     """Rotary position embedding in the split-half layout (RoFormer, arXiv 2104.09864; the layout of
-    Gemma and LLaMA).
+    Gemma and LLaMA), by one position a token, or by several; see `angles`.
     """
     half = x.shape[-1] // 2
-    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None]  # f s half
+    angle = angles(positions, half, theta, sections)
     cos, sin = (fn(angle)[:, :, None].astype(x.dtype) for fn in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def angles(
+    positions: Int[Array, "f s *axes"], half: int, theta: float, sections: tuple[int, ...] = ()
+) -> Float[Array, "f s half"]:
+    """By how much each of `half` pairs of features is turned.
+
+    One position a token turns all of them; row and column each a half of them, from the highest
+    frequency down; time, row and column (M-RoPE, arXiv 2409.12191, interleaved as in Qwen3-VL)
+    take turns: pair i is turned by axis i % 3 while i / 3 < sections[axis], else by time.
+    """
+    axes = positions.shape[2] if positions.ndim == 3 else 1
+    place = positions.astype(jnp.float32)
+    if axes == 2:
+        each = half // 2
+        frequency = theta ** -(jnp.arange(each, dtype=jnp.float32) / each)
+        angle = place[..., None] * frequency[None, None, None]  # f s 2 each
+        return angle.reshape(*positions.shape[:2], half)
+    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    if axes == 1:
+        return place.reshape(*positions.shape[:2], 1) * frequency[None, None]
+    pair = np.arange(half)
+    axis = np.where(pair // 3 < np.asarray(sections)[pair % 3], pair % 3, 0)
+    return place[:, :, axis] * frequency[None, None]
 
 
 def alibi(positions: Int[Array, "f u"], heads: int) -> Float[Array, "f h u"]:

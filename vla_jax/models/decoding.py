@@ -28,12 +28,14 @@ def prefill(
     frames = sequence.in_row(frames, t)
     f, slots = frames.valid.shape[0] // t, t * frames.valid.shape[1]
     x, mask = sequence.concat_frames(frames, t)
-    positions = sequence.positions(frames.valid, t, frames.num_unshared)
+    positions = sequence.places(frames, t)
     media = sequence.media(frames, t)
     hidden, cache = backbone.decode(x, mask, positions, backbone.cache(f, slots + room), media)
     seen = jnp.pad(mask.dense(t - 1, 1)[:, 0], ((0, 0), (0, room)))  # what the last token sees
     last = None if media is None else media._replace(mask=media.mask[:, -1:])
-    prefix = Prefix(cache, hidden[:, -1 - behind], seen, positions[:, -1:], last)
+    # A word comes next, whose row and column are its time.
+    newest = positions[:, -1:] if positions.ndim == 2 else positions[:, -1:, 0]
+    prefix = Prefix(cache, hidden[:, -1 - behind], seen, newest, last)
     return hidden, without_last(prefix, behind)
 
 

@@ -4,6 +4,8 @@ output layer.
 Axes: f sequences, s tokens, l text tokens, r tokens read out, c width.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -75,23 +77,25 @@ class Decoder(nnx.Module):
         self,
         x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         num_queries: int | None = None,
         before: PreLayers | None = None,
+        added: Sequence[Float[Array, "f s c"]] = (),
     ) -> Float[Array, "f r c"]:
         """See stack.Stack."""
-        return self.norm(self.layers(x, mask, positions, num_queries, before))
+        return self.norm(self.layers(x, mask, positions, num_queries, before, added))
 
     def decode(
         self,
         x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         cache: Cache,
         before: PreLayers | None = None,
+        added: Sequence[Float[Array, "f s c"]] = (),
     ) -> tuple[Float[Array, "f s c"], Cache]:
         """See stack.Stack."""
-        x, cache = self.layers.decode(x, mask, positions, cache, before)
+        x, cache = self.layers.decode(x, mask, positions, cache, before, added)
         return self.norm(x), cache
 
     def cache(self, f: int, slots: int) -> Cache:
@@ -105,11 +109,11 @@ class InSequence(nnx.Module):
     types.Backbone.
     """
 
-    cross_attends = False
+    cross_attends = grid_positions = False
     decoder: Decoder
 
     def placed(
-        self, x: Float[Array, "f s c"], positions: Int[Array, "f s"]
+        self, x: Float[Array, "f s c"], positions: Int[Array, "f s *axes"]
     ) -> Float[Array, "f s c"]:
         """The tokens as the first layer gets them."""
         del positions
@@ -119,7 +123,7 @@ class InSequence(nnx.Module):
         self,
         x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         num_queries: int | None = None,
         media: Media | None = None,
     ) -> Float[Array, "f r c"]:
@@ -131,7 +135,7 @@ class InSequence(nnx.Module):
         self,
         x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         cache: Cache,
         media: Media | None = None,
     ) -> tuple[Float[Array, "f s c"], Cache]:

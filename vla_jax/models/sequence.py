@@ -35,6 +35,9 @@ but its extra tokens, and in layout "prefix" but its readouts too. What is not s
 position from later frames, so that a rollout may leave it away. Frames before the episode began are
 not valid.
 
+Tokens of different width stand side by side with zeros behind the narrower. Where a backbone has
+rows and columns in its positions (`places`), images of side r take r positions, not r * r.
+
 Backbones that look at images by cross-attention get them as `media`, outside the sequence.
 
 Axes: b batch, t window step, f = b * t frames, s tokens of a frame, c width, w width of visual
@@ -42,6 +45,7 @@ tokens, v visual tokens of a frame.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -55,6 +59,7 @@ from vla_jax.models.attention import FrameMask
 from vla_jax.types import Array, Media
 
 LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
+FIRST_IMAGE = {"prefix": 0, "robovlms": 1, "robovlms_pre": 2}  # its token's place in a frame
 
 
 class MaskedTokens(NamedTuple):
@@ -67,12 +72,13 @@ class MaskedTokens(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("tokens", "valid", "order", "media"),
-    meta_fields=("num_unshared", "opens"),
+    meta_fields=("num_unshared", "opens", "squares"),
 )
 @dataclass(frozen=True)
 class FrameTokens:
     """The tokens of every frame. `num_unshared` counts those at its end that later frames do not
-    see. `opens`: the first token belongs to the frame before, see `in_row`.
+    see. `opens`: the first token belongs to the frame before, see `in_row`. `squares`: which tokens
+    have a row and a column, as (the first, how many to a side); see `places`.
     """
 
     tokens: Float[Array, "f s c"]
@@ -81,6 +87,7 @@ class FrameTokens:
     media: MaskedTokens | None
     num_unshared: int
     opens: bool = False
+    squares: tuple[tuple[int, int], ...] = ()
 
 
 def assemble(
@@ -177,11 +184,25 @@ def of_text(
 
 def concat_tokens(parts: list[MaskedTokens]) -> MaskedTokens:
     """Parts one behind the other."""
-    dtype = parts[0].tokens.dtype
+    dtype, width = parts[0].tokens.dtype, max(part.tokens.shape[2] for part in parts)
+    tokens = [
+        jnp.pad(part.tokens.astype(dtype), ((0, 0), (0, 0), (0, width - part.tokens.shape[2])))
+        for part in parts
+    ]
     return MaskedTokens(
-        jnp.concatenate([part.tokens.astype(dtype) for part in parts], axis=1),
-        jnp.concatenate([part.valid for part in parts], axis=1),
+        jnp.concatenate(tokens, axis=1), jnp.concatenate([part.valid for part in parts], axis=1)
     )
+
+
+def squared(frames: FrameTokens, first: int, cameras: list[MaskedTokens]) -> FrameTokens:
+    """The frames with rows and columns in their places: the tokens of `cameras`, as they stand in
+    the sequence from token `first` on, are squares in rows.
+    """
+    squares = []
+    for camera in cameras:
+        squares.append((first, math.isqrt(camera.tokens.shape[1])))
+        first += camera.tokens.shape[1]
+    return dataclasses.replace(frames, squares=tuple(squares))
 
 
 def per_frame_mask(sequence: FrameTokens) -> Bool[Array, "f s s"]:
@@ -208,7 +229,39 @@ def concat_frames(sequence: FrameTokens, t: int) -> tuple[Float[Array, "b n c"],
     return sequence.tokens.reshape(f // t, t * s, c), mask
 
 
-def positions(valid: Bool[Array, "f s"], t: int = 1, num_unshared: int = 0) -> Int[Array, "b n"]:
+def places(frames: FrameTokens, t: int = 1) -> Int[Array, "b n *axes"]:
+    """`positions` of windows of t frames; with squares three of each token, time, row and column.
+
+    These are M-RoPE's (arXiv 2409.12191): a word's three are equal; an image's tokens all have the
+    time that its first word would have, and their row and column counted from it; what follows goes
+    on behind the last row.
+    """
+    if not frames.squares:
+        return positions(frames.valid, t, frames.num_unshared)
+    taken = steps(frames)
+    offsets = np.zeros((len(taken), 3), np.int32)
+    for first, side in frames.squares:
+        index = np.arange(side * side)
+        place = np.stack([0 * index, index // side, index % side], axis=1)
+        # What `positions` has counted at a token, itself too, is less what it begins at.
+        offsets[first : first + side * side] = place + 1 - np.minimum(index + 1, side)[:, None]
+    line = positions(frames.valid * taken[None], t, frames.num_unshared)
+    return jnp.maximum(line[:, :, None] + np.tile(offsets, (t, 1))[None], 0)
+
+
+def steps(frames: FrameTokens) -> Int[np.ndarray, " s"]:
+    """How many positions each token of a frame takes if it is there: one, but of a square only as
+    many of them as it has rows, the first ones.
+    """
+    taken = np.ones(frames.valid.shape[1], np.int32)
+    for first, side in frames.squares:
+        taken[first + side : first + side * side] = 0
+    return taken
+
+
+def positions(
+    valid: Bool[Array, "f s"] | Int[Array, "f s"], t: int = 1, num_unshared: int = 0
+) -> Int[Array, "b n"]:
     """The place of each token among the valid ones, over t frames in a row: masked tokens take no
     position, and the `num_unshared` ones at a frame's end none that a later frame would count from.
     """

@@ -73,44 +73,71 @@ class Stack(nnx.Module):
         self,
         x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         num_queries: int | None = None,
         before: PreLayers | None = None,
+        added: Sequence[Float[Array, "f s c"]] = (),
     ) -> Float[Array, "f r c"]:
         """The last block's output, only at the last `num_queries` tokens (of each frame under a
-        FrameMask) if given: it then skips the rest of its work.
+        FrameMask) if given: it then skips the rest of its work. `added` comes to the outputs of the
+        first blocks, of each its own; not together with `before`.
         """
         s, end = x.shape[1], self.depth - 1
         num_tokens = mask.frame if isinstance(mask, FrameMask) else s
         contexts = self._contexts(mask, positions, positions, s)
-        every = 1 if before is None else before.every
-        groups = 0 if self.run.layers == "unroll" else end // every
-        if groups:
-            x = self._loop(x, groups, num_tokens, contexts, before)
         # Outside a loop XLA would find the second computation equal to the first and keep the
         # activations after all.
         body = rematerialised(self.run.remat, prevent_cse=True)
-        for layer in range(groups * every, self.depth):
+        for layer, more in enumerate(added):
+            x = body(_layer(self.blocks, layer), x, num_tokens, contexts(layer)) + more
+        first, every = len(added), 1 if before is None else before.every
+        groups = 0 if self.run.layers == "unroll" else (end - first) // every
+        if groups:
+            x = self._loop(x, (first, groups), num_tokens, contexts, before)
+        for layer in range(first + groups * every, self.depth):
             x = x if before is None else before(layer, x)
             read = num_tokens if layer < end or num_queries is None else num_queries
             x = body(_layer(self.blocks, layer), x, read, contexts(layer))
         return x
 
+    def tapped(
+        self,
+        x: Float[Array, "f s c"],
+        mask: Mask,
+        positions: Int[Array, "f s *axes"],
+        taps: Sequence[int],
+    ) -> list[Float[Array, "f s c"]]:
+        """The output of each of the layers `taps`, which ascend, and of the last."""
+        contexts, outputs, first = self._contexts(mask, positions, positions, x.shape[1]), [], 0
+        body = rematerialised(self.run.remat, prevent_cse=True)
+        for end in (*(tap + 1 for tap in taps), self.depth):
+            if self.run.layers == "scan":
+                x = self._loop(x, (first, end - first), x.shape[1], contexts, None)
+            else:
+                for layer in range(first, end):
+                    x = body(_layer(self.blocks, layer), x, x.shape[1], contexts(layer))
+            outputs.append(x)
+            first = end
+        return outputs
+
     def _loop(
         self,
         x: Float[Array, "f s c"],
-        groups: int,
+        part: tuple[int, int],
         num_tokens: int,
         contexts: Callable[[Any], Context],
         before: PreLayers | None,
     ) -> Float[Array, "f s c"]:
-        """The first `groups` groups of layers, one after the other in a loop: a group is one layer,
-        or as many as there are to a module of `before`.
+        """The layers from part[0] on, part[1] groups of them, one after the other in a loop: a
+        group is one layer, or as many as there are to a module of `before`.
         """
-        every = 1 if before is None else before.every
+        every, (first, groups) = 1 if before is None else before.every, part
         looped = rematerialised(self.run.remat, prevent_cse=False)
         blocks = jax.tree.map(
-            lambda leaf: leaf[: groups * every].reshape(groups, every, *leaf.shape[1:]), self.blocks
+            lambda leaf: leaf[first : first + groups * every].reshape(
+                groups, every, *leaf.shape[1:]
+            ),
+            self.blocks,
         )
         modules = None
         if before is not None:
@@ -121,7 +148,7 @@ class Stack(nnx.Module):
             for i in range(every):
                 if before is not None and i == every - 1:
                     x = before.call(module, x)
-                x = looped(_layer(blocks, i), x, num_tokens, contexts(group * every + i))
+                x = looped(_layer(blocks, i), x, num_tokens, contexts(first + group * every + i))
             return x, None
 
         return jax.lax.scan(one, x, (jnp.arange(groups), blocks, modules))[0]
@@ -130,20 +157,22 @@ class Stack(nnx.Module):
         self,
         x: Float[Array, "f s c"],
         mask: Mask,
-        positions: Int[Array, "f s"],
+        positions: Int[Array, "f s *axes"],
         cache: Cache,
         before: PreLayers | None = None,
+        added: Sequence[Float[Array, "f s c"]] = (),
         condition: Float[Array, "f c"] | None = None,
     ) -> tuple[Float[Array, "f s c"], Cache]:
         """The last block's output for tokens that follow those in the cache, and the cache with
-        them.
+        them. `added` as in __call__.
 
         mask[f, s, u] is over the cache's slots; the new tokens take those from `cache.length` on. A
-        FrameMask is for the first tokens of all, into an empty cache. With `before` the layers are
-        unrolled. `condition` is what adaptive norms follow.
+        FrameMask is for the first tokens of all, into an empty cache. With `before` or `added` the
+        layers are unrolled. `condition` is what adaptive norms follow.
         """
+        line = positions if positions.ndim == 2 else positions[:, :, 0]  # keys are turned already
         keys = jax.lax.dynamic_update_slice(
-            cache.positions, positions.astype(jnp.int32), (0, cache.length)
+            cache.positions, line.astype(jnp.int32), (0, cache.length)
         )
         shared = self._contexts(mask, positions, keys, keys.shape[1], cache.length)
         s, kept = x.shape[1], []
@@ -151,13 +180,14 @@ class Stack(nnx.Module):
         def contexts(layer: Any) -> Context:
             return shared(layer)._replace(condition=condition)
 
-        unrolled = self.run.layers == "unroll" or before is not None
+        unrolled = self.run.layers == "unroll" or before is not None or bool(added)
         body = rematerialised(self.run.remat, unrolled, keeping=True)
         if unrolled:
             for layer in range(self.depth):
                 x = x if before is None else before(layer, x)
                 past = (cache.k[layer], cache.v[layer])
                 x, kv = body(_layer(self.blocks, layer), x, s, contexts(layer), past)
+                x = x + added[layer] if layer < len(added) else x
                 kept.append(kv)
             k, v = (jnp.stack(part) for part in zip(*kept, strict=True))
         else:

@@ -58,8 +58,10 @@ class BlockConfig:
         sub_norms: a norm also before each output projection, of attention and of the MLP
             (Kosmos-2).
         qk_norm: LayerNorm over all heads of the queries and of the keys (MosaicGPT).
+        head_norm: a norm also over each head's queries and keys, with one gain for all (Qwen3).
         clip_qkv: queries, keys and values are clipped to +- this; 0 is off (MPT).
         rope_theta: base of the rotary embedding; 0 is none.
+        rope_sections: of a rotary embedding by time, row and column, see attention.angles.
         alibi: linear attention biases (MPT).
         window: layers flagged local look back less than this many tokens; 0 is off.
         adaptive: the two norms and the residual branches behind them follow a condition of each
@@ -89,6 +91,8 @@ class BlockConfig:
     window: int = 0
     adaptive: bool = False
     width_logical_axis: str = "embed"
+    head_norm: bool = False
+    rope_sections: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.act not in ACTIVATIONS or self.norm not in NORMS:
@@ -165,7 +169,7 @@ class Norm(nnx.Module):
     """LayerNorm or RMSNorm, in float32, returned in the input's dtype."""
 
     def __init__(
-        self, width: int, kind: str, eps: float, logical_axis: str, bias: bool = True
+        self, width: int, kind: str, eps: float, logical_axis: str | None, bias: bool = True
     ) -> None:
         self.kind, self.eps = kind, eps
         # rms1 keeps the gain's distance from 1, as Gemma's checkpoints do.
@@ -228,6 +232,11 @@ class Attention(nnx.Module):
         self.sub_norm = (
             Norm(inner, "ln", config.eps, "heads", config.norm_bias) if config.sub_norms else None
         )
+        self.q_head_norm = self._head_norm() if config.head_norm else None
+        self.k_head_norm = self._head_norm() if config.head_norm else None
+
+    def _head_norm(self) -> Norm:
+        return Norm(self.config.head_dim, self.config.norm, self.config.eps, None)
 
     def __call__(
         self,
@@ -253,9 +262,12 @@ class Attention(nnx.Module):
             constrain(y.reshape(f, s, config.kv_heads, config.head_dim), "batch", None, "kv")
             for y in (k, v)
         )
+        q = q if self.q_head_norm is None else self.q_head_norm(q)
+        k = k if self.k_head_norm is None else self.k_head_norm(k)
         if config.rope_theta:
-            q = rope(q, take_last_queries(context.positions, num_queries, mask), config.rope_theta)
-            k = rope(k, context.positions, config.rope_theta)
+            read_at = take_last_queries(context.positions, num_queries, mask)
+            q = rope(q, read_at, config.rope_theta, config.rope_sections)
+            k = rope(k, context.positions, config.rope_theta, config.rope_sections)
         q = checkpoint_name(q * jnp.asarray(config.q_scale, q.dtype), "q")
         k, v = checkpoint_name(k, "kv"), checkpoint_name(v, "kv")
         kept: Any = (k, v)

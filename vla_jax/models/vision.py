@@ -133,6 +133,16 @@ class ViT(nnx.Module):
         return jnp.concatenate([table[:extra], grid.reshape(side * side, -1).astype(table.dtype)])
 
 
+def shuffle(x: Float[Array, "f p w"], scale: int) -> Float[Array, "f v d"]:
+    """Patches of square images, in rows -> their squares of `scale` a side, in rows: one vector of
+    the square's patches in rows.
+    """
+    f, p, width = x.shape
+    side = round(p**0.5) // scale
+    x = x.reshape(f, side, scale, side, scale, width).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(f, side * side, scale * scale * width)
+
+
 def _pixels(config: VisionConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return CLIP_PIXELS if config.clip else SIGLIP_PIXELS
 

@@ -371,6 +371,7 @@ class VLA(nnx.Module):
         if self.config.mutual:
             behind = 0 if extra is None else extra.tokens.shape[1]
             whole = sequence.mutual(whole, self.config.readouts, behind)
+        whole = self._squared(whole, sequence.FIRST_IMAGE[self.config.layout], cameras)
         if self.config.history == "interleaved":
             began = obs.step_mask.reshape(-1, 1)
             media = (
@@ -386,10 +387,10 @@ class VLA(nnx.Module):
         if self.config.history == "interleaved":
             whole = sequence.in_row(whole, t)
             x, mask = sequence.concat_frames(whole, t)
-            places = sequence.positions(whole.valid, t, whole.num_unshared)
+            places = sequence.places(whole, t)
             hidden = self.backbone(x, mask, places, num_queries, sequence.media(whole, t))
         else:
-            places = sequence.positions(whole.valid)
+            places = sequence.places(whole)
             hidden = self.backbone(
                 whole.tokens,
                 sequence.per_frame_mask(whole),
@@ -416,10 +417,11 @@ class VLA(nnx.Module):
         whole = sequence.of_text(
             self.config.layout, self.backbone.cross_attends, image, text, target
         )
+        whole = self._squared(whole, 0, cameras)
         hidden = self.backbone(
             whole.tokens,
             sequence.per_frame_mask(whole),
-            sequence.positions(whole.valid),
+            sequence.places(whole),
             tokens.shape[1],
             sequence.media(whole),
         )
@@ -436,12 +438,22 @@ class VLA(nnx.Module):
             # stays where it is.
             stacked = jnp.stack([images[i] for i in cameras], axis=-4)  # *f cameras h w 3
             visual = self.backbone.embed_image(stacked.reshape(-1, *stacked.shape[-3:]))
-            visual = visual if self.resampler is None else self.resampler(visual)
+            if self.resampler is not None:  # whose latents have no place in the picture
+                visual = self.resampler(visual[..., : self.backbone.visual_width])
             visual = visual.reshape(-1, len(cameras), *visual.shape[1:])  # f cameras v w
             for i, camera in enumerate(cameras):
                 valid = jnp.broadcast_to(mask[:, camera, None], (len(mask), visual.shape[2]))
                 out[camera] = MaskedTokens(visual[:, i], valid)
         return [out[camera] for camera in range(len(images))]
+
+    def _squared(self, whole: FrameTokens, first: int, cameras: list[MaskedTokens]) -> FrameTokens:
+        """With rows and columns in the places of images, which begin at token `first`, if the
+        backbone has them.
+        """
+        if not self.backbone.grid_positions or self.resampler is not None:
+            return whole
+        inside = cameras if self.config.layout == "prefix" else cameras[::-1]
+        return sequence.squared(whole, first, inside)
 
     def _scalar_token(
         self, token: Float[Array, "b t c"], known: Bool[Array, "b t"]

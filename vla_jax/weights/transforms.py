@@ -26,6 +26,13 @@ def conv_patches(x: np.ndarray) -> np.ndarray:
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
 
 
+def conv_frames(x: np.ndarray) -> np.ndarray:
+    """torch Conv3d [out, 3, t, p, p] over t copies of one image -> kernel [p*p*3, out] as of
+    `conv_patches`. Summed in float32.
+    """
+    return conv_patches(x.astype(np.float32).sum(2))
+
+
 def row(x: np.ndarray) -> np.ndarray:
     """[c] -> [1, c]."""
     return x[None]

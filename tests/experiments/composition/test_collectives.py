@@ -184,6 +184,8 @@ FAMILIES = {
     "llava": ("oxe_llava.py:tiny",),
     "llava, its own output layer": ("oxe_llava.py:tiny,discrete",),
     "flamingo": ("calvin_flamingo.py:tiny",),
+    "qwen3vl": ("oxe_qwen3vl.py:tiny", "model.history=interleaved"),
+    "qwen3vl, discrete": ("oxe_qwen3vl.py:tiny,discrete",),
     "smolvlm": ("oxe_smolvlm.py:tiny",),
     "smolvlm, its own output layer": ("oxe_smolvlm.py:tiny,discrete",),
 }

@@ -91,7 +91,7 @@ CONFIGS = {
 class Flamingo(nnx.Module):
     """The backbone; see types.Backbone. Computes in the dtype of its parameters."""
 
-    cross_attends = True
+    cross_attends, grid_positions = True, False
     text_scale = 1.0
 
     def __init__(self, config: FlamingoConfig, rngs: nnx.Rngs) -> None:

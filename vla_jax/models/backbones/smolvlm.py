@@ -19,7 +19,7 @@ from vla_jax.models import llama, tokenizer
 from vla_jax.models.language import Decoder, Embed, InSequence, token_logits
 from vla_jax.models.stack import StackConfig
 from vla_jax.models.transformer import BlockConfig, Linear
-from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names
+from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names, shuffle
 from vla_jax.types import Array
 from vla_jax.weights import pretrained, sizes, transforms
 
@@ -122,16 +122,6 @@ class SmolVLM(InSequence):
     ) -> Float[Array, "f s vocab"]:
         """float32 logits of the output layer."""
         return token_logits(self.embed, self.lm_head, hidden, token_range)
-
-
-def shuffle(x: Float[Array, "f p w"], scale: int) -> Float[Array, "f v d"]:
-    """Patches of square images, in rows -> their squares of `scale` a side, in rows: one vector of
-    the square's patches in rows.
-    """
-    f, p, width = x.shape
-    side = round(p**0.5) // scale
-    x = x.reshape(f, side, scale, side, scale, width).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(f, side * side, scale * scale * width)
 
 
 MODEL, OWN_LM_HEAD = SmolVLM, True

@@ -80,10 +80,11 @@ class ExpertConfig:
     insulated: bool = False
 
     def __post_init__(self) -> None:
-        if not self.block.rope_theta or self.block.alibi:
+        if not self.block.rope_theta or self.block.alibi or self.block.rope_sections:
             raise ValueError(
-                "model.head: expert: expected a backbone with rotary positions (paligemma), got one"
-                " without: its tokens would not know their order; take the head flow"
+                "model.head: expert: expected a backbone with rotary positions in one line"
+                " (paligemma, smolvlm, llava but for MPT), got another: its tokens would not know"
+                " their order; take the head flow"
             )
         if self.time not in TIMES or self.state not in STATES:
             raise ValueError(

@@ -7,6 +7,7 @@ head dim, c width.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,14 +61,29 @@ def attend(
     return out.view(n, j, g, s, e).permute(0, 3, 1, 2, 4).reshape(n, s, h, e)
 
 
-def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotary position embedding, split-half layout: x[n s h e], positions[n s] -> [n s h e]."""
+def rope(x: Tensor, positions: Tensor, theta: float, sections: Sequence[int] = ()) -> Tensor:
+    """Rotary position embedding, split-half layout: x[n s h e], positions[n s] or of several axes
+    [n s 2 or 3] -> [n s h e].
+    """
     half = x.shape[-1] // 2
-    frequency = theta ** -(torch.arange(half, dtype=torch.float32, device=x.device) / half)
-    angle = positions[:, :, None].float() * frequency  # n s e/2
+    angle = angles(positions, half, theta, sections)  # n s half
     cos, sin = (f(angle)[:, :, None].to(x.dtype) for f in (torch.cos, torch.sin))
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def angles(positions: Tensor, half: int, theta: float, sections: Sequence[int] = ()) -> Tensor:
+    """By how much each of `half` pairs of features is turned, float32 [n s half]."""
+    axes = positions.shape[2] if positions.ndim == 3 else 1
+    each = half // 2 if axes == 2 else half
+    frequency = theta ** -(torch.arange(each, dtype=torch.float32, device=positions.device) / each)
+    if axes == 2:
+        return (positions[..., None].float() * frequency).flatten(2)
+    if axes == 1:
+        return positions.reshape(*positions.shape[:2], 1).float() * frequency
+    turns = [pair % 3 if pair // 3 < sections[pair % 3] else 0 for pair in range(half)]
+    axis = torch.tensor(turns, device=positions.device)
+    return positions.index_select(2, axis).float() * frequency
 
 
 def alibi(positions: Tensor, heads: int) -> Tensor:

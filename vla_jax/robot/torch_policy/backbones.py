@@ -1,4 +1,4 @@
-"""The backbones in torch: PaliGemma, Kosmos-2, LLaVA, SmolVLM2, OpenFlamingo.
+"""The backbones in torch: PaliGemma, Kosmos-2, LLaVA, SmolVLM2, Qwen3-VL, OpenFlamingo.
 
 Each does what its namesake in vla_jax/models/backbones does. `body` is "backbone" of config.json.
 
@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from .attention import Cache, attend, sinusoid
 from .layers import Attention, BlockConfig, Linear, Norm, PreLayerFn, Stack, scaled
-from .vision import Resampler, ResamplerConfig, VisionConfig, ViT
+from .vision import (
+    QwenVisionConfig,
+    QwenViT,
+    Resampler,
+    ResamplerConfig,
+    VisionConfig,
+    ViT,
+    shuffle,
+)
+
+MERGE = 2  # patches of a side that become one token of Qwen3-VL
 
 
 class Media(NamedTuple):
@@ -53,12 +63,23 @@ class Backbone(nn.Module):
     def __init__(self, body: dict[str, Any]) -> None:
         super().__init__()
         tower = {**body["vision"], "block": BlockConfig(**body["vision"]["block"])}
-        self.vision_config, self.block = VisionConfig(**tower), BlockConfig(**body["block"])
+        self.block, self.patch = BlockConfig(**body["block"]), body["vision"]["patch"]
         self.width = self.visual_width = self.block.width
-        self.vision, self.embed = ViT(self.vision_config), Embed(body["vocab"], self.width)
+        self.vision, self.embed = self._tower(tower), Embed(body["vocab"], self.width)
         self.decoder = Decoder(self.block, body["depth"])
         own = body.get("lm_head", False)  # an output layer that is not the token table
         self.lm_head = Linear(self.width, body["vocab"], False) if own else None
+
+    def _tower(self, body: dict[str, Any]) -> nn.Module:
+        self.vision_config = VisionConfig(**body)
+        return ViT(self.vision_config)
+
+    def side(self, size: int) -> int:
+        """Tokens of a side of an image of `size` pixels that have a row and a column in their
+        positions; 0: they have none.
+        """
+        del size
+        return 0
 
     def embed_image(self, images: Tensor) -> Tensor:
         """uint8 [n h w 3] -> [n v w]; w = c where the images stand in the sequence."""
@@ -188,10 +209,73 @@ class SmolVLM(Backbone):
         self.projector = Linear(self.vision_config.width * self.scale**2, self.width, False)
 
     def embed_image(self, images: Tensor) -> Tensor:
-        x = self.vision(images)  # n p w: patches in rows
-        side = images.shape[1] // self.vision_config.patch // self.scale
-        x = x.unflatten(1, (side, self.scale, side, self.scale)).transpose(2, 3)
-        return self.projector(x.flatten(3).flatten(1, 2))
+        return self.projector(shuffle(self.vision(images), self.scale))
+
+
+class Merger(nn.Module):
+    """Squares of two by two patches [n p w] -> [n v c]: a norm over each patch, or where `whole`
+    over all of a square, and two linear layers.
+    """
+
+    def __init__(self, vision: int, width: int, whole: bool) -> None:
+        super().__init__()
+        wide = vision * MERGE**2
+        self.whole, self.norm = whole, Norm(wide if whole else vision, "ln", 1e-6)
+        self.up, self.down = Linear(wide, wide), Linear(wide, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(shuffle(x, MERGE)) if self.whole else shuffle(self.norm(x), MERGE)
+        return self.down(F.gelu(self.up(x)))
+
+
+class Mergers(nn.Module):
+    """Of the tower's last layer, and of each that it gives beside it, one behind the other."""
+
+    def __init__(self, vision: int, width: int, inner: int) -> None:
+        super().__init__()
+        self.last = Merger(vision, width, False)
+        self.inner = nn.ModuleList([Merger(vision, width, True) for _ in range(inner)])
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        inner = [merge(x) for merge, x in zip(self.inner, layers[:-1], strict=True)]
+        return torch.cat([self.last(layers[-1]), *inner], -1)
+
+
+class Qwen3VL(Backbone):
+    """Its visual tokens have behind their own width what is added to the outputs of the decoder's
+    first layers.
+    """
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body)
+        vision, taps = body["vision"]["width"], body["vision"]["taps"]
+        self.projector = Mergers(vision, self.width, len(taps))
+
+    def _tower(self, body: dict[str, Any]) -> nn.Module:
+        return QwenViT(QwenVisionConfig(**body))
+
+    def side(self, size: int) -> int:
+        return size // self.patch // MERGE
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        return self.projector(self.vision(images))
+
+    def encode(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        num_queries: int,
+        media: Media | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        first, *added = x.split(self.width, -1)
+
+        def add(layer: int, x: Tensor) -> Tensor:
+            return x + added[layer - 1] if 0 < layer <= len(added) else x
+
+        x = self.decoder.layers(first, mask, positions, num_queries, add, cache)
+        return self.decoder.norm(x)
 
 
 class GatedCrossAttention(nn.Module):
@@ -255,4 +339,5 @@ BACKBONES: dict[str, type[Backbone]] = {
     "llava": Llava,
     "flamingo": Flamingo,
     "smolvlm": SmolVLM,
+    "qwen3vl": Qwen3VL,
 }

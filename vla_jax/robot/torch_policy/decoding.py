@@ -49,7 +49,7 @@ def decode(
     """
     mask, positions, media = network.attention_mask(frames)
     x = frames.tokens.flatten(1, 2)
-    b, s = positions.shape
+    b, s = positions.shape[:2]  # s: of all frames
     slots = torch.arange(s + head.tokens - 1, device=x.device)
     cache: Any = network.backbone.decoder.layers.empty_cache(x, len(slots))
     mask = torch.cat([mask, mask.new_zeros(b, s, len(slots) - s)], 2)

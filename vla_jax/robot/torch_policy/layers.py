@@ -7,7 +7,7 @@ Axes: n sequences, s tokens (queries), u tokens (keys), r tokens read out, h hea
 heads, e head dim, c width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,10 @@ class BlockConfig:
     rope_theta: float
     alibi: bool
     window: int
-    adaptive: bool = False  # artefacts of before 2026-11-30 do not say it
+    # Artefacts of before 2026-11-30 have none of these.
+    adaptive: bool = False
+    head_norm: bool = False
+    rope_sections: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.act not in ACTIVATIONS or self.norm not in NORMS:
@@ -126,6 +129,9 @@ class Attention(nn.Module):
         self.o = Linear(inner, config.width, config.bias)
         self.q_norm, self.k_norm = norm(inner, config.qk_norm), norm(kv, config.qk_norm)
         self.sub_norm = norm(inner, config.sub_norms)
+        dim, kind = config.head_dim, config.norm
+        self.q_head_norm = Norm(dim, kind, config.eps) if config.head_norm else None
+        self.k_head_norm = Norm(dim, kind, config.eps) if config.head_norm else None
 
     def forward(
         self,
@@ -135,7 +141,8 @@ class Attention(nn.Module):
         positions: Tensor,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """x[n s c], positions[n s], mask[n s u] -> [n r c], r = num_queries.
+        """x[n s c], positions[n s] or of several axes [n s a], mask[n s u] -> [n r c],
+        r = num_queries.
 
         With a cache, keys and values go into its slots, and u counts all of its slots; otherwise
         u = s.
@@ -148,9 +155,12 @@ class Attention(nn.Module):
         k = k if self.k_norm is None else self.k_norm(k)
         q = q.view(n, num_queries, config.heads, config.head_dim)
         k, v = (y.view(n, s, config.kv_heads, config.head_dim) for y in (k, v))
+        q = q if self.q_head_norm is None else self.q_head_norm(q)
+        k = k if self.k_head_norm is None else self.k_head_norm(k)
         if config.rope_theta:
-            q = rope(q, positions[:, s - num_queries :], config.rope_theta)
-            k = rope(k, positions, config.rope_theta)
+            theta, sections = config.rope_theta, config.rope_sections
+            q = rope(q, positions[:, s - num_queries :], theta, sections)
+            k = rope(k, positions, theta, sections)
         q = scaled(q, config.q_scale)
         key_positions = positions
         if cache is not None:
@@ -254,7 +264,8 @@ class Stack(nn.Module):
         s, end = x.shape[1], len(self.blocks) - 1
         if cache is not None:
             slots = cache.length + torch.arange(s, device=x.device)
-            cache.positions.index_copy_(1, slots, positions)
+            line = positions if positions.ndim == 2 else positions[:, :, 0]
+            cache.positions.index_copy_(1, slots, line)
             cache.length.add_(s)
         for i, block in enumerate(self.blocks):
             x = x if pre_layer_fn is None else pre_layer_fn(i, x)

@@ -31,6 +31,7 @@ from .attention import Cache
 from .backbones import BACKBONES, Media
 from .decoding import decode, repeated
 from .layers import scaled
+from .places import concat_tokens, places, squares
 from .sensors import SensorTokens
 from .token_heads import TokenHead
 from .tokens import ActionToken, EmbodimentToken, StateToken
@@ -145,6 +146,8 @@ class Network(nn.Module):
         # How the steps of decoding are repeated: an exported program has a loop of its own.
         self.repeat = repeated
         self.resampler = Resampler(visual, ResamplerConfig(**resampler)) if resampler else None
+        sides = [self.backbone.side(size) for size in image_sizes]
+        self.squares = squares(self.layout, sides) if all(sides) and not resampler else []
         state, past = sequence["state"], sequence["past"]
         self.state_dims = state["dims"] if state else 0  # numbers of the state that are looked at
         to_head = head.get("state") == "expert"
@@ -172,7 +175,8 @@ class Network(nn.Module):
             cameras = [i for i, own in enumerate(self.image_sizes) if own == size]
             seen = torch.stack([images[:, i, :size, :size] for i in cameras], 1)
             visual = self.backbone.embed_image(seen.flatten(0, 1))
-            visual = visual if self.resampler is None else self.resampler(visual)
+            if self.resampler is not None:
+                visual = self.resampler(visual[..., : self.backbone.visual_width])
             visual = visual.unflatten(0, seen.shape[:2])
             out |= {camera: visual[:, i] for i, camera in enumerate(cameras)}
         return [out[camera] for camera in range(len(out))]
@@ -206,7 +210,7 @@ class Network(nn.Module):
             parts = [(words.gather(1, index), length > 1), *parts]
         readouts = self._scaled_as_words(self.readout_embedding).expand(len(words), -1, -1)
         parts.append((readouts, present.expand(-1, self.readouts)))
-        tokens = torch.cat([part.to(parts[0][0].dtype) for part, _ in parts], 1)[:, None]
+        tokens = concat_tokens([part for part, _ in parts])[:, None]
         valid = torch.cat([mask for _, mask in parts], 1)[:, None]
         if not self.backbone.cross_attends:
             return Frame(tokens, valid, None, None)
@@ -340,7 +344,7 @@ class Network(nn.Module):
         return hidden.view(b, f, -1, hidden.shape[-1])[:, :, -self.readouts :]
 
     def attention_mask(self, frames: Frame) -> tuple[Tensor, Tensor, Media | None]:
-        """Which token sees which [b f*s f*s], their positions [b f*s], and the media: see
+        """Which token sees which [b f*s f*s], their positions [b f*s *axes], and the media: see
         vla_jax/models/sequence.py.
         """
         frames = frames._replace(valid=self._in_row(frames.valid))
@@ -357,10 +361,7 @@ class Network(nn.Module):
         seen = same & (order[None] <= order[:, None]) | earlier & shared[None]
         itself = torch.eye(f * s, dtype=torch.bool, device=device)
         mask = seen[None] & frames.valid.flatten(1)[:, None] | itself[None]
-        inside = frames.valid.cumsum(2)  # b f s
-        counted = frames.valid[:, :, : s - num_unshared].sum(2)
-        start = counted.cumsum(1) - counted  # b f: valid tokens of earlier frames
-        positions = (start[:, :, None] + inside - 1).clamp(min=0).flatten(1)
+        positions = places(frames.valid, num_unshared, self.squares)
         if frames.media is None or frames.media_valid is None:
             return mask, positions, None
         media_frame = torch.arange(f, device=device).repeat_interleave(frames.media.shape[2])

@@ -19,6 +19,14 @@ NORMALISERS = ("Replace", "Prepend", "NFC", "NFKC", "Precompiled")
 PRETOKENISERS = ("Split", "ByteLevel", "WhitespaceSplit", "Metaspace", "Digits")
 # Patterns that Replace may have: XLM-RoBERTa's, which means the same to Python's `re`.
 REGEXES = (" {2,}",)
+# Those that Split may have, and that cut a text into pieces which are all kept: Qwen2's, and the
+# same over the classes of `_class`, "R" a line's end.
+QWEN = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
+    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+)
+QWEN_CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d|\u017f)", re.IGNORECASE)
+QWEN_RUNS = re.compile("[ SO]?L+|N| ?O+R*|[ SR]*R|[ SR]+(?![LNO])|[ SR]+")
 # What a ByteLevel step splits at (GPT-2's pattern), over the classes of `_class`.
 CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 RUNS = re.compile(" ?L+| ?N+| ?O+|[ S]+(?![LNO])|[ S]+")
@@ -33,11 +41,12 @@ def check(body: dict[str, Any]) -> None:
     for step in steps(body["pre_tokenizer"], "pretokenizers"):
         expect("pre_tokenizer", step["type"], PRETOKENISERS)
         if step["type"] == "Split":
-            expect("pre_tokenizer.Split.pattern", next(iter(step["pattern"])), ("String",))
-            expect("pre_tokenizer.Split.behavior", step["behavior"], ("MergedWithPrevious",))
+            whole = "Regex" in step["pattern"]
+            if whole:
+                expect("pre_tokenizer.Split.pattern", step["pattern"]["Regex"], (QWEN,))
+            wanted = "Isolated" if whole else "MergedWithPrevious"
+            expect("pre_tokenizer.Split.behavior", step["behavior"], (wanted,))
             expect("pre_tokenizer.Split.invert", step["invert"], (False,))
-        elif step["type"] == "ByteLevel":
-            expect("pre_tokenizer.ByteLevel.use_regex", step.get("use_regex", True), (True,))
         elif step["type"] == "Metaspace":
             known = ("always", "first", "never")
             expect(
@@ -170,6 +179,8 @@ def pretokeniser(body: Step | None) -> Callable[[str, bool], list[str]]:
 
 def _split(step: Step, text: str, first: bool) -> list[str]:
     kind = step["type"]
+    if kind == "Split" and "Regex" in step["pattern"]:
+        return list(_cut(text, QWEN_CONTRACTION, QWEN_RUNS, "R"))
     if kind == "Split":
         return re.findall(f".*?{re.escape(step['pattern']['String'])}|.+", text, re.DOTALL)
     if kind == "WhitespaceSplit":
@@ -189,15 +200,21 @@ def _split(step: Step, text: str, first: bool) -> list[str]:
         return [part for run, number in runs for part in (run if number and one_by_one else [run])]
     if step["add_prefix_space"] and not text.startswith(" "):
         text = " " + text
-    return ["".join(_letters()[byte] for byte in word.encode()) for word in _gpt2(text)]
+    words = _cut(text, CONTRACTION, RUNS, "S") if step.get("use_regex", True) else [text]
+    return ["".join(_letters()[byte] for byte in word.encode()) for word in words]
 
 
-def _gpt2(text: str) -> Iterator[str]:
-    """Contractions, letters, numbers and other signs, each run with one space before it."""
-    classes, start = "".join(map(_class, text)), 0
+def _cut(
+    text: str, contraction: re.Pattern[str], runs: re.Pattern[str], line_end: str
+) -> Iterator[str]:
+    """Contractions, and runs of letters, numbers and other signs with what `runs` has round them;
+    `line_end` is the class of one.
+    """
+    classes = "".join(line_end if letter in "\r\n" else _class(letter) for letter in text)
+    start = 0
     while start < len(text):
-        match = CONTRACTION.match(text, start) or RUNS.match(classes, start)
-        assert match is not None  # RUNS has all classes
+        match = contraction.match(text, start) or runs.match(classes, start)
+        assert match is not None  # runs have all classes
         yield text[start : match.end()]
         start = match.end()
 

@@ -6,6 +6,7 @@ the same names; see layers.py.
 Axes: n images, h w pixels, v visual tokens of an image, c width, q latents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,69 @@ class ViT(nn.Module):
         grid = table[extra:].float().T.reshape(1, -1, own, own)
         grid = F.interpolate(grid, size=(side, side), mode="bicubic").flatten(2)[0].T
         return torch.cat([table[:extra], grid.to(table.dtype)])
+
+
+@dataclass(frozen=True)
+class QwenVisionConfig:
+    """Sizes of Qwen3-VL's tower; vla_jax.models.qwen_vision.QwenVisionConfig says what each
+    means.
+    """
+
+    image_size: int
+    patch: int
+    width: int
+    depth: int
+    table: int
+    taps: Sequence[int]
+    block: BlockConfig
+
+
+class QwenViT(nn.Module):
+    """uint8 images [n h w 3] -> patches [n p c] in rows, of each layer of `taps` and of the
+    last.
+    """
+
+    def __init__(self, config: QwenVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch = Linear(config.patch**2 * 3, config.width)
+        self.positions = nn.Parameter(torch.empty(config.table**2, config.width))
+        self.layers = Stack(config.block, config.depth)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        p, n, side = self.config.patch, images.shape[0], images.shape[1] // self.config.patch
+        x = images.float() / 127.5 - 1
+        x = x.reshape(n, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(n, side * side, p * p * 3)) + self._positions_of(side)
+        tokens = side * side
+        index = torch.arange(tokens, device=x.device)
+        place = torch.stack([index // side, index % side], 1)[None].expand(n, -1, -1)
+        mask = torch.ones(n, tokens, tokens, dtype=torch.bool, device=x.device)
+        kept: list[Tensor] = []
+
+        def keep(layer: int, x: Tensor) -> Tensor:
+            if layer - 1 in self.config.taps:
+                kept.append(x)
+            return x
+
+        last = self.layers(x, mask, place, tokens, keep)
+        return [*kept, *[last] * (self.config.depth - 1 in self.config.taps), last]
+
+    def _positions_of(self, side: int) -> Tensor:
+        """The grid's positions [p c] at `side` points a side, its corners at theirs."""
+        table, own = self.positions, self.config.table
+        grid = table.float().T.reshape(1, -1, own, own)
+        grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=True)
+        return grid.flatten(2)[0].T.to(table.dtype)
+
+
+def shuffle(x: Tensor, scale: int) -> Tensor:
+    """Patches [n p c] of square images, in rows -> their squares of `scale` a side, in rows: one
+    vector of the square's patches in rows.
+    """
+    side = round(x.shape[1] ** 0.5) // scale
+    x = x.unflatten(1, (side, scale, side, scale)).transpose(2, 3)
+    return x.flatten(3).flatten(1, 2)
 
 
 class ResamplerLayer(nn.Module):
