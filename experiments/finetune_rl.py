@@ -74,6 +74,8 @@ def with_start(argv: list[str]) -> list[str]:
     what the policy is made of is that run's. Raises ValueError without one.
     """
     words = list(argv)
+    if {"-h", "--help"} & set(words):
+        return words
     if START in words[:-1]:  # the value is the next word
         at = words.index(START)
         words[at : at + 2] = [f"{START}={words[at + 1]}"]
