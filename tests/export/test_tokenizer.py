@@ -139,7 +139,13 @@ def pair(kind):
     return _made[kind]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = ("smollm", "qwen")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in KINDS],
+)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(

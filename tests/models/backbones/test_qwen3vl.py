@@ -371,6 +371,7 @@ def test_config_files() -> None:
         dataclasses.replace(qwen3vl.CONFIGS["2b"], vision=tower)
 
 
+@pytest.mark.slow
 def test_released_sizes() -> None:
     """The hub's counts, less one of the two frames of the patches' kernel."""
     for name, released in (("2b", 2_127_532_032), ("4b", 4_437_815_808)):

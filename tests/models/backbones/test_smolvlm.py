@@ -330,6 +330,7 @@ def test_config_files() -> None:
     assert smolvlm.hf_config(large).image_size == 378
 
 
+@pytest.mark.slow
 def test_released_sizes() -> None:
     """The hub's counts, in millions."""
     for name, released, tokens in (("256m", 256, 64), ("500m", 507, 64), ("2.2b", 2246, 81)):
