@@ -249,14 +249,14 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_expert_behind_the_backbones_keys_in_both(tmp_path):
-    """Each is proved equal to JAX where it is written; the state goes to the head."""
+def test_onnx_of_the_expert_behind_the_backbones_keys(tmp_path):
+    """It is proved equal to JAX where it is written; the state goes to the head."""
     origin = made(
         tmp_path, head="expert", window=1, chunk=2, proprio=True,
         head_options="state='expert',time='adaptive',padded=8,bound=0.0",
     )  # fmt: skip
-    rows = [onnx.write(origin, tmp_path / "onnx"), *pt2.write(origin, tmp_path / "pt2").values()]
-    assert all(row.difference <= row.bound for each in rows for row in each)
+    rows = onnx.write(origin, tmp_path / "onnx")
+    assert all(row.difference <= 1e-5 * max(1, row.largest) for row in rows)
     io = json.loads((tmp_path / "onnx" / "io.json").read_text())
     assert io["inputs"]["proprio"]["shape"] == [1, 7]
     assert io["inputs"]["noise"]["shape"] == [1, 2, 8]
