@@ -9,7 +9,7 @@ An action is LIBERO's own: x, y, z (1 is 0.05 m), turns about x, y, z (1 is 0.5 
 goal from where it is, and the gripper: -1 opens, 1 closes. The state is what OpenVLA's edition of
 the data has: the hand's place (m), its turn as axis times angle (rad), and where both fingers are
 (m). Pictures are turned by 180 degrees, as there: what robosuite draws stands on its head, so they
-are upright and seen in a mirror.
+are upright and seen in a mirror. All is of the end of a step; robosuite's own is a little older.
 """
 
 import atexit
