@@ -8,7 +8,7 @@ from flax import nnx
 
 from experiments.composition import spaces
 from experiments.composition.config import load_config
-from vla_jax import build
+from vla_jax import build, build_heads
 from vla_jax.models.backbones import BackboneFile
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -31,7 +31,7 @@ def made(*overrides: str):
 
 
 def test_a_heads_own_option_needs_its_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(build.HEADS, "toy", build.HeadKind(ToyHead, ToyConfig))
+    monkeypatch.setitem(build_heads.HEADS, "toy", build_heads.HeadKind(ToyHead, ToyConfig))
     assert made("head=toy").head.softness == 1.0
     assert made("head=toy", "head_options=softness=0.5").head.softness == 0.5
     assert made("head=discrete", "head_options=low=-2.0,high=2.0").head.config.high == 2.0
@@ -49,7 +49,7 @@ def test_a_heads_own_option_needs_its_file_alone(monkeypatch: pytest.MonkeyPatch
 def test_an_unknown_option_is_named(
     options: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(build.HEADS, "toy", build.HeadKind(ToyHead, ToyConfig))
+    monkeypatch.setitem(build_heads.HEADS, "toy", build_heads.HeadKind(ToyHead, ToyConfig))
     with pytest.raises(ValueError, match=message):
         made("head=toy", f"head_options={options}")
 

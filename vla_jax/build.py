@@ -5,19 +5,18 @@ What only the data knows is given, where the action tokens end, or stands in the
 known, the names of actions and state (experiments/composition/spaces.py).
 """
 
-import ast
 import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vla_jax.actions import places
+from vla_jax import build_heads
 from vla_jax.models.backbones import (
     BackboneFile,
     flamingo,
@@ -27,20 +26,9 @@ from vla_jax.models.backbones import (
     qwen3vl,
     smolvlm,
 )
-from vla_jax.models.fast_vocabulary import FastVocabulary, blank
-from vla_jax.models.heads import discrete, fast
-from vla_jax.models.heads.attention import AttentionHead
-from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
-from vla_jax.models.heads.expert import ExpertConfig, ExpertHead
-from vla_jax.models.heads.fast import FastConfig, FastHead
-from vla_jax.models.heads.flow import FlowHead
-from vla_jax.models.heads.gpt import GPTHead
-from vla_jax.models.heads.lstm import LSTMHead
-from vla_jax.models.heads.mlp import MLPHead
-from vla_jax.models.heads.oft import OFTHead
-from vla_jax.models.heads.outputs import HeadConfig
+from vla_jax.models.fast_vocabulary import FastVocabulary
+from vla_jax.models.heads.expert import ExpertConfig
 from vla_jax.models.lora import LoRAConfig, attach
-from vla_jax.models.losses import ActionLoss
 from vla_jax.models.objectives import (
     Caption,
     ForwardConfig,
@@ -53,8 +41,7 @@ from vla_jax.models.resampler import ResamplerConfig
 from vla_jax.models.sensors.picture import Picture
 from vla_jax.models.sensors.points import PointSet
 from vla_jax.models.sensors.series import Series
-from vla_jax.models.stack import StackConfig, blocks_in_eight_bits
-from vla_jax.models.tokenizer import open_tokenizer, special_tokens
+from vla_jax.models.stack import blocks_in_eight_bits
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
@@ -65,17 +52,6 @@ from vla_jax.training.checkpoint import complete_steps, load_arrays
 from vla_jax.training.optim import FreezeConfig, OptimConfig
 from vla_jax.training.transfer import NamedAxis
 
-
-class HeadKind(NamedTuple):
-    """A policy head: made by `make(width, config, rngs)`, and the dataclass of its config, whose
-    fields that no other part of the run's config knows are the head's own options.
-    """
-
-    make: Any
-    config: type
-    mutual: bool = False  # a frame's readouts see each other
-
-
 # Name in the config -> the backbone's file.
 BACKBONES: dict[str, BackboneFile] = {
     "paligemma": paligemma,
@@ -84,17 +60,6 @@ BACKBONES: dict[str, BackboneFile] = {
     "flamingo": flamingo,
     "smolvlm": smolvlm,
     "qwen3vl": qwen3vl,
-}
-HEADS = {
-    "lstm": HeadKind(LSTMHead, HeadConfig),
-    "mlp": HeadKind(MLPHead, HeadConfig),
-    "gpt": HeadKind(GPTHead, HeadConfig),
-    "attention": HeadKind(AttentionHead, HeadConfig),
-    "flow": HeadKind(FlowHead, HeadConfig),
-    "expert": HeadKind(ExpertHead, ExpertConfig),
-    "discrete": HeadKind(DiscreteHead, DiscreteConfig),
-    "fast": HeadKind(FastHead, FastConfig),
-    "oft": HeadKind(OFTHead, HeadConfig, mutual=True),
 }
 
 # Kind of sensor (sensing.KINDS) -> what makes tokens of it: (sensor, width, rngs) -> the encoder.
@@ -137,7 +102,7 @@ def backbone_config(config: ConfigDict) -> Any:
     }
     tasks = config.objectives
     if module.OWN_LM_HEAD:  # it is made where tokens are scored
-        changes["has_lm_head"] = writes_tokens(config) or bool(
+        changes["has_lm_head"] = build_heads.writes_tokens(config) or bool(
             tasks.caption.weight or tasks.image_text.weight
         )
     return dataclasses.replace(sizes, **changes)
@@ -183,26 +148,6 @@ def lora(config: ConfigDict) -> LoRAConfig:
     return wanted
 
 
-def action_token_end(config: ConfigDict, folder: Path) -> int:
-    """One more than the largest id of an action token of the tokenizer in `folder`; 0 where the
-    head writes none.
-    """
-    if not writes_tokens(config):
-        return 0
-    tokenizer = open_tokenizer(folder, ())
-    if config.model.head == "fast":
-        return fast.token_end(tokenizer.vocab_size)
-    return discrete.action_end(tokenizer.vocab_size, special_tokens(tokenizer))
-
-
-def strings(config: ConfigDict) -> int:
-    """Tokens of a chunk that the loader writes (Batch.action_tokens); 0: no head asks for them."""
-    model = config.model
-    if model.head != "fast":
-        return 0
-    return model.fast.most or model.chunk * len(model.action_names) + 1
-
-
 def training_model(
     config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
 ) -> Build:
@@ -242,7 +187,7 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
         divergence=rl.divergence,
         log_std=math.log(rl.std),
         hidden=rl.hidden,
-        binary=binary(config),
+        binary=build_heads.binary(config),
     )
     return partial(Learner, learning)
 
@@ -255,8 +200,9 @@ def _made_of(
 ) -> Build:
     """`model`, of a class that takes what VLA takes."""
     sizes, model = backbone_config(config), config.model
-    make_backbone = backbone_module(config).MODEL
-    make_head, head_sizes = _head_kind(config).make, head_config(config, action_end, vocabulary)
+    make_backbone, binary = backbone_module(config).MODEL, build_heads.binary(config)
+    of_head = build_heads.kind(config)
+    head_sizes = build_heads.head_config(config, sizes, action_end, vocabulary)
     policy = VLAConfig(
         window=model.window,
         chunk=model.chunk,
@@ -265,18 +211,18 @@ def _made_of(
         layout=model.layout,
         history=model.history,
         history_start=model.history_start,
-        readouts=_readouts(config),
+        readouts=build_heads.readouts(config),
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
         state=_state(config) if model.proprio else None,
         state_to_head=isinstance(head_sizes, ExpertConfig) and head_sizes.state == "expert",
-        past=PastConfig(binary(config), model.past_action_hidden) if model.past_action else None,
+        past=PastConfig(binary, model.past_action_hidden) if model.past_action else None,
         embodiments=len(model.embodiments) if model.embodiment else 0,
         loss_weights=(
             ("action", 1.0),
             *((name, task.weight) for name, task in config.objectives.items() if task.weight),
         ),
         sensors=sensing.parse(model.sensors),
-        mutual=_head_kind(config).mutual,
+        mutual=of_head.mutual,
     )
     tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
 
@@ -284,93 +230,10 @@ def _made_of(
 
     def make(rngs: nnx.Rngs) -> VLA:
         backbone: Any = make_backbone(sizes, rngs)
-        head = make_head(backbone.width, head_sizes, rngs)
+        head = of_head.make(backbone.width, head_sizes, rngs)
         return kind(backbone, head, policy, rngs, tasks, encoders)
 
     return make
-
-
-def writes_tokens(config: ConfigDict) -> bool:
-    """Whether the head writes tokens of the language model."""
-    return bool(_head_kind(config).make.trains_on == "tokens")
-
-
-def _head_kind(config: ConfigDict) -> HeadKind:
-    if config.model.head not in HEADS:
-        raise ValueError(
-            f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}"
-        )
-    return HEADS[config.model.head]
-
-
-def _readouts(config: ConfigDict) -> int:
-    """Of a frame: model.readouts is for each step of the chunk where a head decodes in parallel."""
-    steps = config.model.chunk if _head_kind(config).mutual else 1
-    return int(config.model.readouts * steps)
-
-
-def head_config(
-    config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
-) -> Any:
-    """The config of the policy head; see `model`."""
-    model, kind, sizes = config.model, _head_kind(config), backbone_config(config)
-    if kind.make.trains_on == "prefix" and model.history == "interleaved":
-        raise ValueError(
-            f"model.history: expected head or one_step with the head {model.head}, which trains on"
-            " the keys and values of each frame, got interleaved"
-        )
-    shared = {
-        "chunk": model.chunk,
-        "action_dim": len(model.action_names),
-        "binary": binary(config),
-        "tokens": _readouts(config),
-        "loss": ActionLoss(**config.loss.to_dict()),
-        "hidden": model.head_hidden,
-        "layers": model.head_layers,
-        "mlp": tuple(model.head_mlp),
-        "attention_heads": model.head_attention,
-        "window": model.window,
-        "end": action_end or sizes.vocab,
-        "bins": model.bins,
-        "temperature": model.temperature,
-        "block": sizes.block,
-        "depth": sizes.depth,
-        "run": StackConfig(model.remat, model.layers),
-        "state_dims": len(model.state_names) if model.proprio else 0,
-        "most": model.fast.most,
-        "vocabulary": vocabulary
-        or blank(model.chunk, tuple(model.action_names), model.fast.tokens),
-    }
-    fields = {field.name for field in dataclasses.fields(kind.config)}
-    own, options = sorted(fields - shared.keys()), _options(model.head_options)
-    if set(options) - set(own):
-        raise ValueError(
-            f"model.head_options: expected options of the head {model.head}"
-            f" ({', '.join(own) or 'it has none'}), got {model.head_options!r}"
-        )
-    given = {name: value for name, value in shared.items() if name in fields}
-    return kind.config(**given, **options)
-
-
-def _options(text: str) -> dict[str, Any]:
-    """ "name=value,other=value" as a dict of Python literals."""
-    try:
-        pairs = [part.split("=") for part in text.split(",") if part]
-        return {name.strip(): ast.literal_eval(value.strip()) for name, value in pairs}
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"model.head_options: expected name=value,other=value in Python's words, got {text!r}"
-        ) from error
-
-
-def binary(config: ConfigDict) -> tuple[int, ...]:
-    """The policy's binary dims. Raises ValueError for a config that does not know its dims."""
-    names = config.model.action_names
-    if not names or (config.model.embodiment and not config.model.embodiments):
-        raise ValueError(
-            "model.action_names: expected names, got none: spaces.resolve has them from the data"
-        )
-    return tuple(places(config.model.action_binary, names))
 
 
 def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
@@ -399,7 +262,7 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
         "past/gripper": grippers,
         "state/arm": tuple(name for name in model.state_names if name != "gripper"),
     }
-    if model.head == "expert" and not _options(model.head_options).get("padded"):
+    if model.head == "expert" and not build_heads.options_of(model.head_options).get("padded"):
         outputs["head/action_out"] = inputs["head/action_in"] = tuple(model.action_names)
         inputs["head/state"] = tuple(model.state_names)
     return {

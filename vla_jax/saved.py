@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vla_jax import build
+from vla_jax import build, build_heads
 from vla_jax.actions import ActionSpec
 from vla_jax.models import fast_vocabulary
 from vla_jax.models.fast_vocabulary import FastVocabulary
@@ -116,7 +116,7 @@ def open_checkpoint(
     specs = {name: _spec(body) for name, body in meta["datasets"].items()}
     return SavedPolicy(
         build=build.model(
-            config, build.action_token_end(config, folder), vocabulary(meta, directory)
+            config, build_heads.action_token_end(config, folder), vocabulary(meta, directory)
         ),
         params={
             name: value

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from experiments.benchmarks import expert, policies, server
 from experiments.composition.json_files import write_json
-from vla_jax import build
+from vla_jax import build, build_heads
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact, derived, onnx, pt2
@@ -178,7 +178,7 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
         key: np.full(len(names), value)
         for key, value in {"mean": 0, "std": 1, "min": -1, "max": 1, "q01": -1, "q99": 1}.items()
     }
-    spec = ActionSpec.fit(names, build.binary(config), stats, ("q99",))
+    spec = ActionSpec.fit(names, build_heads.binary(config), stats, ("q99",))
     prompt = {"before": encoder.before, "template": module.prompt("{}"), "after": encoder.after}
     return SavedPolicy(
         build=policy,

@@ -20,7 +20,7 @@ from experiments.benchmarks import policies
 from experiments.benchmarks.train_ours import configuration
 from experiments.composition import estimate
 from experiments.composition.json_files import write_json
-from vla_jax import build
+from vla_jax import build, build_heads
 from vla_jax.export import arrays, hf
 from vla_jax.models.backbones import paligemma
 
@@ -66,7 +66,7 @@ def _batch(config: ConfigDict, model: Any, rng: np.random.Generator) -> dict[str
     words = config.model.prompt_length
     length = rng.integers(8, words + 1, b)
     actions = rng.uniform(-0.9, 0.9, (b, t, k, d)).astype(np.float32)
-    grippers = list(build.binary(config))
+    grippers = list(build_heads.binary(config))
     actions[..., grippers] = actions[..., grippers] > 0
     out = {
         "images": rng.integers(0, 256, like.obs.images[0].shape, np.uint8),

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from experiments.composition import datasets
-from vla_jax import build, sharding
+from vla_jax import build, build_heads, sharding
 from vla_jax.params import Shapes, merge
 from vla_jax.robot import sensing
 from vla_jax.training import metrics
@@ -81,7 +81,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
     )
     obs = new_observation(sizes, jax.ShapeDtypeStruct)
     tokens = (spec(np.int32, length), spec(bool, length), spec(bool, length))
-    text, q = ImageText(spec(np.uint8, size, size, 3), *tokens), build.strings(config)
+    text, q = ImageText(spec(np.uint8, size, size, 3), *tokens), build_heads.strings(config)
     return Batch(
         obs=obs,
         actions=spec(np.float32, t, model.chunk, len(model.action_names)),

@@ -20,7 +20,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from data_pipelines.selection import Selection
 from experiments.composition import cotraining, datasets, selecting, spaces, strings
-from vla_jax import build, saved
+from vla_jax import build, build_heads, saved
 from vla_jax.actions import places
 from vla_jax.models import clip_text
 from vla_jax.models.fast_vocabulary import FastVocabulary
@@ -139,7 +139,7 @@ def data(
         )
     say: Callable[[str], list[int]] = encoder.encode
     answer: Callable[[str], list[int]] = encoder.answer
-    end = build.action_token_end(config, folder)
+    end = build_heads.action_token_end(config, folder)
     vocabulary = strings.vocabulary(config, train, workdir)
     if end:
         first = end - (vocabulary.size if vocabulary else config.model.bins)

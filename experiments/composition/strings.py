@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import windows
 from data_pipelines.mixture import Member
-from vla_jax import build, saved
+from vla_jax import build_heads, saved
 from vla_jax.actions import places
 from vla_jax.models import fast_vocabulary
 from vla_jax.models.fast_vocabulary import FastVocabulary
@@ -78,7 +78,7 @@ def writer(
     """
     if vocabulary is None:
         return None
-    known, q, binary = vocabulary, build.strings(config), build.binary(config)
+    known, q, binary = vocabulary, build_heads.strings(config), build_heads.binary(config)
 
     def write(batch: Batch) -> ActionTokens:
         b, t, k, d = batch.actions.shape
@@ -117,7 +117,7 @@ def _chunks(config: ConfigDict, members: Sequence[Member]) -> list[Float[np.ndar
         whole = np.zeros((len(rows), model.chunk, len(names)), np.float32)
         whole[..., where] = own
         has = np.broadcast_to(np.isin(np.arange(len(names)), where), (len(rows), len(names)))
-        out.append(widened(whole, has, build.binary(config)))
+        out.append(widened(whole, has, build_heads.binary(config)))
     return out
 
 

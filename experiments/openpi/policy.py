@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments.composition import spaces
 from experiments.configs import oxe_paligemma
 from experiments.openpi import files, names
-from vla_jax import build
+from vla_jax import build, build_heads
 from vla_jax import params as flat
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.heads.expert import ExpertConfig
@@ -73,7 +73,7 @@ def policy(path: Path, dataset: str, chunk: int | None) -> Policy:
     model.head_options = ",".join(f"{name}={value!r}" for name, value in options.items())
     spaces.resolve(config)
     shapes = flat.abstract(build.model(config))[1]
-    head = build.head_config(config)
+    head = build_heads.head_config(config, build.backbone_config(config))
     assert isinstance(head, ExpertConfig)
     of = names.jax_names if opened.kind == "orbax" else names.torch_names
     table = of(paligemma.CONFIGS[model.variant], head)

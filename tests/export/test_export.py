@@ -21,7 +21,7 @@ import vla_jax
 from experiments import export
 from experiments.composition import spaces
 from experiments.configs import oxe_paligemma
-from vla_jax import build, saved
+from vla_jax import build, build_heads, saved
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact
@@ -539,7 +539,7 @@ def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
 
 def test_what_torch_does_not_compute_is_refused_by_name(tmp_path, monkeypatch):
     source = export.source(checkpoint(tmp_path, head="mlp"))
-    monkeypatch.delitem(artefact.describe.HEADS, build.HEADS["mlp"].make)
+    monkeypatch.delitem(artefact.describe.HEADS, build_heads.HEADS["mlp"].make)
     with pytest.raises(ValueError, match=r"head: expected one of lstm, .* got MLPHead"):
         artefact.write(source, tmp_path / "artefact", "float32")
     with pytest.raises(ValueError, match="no action spec"):

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.builders.blocks import write_blocks
 from experiments.composition import sources, spaces, strings
 from experiments.composition.config import load_config
-from vla_jax import build
+from vla_jax import build_heads
 from vla_jax.models import fast_vocabulary
 from vla_jax.models.heads.fast import FastConfig, FastHead, widened
 
@@ -94,6 +94,6 @@ def test_model_and_loader_agree_on_the_size(opened):
         changed = config.copy_and_resolve_references()
         changed.model.fast.most = most
         made = FastConfig(4, 7, (6,), source.action_end, source.vocabulary, most)
-        assert build.strings(changed) == FastHead(8, made).num_tokens == expected
+        assert build_heads.strings(changed) == FastHead(8, made).num_tokens == expected
     blank = fast_vocabulary.blank(4, ("x",) * 7, 200)
     assert blank.size == 200

@@ -12,7 +12,7 @@ from experiments.configs import oxe_paligemma
 from experiments.openpi import names
 from tests import openpi_reference as openpi
 from tests.fakes import make_batch
-from vla_jax import build, params
+from vla_jax import build, build_heads, params
 from vla_jax.models.backbones import paligemma
 from vla_jax.models.heads.expert import ExpertHead
 from vla_jax.models.heads.flow import draw
@@ -45,7 +45,7 @@ def policy(config, pi05: bool) -> tuple[object, Params]:
     make = build.model(config)
     graphdef, shapes, _ = params.abstract(make)
     sizes = paligemma.CONFIGS["tiny"]
-    head = build.head_config(config)
+    head = build_heads.head_config(config, build.backbone_config(config))
     arrays = openpi.arrays(pi05)
     flat = {
         name: np.asarray(entry.transform(arrays[entry.source]))
@@ -248,7 +248,7 @@ def test_dims_that_a_robot_lacks_and_binary_ones():
 def test_beside_the_released_backbone_it_is_openpis_gemma_300m():
     """311 M parameters, as openpi counts them, and the projections."""
     config = oxe_paligemma.get_config("expert")
-    head = build.head_config(spaces.resolve(config))
+    head = build_heads.head_config(spaces.resolve(config), build.backbone_config(config))
     shapes = params.abstract(lambda rngs: ExpertHead(2048, head, rngs))[1]
     count = {name: int(np.prod(x.shape)) for name, x in shapes.items()}
     inside = sum(size for name, size in count.items() if name.startswith(("layers/", "norm/")))
@@ -269,7 +269,10 @@ def test_what_cannot_be_is_refused():
     refused("an even model.head_hidden", {}, head_hidden=33)
     refused("options of the head expert .*insulated", {"speed": 1})
     with pytest.raises(ValueError, match=r"state='expert' expects model\.proprio=True"):
-        dataclasses.replace(build.head_config(config_of(PI05)), state="expert")
+        dataclasses.replace(
+            build_heads.head_config(config_of(PI05), build.backbone_config(config_of(PI05))),
+            state="expert",
+        )
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes import initialise
 from vla_jax import params
-from vla_jax.build import HEADS as ALL_HEADS
+from vla_jax.build_heads import HEADS as ALL_HEADS
 from vla_jax.models.heads import flow
 from vla_jax.models.heads.attention import AttentionHead
 from vla_jax.models.heads.flow import FlowHead
