@@ -17,6 +17,9 @@ from vla_jax.robot.conventions import Libero
 DRAWER = "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate"
 
 
+_kept = []  # robosuite's own renderers: what frees one takes EGL from all others
+
+
 def opened(suite, pictures="official"):
     try:
         return World(suite, pictures)
@@ -113,7 +116,7 @@ def test_steps_states_and_pictures_are_robosuites_own(world):
     np.testing.assert_allclose(world.state(), state, atol=1e-6)
     for slot, picture in world.observe().items():
         np.testing.assert_array_equal(picture, pictures[slot])
-    theirs.close()
+    _kept.append(theirs)
 
 
 @pytest.mark.slow
