@@ -140,11 +140,7 @@ def open_checkpoint(
             "step": int(find(directory, step).name),
             "trained_at": meta.get("revision"),
             "libraries": meta["libraries"],
-            "simulators": {
-                name: body["simulator"]
-                for name, body in meta["datasets"].items()
-                if body.get("simulator")
-            },
+            **_simulators(meta),
         },
         action_names=tuple(config.model.action_names),
         state_names=tuple(config.model.state_names) if config.model.proprio else (),
@@ -156,6 +152,13 @@ def vocabulary(meta: dict[str, Any], where: Path) -> FastVocabulary | None:
     """That of a checkpoint's head fast; None for other heads."""
     body = meta.get("action_vocabulary")
     return None if body is None else fast_vocabulary.of_json(body, f"{where}: action_vocabulary")
+
+
+def _simulators(meta: dict[str, Any]) -> dict[str, Any]:
+    """What the pictures of simulated data were drawn with, where that is known."""
+    datasets = meta["datasets"].items()
+    known = {name: body["simulator"] for name, body in datasets if body.get("simulator")}
+    return {"simulators": known} if known else {}
 
 
 def tokenizer_folder(directory: Path, meta: dict[str, Any]) -> Path:

@@ -215,7 +215,8 @@ def _assemble(folder: Path, parts: Path, counts: dict[str, int]) -> Path:
             for group in groups
         ]
         entries.append(rlds_files.write_split(str(made), CALVIN.tfds_name, split, shards))
-    facts = json.loads((parts / "settings.json").read_text())
+    settings = json.loads((parts / "settings.json").read_text())
+    facts = {name: fact for name, fact in settings.items() if name != "seed"}
     features = calvin.features(play=False)
     rlds_files.finish(str(made), __doc__ or "", features, entries, facts)
     folder.parent.mkdir(exist_ok=True)

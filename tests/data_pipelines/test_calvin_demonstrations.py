@@ -98,8 +98,7 @@ def test_the_dataset_is_one_of_calvin_whose_labels_are_clean(
     actions = split.actions
     assert np.abs(actions[:, :6]).max() <= 0.8 + 1e-6  # the expert's; what was done drifted
     assert set(actions[:, 6].tolist()) == {0.0, 1.0}
-    facts = json.loads((folder / "dataset_info.json").read_text())["description"]
-    assert facts.endswith('{"seed": 0, "renderer": "none"}')
+    assert json.loads((folder / "simulator.json").read_text()) == {"renderer": "none"}
     # Parts are gone on with; those of other settings are not.
     with pytest.raises(ValueError, match="expected nothing there, got a dataset"):
         made.write_demonstrations(tmp_path, train=2, val=1)

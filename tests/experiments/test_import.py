@@ -324,7 +324,11 @@ def test_flags_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
     np.savez(tmp_path / "w.npz", a=np.zeros(1))
     for origin, flags, message in (
-        ("gguf:x", (), "--from: expected hf:DIR, npz:FILE or robovlms:FILE, got 'gguf:x'"),
+        (
+            "gguf:x",
+            (),
+            "--from: expected hf:DIR, npz:FILE, robovlms:FILE or openpi:DIR, got 'gguf:x'",
+        ),
         ("robovlms:x.pt", (), "--robovlms_config: expected with robovlms:FILE"),
         (
             "hf:x",

@@ -151,7 +151,11 @@ def test_the_run_exports_to_the_artefact_that_was_exported(continued, tmp_path):
         for name in ("norm_stats.json", "tokenizer.json")
     )
     for body in stats[1]["datasets"].values():  # said since 2026-11-29
-        assert (body.pop("targets"), body.pop("sensors")) == ("", {})
+        assert (body.pop("targets"), body.pop("sensors"), body.pop("motion")) == (
+            "",
+            {},
+            [0, 1, 2, 3, 4, 5],
+        )
         assert [body[kind].pop("relative") for kind in ("action", "state")] == [[], []]
     assert stats[0] == stats[1]
     assert tokens[0] == tokens[1]
@@ -164,8 +168,14 @@ def test_the_run_exports_to_the_artefact_that_was_exported(continued, tmp_path):
     was |= {"embodiments": [], "sensors": [], "state_names": []}
     was["action_names"] = stats[0]["datasets"]["blocks"]["action"]["names"]
     was["network"]["head"]["masked"] = False
-    was["network"]["sequence"] |= {"history_start": "repeat", "embodiments": 0, "sensors": []}
+    was["network"]["sequence"] |= {
+        "history_start": "repeat", "embodiments": 0, "sensors": [], "mutual": False
+    }  # fmt: skip
     assert (was.pop("schema"), now.pop("schema")) == (1, 2)
+    backbone = was["network"]["backbone"]
+    for body in (backbone, *backbone.values()):
+        if isinstance(body, dict) and "block" in body:
+            body["block"] |= {"adaptive": False, "head_norm": False, "rope_sections": []}
     assert now == was
     one, two = (act(vla_jax.load_policy(folder), ("primary",), 3) for folder in (old, new))
     np.testing.assert_allclose(one[..., :6], two[..., :6], rtol=0, atol=2e-3)

@@ -26,6 +26,7 @@ class ChunkNetwork(Network):
         self.state, self.past, self.head = None, ActionToken(2, 3, [2]), Head()
         self.readout_embedding = torch.zeros(1)
         self.masks_dims, self.masks_state, self.embodiment = False, False, None
+        self.state_dims = 0
 
     def vision(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images[:, 0].float()]
