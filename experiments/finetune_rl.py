@@ -12,7 +12,6 @@ export and serve take it. It exits with 143 where SIGTERM asked it to save and s
 
 import argparse
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +29,15 @@ from experiments.composition.lock import held
 from experiments.learning.batches import of_success
 from experiments.learning.collecting import Collector
 from experiments.learning.rounds import Rounds, World
-from experiments.rolling.worlds import About, Apart, Local
+from experiments.rolling.actors import whose
+from experiments.rolling.worlds import About, opened
 from vla_jax import command, sharding
 from vla_jax.models.tokenizer import digest
 from vla_jax.policy import JaxPolicy
 from vla_jax.policy_io import PolicyIO
-from vla_jax.saved import SavedPolicy, open_checkpoint
+from vla_jax.saved import open_checkpoint
 from vla_jax.training import compile_cache, train
-from vla_jax.training.checkpoint import Checkpointer, complete_steps, find, load_meta
+from vla_jax.training.checkpoint import Checkpointer, complete_steps, find, load_meta, within
 from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.state import TrainState
@@ -82,8 +82,7 @@ def with_start(argv: list[str]) -> list[str]:
     given = [i for i, word in enumerate(words) if word.startswith(f"{START}=")]
     if len(given) != 1:
         raise ValueError(f"expected {START}=RUN/checkpoints, the policy that acts at first")
-    run = Path(words[given[0]].partition("=")[2]).expanduser()
-    start = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    start = within(Path(words[given[0]].partition("=")[2]).expanduser())
     words[given[0]] = f"{START}={start}"
     for i, word in enumerate(words):
         if word.startswith("--config="):
@@ -119,13 +118,14 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
     plan = steps.plan(config, mesh)
     taken = beginning.start(config, plan)
     with contextlib.ExitStack() as stack:
-        worlds = _worlds(config)
-        collector = Collector(worlds, lambda: _world(config), config.seed)
+        sim, count = config.rl.sim, config.rl.episodes * config.rl.trials
+        worlds = opened(sim, min(config.rl.environments, count))
+        collector = Collector(worlds, lambda: opened(sim, 1)[0], config.seed)
         stack.callback(collector.close)
         about = worlds[0].about
         saved = open_checkpoint(Path(config.model.start))
-        io = _io(config, saved, about.datasets)
-        print(f"{config.rl.sim}: {', '.join(about.tasks)}\n{taken}", flush=True)
+        io = saved.io(whose(about.datasets, saved.specs, f"{START}={config.model.start}"))
+        print(f"{sim}: {', '.join(about.tasks)}\n{taken}", flush=True)
         state = beginning.state(config, plan, taken)
         reference = {  # copies: the state is given away at its first update
             name: jnp.array(value, plan.run.dtype, copy=True)
@@ -144,10 +144,7 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         policy = JaxPolicy(plan.graphdef, reference, io)
         # Of a normal distribution only what moves counts; a token that stands for a dim which does
         # not is still drawn, and the next ones look at it.
-        moving = np.full(len(config.model.action_names), config.model.head == "discrete")
-        constant = np.isin(np.arange(len(io.action_places)), io.action_spec.constant)
-        moving[io.action_places] |= ~constant
-        world = World(len(about.tasks), len(about.wordings), moving)
+        world = World(len(about.tasks), len(about.wordings), _moving(config, io))
         clock = Clock(folder / "goodput.json")
         clock.resume(done)
         recorder = Recorder(folder, done, config.steps, config.wandb, config.to_dict())
@@ -194,27 +191,14 @@ def _loop(config: ConfigDict, run: Run, state: TrainState, done: int) -> None:
     run.clock.write()
 
 
-def _world(config: ConfigDict) -> Local | Apart:
-    inside = config.rl.sim.partition(":")[0] in sims.IN_PROCESS
-    return (Local if inside else Apart)(config.rl.sim)
-
-
-def _worlds(config: ConfigDict) -> list[Local | Apart]:
-    count = min(config.rl.environments, config.rl.episodes * config.rl.trials)
-    return [_world(config) for _ in range(count)]
-
-
-def _io(config: ConfigDict, saved: SavedPolicy, datasets: Sequence[str]) -> PolicyIO:
-    """What stands between the world's robot and the policy. Raises ValueError for a policy that
-    knows no such robot.
+def _moving(config: ConfigDict, io: PolicyIO) -> np.ndarray:
+    """Which of the policy's dims count, [d]: those that vary. Of a head that writes tokens all do:
+    one that stands for a dim which does not vary is still drawn, and the next ones look at it.
     """
-    known = [name for name in datasets if name in saved.specs]
-    if not known:
-        raise ValueError(
-            f"{START}={config.model.start}: expected a policy for {' or '.join(datasets)}, whose"
-            f" robot {config.rl.sim} has, got one for {', '.join(saved.specs)}"
-        )
-    return saved.io(known[0])
+    moving = np.full(len(config.model.action_names), config.model.head == "discrete")
+    constant = np.isin(np.arange(len(io.action_places)), io.action_spec.constant)
+    moving[io.action_places] |= ~constant
+    return moving
 
 
 def _described(

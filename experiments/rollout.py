@@ -41,7 +41,7 @@ from experiments.rolling.actors import Actors, Opened, Served, check_renderer
 from experiments.rolling.episodes import Orders
 from experiments.rolling.results import Kept, figures, text
 from experiments.rolling.running import Running
-from experiments.rolling.worlds import Apart, Local
+from experiments.rolling.worlds import opened
 from vla_jax import command
 from vla_jax.robot.events.calibration import identity
 from vla_jax.training import checkpoint
@@ -87,12 +87,6 @@ def main(argv: list[str]) -> int:
     finally:
         for world in worlds:
             world.close()
-
-
-def opened(sim: str, count: int) -> list[Any]:
-    """So many worlds. Raises ValueError where the simulator is not there."""
-    kind = Local if sim.partition(":")[0] in sims.IN_PROCESS else Apart
-    return [kind(sim) for _ in range(count)]
 
 
 def settle(args: argparse.Namespace, about: Any) -> tuple[dict[str, Any], Orders, Actors | None]:
@@ -193,7 +187,7 @@ def described(policy: str, step: int | None = None) -> dict[str, Any]:
             "files": identity(folder),
             "versions": _versions("torch"),
         }
-    directory = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    directory = checkpoint.within(folder)
     found = checkpoint.find(directory, step)
     config = json.dumps(checkpoint.load_meta(directory, step)["config"], sort_keys=True).encode()
     return {

@@ -60,9 +60,9 @@ def load_policy(
             )
         return _torch_policy(folder, dataset, device or "cpu", dtype or "float32")
     from vla_jax import saved  # JAX, which a robot's computer has not
-    from vla_jax.training.checkpoint import complete_steps
+    from vla_jax.training.checkpoint import complete_steps, within
 
-    directory = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    directory = within(folder)
     if not complete_steps(directory):
         raise ValueError(
             f"{folder}: expected a work directory, a checkpoints directory or an artefact, found"

@@ -91,6 +91,14 @@ def _from_nothing(config: ConfigDict, size: str) -> None:
     config.optim.warmup_epochs = 0.0
 
 
+def as_they_are(config: ConfigDict) -> None:
+    """Nothing is done to pictures in training."""
+    config.augment.crop_scale = (1.0, 1.0)
+    config.augment.brightness = config.augment.hue = 0.0
+    config.augment.contrast = config.augment.saturation = (1.0, 1.0)
+    config.augment.shift = ()
+
+
 def _tiny(config: ConfigDict) -> None:
     """Small enough for a laptop, the same code path: random weights, the embedded data, which has
     both cameras.
@@ -106,11 +114,7 @@ def _tiny(config: ConfigDict) -> None:
     config.data.mixture = "blocks"
     config.data.normalise = ("q99",)
     config.data.ram_budget = 256 * 2**20
-    # The demo's pictures are 32 pixels wide, and its words name colours.
-    config.augment.crop_scale = (1.0, 1.0)
-    config.augment.brightness = config.augment.hue = 0.0
-    config.augment.contrast = config.augment.saturation = (1.0, 1.0)
-    config.augment.shift = ()
+    as_they_are(config)  # the demo's pictures are 32 pixels wide, and its words name colours
     config.objectives.forward.offsets = (3,)
     config.objectives.forward.width = 128
     config.objectives.forward.patch = 8

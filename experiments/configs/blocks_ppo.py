@@ -9,6 +9,7 @@ decisions, each looked at twice: of 192 episodes, four times, it learnt the nois
 
 from ml_collections import ConfigDict
 
+from experiments.composition import presets
 from experiments.configs import finetune
 
 
@@ -24,10 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 1
     config.eval_every = 0
     config.model.allow_missing = ("critic/*",)
-    config.augment.crop_scale = (1.0, 1.0)
-    config.augment.brightness = config.augment.hue = 0.0
-    config.augment.contrast = config.augment.saturation = (1.0, 1.0)
-    config.augment.shift = ()
+    presets.as_they_are(config)
     config.optim.lr = 2e-5
     config.optim.schedule = "constant"
     config.optim.min_lr_scale = 0.0

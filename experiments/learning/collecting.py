@@ -7,7 +7,6 @@ how many worlds there are nor which of them is quicker changes a bit of it.
 Axes: k chunk step, d action dim.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +14,10 @@ import numpy as np
 
 from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Play, Played, Query
+from experiments.rolling.turns import Turns
 from experiments.rolling.worlds import Lost
 from vla_jax.policy import JaxPolicy
 from vla_jax.types import Observation
-
-TRIES = 2  # of an episode whose world's process ends
 
 
 class Episode(NamedTuple):
@@ -50,23 +48,19 @@ class Collector:
 
     def __init__(self, worlds: Sequence[Any], again: Callable[[], Any], seed: int) -> None:
         """`again` opens another world in place of one that ended; `seed` is of all episodes."""
-        self._worlds, self._again, self._orders = list(worlds), again, Orders(seed)
+        self._turns, self._orders = Turns(worlds, again), Orders(seed)
         self.lost = 0
 
     def collect(self, policy: JaxPolicy, episodes: Sequence[Episode]) -> list[Trial]:
         """Plays them all; trials are in their order. Raises RuntimeError where no world is left
         that plays one to its end, and what worlds and policies raise.
         """
-        self._sessions = policy.sessions(len(self._worlds))
-        self._todo = deque(range(len(episodes)))
+        self._sessions = policy.sessions(len(self._turns.worlds))
         self._episodes = episodes
-        self._at: dict[int, int] = {}  # world -> its episode's place
-        self._open: dict[int, Trial] = {}  # place -> as far as it came
-        self._tries = [0] * len(episodes)
+        self._open: dict[int, Trial] = {}  # by an episode's place: as far as it came
         done: dict[int, Trial] = {}
-        for slot in range(len(self._worlds)):
-            self._next(slot)
-        while self._at:
+        self._turns.start(range(len(episodes)), self._order)
+        while self._turns.at:
             self._answer(self._heard(done))
         if not done:
             raise RuntimeError(
@@ -77,37 +71,30 @@ class Collector:
 
     def close(self) -> None:
         """Ends the worlds."""
-        for world in self._worlds:
+        for world in self._turns.worlds:
             world.close()
 
-    def _next(self, slot: int) -> None:
-        self._at.pop(slot, None)
-        if self._todo:
-            self._begin(slot, self._todo.popleft())
-
-    def _begin(self, slot: int, place: int) -> None:
+    def _order(self, place: int) -> Play:
         episode = self._episodes[place]
-        self._at[slot] = place
         self._open[place] = Trial(episode, [], [], [], False)
-        self._worlds[slot].begin(Play(self._orders, episode.number))
+        return Play(self._orders, episode.number)
 
     def _heard(self, done: dict[int, Trial]) -> dict[int, Query]:
-        """What worlds ask; those that are done are put into `done`."""
+        """What worlds ask; those that are done are put into `done`. An episode that was lost again
+        is left out.
+        """
         asked = {}
-        busy = [self._worlds[slot] for slot in self._at]
-        for world in type(busy[0]).ready(busy):
-            slot = self._worlds.index(world)
-            try:
-                message = world.take()
-            except Lost:
-                self._lost(slot)
-                continue
+        for slot, message in self._turns.heard():
+            place = self._turns.at[slot]
             if isinstance(message, Query):
                 asked[slot] = message
-            else:
-                place = self._at[slot]
+            elif isinstance(message, Played):
                 done[place] = _ended(self._open.pop(place), message)
-                self._next(slot)
+                self._turns.next(slot)
+            elif isinstance(message, Lost) and not self._turns.replaced(slot):
+                self._open.pop(place)
+                self.lost += 1
+                self._turns.next(slot)
         return asked
 
     def _answer(self, asked: dict[int, Query]) -> None:
@@ -116,7 +103,7 @@ class Collector:
             return
         slots = sorted(asked)
         for slot in slots:
-            trial, told = self._open[self._at[slot]], asked[slot].instruction
+            trial, told = self._open[self._turns.at[slot]], asked[slot].instruction
             if told is not None:
                 if trial.frames:
                     raise ValueError(
@@ -128,25 +115,12 @@ class Collector:
         seen = [of_cameras(asked[slot].seen, sessions[0].cameras) for slot in slots]
         chunks = sessions[0].act_together(sessions, seen)
         for slot, session, chunk in zip(slots, sessions, chunks, strict=True):
-            trial = self._open[self._at[slot]]
+            trial = self._open[self._turns.at[slot]]
             frame, drawn = session.taken()
             trial.frames.append(frame)
             trial.chunks.append(drawn)
             trial.steps.append(len(chunk))
-            self._worlds[slot].answer(np.asarray(chunk))
-
-    def _lost(self, slot: int) -> None:
-        """Plays an episode once more in a new world; if that ends too, the round goes without."""
-        place = self._at[slot]
-        self._worlds[slot].close()
-        self._worlds[slot] = self._again()
-        self._tries[place] += 1
-        if self._tries[place] < TRIES:
-            self._begin(slot, place)
-            return
-        self._open.pop(place)
-        self.lost += 1
-        self._next(slot)
+            self._turns.worlds[slot].answer(np.asarray(chunk))
 
 
 def _ended(trial: Trial, played: Played) -> Trial:

@@ -37,6 +37,18 @@ def of_cameras(seen: Seen, cameras: Iterable[str]) -> Seen:
     return seen._replace(images={name: seen.images[name] for name in cameras})
 
 
+def whose(datasets: Sequence[str], known: Iterable[str], where: str) -> str:
+    """The first of a world's data sets that the policy in `where` knows. Raises ValueError for one
+    that knows none.
+    """
+    names = list(known)
+    found = [name for name in datasets if name in names]
+    if not found:
+        wanted = " or ".join(datasets)
+        raise ValueError(f"{where}: expected a policy for {wanted}, got one for {', '.join(names)}")
+    return found[0]
+
+
 def check_renderer(folder: str, step: int | None, about: About) -> None:
     """Raises ValueError where the policy in a folder learnt from pictures of another renderer than
     the world's: they differ enough to fail by. What the data do not say is not compared.
@@ -45,7 +57,7 @@ def check_renderer(folder: str, step: int | None, about: About) -> None:
     if (at / "model.safetensors").is_file():
         told = json.loads((at / "config.json").read_text())["origin"].get("simulators", {})
     else:
-        directory = at / "checkpoints" if (at / "checkpoints").is_dir() else at
+        directory = checkpoint.within(at)
         datasets = checkpoint.load_meta(directory, step)["datasets"]
         told = {name: body.get("simulator", {}) for name, body in datasets.items()}
     here = about.facts.get("renderer", "").partition(":")[0]  # behind it stands the device
@@ -101,13 +113,7 @@ class Served:
                 f" limits {self.handshake['limits']}. A world breaks nothing: start one without"
                 " --limits"
             )
-        known = [name for name in datasets if name in self.handshake["datasets"]]
-        if not known:
-            others = ", ".join(self.handshake["datasets"])
-            raise ValueError(
-                f"{url}: expected a policy for {' or '.join(datasets)}, got one for {others}"
-            )
-        self._dataset = known[0]
+        self._dataset = whose(datasets, self.handshake["datasets"], url)
         self._threads = ThreadPoolExecutor(worlds)
 
     def act(self, asked: Mapping[int, Query]) -> dict[int, np.ndarray]:

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.composition import footage
+from experiments.rolling.actors import whose
 from experiments.rolling.probing import Evidence
 from experiments.rolling.worlds import About
 from vla_jax import saved
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.relative import to_relative
+from vla_jax.training.checkpoint import within
 
 MOVES = 0.1  # standard deviations: a plan that changes by less, in all but a tenth, does not change
 CHANGE = 0.5  # the expert's action changes: it says whether a plan follows or repeats
@@ -69,14 +71,9 @@ def subject(policy: str, datasets: Sequence[str], data: str | None) -> Subject:
     folder = Path(policy).expanduser()
     if (folder / "model.safetensors").is_file():
         raise ValueError(f"--diagnose: {folder}: expected the run that this artefact is of")
-    directory = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    directory = within(folder)
     source = saved.open_checkpoint(directory)
-    known = [name for name in datasets if name in source.specs]
-    if not known:
-        others = ", ".join(source.specs)
-        wanted = " or ".join(datasets)
-        raise ValueError(f"{folder}: expected a policy for {wanted}, got one for {others}")
-    dataset = known[0]
+    dataset = whose(datasets, source.specs, str(folder))
     spec = source.specs[dataset]
     seen = None
     if data is not None:

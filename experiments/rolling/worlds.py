@@ -40,6 +40,12 @@ def about(sim: Sim) -> About:
     return About(*own, dict(sim.facts))
 
 
+def opened(sim: str, count: int) -> list[Any]:
+    """So many worlds. Raises ValueError where the simulator is not there."""
+    kind = Local if sim.partition(":")[0] in sims.IN_PROCESS else Apart
+    return [kind(sim) for _ in range(count)]
+
+
 class Trouble(NamedTuple):
     """What a world's process could not do: a person's to mend, or else a traceback."""
 

@@ -44,24 +44,11 @@ class Embed(nnx.Module):
         return constrain(scores, "batch", None, "vocab")
 
 
-def token_logits(
-    embed: Embed,
-    lm_head: Linear | None,
-    hidden: Float[Array, "f s c"],
-    token_range: tuple[int, int] | None = None,
-) -> Float[Array, "f s vocab"]:
-    """float32 logits of an output layer of its own, or where there is none of the token table; of
-    all tokens, or of those of the ids in range(*token_range).
-    """
-    if lm_head is None:
-        return embed.logits(hidden, token_range)
-    kernel = lm_head.kernel[...]
-    if token_range is not None:
-        kernel = kernel[:, token_range[0] : token_range[1]]
-    scores = jnp.einsum(
-        "nsc,cv->nsv", hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
-    )
-    return constrain(scores, "batch", None, "vocab")
+def output_layer(width: int, vocab: int, made: bool, rngs: nnx.Rngs) -> Linear | None:
+    """One of its own, which is not the token table; None where it is not `made`."""
+    if not made:
+        return None
+    return Linear((width, vocab), ("embed", "vocab"), bias=False, rngs=rngs)
 
 
 class Decoder(nnx.Module):
@@ -111,6 +98,28 @@ class InSequence(nnx.Module):
 
     cross_attends = grid_positions = False
     decoder: Decoder
+    embed: Embed
+    lm_head: Linear | None = None
+
+    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
+        """Token embeddings."""
+        return self.embed(tokens)
+
+    def logits(
+        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
+    ) -> Float[Array, "f s vocab"]:
+        """float32 logits of an output layer of its own, or where there is none of the token table;
+        of all tokens, or of those of the ids in range(*token_range).
+        """
+        if self.lm_head is None:
+            return self.embed.logits(hidden, token_range)
+        kernel = self.lm_head.kernel[...]
+        if token_range is not None:
+            kernel = kernel[:, token_range[0] : token_range[1]]
+        scores = jnp.einsum(
+            "nsc,cv->nsv", hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
+        )
+        return constrain(scores, "batch", None, "vocab")
 
     def placed(
         self, x: Float[Array, "f s c"], positions: Int[Array, "f s *axes"]

@@ -257,6 +257,12 @@ def complete_steps(directory: Path | str) -> list[int]:
     return sorted(good)
 
 
+def within(folder: Path) -> Path:
+    """The checkpoints directory of a work directory; of another folder, itself."""
+    own = folder / "checkpoints"
+    return own if own.is_dir() else folder
+
+
 def is_complete(directory: Path | str, step: int) -> bool:
     """Whether the checkpoint of a step is there and whole."""
     path = Path(directory) / str(step)

@@ -120,21 +120,11 @@ class Kosmos2(InSequence):
         """Pooled image features, on the scale of text embeddings."""
         return self.projector(unit(self.vision(images)))
 
-    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
-        """Token embeddings."""
-        return self.embed(tokens)
-
     def placed(
         self, x: Float[Array, "f s c"], positions: Int[Array, "f s"]
     ) -> Float[Array, "f s c"]:
         """Scaled tokens with sinusoids of their positions, which count from 0 here."""
         return placed(x, positions)
-
-    def logits(
-        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "f s vocab"]:
-        """float32 logits of the tied output layer."""
-        return self.embed.logits(hidden, token_range)
 
 
 def unit(x: Float[Array, "f v c"]) -> Float[Array, "f v c"]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from vla_jax import params as flat
 from vla_jax.models import llama, mpt
-from vla_jax.models.language import Decoder, Embed, InSequence, token_logits
+from vla_jax.models.language import Decoder, Embed, InSequence, output_layer
 from vla_jax.models.stack import StackConfig
 from vla_jax.models.tokenizer import Tokenizer
 from vla_jax.models.tokenizer import train_tiny_tokenizer as train_tiny_tokenizer
@@ -135,25 +135,11 @@ class Llava(InSequence):
         self.embed = Embed(config.vocab, width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
         untied = config.decoder == "llama" and config.has_lm_head
-        self.lm_head = (
-            Linear((width, config.vocab), ("embed", "vocab"), bias=False, rngs=rngs)
-            if untied
-            else None
-        )
+        self.lm_head = output_layer(width, config.vocab, untied, rngs)
 
     def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Projected image features."""
         return self.projector(self.vision(images))
-
-    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
-        """Token embeddings."""
-        return self.embed(tokens)
-
-    def logits(
-        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "f s vocab"]:
-        """float32 logits of the output layer: LLaMA's own, MPT's token table."""
-        return token_logits(self.embed, self.lm_head, hidden, token_range)
 
 
 MODEL, OWN_LM_HEAD = Llava, True

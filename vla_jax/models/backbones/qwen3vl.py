@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from vla_jax import params as flat
 from vla_jax.models import llama, tokenizer
 from vla_jax.models.attention import Cache, Mask
-from vla_jax.models.language import Decoder, Embed, InSequence, token_logits
+from vla_jax.models.language import Decoder, Embed, InSequence, output_layer
 from vla_jax.models.qwen_vision import QwenVisionConfig, QwenViT, hf_vision_names
 from vla_jax.models.stack import StackConfig
 from vla_jax.models.transformer import BlockConfig, Linear, Norm
@@ -141,19 +141,11 @@ class Qwen3VL(InSequence):
         self.embed = Embed(config.vocab, width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
         own = config.has_lm_head and not config.tied
-        self.lm_head = (
-            Linear((width, config.vocab), ("embed", "vocab"), bias=False, rngs=rngs)
-            if own
-            else None
-        )
+        self.lm_head = output_layer(width, config.vocab, own, rngs)
 
     def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v d"]:
         """Merged features, of inner layers too: d = c * (1 + taps)."""
         return self.projector(self.vision(images))
-
-    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
-        """Token embeddings."""
-        return self.embed(tokens)
 
     def __call__(
         self,
@@ -187,12 +179,6 @@ class Qwen3VL(InSequence):
         """What goes into the first layer, and what is added to the outputs of the first ones."""
         first, *added = jnp.split(x, x.shape[-1] // self.width, axis=-1)
         return first, added
-
-    def logits(
-        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "f s vocab"]:
-        """float32 logits of the output layer."""
-        return token_logits(self.embed, self.lm_head, hidden, token_range)
 
 
 MODEL, OWN_LM_HEAD = Qwen3VL, True

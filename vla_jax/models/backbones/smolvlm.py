@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from vla_jax import params as flat
 from vla_jax.models import llama, tokenizer
-from vla_jax.models.language import Decoder, Embed, InSequence, token_logits
+from vla_jax.models.language import Decoder, Embed, InSequence, output_layer
 from vla_jax.models.stack import StackConfig
 from vla_jax.models.transformer import BlockConfig, Linear
 from vla_jax.models.vision import VisionConfig, ViT, hf_vision_names, shuffle
@@ -103,25 +103,11 @@ class SmolVLM(InSequence):
         self.embed = Embed(config.vocab, width, rngs)
         self.decoder = Decoder(config.block, config.depth, run, rngs)
         own = config.has_lm_head and not config.tied
-        self.lm_head = (
-            Linear((width, config.vocab), ("embed", "vocab"), bias=False, rngs=rngs)
-            if own
-            else None
-        )
+        self.lm_head = output_layer(width, config.vocab, own, rngs)
 
     def embed_image(self, images: UInt8[Array, "f h w 3"]) -> Float[Array, "f v c"]:
         """Projected features of squares of scale x scale patches, in rows."""
         return self.projector(shuffle(self.vision(images), self.config.scale))
-
-    def embed_text(self, tokens: Int[Array, "f l"]) -> Float[Array, "f l c"]:
-        """Token embeddings."""
-        return self.embed(tokens)
-
-    def logits(
-        self, hidden: Float[Array, "f s c"], token_range: tuple[int, int] | None = None
-    ) -> Float[Array, "f s vocab"]:
-        """float32 logits of the output layer."""
-        return token_logits(self.embed, self.lm_head, hidden, token_range)
 
 
 MODEL, OWN_LM_HEAD = SmolVLM, True
