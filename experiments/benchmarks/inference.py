@@ -10,7 +10,8 @@ Lines are measured one after the other in this process, each after warm-up. "vis
 tower with its projector, "backbone" the rest of a pass with the head, "frame" the whole call: uint8
 image in, actions in robot units out. "action" is what one executed action costs when all of a chunk
 is executed before the next pass. The ratio is of JAX's p50 to the line's. Last, what
-experiments.serve adds to a request of one client on loopback. With the head expert, first what its
+experiments.serve adds to a request of one client on loopback. --lines jax alone exports nothing and
+serves nothing. With the head expert, first what its
 pass costs over one of the backbone alone, turn by turn (expert.py).
 
 On a GPU torch.compile makes CUDA graphs, and the floor is the time that reading every weight once
@@ -95,7 +96,9 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = policies.configuration(args.size, args.head)
     config.model.cameras = CAMERAS
     source = made(config, root)
-    artefact.write(source, root / "artefact", args.dtype)
+    exported = args.lines != "jax"
+    if exported:
+        artefact.write(source, root / "artefact", args.dtype)
     count = sum(value.size for value in source.params.values())
     model = config.model
     print(
@@ -147,16 +150,17 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
             flush=True,
         )
         table[name] = row
-    options = ("--device", args.device, "--dtype", args.dtype)
-    served = server.measure_overhead(root / "artefact", args.frames, *options)
-    trip, policy, added = (
-        f"{p50:.2f} {p95:.2f}" for p50, p95 in (served.round_trip, served.policy, served.added)
-    )
-    print(
-        f"served to one client on loopback, torch eager: round trip {trip}, of it the policy"
-        f" {policy}; added {added}"
-    )
-    table["server"] = served._asdict()
+    if exported:
+        options = ("--device", args.device, "--dtype", args.dtype)
+        served = server.measure_overhead(root / "artefact", args.frames, *options)
+        trip, policy, added = (
+            f"{p50:.2f} {p95:.2f}" for p50, p95 in (served.round_trip, served.policy, served.added)
+        )
+        print(
+            f"served to one client on loopback, torch eager: round trip {trip}, of it the policy"
+            f" {policy}; added {added}"
+        )
+        table["server"] = served._asdict()
     if args.device.startswith("cuda"):
         width = 2 if args.dtype == "bfloat16" else 4
         print(

@@ -3,6 +3,8 @@
 It imports no torch: experiments.benchmarks.train_ours must not pay for it.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -29,10 +31,15 @@ def configuration(size: str, head: str = "lstm") -> ConfigDict:
 
 def random_params(make: flat.Build, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """float32 weights of a PaliGemma policy, by name: activations keep their scale."""
-    params = {}
-    for name, like in flat.abstract(make)[1].items():
-        scale = np.float32(like.shape[-2] ** -0.5 if len(like.shape) > 1 else 0.02)
-        params[name] = scale * rng.standard_normal(like.shape, np.float32)
+    shapes = flat.abstract(make)[1]
+
+    def drawn(name: str, own: np.random.Generator) -> np.ndarray:
+        shape = shapes[name].shape
+        value = own.standard_normal(shape, np.float32)
+        value *= np.float32(shape[-2] ** -0.5 if len(shape) > 1 else 0.02)
         if name.endswith("scale") and "decoder" not in name:  # a gain of Gemma's is 1 + scale
-            params[name] += 1
-    return params
+            value += 1
+        return value
+
+    with ThreadPoolExecutor() as pool:  # 3 billion numbers take one core half a minute
+        return dict(zip(shapes, pool.map(drawn, shapes, rng.spawn(len(shapes))), strict=True))

@@ -7,7 +7,8 @@ The peer is the way RoboVLMs trains: Hugging Face's PaliGemma with SDPA, nn.LSTM
 bfloat16 autocast on a GPU, gradient checkpointing where ours has remat (train_torch.py). Ours is
 `pretrain`'s step (train_ours.py). Each runs in a process of its own, so that memory is its own;
 they take turns, `--repeats` times. On a GPU, where two policies may not fit, each turn is a process
-of its own, which trains the 20 compared steps before those that are timed.
+of its own, which warms up before the steps that are timed; the first trains the compared ones.
+With --keep the peer keeps its activations whatever ours does.
 
 --step action    the LSTM head on a window of 8 frames
 --step language  actions as tokens of the language model (head discrete, one frame). The peer's
@@ -50,6 +51,7 @@ from vla_jax import params as flat
 
 CHECKED = 20  # steps whose losses are compared
 CHECKED_AGAINST = 3  # with ours itself: the same code
+WARM = 3  # steps of a process before the clock runs
 
 
 def main(argv: list[str]) -> int:
@@ -65,6 +67,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "names", "full"), default="none")
+    parser.add_argument("--keep", action="store_true", help="no checkpointing by the peer")
     parser.add_argument("--layers", choices=("scan", "unroll"), default="unroll")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each")
     parser.add_argument("--steps", type=int, default=4, help="of a turn")
@@ -146,8 +149,10 @@ def measure(folder: Path, config: ConfigDict, args: argparse.Namespace) -> dict[
             stack.callback(side.close)
         for turn in range(args.repeats):
             for side in sides if turn % 2 == 0 else sides[::-1]:
-                if apart or turn == 0:
+                if turn == 0:
                     losses[side.name] = side.turn(checked)["losses"]
+                elif apart:
+                    side.turn(WARM)
                 side.rows.append(side.turn(args.steps))
                 if apart:
                     side.close()

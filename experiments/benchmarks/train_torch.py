@@ -73,7 +73,7 @@ class Policy(nn.Module):
         self.vlm = kind.from_pretrained(
             folder / "hub", dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
         )
-        if inputs["remat"] != "none":
+        if inputs["remat"] != "none" and not inputs["keep"]:
             self.vlm.gradient_checkpointing_enable()
         arrays = load_file(folder / "rest.safetensors")
         self.readout = nn.Parameter(arrays["readout_embedding"])

@@ -127,6 +127,18 @@ CONFIGS = {
         head_dim=128,
         q_scale=128**-0.5,
     ),
+    # For simulated worlds at 96 pixels, whose things are a few wide: 6 M.
+    "mini": PaliGemmaConfig(
+        VisionConfig(image_size=96, patch=8, width=192, mlp=768, depth=4, heads=6),
+        vocab=1600,
+        width=256,
+        mlp=1024,
+        depth=4,
+        heads=4,
+        kv_heads=1,
+        head_dim=64,
+        q_scale=64**-0.5,
+    ),
     # Another one, with the vocabulary and the two towers of the measurements that its training step
     # is held to (experiments.benchmark train).
     "100m-32k": PaliGemmaConfig(
