@@ -19,6 +19,7 @@ takes at the rate of a plain copy, measured in this run.
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -80,12 +81,16 @@ def main(argv: list[str]) -> None:
         "--lines", help=f"in this order, of {', '.join(LINES)}; default jax,eager,compile,onnx"
     )
     parser.add_argument("--json", type=Path, default=None, help="write the table here too")
+    parser.add_argument(
+        "--folder", type=Path, help="for the artefact, which is taken as it is where it is there"
+    )
     args = parser.parse_args(argv)
     args.lines = args.lines or "jax,eager,compile" + ",onnx" * (args.dtype == "float32")
     unknown = set(args.lines.split(",")) - set(LINES)
     if unknown or not args.lines.startswith("jax"):
         parser.error(f"--lines: expected jax and then some of {', '.join(LINES)}, got {args.lines}")
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
         table = measure(Path(folder), args)
     if args.json:
         write_json(args.json, table)
@@ -97,7 +102,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     config.model.cameras = CAMERAS
     source = made(config, root)
     exported = args.lines != "jax"
-    if exported:
+    if exported and not (root / "artefact").exists():
         artefact.write(source, root / "artefact", args.dtype)
     count = sum(value.size for value in source.params.values())
     model = config.model
