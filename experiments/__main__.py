@@ -21,6 +21,10 @@ COMMANDS = {  # in the order of a policy's life: name -> module, what it does
     "preflight": ("experiments.preflight", "what a run needs of machines that are not here"),
     "pretrain": ("experiments.pretrain", "trains, or goes on with a run"),
     "finetune_rl": ("experiments.finetune_rl", "improves a policy by trial in a simulated world"),
+    "collect_preferences": (
+        "experiments.collect_preferences",
+        "which of two clips people prefer, on a page",
+    ),
     "evaluate": ("experiments.evaluate", "a run's errors on held-out episodes"),
     "export": ("experiments.export", "an artefact for a robot, ONNX, pt2, Hugging Face"),
     "quantise": ("experiments.quantise", "what 8 bits cost an artefact"),

@@ -26,6 +26,7 @@ from experiments.composition.closed_loop import Rollouts
 from experiments.composition.config import parse_argv, save
 from experiments.composition.digests import digest as file_digest
 from experiments.composition.lock import held
+from experiments.composition.starting import START, with_start
 from experiments.learning.batches import of_success
 from experiments.learning.collecting import Collector
 from experiments.learning.rounds import Rounds, World
@@ -35,14 +36,13 @@ from vla_jax import command, sharding
 from vla_jax.models.tokenizer import digest
 from vla_jax.policy import JaxPolicy
 from vla_jax.policy_io import PolicyIO
+from vla_jax.rl.learner import ALGORITHMS
 from vla_jax.saved import open_checkpoint
 from vla_jax.training import compile_cache, train
-from vla_jax.training.checkpoint import Checkpointer, complete_steps, find, load_meta, within
+from vla_jax.training.checkpoint import Checkpointer, complete_steps, find, load_meta
 from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.state import TrainState
-
-START = "--config.model.start"
 
 
 def main(argv: list[str]) -> int:
@@ -57,6 +57,11 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         dry_run.show(config)
         return 0
+    if config.rl.algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"--config.rl.algorithm: expected one of {', '.join(ALGORITHMS)}, got"
+            f" {config.rl.algorithm!r}"
+        )
     name = config.rl.sim.partition(":")[0]
     if name not in sims.SIMS:
         raise ValueError(f"--config.rl.sim: expected one of {', '.join(sims.SIMS)}, got {name!r}")
@@ -67,27 +72,6 @@ def main(argv: list[str]) -> int:
     with held(args.workdir):
         learn(config, args.workdir, args.change)
     return 0
-
-
-def with_start(argv: list[str]) -> list[str]:
-    """The command line with the folder of --config.model.start behind the config's colon too, as
-    what the policy is made of is that run's. Raises ValueError without one.
-    """
-    words = list(argv)
-    if {"-h", "--help"} & set(words):
-        return words
-    if START in words[:-1]:  # the value is the next word
-        at = words.index(START)
-        words[at : at + 2] = [f"{START}={words[at + 1]}"]
-    given = [i for i, word in enumerate(words) if word.startswith(f"{START}=")]
-    if len(given) != 1:
-        raise ValueError(f"expected {START}=RUN/checkpoints, the policy that acts at first")
-    start = within(Path(words[given[0]].partition("=")[2]).expanduser())
-    words[given[0]] = f"{START}={start}"
-    for i, word in enumerate(words):
-        if word.startswith("--config="):
-            words[i] = f"{word}{',' if ':' in word else ':'}{start}"
-    return words
 
 
 class Run(NamedTuple):

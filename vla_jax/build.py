@@ -45,7 +45,9 @@ from vla_jax.models.stack import blocks_in_eight_bits
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
+from vla_jax.rl import reward
 from vla_jax.rl.learner import Learner, LearnerConfig
+from vla_jax.rl.reward import RewardModel
 from vla_jax.robot import sensing
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
@@ -180,6 +182,8 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
     rl = config.rl
     if not rl.algorithm:
         return VLA
+    if rl.algorithm == reward.ALGORITHM:
+        return partial(RewardModel, rl.hidden)
     learning = LearnerConfig(
         algorithm=rl.algorithm,
         clip=rl.clip,

@@ -222,6 +222,14 @@ class JaxPolicy:
         self._last = actions[0]
         return actions
 
+    def looked(self, seen: Seen) -> Observation:
+        """A frame of the episode as the network takes it, where somebody else acts: what was
+        carried out stands in `seen`.
+        """
+        obs, _ = self._prepared(seen)
+        self._step += 1
+        return obs
+
     def taken(self) -> tuple[Observation, np.ndarray]:
         """The last frame as the network took it, and the chunk [k d] that it gave, in network
         units: what a policy learns from that is told how it went.

@@ -18,6 +18,7 @@ from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy
 from vla_jax.policy_io import PolicyIO
+from vla_jax.rl import reward
 from vla_jax.rl.learner import CRITIC
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_meta, load_params
@@ -105,6 +106,11 @@ def open_checkpoint(
     """
     meta = load_meta(directory, step)
     config = of_checkpoint(meta, directory)
+    if config.rl.algorithm == reward.ALGORITHM:
+        raise ValueError(
+            f"{directory}: expected a policy, got a reward model of experiments.train_reward, whose"
+            " head was never trained; it is for --config.rl.reward of experiments.finetune_rl"
+        )
     folder = tokenizer or tokenizer_folder(directory, meta)
     if digest(folder) != meta["tokenizer"]["sha256"]:
         raise ValueError(

@@ -43,7 +43,7 @@ def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decision
     obs, chunks, masks = [], [], []
     for trial in trials:
         for i, (chunk, steps) in enumerate(zip(trial.chunks, trial.steps, strict=True)):
-            obs.append(_window(trial.frames, i, window))
+            obs.append(window_of(trial.frames, i, window))
             chunks.append(chunk)
             masks.append((np.arange(len(chunk)) < steps)[:, None] & dims[None])
     n = len(chunks)
@@ -61,7 +61,7 @@ def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decision
     )
 
 
-def _window(frames: Sequence[Observation], newest: int, window: int) -> Observation:
+def window_of(frames: Sequence[Observation], newest: int, window: int) -> Observation:
     """The frames up to one, as the loader gives them: before the first stands that one again."""
     places = [max(i, 0) for i in range(newest - window + 1, newest + 1)]
     there = np.arange(newest - window + 1, newest + 1) >= 0

@@ -57,6 +57,17 @@ class Film(NamedTuple):
     out: Path
 
 
+class Watch(NamedTuple):
+    """An order: the episode in which these actions [d] were carried out is looked at before every
+    `every`-th of them, and at its end.
+    """
+
+    orders: Orders
+    number: int
+    actions: np.ndarray
+    every: int
+
+
 class Probe(NamedTuple):
     """An order: the expert acts, and a policy is asked at each step what it would do."""
 
@@ -85,12 +96,16 @@ class Filmed(NamedTuple):
     """The pictures are written."""
 
 
-def perform(sim: Sim, order: Play | Film | Probe) -> Generator[Query, np.ndarray, Played | Filmed]:
+def perform(
+    sim: Sim, order: Play | Film | Probe | Watch
+) -> Generator[Query, np.ndarray, Played | Filmed]:
     """Does what is ordered; gives what a policy is asked on the way, and takes chunks [k d]."""
     if isinstance(order, Play):
         return (yield from play(sim, order.orders, order.number))
     if isinstance(order, Probe):
         return (yield from probe(sim, order.orders, order.number))
+    if isinstance(order, Watch):
+        return (yield from watch(sim, order))
     begin(sim, order.orders.seed, order.number)
     films.keep(sim, order.actions, order.out, order.number)
     return Filmed()
@@ -156,6 +171,23 @@ def probe(sim: Sim, orders: Orders, number: int) -> Generator[Query, np.ndarray,
         sim.step(action)
         actions.append(action)
     return Played(row | {"outcome": sim.outcome, "steps": len(actions)}, np.array(actions))
+
+
+def watch(sim: Sim, order: Watch) -> Generator[Query, np.ndarray, Played]:
+    """Carries out an order to look. What is answered is not looked at."""
+    row, actions = begin(sim, order.orders.seed, order.number), order.actions
+    for i, action in enumerate(actions):
+        if i % order.every == 0:
+            yield Query(None if i else sim.instruction, _sight(sim, actions, i))
+        sim.step(action)
+    yield Query(None, _sight(sim, actions, len(actions)))
+    return Played(row, actions)
+
+
+def _sight(sim: Sim, actions: np.ndarray, i: int) -> Seen:
+    """What is seen after the first i actions."""
+    images, proprio = sim.observe()
+    return Seen(images, proprio, actions[i - 1] if i else None)
 
 
 def _script(sim: Sim, orders: Orders, number: int) -> Callable[[], np.ndarray]:

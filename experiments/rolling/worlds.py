@@ -14,7 +14,16 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from experiments import sims
-from experiments.rolling.episodes import Film, Filmed, Play, Played, Probe, Query, perform
+from experiments.rolling.episodes import (
+    Film,
+    Filmed,
+    Play,
+    Played,
+    Probe,
+    Query,
+    Watch,
+    perform,
+)
 from experiments.sims import Sim
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # where the worlds' modules are found
@@ -65,7 +74,7 @@ class Local:
         self.about = about(self._sim)
         self._message: Message | None = None
 
-    def begin(self, order: Play | Film | Probe) -> None:
+    def begin(self, order: Play | Film | Probe | Watch) -> None:
         """Takes an order."""
         self._work = cast(Generator[Message, Any, Message], perform(self._sim, order))
         self.answer(None)
@@ -112,7 +121,7 @@ class Apart:
             self._about = cast(About, self._received())
         return self._about
 
-    def begin(self, order: Play | Film | Probe) -> None:
+    def begin(self, order: Play | Film | Probe | Watch) -> None:
         """Takes an order. Raises as `about` does."""
         assert self.about is not None  # what it says first
         self._send(order)

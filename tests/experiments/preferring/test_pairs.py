@@ -1,0 +1,150 @@
+"""Which of two clips is preferred: what is drawn, kept, served and refused."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from experiments import collect_preferences, rollout
+from experiments.preferring import page
+from experiments.preferring import pairs as compared
+from experiments.preferring.pairs import Choice, Choices
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same six episodes of who knows the world and of who does not."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    for who in ("expert", "random"):
+        own = ["--policy", who, "--sim", "blocks", "--episodes", "6", "--out", str(folder / who)]
+        assert not rollout.main(own)
+    return [folder / "expert", folder / "random"]
+
+
+def test_the_script_prefers_who_succeeds(rollouts: list[Path], tmp_path: Path) -> None:
+    own = ["--rollouts", *map(str, rollouts), "--out", str(tmp_path), "--judge", "scripted"]
+    collect_preferences.main(own)
+    pairs = compared.load(tmp_path)
+    made = compared.choices(tmp_path, pairs)
+    assert len(made) == len(pairs.pairs) == 6
+    for choice in made:
+        pair = pairs.pairs[choice.pair]
+        assert pair.left.episode == pair.right.episode
+        chosen = pair.left if choice.choice == "left" else pair.right
+        assert chosen.rollout.endswith("expert")
+    collect_preferences.main(own)  # goes on where it was: nothing is left to do
+    assert compared.choices(tmp_path, pairs) == made
+
+
+def test_of_two_that_succeed_the_shorter_is_preferred(rollouts: list[Path], tmp_path: Path) -> None:
+    slower = tmp_path / "slower"
+    lines = (rollouts[0] / "episodes.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    pairs = compared.drawn(rollouts, 6, seed=0)
+    for row in rows:
+        row["steps"] += 5
+    slower.mkdir()
+    (slower / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    swapped = compared.Pairs(
+        pairs.world,
+        [
+            compared.Pair(
+                compared.Clip(str(rollouts[0]), n, "a"), compared.Clip(str(slower), n, "b")
+            )
+            for n in range(6)
+        ],
+    )
+    assert {choice.choice for choice in compared.scripted(swapped)} == {"left"}
+
+
+def test_what_does_not_fit_is_refused(rollouts: list[Path], tmp_path: Path) -> None:
+    pairs = compared.drawn(rollouts, 4, seed=0)
+    compared.keep(pairs, tmp_path)
+    with pytest.raises(ValueError, match="holds other pairs"):
+        compared.keep(compared.drawn(rollouts, 3, seed=0), tmp_path)
+    choices = Choices(tmp_path, pairs)
+    choices.add(Choice(1, "left", "ann"))
+    choices.add(Choice(1, "right", "bob"))  # people differ
+    with pytest.raises(ValueError, match="ann says of pair 1 both 'left' and 'right'"):
+        choices.add(Choice(1, "right", "ann"))
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        choices.add(Choice(4, "left", "ann"))
+    with pytest.raises(ValueError, match="'better'"):
+        choices.add(Choice(0, "better", "ann"))
+    file = tmp_path / compared.PREFERENCES
+    whole = file.read_text()
+    file.write_text(whole + '{"pair": 2, "cho')  # killed while it wrote
+    assert Choices(tmp_path, pairs).made == choices.made
+    assert file.read_text() == whole
+    row = json.loads(whole.splitlines()[0])
+    file.write_text(json.dumps(row | {"left": row["right"]}) + "\n")
+    with pytest.raises(ValueError, match="line 1: is of other clips"):
+        compared.choices(tmp_path, pairs)
+    body = json.loads((tmp_path / compared.PAIRS).read_text())
+    (tmp_path / compared.PAIRS).write_text(json.dumps(body | {"schema": 0}))
+    with pytest.raises(ValueError, match="schema 1, got 0"):
+        compared.load(tmp_path)
+
+
+def test_other_worlds_and_clips_are_refused(rollouts: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    own = ["--policy", "random", "--sim", "blocks", "--episodes", "2", "--out", str(other)]
+    rollout.main([*own, "--seed", "9"])
+    with pytest.raises(ValueError, match="got another seed"):
+        compared.drawn([rollouts[0], other], 4, seed=0)
+    with pytest.raises(ValueError, match="two different folders"):
+        compared.drawn([other, other], 4, seed=0)
+    again = tmp_path / "again"
+    own = ["--policy", "expert", "--sim", "blocks", "--episodes", "2", "--out", str(again)]
+    rollout.main(own)
+    with pytest.raises(ValueError, match="differ in what was done"):
+        compared.drawn([rollouts[0], again], 4, seed=0)
+    pairs = compared.drawn([rollouts[1], again], 4, seed=0)
+    compared.keep(pairs, tmp_path / "pairs")
+    (again / "actions" / "1.npy").write_bytes((again / "actions" / "0.npy").read_bytes())
+    with pytest.raises(ValueError, match="episode 1 is another clip"):
+        compared.load(tmp_path / "pairs")
+
+
+def test_the_page_is_whole_and_only_who_has_the_link_chooses(
+    rollouts: list[Path], tmp_path: Path
+) -> None:
+    pairs = compared.drawn(rollouts, 2, seed=0)
+    compared.keep(pairs, tmp_path)
+    shown = page.Page(pairs, tmp_path, "ann")
+    choices = Choices(tmp_path, pairs)
+    text = shown.html([])
+    assert text.count("data:video/mp4;base64,") == 4
+    assert "http:" not in text
+    assert "https:" not in text
+    server = page.Server((page.HOST, 0), shown, choices, "secret")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root = f"http://{page.HOST}:{server.server_port}"
+    row = {
+        "pair": 0, "choice": "tie", "judge": "ann",
+        "left": pairs.pairs[0].left.sha256, "right": pairs.pairs[0].right.sha256,
+    }  # fmt: skip
+
+    def asked(path: str, body: object = None, **headers: str) -> int:
+        data = None if body is None else json.dumps(body).encode()
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(root + path, data, names)) as reply:
+                return int(reply.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert asked("/?token=secret") == 200
+    assert asked("/") == asked("/?token=other") == asked("/?token=secret", Host="evil.org") == 403
+    assert asked("/choice", row) == asked("/choice", row, X_Token="other") == 403
+    assert not choices.made
+    assert asked("/choice", row, X_Token="secret") == 200
+    assert asked("/choice", row | {"choice": "left"}, X_Token="secret") == 400
+    assert asked("/choice", row | {"pair": 1}, X_Token="secret") == 400  # of other clips
+    assert compared.choices(tmp_path, pairs) == [Choice(0, "tie", "ann")]
+    assert '"rest": [1]' in shown.html(choices.made)
+    server.shutdown()
+    server.server_close()

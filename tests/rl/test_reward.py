@@ -1,0 +1,96 @@
+"""The loss of comparisons beside its formula in numpy, and what it bends."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.fakes import FakeBackbone, initialise
+from tests.rl.decisions import observed
+from tests.rl.test_learner import HEAD, POLICY
+from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.heads.mlp import MLPHead
+from vla_jax.params import merge
+from vla_jax.rl.reward import Comparisons, RewardModel
+
+pytestmark = pytest.mark.slow
+
+S = 3  # looks at a clip
+CHOICE = np.array([1.0, 0.0, 0.5], np.float32)
+
+
+def model(head: Any = MLPHead) -> Any:
+    """(graphdef, parameters), jittered."""
+
+    def make(rngs: nnx.Rngs) -> RewardModel:
+        return RewardModel(8, FakeBackbone(rngs), head(16, HEAD, rngs), POLICY, rngs)
+
+    graphdef, flat = initialise(make)
+    draw = np.random.default_rng(1)
+    return graphdef, {
+        name: value + 0.1 * draw.normal(size=value.shape).astype(np.float32)
+        for name, value in sorted(flat.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def batch() -> Comparisons:
+    """Three pairs of clips of one to three looks, all pictures other ones; the last is no pair."""
+    draw = np.random.default_rng(0)
+    window = jax.tree.map(lambda x: x[:1], observed())
+    obs = jax.tree.map(lambda x: np.tile(x[None, None], (3, 2, S, *[1] * (x.ndim - 1))), window)
+    images = tuple(draw.integers(0, 256, x.shape, np.uint8) for x in obs.images)
+    lengths = np.array([[3, 2], [1, 3], [2, 2]])
+    return Comparisons(
+        obs=obs._replace(images=images),
+        looks=np.arange(S) < lengths[:, :, None],
+        choice=CHOICE,
+        valid=np.array([True, True, True]),
+        dataset_id=np.zeros(3, np.int32),
+    )
+
+
+def test_the_loss_is_bradley_and_terrys(batch: Comparisons) -> None:
+    graphdef, params = model()
+    own: Any = merge(graphdef, params)
+    worth = np.zeros(batch.looks.shape)
+    for place in np.ndindex(worth.shape):  # a frame at a time
+        worth[place] = own.worth(jax.tree.map(lambda x, at=place: x[at][None], batch.obs))[0]
+    scores = np.where(batch.looks, worth, 0).sum(2)
+    chance = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
+    wanted = -(CHOICE * np.log(chance) + (1 - CHOICE) * np.log(1 - chance))
+    got = own.loss(batch, jax.random.key(0)).sums["preference"]
+    np.testing.assert_allclose(got, wanted.sum(), rtol=1e-5)
+    assert own.mask_counts(batch)["preference"] == 3
+    fewer = batch._replace(valid=np.array([True, False, True]))
+    got = own.loss(fewer, jax.random.key(0)).sums["preference"]
+    np.testing.assert_allclose(got, wanted[0] + wanted[2], rtol=1e-5)
+
+
+def test_frames_that_fill_a_clip_up_count_nothing(batch: Comparisons) -> None:
+    graphdef, params = model()
+    own: Any = merge(graphdef, params)
+    before = own.scores(batch.obs, batch.looks)
+    images = np.array(batch.obs.images[0])
+    images[~batch.looks] = 255 - images[~batch.looks]
+    np.testing.assert_array_equal(
+        own.scores(batch.obs._replace(images=(images,)), batch.looks), before
+    )
+    images[batch.looks] = 255 - images[batch.looks]
+    assert np.abs(own.scores(batch.obs._replace(images=(images,)), batch.looks) - before).min() > 0
+
+
+def test_it_bends_the_backbone_and_wants_readouts(batch: Comparisons) -> None:
+    graphdef, params = model()
+
+    def cost(params: Any) -> Any:
+        own: Any = merge(graphdef, params)
+        return own.loss(batch, jax.random.key(0)).sums["preference"]
+
+    bent = {name for name, each in jax.grad(cost)(params).items() if np.abs(each).max() > 0}
+    assert any(name.startswith("backbone/") for name in bent)
+    assert not any(name.startswith("head/") for name in bent)
+    with pytest.raises(ValueError, match="FlowHead has no readouts"):
+        model(FlowHead)
