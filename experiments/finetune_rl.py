@@ -27,9 +27,11 @@ from experiments.composition.config import parse_argv, save
 from experiments.composition.digests import digest as file_digest
 from experiments.composition.lock import held
 from experiments.composition.starting import START, with_start
+from experiments.learning import judging
 from experiments.learning.batches import of_success
 from experiments.learning.collecting import Collector
-from experiments.learning.rounds import Rounds, World
+from experiments.learning.judging import Learned
+from experiments.learning.rounds import Reward, Rounds, World
 from experiments.rolling.actors import whose
 from experiments.rolling.worlds import About, opened
 from vla_jax import command, sharding
@@ -79,6 +81,7 @@ class Run(NamedTuple):
 
     rounds: Rounds
     collector: Collector
+    reward: Reward
     recorder: Recorder
     checkpointer: Checkpointer
     clock: Clock
@@ -104,7 +107,10 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
     with contextlib.ExitStack() as stack:
         sim, count = config.rl.sim, config.rl.episodes * config.rl.trials
         worlds = opened(sim, min(config.rl.environments, count))
-        collector = Collector(worlds, lambda: opened(sim, 1)[0], config.seed)
+        reward = Learned(Path(config.rl.reward), config) if config.rl.reward else of_success
+        collector = Collector(
+            worlds, lambda: opened(sim, 1)[0], config.seed, ending=bool(config.rl.reward)
+        )
         stack.callback(collector.close)
         about = worlds[0].about
         saved = open_checkpoint(Path(config.model.start))
@@ -142,7 +148,10 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
             stack.callback(rollouts.close)
             rollouts.resume(done, config.steps)
         rounds = Rounds(config, plan, policy, reference, world)
-        _loop(config, Run(rounds, collector, recorder, checkpointer, clock, rollouts), state, done)
+        run = Run(rounds, collector, reward, recorder, checkpointer, clock, rollouts)
+        _loop(config, run, state, done)
+    if config.rl.reward:
+        judging.draw(folder / "metrics.jsonl", folder / "reward.png")
     plots.curves(folder / "metrics.jsonl", [], folder / "curves.png")
     print(f"done: {folder}/metrics.jsonl, {folder}/curves.png, {folder}/checkpoints", flush=True)
 
@@ -151,7 +160,7 @@ def _loop(config: ConfigDict, run: Run, state: TrainState, done: int) -> None:
     """The rounds after the first `done`."""
     with train.asked_to_stop() as asked, run.clock.during("productive"):
         for number in range(done + 1, config.steps + 1):
-            state, row = run.rounds.run(state, number, run.collector, of_success)
+            state, row = run.rounds.run(state, number, run.collector, run.reward)
             run.recorder.write(row)
             stop, last = asked(number), number == config.steps
             if stop or last or number % config.save_every == 0:

@@ -110,7 +110,9 @@ def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
         recorder = Recorder(folder, done, config.steps, config.wandb, config.to_dict())
         stack.callback(recorder.close)
         state = _trained(config, plan, data.train, (state, done, recorder, checkpointer))
-        body = judged.figures(*_margins(config, plan, state, data.held_out))
+        scores, spread = _scores(config, plan, state, data.held_out)
+        margin = scores[:, 0] - scores[:, 1]
+        body = judged.figures(margin, np.asarray(data.held_out.choice)) | {"spread": spread}
     write_json(folder / "reward.json", body)
     if body["decided"]:
         judged.draw(body, folder / "calibration.png")
@@ -170,10 +172,12 @@ def _trained(config: ConfigDict, plan: Plan, data: Comparisons, run: Any) -> Tra
     return state
 
 
-def _margins(
+def _scores(
     config: ConfigDict, plan: Plan, state: TrainState, data: Comparisons
-) -> tuple[np.ndarray, np.ndarray]:
-    """By how much the first clip of each pair is worth more, and the choices, both [n]."""
+) -> tuple[np.ndarray, float]:
+    """What the clips of each pair are worth, [n 2], and how far that is apart among all of them (a
+    standard deviation), in which rewards are counted.
+    """
     mesh: Any = plan.abstract.step.sharding.mesh
     where = shardings_of(plan.abstract)
 
@@ -193,7 +197,7 @@ def _margins(
         placed = sharding.global_batch(batch, mesh, config.batch_size)
         parts.append(jax.device_get(judge(params, placed))[: len(places)])
     both = np.concatenate(parts)
-    return both[:, 0] - both[:, 1], np.asarray(data.choice)
+    return both, float(both.std())
 
 
 if __name__ == "__main__":

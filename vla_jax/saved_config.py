@@ -140,6 +140,7 @@ INTRODUCED: dict[str, Any] = {
     "rl.divergence": 0.01,
     "rl.std": 0.1,
     "rl.hidden": 256,
+    "rl.reward": "",
 }
 
 

@@ -240,6 +240,7 @@ def _rl() -> ConfigDict:
     config = ConfigDict()
     config.algorithm = ""  # ppo, grpo; "" = learning from demonstrations
     config.sim = ""  # as experiments.rollout --sim
+    config.reward = ""  # the work directory of experiments.train_reward; "": success in the world
     config.episodes = 96  # of a round, each its own
     config.trials = 1  # of each of them; of grpo, which compares them, 2 or more
     config.environments = 16  # at one time

@@ -29,7 +29,8 @@ class Episode(NamedTuple):
 
 class Trial(NamedTuple):
     """An episode that was played: the frames at which the policy decided, its chunks [k d] in
-    network units, how many steps each was carried out for, and whether it succeeded.
+    network units, how many steps each was carried out for, and whether it succeeded; `last` is the
+    frame at its end, where that is asked for.
     """
 
     episode: Episode
@@ -37,6 +38,7 @@ class Trial(NamedTuple):
     chunks: list[np.ndarray]
     steps: list[int]
     success: bool
+    last: Observation | None = None
 
 
 class Collector:
@@ -46,9 +48,13 @@ class Collector:
         lost: episodes that were left out, as their worlds' processes ended again and again.
     """
 
-    def __init__(self, worlds: Sequence[Any], again: Callable[[], Any], seed: int) -> None:
-        """`again` opens another world in place of one that ended; `seed` is of all episodes."""
-        self._turns, self._orders = Turns(worlds, again), Orders(seed)
+    def __init__(
+        self, worlds: Sequence[Any], again: Callable[[], Any], seed: int, ending: bool = False
+    ) -> None:
+        """`again` opens another world in place of one that ended; `seed` is of all episodes; with
+        `ending` trials have their last frame.
+        """
+        self._turns, self._orders, self._ending = Turns(worlds, again), Orders(seed), ending
         self.lost = 0
 
     def collect(self, policy: JaxPolicy, episodes: Sequence[Episode]) -> list[Trial]:
@@ -77,7 +83,7 @@ class Collector:
     def _order(self, place: int) -> Play:
         episode = self._episodes[place]
         self._open[place] = Trial(episode, [], [], [], False)
-        return Play(self._orders, episode.number)
+        return Play(self._orders, episode.number, self._ending)
 
     def _heard(self, done: dict[int, Trial]) -> dict[int, Query]:
         """What worlds ask; those that are done are put into `done`. An episode that was lost again
@@ -89,7 +95,7 @@ class Collector:
             if isinstance(message, Query):
                 asked[slot] = message
             elif isinstance(message, Played):
-                done[place] = _ended(self._open.pop(place), message)
+                done[place] = _ended(self._open.pop(place), message, self._sessions[slot])
                 self._turns.next(slot)
             elif isinstance(message, Lost) and not self._turns.replaced(slot):
                 self._open.pop(place)
@@ -123,11 +129,14 @@ class Collector:
             self._turns.worlds[slot].answer(np.asarray(chunk))
 
 
-def _ended(trial: Trial, played: Played) -> Trial:
+def _ended(trial: Trial, played: Played, session: JaxPolicy) -> Trial:
     """A trial with its outcome: of the last chunk only what was carried out."""
+    last = None
+    if played.last is not None:
+        last = session.looked(of_cameras(played.last, session.cameras))
     rest = len(played.actions) - sum(trial.steps[:-1])
     steps = [*trial.steps[:-1], rest]
-    return trial._replace(steps=steps, success=played.row["outcome"] == "success")
+    return trial._replace(steps=steps, success=played.row["outcome"] == "success", last=last)
 
 
 def of_round(round_: int, episodes: int, trials: int, tasks: int, wordings: int) -> list[Episode]:

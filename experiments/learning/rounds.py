@@ -62,7 +62,8 @@ class Rounds:
         acting = self._acting(state)
         trials = collector.collect(self._policy.with_params(acting), episodes)
         collected = time.perf_counter()
-        decisions = self._scored(acting, trials, [reward(trial) for trial in trials])
+        rewards = [reward(trial) for trial in trials]
+        decisions = self._scored(acting, trials, rewards)
         state, reports, ended = self._updated(state, decisions, number)
         n = len(decisions.valid)
         row = {
@@ -70,6 +71,7 @@ class Rounds:
             "loss": _mean(reports, "loss"),
             **{f"train/{name}": _mean(reports, name) for name in reports[-1] if name != "loss"},
             "rl/success": float(np.mean([trial.success for trial in trials])),
+            "rl/reward": float(np.mean([earned.sum() for earned in rewards])),
             "rl/episodes": number * rl.episodes * rl.trials,
             "rl/steps": float(np.mean([sum(trial.steps) for trial in trials])),
             "rl/divergence": reports[-1]["divergence"],

@@ -42,10 +42,13 @@ class Orders(NamedTuple):
 
 
 class Play(NamedTuple):
-    """An order: an episode from its beginning to its end."""
+    """An order: an episode from its beginning to its end; with `ending` what is seen there is told
+    too.
+    """
 
     orders: Orders
     number: int
+    ending: bool = False
 
 
 class Film(NamedTuple):
@@ -86,10 +89,13 @@ class Query(NamedTuple):
 
 
 class Played(NamedTuple):
-    """An episode that ended: what became of it, JSON-able, and the actions [d] carried out."""
+    """An episode that ended: what became of it, JSON-able, the actions [d] carried out, and what is
+    seen at its end, where that was asked for.
+    """
 
     row: Row
     actions: np.ndarray
+    last: Seen | None = None
 
 
 class Filmed(NamedTuple):
@@ -101,7 +107,9 @@ def perform(
 ) -> Generator[Query, np.ndarray, Played | Filmed]:
     """Does what is ordered; gives what a policy is asked on the way, and takes chunks [k d]."""
     if isinstance(order, Play):
-        return (yield from play(sim, order.orders, order.number))
+        played = yield from play(sim, order.orders, order.number)
+        actions = played.actions
+        return played._replace(last=_sight(sim, actions, len(actions)) if order.ending else None)
     if isinstance(order, Probe):
         return (yield from probe(sim, order.orders, order.number))
     if isinstance(order, Watch):

@@ -41,13 +41,20 @@ class Wanderer:
             out.append(policy.chunk * 0.05)
         return out
 
+    def looked(self, seen: Seen) -> Observation:
+        obs = new_observation(ObservationSizes(1, 1, 0, 1, 7, (2,)), np.zeros)
+        light = seen.images["primary"].mean()
+        return obs._replace(images=(np.full((1, 1, 2, 2, 3), light),), proprio=seen.executed)
+
     def taken(self) -> tuple[Observation, np.ndarray]:
         obs = new_observation(ObservationSizes(1, 1, 0, 1, 7, (2,)), np.zeros)
         return obs._replace(images=(np.full((1, 1, 2, 2, 3), self.light),)), self.chunk
 
 
-def collected(worlds: list[Any], episodes: list[Episode], again: Any = None) -> Any:
-    collector = Collector(worlds, again, seed=5)
+def collected(
+    worlds: list[Any], episodes: list[Episode], again: Any = None, ending: bool = False
+) -> Any:
+    collector = Collector(worlds, again, seed=5, ending=ending)
     policy: Any = Wanderer()
     try:
         return collector.collect(policy, episodes), collector
@@ -68,6 +75,17 @@ def test_trials_do_not_depend_on_how_many_worlds_there_are() -> None:
     np.testing.assert_array_equal(one[0].frames[0].images[0], one[1].frames[0].images[0])
     assert not np.array_equal(one[0].chunks[0], one[1].chunks[0])
     assert all(0 < each.steps[-1] <= 4 for each in one)
+
+
+def test_trials_have_their_last_frame_where_it_is_asked_for() -> None:
+    [plain], _ = collected([Local("blocks")], [Episode(0, 0)])
+    [whole], _ = collected([Local("blocks")], [Episode(0, 0)], ending=True)
+    assert plain.last is None
+    assert whole.steps == plain.steps
+    # Nobody has planned from it: it is another one than the newest that was planned from.
+    assert whole.last.images[0].flat[0] != whole.frames[-1].images[0].flat[0]
+    used = whole.chunks[-1][whole.steps[-1] - 1] * 0.05  # the last action carried out
+    np.testing.assert_array_equal(whole.last.proprio, used)
 
 
 def test_rounds_have_tasks_in_turn_seen_words_and_no_episode_twice() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import vla_jax
 from data_pipelines.builders.blocks import write_blocks
+from experiments import collect_preferences, rollout
 from experiments.finetune_rl import main, with_start
 from tests.experiments.test_rollouts_in_training import REPO, environment
 from vla_jax.rl.learner import CRITIC
@@ -100,6 +101,43 @@ def test_what_cannot_learn_is_refused_by_name(start: Path, tmp_path: Path) -> No
         "--config.model.head=flow", "--config.model.allow_missing=critic/*,head/*"
     )
     assert "expected a policy for navigation" in refused("--config.rl.sim=navigation")
+
+
+@pytest.mark.slow
+def test_preferences_become_a_reward_that_is_learnt_from(start: Path, tmp_path: Path) -> None:
+    rollouts = [tmp_path / who for who in ("expert", "random")]
+    for out in rollouts:
+        own = ["--policy", out.name, "--sim", "blocks", "--episodes", "10", "--out", str(out)]
+        assert not rollout.main(own)
+    chosen, model, run = (tmp_path / name for name in ("chosen", "model", "run"))
+    collect_preferences.main(
+        ["--rollouts", *map(str, rollouts), "--out", str(chosen), "--judge", "scripted"]
+    )
+    words = [
+        "experiments.train_reward", "--config=blocks_reward.py", f"--config.model.start={start}",
+        f"--preferences={chosen}", f"--workdir={model}", "--config.steps=2",
+        "--config.batch_size=4", "--config.optim.warmup_steps=1", "--config.log_every=1",
+    ]  # fmt: skip
+    done = call(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((model / "reward.json").read_text())
+    assert (told["pairs"], told["decided"]) == (2, 2)  # a fifth, whose judge knows who succeeded
+    assert [row["step"] for row in rows(model)] == [1, 2]
+    assert (model / "calibration.png").exists()
+    with pytest.raises(ValueError, match="expected a policy, got a reward model"):
+        open_checkpoint(model / "checkpoints")
+    own = [
+        "experiments.finetune_rl", *SMALL, f"--config.model.start={start}", "--config.steps=1",
+        f"--workdir={run}",
+    ]  # fmt: skip
+    done = call(tmp_path, *own, f"--config.rl.reward={start}")
+    assert done.returncode == 2
+    assert "expected a work directory of experiments.train_reward" in done.stderr
+    done = call(tmp_path, *own, f"--config.rl.reward={model}")
+    assert done.returncode == 0, done.stderr
+    [row] = rows(run)
+    assert row["rl/reward"] != row["rl/success"]
+    assert (run / "reward.png").exists()
 
 
 def test_the_start_is_named_once_and_understood(tmp_path: Path) -> None:
