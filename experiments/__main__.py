@@ -26,6 +26,7 @@ COMMANDS = {  # in the order of a policy's life: name -> module, what it does
         "which of two clips people prefer, on a page",
     ),
     "train_reward": ("experiments.train_reward", "a reward model from those preferences"),
+    "finetune_preferences": ("experiments.finetune_preferences", "a policy learns from them (DPO)"),
     "evaluate": ("experiments.evaluate", "a run's errors on held-out episodes"),
     "export": ("experiments.export", "an artefact for a robot, ONNX, pt2, Hugging Face"),
     "quantise": ("experiments.quantise", "what 8 bits cost an artefact"),
@@ -60,7 +61,7 @@ def main() -> int:
 
 def listed() -> str:
     """What there is, a line each."""
-    lines = [f"  {name:<20}{what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<22}{what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: vla-jax COMMAND ... (vla-jax COMMAND --help says more)", "", *lines])
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import sims
@@ -28,7 +27,7 @@ from experiments.composition.digests import digest as file_digest
 from experiments.composition.lock import held
 from experiments.composition.starting import START, with_start
 from experiments.learning import judging
-from experiments.learning.batches import of_success
+from experiments.learning.batches import moving, of_success
 from experiments.learning.collecting import Collector
 from experiments.learning.judging import Learned
 from experiments.learning.rounds import Reward, Rounds, World
@@ -37,7 +36,6 @@ from experiments.rolling.worlds import About, opened
 from vla_jax import command, sharding
 from vla_jax.models.tokenizer import digest
 from vla_jax.policy import JaxPolicy
-from vla_jax.policy_io import PolicyIO
 from vla_jax.rl.learner import ALGORITHMS
 from vla_jax.saved import open_checkpoint
 from vla_jax.training import compile_cache, train
@@ -134,7 +132,7 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         policy = JaxPolicy(plan.graphdef, reference, io)
         # Of a normal distribution only what moves counts; a token that stands for a dim which does
         # not is still drawn, and the next ones look at it.
-        world = World(len(about.tasks), len(about.wordings), _moving(config, io))
+        world = World(len(about.tasks), len(about.wordings), moving(config, io))
         clock = Clock(folder / "goodput.json")
         clock.resume(done)
         recorder = Recorder(folder, done, config.steps, config.wandb, config.to_dict())
@@ -162,7 +160,8 @@ def _loop(config: ConfigDict, run: Run, state: TrainState, done: int) -> None:
         for number in range(done + 1, config.steps + 1):
             state, row = run.rounds.run(state, number, run.collector, run.reward)
             run.recorder.write(row)
-            stop, last = asked(number), number == config.steps
+            spent = config.rl.budget and row["rl/divergence"] > config.rl.budget
+            stop, last = asked(number), number == config.steps or spent
             if stop or last or number % config.save_every == 0:
                 with run.clock.during("checkpoint"):
                     run.clock.saving(number)
@@ -176,22 +175,18 @@ def _loop(config: ConfigDict, run: Run, state: TrainState, done: int) -> None:
                 run.recorder.say(f"SIGTERM: round {number} is saved; the same command goes on")
                 run.checkpointer.wait()
                 raise SystemExit(train.SIGTERM_EXIT)
+            if spent:
+                run.recorder.say(
+                    f"round {number}: {row['rl/divergence']:.3g} nats a chunk from the start, more"
+                    f" than rl.budget={config.rl.budget:g}: ended"
+                )
+                break
     with run.clock.during("checkpoint"):
         run.checkpointer.wait()
     if run.rollouts is not None:
         with run.clock.during("evaluation"):
             run.rollouts.wait()
     run.clock.write()
-
-
-def _moving(config: ConfigDict, io: PolicyIO) -> np.ndarray:
-    """Which of the policy's dims count, [d]: those that vary. Of a head that writes tokens all do:
-    one that stands for a dim which does not vary is still drawn, and the next ones look at it.
-    """
-    moving = np.full(len(config.model.action_names), config.model.head == "discrete")
-    constant = np.isin(np.arange(len(io.action_places)), io.action_spec.constant)
-    moving[io.action_places] |= ~constant
-    return moving
 
 
 def _described(

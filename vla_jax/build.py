@@ -46,7 +46,8 @@ from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
 from vla_jax.rl import reward
-from vla_jax.rl.learner import Learner, LearnerConfig
+from vla_jax.rl.direct import DirectLearner
+from vla_jax.rl.learner import DIRECT, Learner, LearnerConfig
 from vla_jax.rl.reward import RewardModel
 from vla_jax.robot import sensing
 from vla_jax.training.augment import AugmentConfig
@@ -193,6 +194,8 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
         hidden=rl.hidden,
         binary=build_heads.binary(config),
     )
+    if rl.algorithm == DIRECT:
+        return partial(DirectLearner, learning, rl.beta)
     return partial(Learner, learning)
 
 

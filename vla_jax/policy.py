@@ -230,6 +230,17 @@ class JaxPolicy:
         self._step += 1
         return obs
 
+    def in_network_units(self, actions: np.ndarray, seen: Seen) -> Float[np.ndarray, "k d"]:
+        """Actions [k d'] of this robot, carried out from the frame `seen` on, as the network gives
+        them.
+        """
+        parts, spec = self._io.action_spec.relative, self._io.action_spec
+        names = self._io.state_spec.names
+        measured = relative.starting_state(parts, names, seen.proprio) if parts else None
+        out = np.zeros((len(actions), self._config.action_dim), np.float32)
+        out[:, self._io.action_places] = spec.normalise(np.asarray(actions, np.float32), measured)
+        return out
+
     def taken(self) -> tuple[Observation, np.ndarray]:
         """The last frame as the network took it, and the chunk [k d] that it gave, in network
         units: what a policy learns from that is told how it went.

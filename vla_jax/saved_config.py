@@ -141,6 +141,8 @@ INTRODUCED: dict[str, Any] = {
     "rl.std": 0.1,
     "rl.hidden": 256,
     "rl.reward": "",
+    "rl.budget": 0.0,
+    "rl.beta": 0.1,
 }
 
 

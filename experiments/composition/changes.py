@@ -50,6 +50,8 @@ EFFECTS = {
             "rl.divergence",
             "rl.discount",
             "rl.decay",
+            "rl.budget",
+            "rl.beta",
         ),
         "from the next round on",
     ),

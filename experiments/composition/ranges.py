@@ -136,6 +136,8 @@ RANGES: dict[str, Range] = {
     "rl.update_limit": POSITIVE,
     "rl.value": POSITIVE,
     "rl.divergence": WEIGHT,
+    "rl.budget": WEIGHT,
+    "rl.beta": POSITIVE,
     "rl.std": POSITIVE,
     "rl.hidden": COUNT,
     "mesh.data": DEVICES,

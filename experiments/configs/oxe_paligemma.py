@@ -252,6 +252,9 @@ def _rl() -> ConfigDict:
     config.update_limit = 0.05
     config.value = 0.5  # what the critic's error weighs
     config.divergence = 0.01  # what the divergence from the policy at the start weighs
+    # nats a chunk from the policy at the start, at which a run ends; 0: none
+    config.budget = 0.0
+    config.beta = 0.1  # of dpo: what a nat of likelihood is worth
     config.std = 0.1  # of exploration at the start, network units
     config.hidden = 256  # of the critic
     return config

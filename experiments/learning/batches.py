@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from experiments.learning.collecting import Trial
+from vla_jax.policy_io import PolicyIO
 from vla_jax.rl import advantages
 from vla_jax.rl.learner import Decisions
 from vla_jax.types import STREAMS, Array, Observation, SensorReading
@@ -143,3 +145,13 @@ def batches(
         filled = np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
         batch = jax.tree.map(lambda x, at=filled: x[at], decisions)
         yield batch._replace(valid=batch.valid & (np.arange(size) < len(rows)))
+
+
+def moving(config: ConfigDict, io: PolicyIO) -> np.ndarray:
+    """Which of the policy's dims count, [d]: those that vary. Of a head that writes tokens all do:
+    one that stands for a dim which does not vary is still drawn, and the next ones look at it.
+    """
+    moving = np.full(len(config.model.action_names), config.model.head == "discrete")
+    constant = np.isin(np.arange(len(io.action_places)), io.action_spec.constant)
+    moving[io.action_places] |= ~constant
+    return moving

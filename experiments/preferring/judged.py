@@ -52,6 +52,16 @@ def reliability(chance: np.ndarray, right: np.ndarray) -> list[tuple[float, floa
     return out
 
 
+def text(body: dict[str, Any]) -> str:
+    """The figures in a line."""
+    interval = f"[{100 * body['low']:.0f}, {100 * body['high']:.0f}]"
+    return (
+        f"{body['decided']} decided pairs, accuracy {body['accuracy']:.1%} {interval},"
+        f" cross-entropy {body['cross_entropy']:.3f} (a coin 0.693), calibration error"
+        f" {body['calibration_error']:.3f}"
+    )
+
+
 def draw(body: dict[str, Any], path: Path) -> None:
     """Writes the picture of a reliability diagram."""
     figure, axis = plt.subplots(figsize=(5, 5))

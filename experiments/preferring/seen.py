@@ -3,31 +3,41 @@
 Axes: b pairs, s looks at a clip, t window step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments.learning.batches import window_of
-from experiments.preferring.pairs import Choice, Clip, Pairs
+from experiments.preferring.pairs import Choice, Clip, Pair, Pairs
 from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Played, Watch, actions_of
 from vla_jax.policy import JaxPolicy
 from vla_jax.progress import Progress
+from vla_jax.rl.direct import Contests
 from vla_jax.rl.reward import Comparisons
 from vla_jax.types import Observation
 
 WORTH = {"left": 1.0, "right": 0.0, "tie": 0.5}
 
 
+class Watched(NamedTuple):
+    """A clip as the network sees it: leaves [s t ...], and what was carried out from each look on,
+    [s k d] in network units, and how many steps of it, [s]; none from the last.
+    """
+
+    obs: Observation
+    chunk: np.ndarray
+    steps: np.ndarray
+
+
 def watched(
     world: Any, policy: JaxPolicy, pairs: Pairs, every: int, window: int
-) -> dict[Clip, Observation]:
-    """Each clip as the network sees it, before every `every`-th action and at its end: leaves
-    [s t ...]. Raises RuntimeError where the world's process ends, and what worlds and policies
-    raise.
+) -> dict[Clip, Watched]:
+    """Each clip, looked at before every `every`-th action and at its end. Raises RuntimeError where
+    the world's process ends, and what worlds and policies raise.
     """
     clips = sorted({clip for pair in pairs.pairs for clip in pair})
     out = {}
@@ -36,44 +46,91 @@ def watched(
             actions = actions_of(Path(clip.rollout), clip.episode)
             orders = Orders(pairs.world["seed"])
             world.begin(Watch(orders, clip.episode, actions, every))
-            frames: list[Observation] = []
+            frames, chunks, steps = list[Observation](), list[np.ndarray](), list[int]()
             while not isinstance(message := world.take(), Played):
                 if message.instruction is not None:
                     policy.reset(message.instruction)
                 frames.append(policy.looked(of_cameras(message.seen, policy.cameras)))
+                rest = actions[sum(steps) :][:every]
+                made = policy.in_network_units(rest, message.seen)
+                chunks.append(np.pad(made, ((0, every - len(made)), (0, 0))))
+                steps.append(len(rest))
                 world.answer(None)
             windows = [window_of(frames, i, window) for i in range(len(frames))]
-            out[clip] = jax.tree.map(lambda *rows: np.concatenate(rows), *windows)
+            obs = jax.tree.map(lambda *rows: np.concatenate(rows), *windows)
+            out[clip] = Watched(obs, np.stack(chunks), np.array(steps))
             progress.add(1)
     return out
 
 
-def compared(pairs: Pairs, choices: Sequence[Choice], seen: dict[Clip, Observation]) -> Comparisons:
+def compared(pairs: Pairs, choices: Sequence[Choice], clips: Mapping[Clip, Watched]) -> Comparisons:
     """All choices but those that were skipped, numpy. Clips that are shorter are filled up."""
-    kept = [choice for choice in choices if choice.choice in WORTH]
-    shown = [pairs.pairs[choice.pair] for choice in kept]
-    most = max(_length(seen[clip]) for pair in shown for clip in pair)
-    n = len(kept)
-    lengths = np.array([[_length(seen[clip]) for clip in pair] for pair in shown])
-
-    def filled(*rows: np.ndarray) -> np.ndarray:
-        width = [(0, 0)] * (rows[0].ndim - 1)
-        padded = [np.pad(row, [(0, most - len(row)), *width], mode="edge") for row in rows]
-        return np.stack(padded).reshape(n, 2, *padded[0].shape)
-
+    shown, choice = _shown(pairs, choices)
+    most = _longest(shown, clips)
+    lengths = np.array([[len(clips[clip].steps) for clip in pair] for pair in shown])
     return Comparisons(
-        obs=jax.tree.map(filled, *(seen[clip] for pair in shown for clip in pair)),
+        obs=_filled([[clips[clip].obs for clip in pair] for pair in shown], most),
         looks=np.arange(most)[None, None] < lengths[:, :, None],
-        choice=np.array([WORTH[choice.choice] for choice in kept], np.float32),
-        valid=np.ones(n, bool),
-        dataset_id=np.zeros(n, np.int32),
+        choice=choice,
+        valid=np.ones(len(shown), bool),
+        dataset_id=np.zeros(len(shown), np.int32),
     )
 
 
-def rows_of(data: Comparisons, places: np.ndarray, size: int) -> Comparisons:
-    """The pairs at these places, filled up to `size` with such as are not valid."""
+def contests(
+    pairs: Pairs, choices: Sequence[Choice], clips: Mapping[Clip, Watched], dims: np.ndarray
+) -> Contests:
+    """The same with what was carried out; `dims` [d] are those of the actions that vary. What the
+    policy before all learning says is not there yet.
+    """
+    shown, choice = _shown(pairs, choices)
+    most = _longest(shown, clips)
+    chunk = _filled([[clips[clip].chunk for clip in pair] for pair in shown], most)
+    steps = np.zeros((len(shown), 2, most), int)
+    for i, pair in enumerate(shown):
+        for j, clip in enumerate(pair):
+            own = clips[clip].steps
+            steps[i, j, : len(own)] = own
+    return Contests(
+        obs=_filled([[clips[clip].obs for clip in pair] for pair in shown], most),
+        chunk=chunk,
+        mask=(np.arange(chunk.shape[3]) < steps[..., None])[..., None] & dims,
+        reference=np.zeros_like(chunk),
+        choice=choice,
+        valid=np.ones(len(shown), bool),
+        dataset_id=np.zeros(len(shown), np.int32),
+    )
+
+
+def _shown(pairs: Pairs, choices: Sequence[Choice]) -> tuple[list[Pair], np.ndarray]:
+    kept = [choice for choice in choices if choice.choice in WORTH]
+    worth = np.array([WORTH[choice.choice] for choice in kept], np.float32)
+    return [pairs.pairs[choice.pair] for choice in kept], worth
+
+
+def _longest(shown: Sequence[Pair], clips: Mapping[Clip, Watched]) -> int:
+    return max(len(clips[clip].steps) for pair in shown for clip in pair)
+
+
+def _filled(rows: Sequence[Sequence[Any]], most: int) -> Any:
+    """Trees of leaves [s ...] of both clips of each pair -> leaves [n 2 most ...], the last look
+    repeated.
+    """
+
+    def stacked(*leaves: np.ndarray) -> np.ndarray:
+        width = [(0, 0)] * (leaves[0].ndim - 1)
+        padded = [np.pad(leaf, [(0, most - len(leaf)), *width], mode="edge") for leaf in leaves]
+        return np.stack(padded).reshape(len(rows), 2, *padded[0].shape)
+
+    return jax.tree.map(stacked, *(tree for pair in rows for tree in pair))
+
+
+def rows_of(data: Any, places: np.ndarray, size: int) -> Any:
+    """The pairs of Comparisons or Contests at these places, filled up to `size` with such as are
+    not valid.
+    """
     filled = np.concatenate([places, np.zeros(size - len(places), places.dtype)])
-    batch: Comparisons = jax.tree.map(lambda x: x[filled], data)
+    batch = jax.tree.map(lambda x: x[filled], data)
     return batch._replace(valid=batch.valid & (np.arange(size) < len(places)))
 
 
@@ -81,7 +138,3 @@ def in_order(n: int, size: int) -> Iterator[np.ndarray]:
     """Places 0 to n - 1, `size` at a time."""
     for start in range(0, n, size):
         yield np.arange(start, min(n, start + size))
-
-
-def _length(obs: Observation) -> int:
-    return len(obs.step_mask)

@@ -116,7 +116,7 @@ def test_preferences_become_a_reward_that_is_learnt_from(start: Path, tmp_path: 
     words = [
         "experiments.train_reward", "--config=blocks_reward.py", f"--config.model.start={start}",
         f"--preferences={chosen}", f"--workdir={model}", "--config.steps=2",
-        "--config.batch_size=4", "--config.optim.warmup_steps=1", "--config.log_every=1",
+        "--config.optim.warmup_steps=1", "--config.batch_size=4", "--config.log_every=1",
     ]  # fmt: skip
     done = call(tmp_path, *words)
     assert done.returncode == 0, done.stderr
@@ -124,6 +124,20 @@ def test_preferences_become_a_reward_that_is_learnt_from(start: Path, tmp_path: 
     assert (told["pairs"], told["decided"]) == (2, 2)  # a fifth, whose judge knows who succeeded
     assert [row["step"] for row in rows(model)] == [1, 2]
     assert (model / "calibration.png").exists()
+    direct = tmp_path / "direct"
+    words = [
+        "experiments.finetune_preferences", "--config=blocks_dpo.py", *words[2:4],
+        f"--workdir={direct}", "--config.steps=3", "--config.optim.warmup_steps=1", *words[7:],
+        "--config.rl.budget=1e-9",
+    ]  # fmt: skip
+    done = call(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(direct)] == [1]  # the budget is spent at once
+    assert rows(direct)[0]["val/divergence"] > 1e-9
+    assert (
+        open_checkpoint(direct / "checkpoints").params.keys()
+        == load_params(start / "checkpoints").keys()
+    )
     with pytest.raises(ValueError, match="expected a policy, got a reward model"):
         open_checkpoint(model / "checkpoints")
     own = [

@@ -26,7 +26,8 @@ from vla_jax.rl.tokens import DrawingHead
 from vla_jax.types import Array, Objective, Observation
 
 CRITIC = "critic/"  # what the names of its own parameters begin with
-ALGORITHMS = ("ppo", "grpo")
+ALGORITHMS = ("ppo", "grpo")  # by trial
+DIRECT = "dpo"  # from preferences, see direct.py
 
 
 class Decisions(NamedTuple):
@@ -68,9 +69,10 @@ class LearnerConfig:
     binary: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
+        if self.algorithm not in (*ALGORITHMS, DIRECT):
             raise ValueError(
-                f"rl.algorithm: expected one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}"
+                f"rl.algorithm: expected one of {', '.join((*ALGORITHMS, DIRECT))}, got"
+                f" {self.algorithm!r}"
             )
 
     @property
