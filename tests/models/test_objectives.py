@@ -116,7 +116,7 @@ def test_auxiliary_tasks_do_not_change_the_action():
     their own.
     """
     graphdef, flat = make_policy(*TASKS)
-    plain, shapes, _ = params.abstract(lambda rngs: params.merge(*make_policy()))
+    plain, shapes, _ = params.abstract(maker())
     batch = make_data()
     alone, _ = run(plain, {name: flat[name] for name in shapes}, batch)
     np.testing.assert_allclose(
