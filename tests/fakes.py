@@ -13,6 +13,9 @@ from vla_jax import params
 from vla_jax.models.attention import Cache, FrameMask, take_last_queries
 from vla_jax.types import Array, Batch, Media, Observation
 
+# What runs longer than it compiles is compiled as users' programs are, not as conftest.py says.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
 
 class FakeBackbone(nnx.Module):
     """One real attention layer over patches and words: masks, positions and pixels all matter.
