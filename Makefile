@@ -46,10 +46,10 @@ demo: $(if $(wildcard $(STAMP)),,$(DEMO))
 	    $(RUN)/acts/random $(RUN)/acts/expert --alike policy artefact
 
 test: $(STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -8,9 +8,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
+from tests.cheap_random import HASH
 from vla_jax import params
 from vla_jax.models.attention import Cache, FrameMask, take_last_queries
 from vla_jax.types import Array, Batch, Media, Observation
+
+# What runs longer than it compiles is compiled as users' programs are, not as conftest.py says.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 class FakeBackbone(nnx.Module):
@@ -129,8 +133,28 @@ def whole_mask(mask: FrameMask) -> Bool[Array, "f s s"]:
 
 
 def initialise(build: params.Build) -> tuple[nnx.GraphDef, params.Params]:
-    """A module's graphdef and random parameters on one device."""
-    return params.abstract(build)[0], jax.jit(lambda: params.split(build(nnx.Rngs(0)))[1])()
+    """A module's graphdef and random parameters on one device, traced once."""
+    graphdefs = []
+
+    def made() -> params.Params:
+        graphdef, flat = params.split(build(nnx.Rngs(jax.random.key(0, impl=HASH))))
+        graphdefs.append(graphdef)
+        return flat
+
+    flat = jax.jit(made)()
+    return graphdefs[0], flat
+
+
+def jittered(build: params.Build, size: float) -> tuple[nnx.GraphDef, params.Params]:
+    """`initialise` with random numbers added to all, so that no part is at a value that hides it.
+    Added in numpy, which compiles nothing.
+    """
+    graphdef, flat = initialise(build)
+    rng = np.random.default_rng(0)
+    return graphdef, {
+        name: jnp.asarray(np.asarray(x) + np.float32(size * rng.normal(size=x.shape)))
+        for name, x in flat.items()
+    }
 
 
 def random_frame_mask(rng: np.random.Generator, n: int, frame: int, frames: int) -> FrameMask:

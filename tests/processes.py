@@ -1,15 +1,33 @@
-"""Several processes as the hosts of one run, each with its own CPU devices."""
+"""Processes that tests start: several as the hosts of one run, each with its own CPU devices, or
+one after the other.
+"""
 
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
+
+
+def alone() -> dict[str, str]:
+    """The environment of a command on one device. The same steps are run by several commands and
+    tests: each is compiled once, as conftest.py says.
+    """
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
 
 
 class Hosts:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.composition import estimate, spaces
 from experiments.composition.config import load_config
-from tests.fakes import initialise, make_batch
+from tests.fakes import jittered, make_batch
 from vla_jax import build, params
 from vla_jax.actions import ActionSpec
 from vla_jax.policy import JaxPolicy
@@ -24,12 +24,8 @@ def config(*overrides, start="oxe_paligemma.py:tiny"):
     return spaces.resolve(load_config(start, [f"--config.{text}" for text in overrides]))
 
 
-def jittered(made):
-    graphdef, flat = initialise(build.model(made))
-    rng = np.random.default_rng(0)
-    return graphdef, {
-        name: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
-    }
+def policy_of(made):
+    return jittered(build.model(made), 0.1)
 
 
 def frames(b, t):
@@ -38,19 +34,20 @@ def frames(b, t):
     return tuple(rng.integers(0, 256, (b, t, size, size, 3), dtype=np.uint8) for size in SIZES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "layout"),
     [
         ("paligemma", "prefix"),
-        pytest.param("kosmos2", "robovlms", marks=pytest.mark.slow),
-        pytest.param("llava", "prefix", marks=pytest.mark.slow),
-        pytest.param("flamingo", "robovlms", marks=pytest.mark.slow),
-        pytest.param("smolvlm", "prefix", marks=pytest.mark.slow),
-        pytest.param("qwen3vl", "robovlms", marks=pytest.mark.slow),
+        ("kosmos2", "robovlms"),
+        ("llava", "prefix"),
+        ("flamingo", "robovlms"),
+        ("smolvlm", "prefix"),
+        ("qwen3vl", "robovlms"),
     ],
 )
 def test_training_and_rollout_agree(backbone, layout):
-    graphdef, flat = jittered(
+    graphdef, flat = policy_of(
         config(*TWO, *TINY, f"model.backbone={backbone}", f"model.layout={layout}")
     )
     batch = make_batch(t=2)
@@ -68,6 +65,7 @@ def test_training_and_rollout_agree(backbone, layout):
     io = PolicyIO(SIZES, 5, lambda text: np.array([3, 4]), spec, ActionSpec(()))
     policy = JaxPolicy(graphdef, flat, io)
     policy.reset("")
+    act = jax.jit(lambda flat, obs: params.merge(graphdef, flat).act(obs, jax.random.key(0)))
     for now in range(STEPS):
         acted = policy.act({name: x[now] for name, x in images.items()})
         at = np.arange(now - 1, now + 1)
@@ -78,14 +76,14 @@ def test_training_and_rollout_agree(backbone, layout):
             prompt_mask=np.array([[True, True, False, False, False]]),
             step_mask=(at >= 0)[None],
         )
-        expected = jax.jit(params.merge(graphdef, flat).act)(obs, jax.random.key(0))
-        np.testing.assert_allclose(acted[:, :6], np.asarray(expected)[0, :, :6], atol=2e-5)
+        expected = np.asarray(act(flat, obs))
+        np.testing.assert_allclose(acted[:, :6], expected[0, :, :6], atol=2e-5)
 
 
 @pytest.mark.slow
 def test_each_camera_is_seen_at_its_size():
     """The frame of the second is resized by the rollout; a bigger one gives more tokens."""
-    graphdef, flat = jittered(config(*TWO, *TINY))
+    graphdef, flat = policy_of(config(*TWO, *TINY))
     obs = make_batch(t=1).obs._replace(images=frames(2, 1))
     whole = params.merge(graphdef, flat).sequence(obs)
     assert whole.valid.shape[1] == (32 // 8) ** 2 + (16 // 8) ** 2 + 5 + 1
@@ -105,7 +103,7 @@ def test_each_camera_is_seen_at_its_size():
 @pytest.mark.slow
 def test_a_resampler_makes_the_tokens_of_every_camera_equally_many():
     fields = (*TWO, *TINY, "model.resampler.depth=1", "model.resampler.latents=3")
-    graphdef, flat = jittered(config(*fields, "model.resampler.dim_head=8"))
+    graphdef, flat = policy_of(config(*fields, "model.resampler.dim_head=8"))
     obs = make_batch(t=1).obs._replace(images=frames(2, 1))
     assert params.merge(graphdef, flat).sequence(obs).valid.shape[1] == 3 + 3 + 5 + 1
 
@@ -113,21 +111,28 @@ def test_a_resampler_makes_the_tokens_of_every_camera_equally_many():
 def test_cameras_of_equal_size_are_one_pass():
     """Whatever order they stand in; and what each shows stays its own."""
     made = config(*TINY, "model.cameras=('a','b','c')", "model.image_sizes=(16,32,16)")
-    graphdef, flat = jittered(made)
-    model, passes = params.merge(graphdef, flat), []
-    embed = model.backbone.embed_image
-    model.backbone.embed_image = lambda images: passes.append(images.shape) or embed(images)
+    graphdef, flat = policy_of(made)
+    passes = []
     a, b = frames(2, 1)[1], frames(2, 1)[0]
     obs = make_batch(t=1, cameras=3).obs._replace(images=(a, b, 255 - a))
-    tokens = model.sequence(obs).tokens
+
+    @jax.jit
+    def both(flat, obs):
+        """The sequence's tokens, and those of each camera's pictures alone."""
+        model = params.merge(graphdef, flat)
+        embed = model.backbone.embed_image
+        own = [embed(jnp.asarray(x[:, 0])) for x in obs.images]
+        model.backbone.embed_image = lambda images: passes.append(images.shape) or embed(images)
+        return model.sequence(obs).tokens, jnp.concatenate(own, axis=1)
+
+    tokens, own = both(flat, obs)
     assert passes == [(4, 16, 16, 3), (2, 32, 32, 3)]
-    own = [embed(jnp.asarray(x[:, 0])) for x in obs.images]
-    np.testing.assert_allclose(tokens[:, : 4 + 16 + 4], jnp.concatenate(own, axis=1), atol=1e-5)
+    np.testing.assert_allclose(tokens[:, : 4 + 16 + 4], own, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_caption_is_scored_behind_images_of_each_size():
-    graphdef, flat = jittered(config(*TWO, *TINY, "objectives.caption.weight=1.0"))
+    graphdef, flat = policy_of(config(*TWO, *TINY, "objectives.caption.weight=1.0"))
     batch = make_batch(t=2)
     batch = batch._replace(obs=batch.obs._replace(images=frames(2, 2)))
     loss = params.merge(graphdef, flat).loss(batch, jax.random.key(0))

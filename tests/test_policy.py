@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.fakes import FakeBackbone, initialise, make_batch
+from tests.fakes import FakeBackbone, jittered, make_batch
 from vla_jax import params
 from vla_jax.actions import ActionSpec
 from vla_jax.models.heads.discrete import DiscreteConfig, DiscreteHead
@@ -52,11 +52,7 @@ def build(history="head", layout="prefix", head="lstm", cross=False, **fields):
         )
         return VLA(backbone, HEADS[head](backbone.width, sizes, rngs), config, rngs)
 
-    graphdef, flat = initialise(make)
-    rng = np.random.default_rng(0)
-    return graphdef, {
-        name: x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
-    }
+    return jittered(make, 0.3)
 
 
 def episode():

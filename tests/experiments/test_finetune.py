@@ -1,10 +1,8 @@
 """The config finetune.py: a policy of ours onto another robot, as a user does it."""
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,11 @@ from data_pipelines.builders.blocks import write_blocks
 from experiments.composition import changes, spaces
 from experiments.composition.config import load_config, save
 from tests.older.unpack import unpack
+from tests.processes import REPO, alone
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.saved_config import complete
 from vla_jax.training.checkpoint import find, load_meta
-
-REPO = Path(__file__).resolve().parents[2]
-COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +89,7 @@ def pretrain(*args: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "experiments.pretrain", *args],
         cwd=REPO,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-            "JAX_ENABLE_COMPILATION_CACHE": "true",
-            "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-        },
+        env=alone(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -12,7 +12,7 @@ import vla_jax
 from data_pipelines.builders.blocks import write_blocks
 from experiments import collect_preferences, rollout
 from experiments.finetune_rl import main, with_start
-from tests.experiments.test_rollouts_in_training import REPO, environment
+from tests.processes import REPO, alone
 from vla_jax.rl.learner import CRITIC
 from vla_jax.saved import open_checkpoint
 from vla_jax.training.checkpoint import load_params
@@ -23,9 +23,9 @@ SMALL = (
 )  # fmt: skip
 
 
-def call(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=REPO, env=environment(tmp_path), capture_output=True,
+        [sys.executable, "-m", *words], cwd=REPO, env=alone(), capture_output=True,
         text=True, timeout=900, check=False,
     )  # fmt: skip
 
@@ -36,7 +36,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
     write_blocks(folder / "data", train=6, val=6)
     done = call(
-        folder, "experiments.pretrain", "--config=blocks.py",
+        "experiments.pretrain", "--config=blocks.py",
         f"--config.data.root={folder / 'data'}", "--config.steps=2", "--config.batch_size=4",
         "--config.eval_batches=1", "--config.optim.warmup_steps=1",
         "--config.model.prompt_length=32", f"--workdir={folder / 'run'}",
@@ -61,7 +61,7 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_an_ordinary_policy(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder, steps in ((whole, 2), (cut, 1), (cut, 2)):
         done = call(
-            tmp_path, "experiments.finetune_rl", *own, f"--config.steps={steps}",
+            "experiments.finetune_rl", *own, f"--config.steps={steps}",
             *(["--change=yes"] if steps == 2 and folder == cut else []), f"--workdir={folder}",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_an_ordinary_policy(
 def test_what_cannot_learn_is_refused_by_name(start: Path, tmp_path: Path) -> None:
     def refused(*words: str) -> str:
         done = call(
-            tmp_path, "experiments.finetune_rl", *SMALL, f"--config.model.start={start}",
+            "experiments.finetune_rl", *SMALL, f"--config.model.start={start}",
             f"--workdir={tmp_path / 'run'}", *words,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr

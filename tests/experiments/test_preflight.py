@@ -27,6 +27,7 @@ def run(*words: str) -> int:
     return preflight.main([*TINY, "--topology=gpu:8xH100", *words])
 
 
+@pytest.mark.slow
 def test_a_run_that_fits(capsys):
     assert run("--config.batch_size=88", "--config.mesh.tensor=2", "--price=2") == 0
     said = capsys.readouterr().out

@@ -3,20 +3,18 @@ is missing.
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.builders.blocks import write_blocks
+from tests.processes import REPO, alone
 
-REPO = Path(__file__).resolve().parents[2]
 SHORT = [
     "--config=oxe_paligemma.py:tiny", "--config.steps=12", "--config.batch_size=8",
     "--config.log_every=1",
@@ -29,25 +27,11 @@ def command(*args: str, module: str = "experiments.pretrain") -> list[str]:
     return [sys.executable, "-m", module, *args]
 
 
-# The same steps are run by several commands here: each is compiled once, as conftest.py says.
-COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
-
-
-def environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-    }
-
-
 def run(*args: str, module: str = "experiments.pretrain") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*args, module=module),
         cwd=REPO,
-        env=environment(),
+        env=alone(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -104,7 +88,7 @@ def test_killed_and_started_again_gives_the_same_losses(
     process = subprocess.Popen(
         command(*args),
         cwd=REPO,
-        env=environment(),
+        env=alone(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.builders.blocks import write_blocks
+from tests.processes import REPO, alone
 
-from .test_pretrain import REPO, environment, run
+from .test_pretrain import run
 
 # The next pose as the target, learnt relative to the state where the chunk starts.
 OWN = """
@@ -75,7 +76,7 @@ def test_replay_of_an_exported_policy_reports_what_evaluate_reports(
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *options], capture_output=True, text=True, timeout=300,
-        check=False, cwd=REPO, env=environment(),
+        check=False, cwd=REPO, env=alone(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads((work / "evaluation.json").read_text())["datasets"][dataset]

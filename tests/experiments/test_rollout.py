@@ -18,8 +18,9 @@ from data_pipelines.builders.navigation import write_navigation
 from experiments import rollout
 from experiments.benchmarks.server import served
 from experiments.rolling import results
+from tests.processes import REPO, alone
 
-from .test_pretrain import REPO, environment, run
+from .test_pretrain import run
 
 
 def options(policy: str, out: Path, episodes: int) -> list[str]:
@@ -143,7 +144,7 @@ def test_what_was_carried_out_can_be_carried_out_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_it_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.rollout", *options("random", tmp_path, 400)]
-    process = subprocess.Popen(command, cwd=REPO, env=environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=REPO, env=alone(), stdout=subprocess.DEVNULL)
     kept = tmp_path / "episodes.jsonl"
     until = time.monotonic() + 120
     while not kept.exists() or kept.read_bytes().count(b"\n") < 5:

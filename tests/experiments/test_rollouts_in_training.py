@@ -1,7 +1,6 @@
 """Policies act while they are trained: the command as a user runs it, also killed and failing."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.builders.navigation import write_navigation
-
-REPO = Path(__file__).resolve().parents[2]
+from tests.processes import REPO, alone
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +28,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]  # fmt: skip
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-    }
-
-
 def run(command: list[str], tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, f"--workdir={tmp_path / 'run'}", *more], cwd=REPO, env=environment(tmp_path),
+        [*command, f"--workdir={tmp_path / 'run'}", *more], cwd=REPO, env=alone(),
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
@@ -58,7 +46,7 @@ def test_killed_it_goes_on_and_every_rollout_is_made_once(
 ) -> None:
     out = tmp_path / "run" / "rollouts"
     process = subprocess.Popen(
-        [*command, f"--workdir={tmp_path / 'run'}"], cwd=REPO, env=environment(tmp_path),
+        [*command, f"--workdir={tmp_path / 'run'}"], cwd=REPO, env=alone(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     until = time.monotonic() + 300

@@ -16,7 +16,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from tests.data_pipelines import sensed
 from tests.data_pipelines.loading import encode
-from tests.fakes import FakeBackbone, initialise
+from tests.fakes import OPTIMISED, FakeBackbone, initialise
 from vla_jax import build, params
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -64,7 +64,7 @@ def learnt(index, text: str) -> np.ndarray:
 
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(train.actions), (STEPS, BATCH))
-    run = jax.jit(lambda carry: jax.lax.scan(step, carry, rows)[0][0])
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, rows)[0][0], compiler_options=OPTIMISED)
     flat = run((flat, optimizer.init(flat)))
     act = jax.jit(lambda flat, obs: params.merge(graphdef, flat).act(obs, KEY))
     return np.abs(np.asarray(act(flat, held_out.obs)) - held_out.actions[:, 0]).mean((0, 1))

@@ -11,7 +11,8 @@ from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.datasets import DATASETS
 from data_pipelines.index import open_index
 from tests.data_pipelines.blocks_files import edit
-from tests.experiments.test_pretrain import REPO, SHORT, command, environment, run
+from tests.experiments.test_pretrain import SHORT, command, run
+from tests.processes import REPO, alone
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def two_hosts(root: Path, workdir: Path, caches: tuple[Path, Path]) -> list[str]
         words = command(*flags, f"--config.data.root={root}", f"--workdir={workdir}")
         hosts.append(
             subprocess.Popen(
-                words, cwd=REPO, env=environment() | own, text=True,
+                words, cwd=REPO, env=alone() | own, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
         )  # fmt: skip

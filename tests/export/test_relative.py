@@ -109,6 +109,7 @@ def test_without_the_state_it_refuses_and_stands_where_it_stood(written: Path) -
     policy.act(images, state)
 
 
+@pytest.mark.slow
 def test_the_folder_alone_computes_it(written: Path, tmp_path: Path) -> None:
     """Where nothing of ours is: with torch, numpy and safetensors."""
     shutil.copytree(written, tmp_path / "artefact")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.fakes import FakeBackbone, initialise, make_batch
+from tests.fakes import FakeBackbone, jittered, make_batch
 from vla_jax import params
 from vla_jax.models.transformer import Linear
 from vla_jax.models.vla import VLA, VLAConfig
@@ -69,11 +69,7 @@ def make(head, history="head"):
         config = VLAConfig(T, K, D, ("primary", "wrist"), history=history)
         return VLA(FakeBackbone(rngs), head(rngs), config, rngs)
 
-    graphdef, flat = initialise(build)
-    rng = np.random.default_rng(0)
-    return graphdef, {
-        name: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
-    }
+    return jittered(build, 0.1)
 
 
 def example():
@@ -94,7 +90,7 @@ def test_a_head_reads_keys_and_values_in_training_and_acts_alike():
         (_, predicted), grads = jax.value_and_grad(loss, has_aux=True)(flat)
         return predicted, params.merge(graphdef, flat).act(batch.obs, KEY), grads
 
-    predicted, acted, grads = run(flat)
+    predicted, acted, grads = jax.device_get(run(flat))
     np.testing.assert_allclose(acted, predicted, atol=1e-6)
     # Of the one layer the keys are read, and what they are made of.
     read = [name for name, grad in grads.items() if np.any(grad)]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.fakes import FakeBackbone, initialise, make_batch
+from tests.fakes import FakeBackbone, jittered, make_batch
 from vla_jax import params
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -49,11 +49,7 @@ def maker(*tasks, layout="prefix", history="head", cross=False):
 
 
 def make_policy(*tasks, **fields):
-    graphdef, flat = initialise(maker(*tasks, **fields))
-    rng = np.random.default_rng(0)
-    return graphdef, {
-        name: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
-    }
+    return jittered(maker(*tasks, **fields), 0.1)
 
 
 def make_data(b=2):
@@ -103,7 +99,7 @@ def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cros
 
         return jax.value_and_grad(total, has_aux=True)(flat)
 
-    (_, (objective, weights)), grads = both(flat)
+    (_, (objective, weights)), grads = jax.device_get(both(flat))
     assert set(objective.sums) == set(weights) == {"action", *TASKS}
     for name in TASKS:  # the metric's pairs are the task's sum and weight
         np.testing.assert_allclose(
@@ -120,7 +116,7 @@ def test_auxiliary_tasks_do_not_change_the_action():
     their own.
     """
     graphdef, flat = make_policy(*TASKS)
-    plain, shapes, _ = params.abstract(lambda rngs: params.merge(*make_policy()))
+    plain, shapes, _ = params.abstract(maker())
     batch = make_data()
     alone, _ = run(plain, {name: flat[name] for name in shapes}, batch)
     np.testing.assert_allclose(

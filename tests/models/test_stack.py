@@ -24,7 +24,8 @@ def make(layers: str, rope_theta: float) -> Any:
     graphdef, flat = initialise(lambda rngs: Stack(block, DEPTH, run, rngs))
     rng = np.random.default_rng(0)
     for name, value in sorted(flat.items()):
-        flat[name] = value + 0.1 * jnp.asarray(rng.normal(size=value.shape), jnp.float32)
+        moved = np.asarray(value) + np.float32(0.1 * rng.normal(size=value.shape))
+        flat[name] = jnp.asarray(moved)
     return params.merge(graphdef, flat)
 
 

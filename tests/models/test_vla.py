@@ -236,7 +236,7 @@ def test_batch_of_two_is_two_batches_of_one(fake):
 def test_gradient_reaches_every_leaf(policy):
     graphdef, flat, batch = policy
     batch = batch._replace(obs=batch.obs._replace(step_mask=np.ones((2, T), bool)))
-    grads = gradient(flat, graphdef, batch)
+    grads = jax.device_get(gradient(flat, graphdef, batch))
     unread = {
         "backbone/lm_head/kernel"
     } & flat.keys()  # an output layer of its own: only tokens are scored by it
@@ -248,7 +248,7 @@ def test_gradient_reaches_every_leaf(policy):
 def test_gradient_reaches_the_backbone_from_zero_readouts(policy):
     graphdef, flat, batch = policy
     flat = {**flat, "readout_embedding": 0 * flat["readout_embedding"]}
-    grads = gradient(flat, graphdef, batch)
+    grads = jax.device_get(gradient(flat, graphdef, batch))
     assert all(np.isfinite(grad).all() for grad in grads.values())
     assert np.any(grads["readout_embedding"])
     assert any(np.any(g) for n, g in grads.items() if n.startswith("backbone/"))

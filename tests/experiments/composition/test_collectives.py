@@ -200,7 +200,9 @@ def test_no_activation_of_the_batch_is_communicated(family, shape):
     assert carrying == []
 
 
-@pytest.mark.parametrize("family", ["lstm", "discrete", "growing"])
+@pytest.mark.parametrize(
+    "family", ["lstm", *(pytest.param(x, marks=pytest.mark.slow) for x in ("discrete", "growing"))]
+)
 def test_nor_in_evaluation(family):
     carrying, number = moved(FAMILIES[family][0], (2, 2, 2), *FAMILIES[family][1:], evaluate=True)
     assert number > 5

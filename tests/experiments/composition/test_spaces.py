@@ -238,6 +238,7 @@ def test_a_mixture_exports_and_speaks_of_each_robots_own_dims(
                 np.testing.assert_allclose(acted, in_jax.act(image, state), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_a_robot_lacks_has_no_gradient(data: Path, tmp_path: Path) -> None:
     """Windows of one robot alone: every other dim's parameters stay where they are."""
     config = config_of(data, "robot_7d", "robot_8d", chunk=2, window=1, head="mlp")

@@ -26,6 +26,7 @@ def drawn(number: int, steps: int) -> Episode:
     return Episode(number, "", text, frames, np.zeros((steps, 0)), actions)
 
 
+@pytest.mark.slow
 def test_frames_in_a_row_are_as_frame_by_frame(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

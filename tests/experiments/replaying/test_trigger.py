@@ -78,6 +78,7 @@ def test_hindsight_is_no_worse_than_any_fixed_horizon(recording: Recording) -> N
             assert cost <= price * passes + error * frames + 1e-6
 
 
+@pytest.mark.slow
 def test_the_fit_finds_what_the_policy_can_be_trusted_with(
     recording: Recording, artefact: Path, small: None
 ) -> None:

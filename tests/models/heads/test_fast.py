@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.fakes import FakeBackbone, initialise, make_batch
+from tests.fakes import FakeBackbone, jittered, make_batch
 from vla_jax import params
 from vla_jax.models import decoding
 from vla_jax.models.fast_vocabulary import fit
@@ -59,12 +59,7 @@ def policy_of(config: FastConfig, history: str = "head", width: int = 16):
         sizes = VLAConfig(T, K, D, ("primary", "wrist"), readouts=2, history=history)
         return VLA(FakeBackbone(rngs, width, VOCAB), FastHead(width, config), sizes, rngs)
 
-    graphdef, flat = initialise(make)
-    rng = np.random.default_rng(0)
-    return graphdef, {
-        name: jnp.asarray(x + 0.2 * rng.normal(size=x.shape), jnp.float32)
-        for name, x in flat.items()
-    }
+    return jittered(make, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +136,7 @@ def test_loss_is_finite_and_gradient_reaches_every_leaf(policy):
     grad = jax.jit(
         jax.grad(lambda flat: params.merge(graphdef, flat).loss(batch, KEY).sums["action"])
     )(flat)
+    grad = jax.device_get(grad)
     assert [n for n, g in grad.items() if not (np.isfinite(g).all() and np.any(g))] == []
 
 

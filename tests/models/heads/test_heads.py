@@ -87,7 +87,7 @@ def test_loss_is_finite_and_gradient_reaches_every_leaf(head):
     result = loss(*head, *data)
     assert np.isfinite(result.sum)
     assert result.sum > 0
-    by_name, by_readout = grads(*head, *data)
+    by_name, by_readout = jax.device_get(grads(*head, *data))
     dead = [
         name for name, grad in by_name.items() if not (np.isfinite(grad).all() and np.any(grad))
     ]

@@ -13,7 +13,7 @@ from torch import nn
 
 from experiments.composition import spaces
 from experiments.composition.config import load_config
-from tests.fakes import FakeBackbone, initialise, make_batch
+from tests.fakes import FakeBackbone, initialise, jittered, make_batch
 from vla_jax import build, params
 from vla_jax.models.heads.oft import OFTHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -25,15 +25,6 @@ K, D, C, PER_STEP, KEY = 2, 3, 8, 3, jax.random.key(0)
 CONFIG = HeadConfig(
     K, D, (), tokens=K * PER_STEP, hidden=10, layers=2, loss=ActionLoss(kind="l1")
 )  # fmt: skip
-
-
-def jittered(make):
-    graphdef, flat = initialise(make)
-    rng = np.random.default_rng(0)
-    return graphdef, {
-        name: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), jnp.float32)
-        for name, x in flat.items()
-    }
 
 
 class Block(nn.Module):
@@ -48,7 +39,7 @@ class Block(nn.Module):
 @pytest.mark.slow
 def test_it_is_openvla_ofts():
     """L1RegressionActionHead: the tokens of a step side by side, MLPResNet, L1."""
-    graphdef, flat = jittered(lambda rngs: OFTHead(C, CONFIG, rngs))
+    graphdef, flat = jittered(lambda rngs: OFTHead(C, CONFIG, rngs), 0.3)
     theirs = nn.Sequential(
         nn.LayerNorm(C * PER_STEP), nn.Linear(C * PER_STEP, 10), nn.ReLU(), Block(10), Block(10),
         nn.LayerNorm(10), nn.Linear(10, D),
@@ -96,7 +87,7 @@ def test_each_step_hangs_on_the_placeholders_of_all(history):
             2, K, D, ("primary", "wrist"), history=history, readouts=K * PER_STEP, mutual=mutual
         )
         graphdef, flat = jittered(
-            lambda rngs: VLA(FakeBackbone(rngs), OFTHead(16, heads, rngs), config, rngs)
+            lambda rngs: VLA(FakeBackbone(rngs), OFTHead(16, heads, rngs), config, rngs), 0.3
         )
         obs = make_batch(t=2, k=K, d=D).obs
 
