@@ -16,7 +16,9 @@ if [ "$DEVICE" = cuda ]; then
     gib=$(($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1) / 1024))
     # The policies of a part are written down for both sides: 24 GB that memory takes sooner than a disk.
     [ "$(df --output=avail -BG /dev/shm | tail -n 1 | tr -dc 0-9)" -lt 40 ] || export TMPDIR=/dev/shm
-    export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch is on the same card
+    # torch is on the same card; jax would take no more than three quarters of it, and the released model at 8 windows did not
+    # fit into those of an H200 (139 GiB).
+    export XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_PYTHON_CLIENT_MEM_FRACTION=0.95
 fi
 # As many windows of 8 frames as a card holds with what dots keeps of them (4.1 GiB each); the small ones take their default.
 BATCH=${BATCH:-$([ "$SIZE" != 3b ] || echo $((gib > 120 ? 8 : 4)))}
