@@ -146,7 +146,12 @@ class _TorchPolicy:
         own = [policy._policy for policy in policies]
         prepared = [
             policy._policy.prepared(
-                policy._fitted(each.images), each.proprio, each.executed, sensors=each.sensors
+                policy._fitted(each.images),
+                each.proprio,
+                each.executed,
+                None,
+                each.sensors,
+                each.underway,
             )
             for policy, each in zip(policies, seen, strict=True)
         ]
