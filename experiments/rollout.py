@@ -7,6 +7,8 @@
     ... --policy replay:OUT     carries out what was carried out in OUT: the world is the same
     ... --blank                 the policy is told nothing: does it listen?
     ... --execute 2             it plans again after 2 actions of each chunk; by default after all
+    ... --delay 2 --chunking realtime    a plan takes 2 control steps to come, and the chunk that
+                                there is goes on meanwhile: see rolling/chunking.py
     ... --environments 8        so many episodes at once; who asks at one time is answered together
     ... --shard 0/4             the episodes of job 0 of 4, on any machines
     python -m experiments.rollout --diagnose --policy RUN --sim blocks [--data ROOT] --out DIR
@@ -38,6 +40,7 @@ from experiments.composition.digests import digest
 from experiments.composition.json_files import write_json
 from experiments.rolling import diagnosing, films, merging, probing
 from experiments.rolling.actors import Actors, Opened, Served, check_renderer
+from experiments.rolling.chunking import KINDS
 from experiments.rolling.episodes import Orders
 from experiments.rolling.results import Kept, figures, text
 from experiments.rolling.running import Running
@@ -94,7 +97,7 @@ def settle(args: argparse.Namespace, about: Any) -> tuple[dict[str, Any], Orders
     no policy, or none for this robot.
     """
     actors: Actors | None = None
-    orders = Orders(args.seed, "", args.execute, args.blank)
+    orders = Orders(args.seed, "", args.execute, args.blank, None, args.chunking, args.delay)
     if args.policy in SCRIPTED:
         orders = orders._replace(script=args.policy)
         policy: dict[str, Any] = {"kind": args.policy, "versions": _versions()}
@@ -117,6 +120,8 @@ def settle(args: argparse.Namespace, about: Any) -> tuple[dict[str, Any], Orders
         "policy": policy,
         "execute": args.execute,
         "blank": args.blank,
+        "chunking": args.chunking,
+        "delay": args.delay,
         # A policy's numbers are rounded otherwise where it is asked for others too.
         "environments": args.environments if actors is not None else None,
     }
@@ -227,6 +232,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--execute", type=command.positive, default=0,
         help="actions of a chunk that are carried out before the next; by default all",
     )  # fmt: skip
+    parser.add_argument(
+        "--delay", type=command.not_negative, default=0,
+        help="control steps that a plan takes to come, from its picture on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--chunking", choices=KINDS, default="wait",
+        help="meanwhile the robot waits; or goes on, and then with the newest chunk as it is,"
+        " averaged with the one before (freeze), or led by it (realtime: policies that flow)",
+    )  # fmt: skip
     parser.add_argument("--blank", action="store_true", help="the policy's instruction is empty")
     parser.add_argument(
         "--environments", type=command.positive, default=1, help="episodes at one time"
@@ -252,10 +266,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     if args.step is not None and not of_run:
         parser.error(f"--step={args.step}: expected with a run's checkpoints in --policy")
     scripted = not which and args.policy.startswith((*SCRIPTED, REPLAY))
-    if scripted and (args.blank or args.execute):
+    if scripted and (args.blank or args.execute or args.delay or args.chunking != "wait"):
         parser.error(
-            f"--policy {args.policy}: plans one step and hears nothing; leave out --blank"
-            " and --execute"
+            f"--policy {args.policy}: plans one step at once and hears nothing; leave out --blank,"
+            " --execute, --delay and --chunking"
         )
     return args
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import vla_jax.robot.realtime
     import vla_jax.types
 
 
@@ -34,7 +35,8 @@ def load_policy(
     [k d], in the robot's units; images are uint8 RGB [h w 3] of any size, one per camera by name,
     proprio [p] is the state in the robot's units where the policy sees it. `act(images,
     sensors={"imu": ...})` gives readings of sensors where the policy has them
-    (vla_jax/robot/sensing.py).
+    (vla_jax/robot/sensing.py), `underway=` the plan that goes on meanwhile where it flows
+    (vla_jax/robot/realtime.py).
 
     Args:
         folder: a run's work directory, its checkpoints directory, what import_weights wrote, or
@@ -128,11 +130,14 @@ class _TorchPolicy:
         proprio: np.ndarray | None = None,
         *,
         sensors: Mapping[str, Any] | None = None,
+        underway: "vla_jax.robot.realtime.Underway | None" = None,
     ) -> np.ndarray:  # float32 [k d]
         """The next k actions; see load_policy. Raises ValueError for missing or unknown cameras,
-        images that are not uint8 RGB, missing state, and what is no reading of a sensor.
+        images that are not uint8 RGB, missing state, what is no reading of a sensor, and as
+        robot.realtime.check.
         """
-        return self._policy.act(self._fitted(images), proprio, sensors=sensors)["actions"]
+        fitted = self._fitted(images)
+        return self._policy.act(fitted, proprio, sensors=sensors, underway=underway)["actions"]
 
     @staticmethod
     def act_together(
@@ -146,7 +151,12 @@ class _TorchPolicy:
         own = [policy._policy for policy in policies]
         prepared = [
             policy._policy.prepared(
-                policy._fitted(each.images), each.proprio, each.executed, sensors=each.sensors
+                policy._fitted(each.images),
+                each.proprio,
+                each.executed,
+                None,
+                each.sensors,
+                each.underway,
             )
             for policy, each in zip(policies, seen, strict=True)
         ]

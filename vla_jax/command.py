@@ -38,6 +38,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """A whole number of the command line, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
+    return int(text)
+
+
 def share(text: str) -> tuple[int, int]:
     """I/N of the command line: job I of N, counted from 0."""
     number, _, count = text.partition("/")

@@ -17,9 +17,8 @@ width.
 
 import copy
 import dataclasses
-import functools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -34,10 +33,12 @@ from vla_jax.models.sequence import FrameTokens, MaskedTokens
 from vla_jax.models.vla import VLA
 from vla_jax.params import Params, merge
 from vla_jax.policy_io import PolicyIO, observation
-from vla_jax.robot import relative, sensing
+from vla_jax.policy_rows import of_all, of_rows
+from vla_jax.robot import realtime, relative, sensing
 from vla_jax.robot.held import at_rest, is_none
 from vla_jax.types import (
     Array,
+    Guide,
     Media,
     Observation,
     Seen,
@@ -64,6 +65,16 @@ class _Kept(NamedTuple):
     place: jax.Array  # the next frame's first position
 
 
+class _Given(NamedTuple):
+    """A frame as the network takes it, the state that relative actions start from, and what the
+    chunk is led to.
+    """
+
+    obs: Observation
+    measured: np.ndarray | None
+    guide: Guide | None
+
+
 class JaxPolicy:
     """types.Policy for a trained VLA. `held` counts the steps of an episode for which its head had
     no chunk, and the robot was held (robot/held.py).
@@ -75,21 +86,22 @@ class JaxPolicy:
         # The policy's action dims that this robot has: 1 d.
         self._dims = np.isin(np.arange(config.action_dim), io.action_places)[None]
         self._interleaved = config.history == "interleaved"
-        self._on_prefix = self._model(params).head.acts_on == "prefix"
+        head = self._model(params).head
+        self._on_prefix, self._inpaints = head.acts_on == "prefix", head.inpaints
         self._together = 1  # episodes that programs are compiled for
-        self._embed = _of_rows(lambda params, obs: self._model(params).sequence(obs))
-        self._encode = _of_rows(
+        self._embed = of_rows(lambda params, obs: self._model(params).sequence(obs))
+        self._encode = of_rows(
             lambda params, frames: self._model(params).encode(
                 _stacked(frames), config.readouts, len(frames)
             )
         )
-        self._extend = _of_rows(self._extended)
-        self._act_on_readouts = _of_rows(
-            lambda params, readouts, present, dims, draw: self._model(params).act_on_readouts(
-                jnp.concatenate(readouts, axis=1), present, dims, _key(draw)
-            )
+        self._extend = of_rows(self._extended)
+        self._act_on_readouts = of_rows(
+            lambda params, readouts, present, dims, draw, guide: self._model(
+                params
+            ).act_on_readouts(jnp.concatenate(readouts, axis=1), present, dims, _key(draw), guide)
         )
-        self._act_on_prefix = _of_rows(self._acted_on_prefix)
+        self._act_on_prefix = of_rows(self._acted_on_prefix)
         self._prompt: tuple[np.ndarray, np.ndarray] | None = None
 
     def _model(self, params: Params) -> VLA:
@@ -121,6 +133,7 @@ class JaxPolicy:
         proprio: np.ndarray | None = None,
         executed: np.ndarray | None = None,
         sensors: Mapping[str, Any] | None = None,
+        underway: realtime.Underway | None = None,
     ) -> Float[np.ndarray, "k d"]:
         """The next k actions in robot units, from uint8 RGB images [h w 3] of all cameras and the
         state [p].
@@ -128,11 +141,13 @@ class JaxPolicy:
         `executed` [d] is the action carried out since the last call, for models that see it; None:
         the first of the last chunk. `sensors` are readings by name, in the robot's units, as
         sensing.py says of each kind; what is not there the model does without, but speech, which
-        stands until the next comes. Raises ValueError for missing or unknown cameras, images that
-        are not uint8 RGB, what is no reading of a sensor, and missing state, where the model sees
-        it or the actions are relative to it.
+        stands until the next comes. To the plan `underway` meanwhile keeps the chunk of a head that
+        flows. Raises ValueError for missing or unknown cameras, images that are not uint8 RGB, what
+        is no reading of a sensor, and missing state, where the model sees it or the actions are
+        relative to it; and as realtime.check.
         """
-        return self.act_together([self], [Seen(images, proprio, executed, sensors)])[0]
+        seen = Seen(images, proprio, executed, sensors, underway)
+        return self.act_together([self], [seen])[0]
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -164,14 +179,17 @@ class JaxPolicy:
         if any(policy._params is not lead._params for policy in policies):
             raise ValueError("act_together: expected sessions of one policy; `sessions` makes them")
         given = [policy._prepared(each) for policy, each in zip(policies, seen, strict=True)]
-        frames = lead._run(lead._embed, [(obs,) for obs, _ in given])
+        frames = lead._run(lead._embed, [(one.obs,) for one in given])
+        guides = of_all([one.guide for one in given])
         draws = [(np.uint32(policy._seed), np.uint32(policy._step)) for policy in policies]
         if lead._on_prefix:
             for policy, frame in zip(policies, frames, strict=True):
                 policy._remember(frame)
             rows = [
-                (policy._newest(), policy._dims, draw, (obs.proprio, obs.proprio_mask))
-                for policy, draw, (obs, _) in zip(policies, draws, given, strict=True)
+                (policy._newest(), policy._dims, draw, (obs.proprio, obs.proprio_mask), guide)
+                for policy, draw, (obs, _, _), guide in zip(
+                    policies, draws, given, guides, strict=True
+                )
             ]
             chunks = lead._run(lead._act_on_prefix, rows)
         else:
@@ -180,22 +198,28 @@ class JaxPolicy:
             chunks = lead._run(
                 lead._act_on_readouts,
                 [
-                    (tuple(each._readouts), (t >= t[-1] - each._step)[None], each._dims, draw)
-                    for each, draw in zip(policies, draws, strict=True)
+                    (
+                        tuple(each._readouts),
+                        (t >= t[-1] - each._step)[None],
+                        each._dims,
+                        draw,
+                        guide,
+                    )
+                    for each, draw, guide in zip(policies, draws, guides, strict=True)
                 ],
             )
         return [
-            policy._acted(np.asarray(chunk, np.float32)[0], measured)
-            for policy, chunk, (_, measured) in zip(policies, chunks, given, strict=True)
+            policy._acted(np.asarray(chunk, np.float32)[0], one.measured)
+            for policy, chunk, one in zip(policies, chunks, given, strict=True)
         ]
 
     def _run(self, program: Any, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """A program of _of_rows on each row of arguments; the last one fills what is not asked."""
+        """A program of of_rows on each row of arguments; the last one fills what is not asked."""
         filled = [*rows, *[rows[-1]] * (self._together - len(rows))]
         return program(self._params, tuple(filled))[: len(rows)]
 
-    def _prepared(self, seen: Seen) -> tuple[Observation, np.ndarray | None]:
-        """A frame as the network takes it, and the state that relative actions start from."""
+    def _prepared(self, seen: Seen) -> _Given:
+        """A frame as the network takes it."""
         self._check_frame(seen.images)
         parts, names = self._io.action_spec.relative, self._io.state_spec.names
         measured = relative.starting_state(parts, names, seen.proprio) if parts else None
@@ -205,10 +229,11 @@ class JaxPolicy:
             past = self._io.action_spec.normalise(np.asarray(last, np.float32), measured)
         assert self._prompt is not None
         obs = observation(self._io, self._config, seen, past)
+        guide = self._io.guide(self._config, self._inpaints, seen.underway, measured)
         ids, mask = self._prompt
         obs = obs._replace(prompt=ids, prompt_mask=mask, action_dims=self._dims)
         self._obs = obs._replace(sensors=self._readings(seen.sensors))
-        return self._obs, measured
+        return _Given(self._obs, measured, guide)
 
     def _acted(self, chunk: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
         """Ends a step: the network's chunk [k d] in robot units."""
@@ -350,11 +375,12 @@ class JaxPolicy:
         dims: Array,
         draw: tuple[Array, Array],
         proprio: tuple[Array, Array],
+        guide: Guide | None,
     ) -> Array:
         model = self._model(params)
         state = model.head_state(*proprio)
         context = model.prefix_context(_stacked(frames), len(frames), dims, state)
-        return model.head.act(context, _key(draw))[:, -1]
+        return model.head.act(context._replace(guide=guide), _key(draw))[:, -1]
 
 
 def _key(draw: tuple[Array, Array]) -> jax.Array:
@@ -383,41 +409,6 @@ def _read(policies: Sequence[JaxPolicy], frames: Sequence[FrameTokens]) -> None:
     whole = lead._run(lead._encode, [(tuple(policy._frames),) for policy in slid]) if slid else []
     for policy, own in zip(slid, whole, strict=True):
         policy._readouts.extend(own[:, i : i + 1] for i in range(window))
-
-
-def _of_rows(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """The program that gives function(params, *row) for each of several rows of arguments, in one
-    pass, compiled for their number.
-    """
-
-    # Of leaves: types of ours know no axis of rows.
-    @functools.partial(jax.jit, static_argnums=(2, 3))
-    def program(params: Params, leaves: list[Any], tree: Any, count: int) -> list[Any]:
-        given: list[Any] = []  # the tree of what function gives
-
-        def of_leaves(row: list[Any]) -> list[Any]:
-            out, made = jax.tree.flatten(function(params, *jax.tree.unflatten(tree, row)))
-            given.append(made)
-            return out
-
-        stacked = [jnp.stack(leaf) if isinstance(leaf, tuple) else leaf for leaf in leaves]
-        if count == 1:
-            return [
-                jax.tree.unflatten(given[0], row) for row in [of_leaves([x[0] for x in stacked])]
-            ]
-        out = jax.vmap(of_leaves)(stacked)
-        return [jax.tree.unflatten(given[0], [part[i] for part in out]) for i in range(count)]
-
-    def together(params: Params, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
-        flat, trees = zip(*(jax.tree.flatten(row) for row in rows), strict=True)
-        # What is on the host goes over as one array; the rest is where it stays.
-        leaves = [
-            leaf if isinstance(leaf[0], jax.Array) else np.stack(leaf)
-            for leaf in zip(*flat, strict=True)
-        ]
-        return program(params, leaves, trees[0], len(rows))
-
-    return together
 
 
 def _unseen(frame: FrameTokens) -> FrameTokens:

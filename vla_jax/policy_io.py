@@ -13,7 +13,8 @@ from PIL import Image
 
 from vla_jax.actions import ActionSpec, places
 from vla_jax.models.vla import VLAConfig
-from vla_jax.types import Observation, ObservationSizes, Seen, new_observation
+from vla_jax.robot import realtime
+from vla_jax.types import Guide, Observation, ObservationSizes, Seen, new_observation
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,26 @@ class PolicyIO:
         """Where the dataset's numbers of the state stand among the policy's."""
         names = self.state_spec.names
         return places(names, self.state_names or names)
+
+    def guide(
+        self,
+        config: VLAConfig,
+        inpaints: bool,
+        underway: realtime.Underway | None,
+        measured: np.ndarray | None,
+    ) -> Guide | None:
+        """What the chunk of one episode is led to; None without a plan. `measured` is the state [p]
+        that relative actions start from, `inpaints` whether the policy's head can be led. Raises
+        ValueError as realtime.check.
+        """
+        if underway is None:
+            return None
+        spec, shape = self.action_spec, (config.chunk, config.action_dim)
+        realtime.check(underway, spec.names, config.chunk, inpaints)
+        target, weight = realtime.towards(
+            underway, lambda x: spec.normalise(x, measured), self.action_places, shape
+        )
+        return Guide(target[None], weight[None, :, None])
 
 
 def observation(

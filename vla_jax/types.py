@@ -290,6 +290,15 @@ class Prefix(NamedTuple):
     media: Media | None
 
 
+class Guide(NamedTuple):
+    """What a flow is led to, in network units: the plan that is underway, and how much of it each
+    number of a chunk has to keep, 0 to 1. See vla_jax/robot/realtime.py.
+    """
+
+    actions: Float[Array, "b k a"]
+    weight: Float[Array, "b k #a"]
+
+
 class HeadContext(NamedTuple):
     """What a head may look at. It says what it wants (PolicyHead.acts_on, trains_on); the rest is
     None.
@@ -307,6 +316,8 @@ class HeadContext(NamedTuple):
         state: float32 ["b t p"], normalised, 0 for what the robot lacks; for a head that looks at
             it itself (VLAConfig.state_to_head).
         taught: what `teacher` gave, of a head that trains on tokens.
+        guide: a Guide, all of the policy's dims; None, and always for a head that does not
+            `inpaint`: its chunk follows from what it sees.
     """
 
     readouts: Any = None
@@ -316,6 +327,7 @@ class HeadContext(NamedTuple):
     dims: Any = None
     state: Any = None
     taught: Any = None
+    guide: Any = None
 
 
 class PolicyHead(Protocol):
@@ -324,6 +336,7 @@ class PolicyHead(Protocol):
     acts_on: str  # "readouts" or "prefix"
     trains_on: str  # "readouts", "tokens" (predictors of `teacher`) or "prefix"
     num_tokens: int  # tokens of the language model that it writes behind the readouts; 0: none
+    inpaints: bool  # whether `act` can be led to a plan, HeadContext.guide
 
     def teacher(
         self, batch: Batch, mask: Bool[Array, "b t k d"]
@@ -362,12 +375,15 @@ class Seen(NamedTuple):
         proprio: the state [p], robot units.
         executed: the action [d] carried out since the step before; None: the first of its chunk.
         sensors: readings by name, see vla_jax/robot/sensing.py.
+        underway: a vla_jax.robot.realtime.Underway, the plan that goes on while a policy that flows
+            thinks; None: nothing does.
     """
 
     images: dict[str, np.ndarray]
     proprio: np.ndarray | None = None
     executed: np.ndarray | None = None
     sensors: Mapping[str, Any] | None = None
+    underway: Any = None
 
 
 class Policy(Protocol):

@@ -124,7 +124,8 @@ class Served:
             seen = of_cameras(query.seen, self.handshake["cameras"])
             if query.instruction is not None:
                 client.reset(query.instruction, self._dataset)
-            report = Report(executed=seen.executed)
+            plan, delay = seen.underway or (None, None)
+            report = Report(executed=seen.executed, plan=plan, delay=delay)
             actions: np.ndarray = client.act(seen.images, seen.proprio, report=report)["actions"]
             if client.reconnects:
                 raise ConnectionError(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.rolling import films
+from experiments.rolling.chunking import Chunking, Following, jerk, robot_of
 from experiments.sims import Sim
 from vla_jax.types import Seen
 
@@ -32,6 +33,8 @@ class Orders(NamedTuple):
             policy that looks at several frames gets those at which it is asked.
         blank: the policy's instruction is "" in place of the world's.
         replay: the results whose actions are carried out again.
+        chunking: how chunks follow each other, one of chunking.KINDS, where a plan takes `delay`
+            control steps to come.
     """
 
     seed: int
@@ -39,6 +42,8 @@ class Orders(NamedTuple):
     execute: int = 0
     blank: bool = False
     replay: Path | None = None
+    chunking: str = "wait"
+    delay: int = 0
 
 
 class Play(NamedTuple):
@@ -133,31 +138,35 @@ def play(sim: Sim, orders: Orders, number: int) -> Generator[Query, np.ndarray, 
     """Runs an episode to its end. Without a script it asks for chunks [k d]: it draws what the
     policy sees then, and only then.
 
-    Raises ValueError for a chunk of another shape, too short for `execute`, or with a number that
-    is not finite.
+    Raises ValueError for a chunk of another shape, too short for `execute` or the delay, or with a
+    number that is not finite.
     """
     started, waited = time.perf_counter(), 0.0
     row = begin(sim, orders.seed, number)
     script = _script(sim, orders, number) if orders.script else None
-    stage, actions = -1, list[np.ndarray]()
+    stage, actions, robot = -1, list[np.ndarray](), robot_of(sim.datasets)
+    chunking = Chunking(orders.chunking, orders.delay, orders.execute)
     while not sim.outcome:
         told = None
         if sim.stage != stage:
             stage, told = sim.stage, "" if orders.blank else sim.instruction
+            following = Following(chunking, robot)
         if script is not None:
             chunk = script()[None]
         else:
             images, proprio = sim.observe()
             before = None if told is not None else actions[-1]
+            underway = following.underway(len(sim.low))
             asked = time.perf_counter()
-            chunk = yield Query(told, Seen(images, proprio, before))
+            chunk = yield Query(told, Seen(images, proprio, before, underway=underway))
             waited += time.perf_counter() - asked
-            chunk = _checked(chunk, sim, orders.execute, number)
+            chunk = following.next(_checked(chunk, sim, orders.execute, number), before)
         for action in chunk:
             if not sim.outcome and sim.stage == stage:
                 sim.step(action)
                 actions.append(action)
     row |= {"outcome": sim.outcome, "steps": len(actions)}
+    row["jerk"] = jerk(robot, np.array(actions), sim.control_hz)
     row |= {"seconds": round(time.perf_counter() - started - waited, 4), **sim.report()}
     return Played(row, np.array(actions))
 
@@ -235,7 +244,7 @@ def actions_of(out: Path, number: int) -> np.ndarray:
 
 
 def _checked(chunk: np.ndarray, sim: Sim, execute: int, number: int) -> np.ndarray:
-    """The actions [k d] to carry out next, and no more."""
+    """The policy's chunk [k d]."""
     chunk, d = np.asarray(chunk), len(sim.low)
     if chunk.ndim != 2 or chunk.shape[1] != d or len(chunk) < max(1, execute):
         raise ValueError(
@@ -247,4 +256,4 @@ def _checked(chunk: np.ndarray, sim: Sim, execute: int, number: int) -> np.ndarr
         raise ValueError(
             f"episode {number}: expected finite actions of the policy, got {chunk.tolist()}"
         )
-    return chunk[: execute or None]
+    return chunk

@@ -123,9 +123,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 def figures(rows: list[Row], control_hz: float) -> dict[str, Any]:
     """JSON-able: success of all, by wording and by task and wording, how episodes ended, how many
-    steps a second the worlds made on a core each, how long the policy took for a plan, ms, and what
-    share of the plans took longer than the steps they were for last on the robot. Of episodes with
-    several instructions how many were carried out.
+    steps a second the worlds made on a core each, how jerky what was carried out was (the mean of
+    episodes, chunking.jerk), how long the policy took for a plan, ms, and what share of the plans
+    took longer than the steps they were for last on the robot. Of episodes with several
+    instructions how many were carried out.
     """
     by_task = {
         task: _by("wording", [row for row in rows if row["task"] == task])
@@ -137,6 +138,11 @@ def figures(rows: list[Row], control_hz: float) -> dict[str, Any]:
         "by_task": by_task,
         "outcomes": dict(Counter(row["outcome"] for row in rows)),
         "steps_per_second": sum(row["steps"] for row in rows) / sum(row["seconds"] for row in rows),
+    }
+    units = dict.fromkeys(unit for row in rows for unit in row["jerk"])
+    body["jerk"] = {
+        unit: float(np.mean([row["jerk"][unit] for row in rows if unit in row["jerk"]]))
+        for unit in units
     }
     if all("solved" in row for row in rows):
         body["in_a_row"] = in_a_row([row["solved"] for row in rows], len(rows[0]["chain"]))
@@ -184,6 +190,9 @@ def text(body: dict[str, Any]) -> str:
         f"success {_cell(body['success'])}: {ended}",
         f"{body['steps_per_second']:,.0f} steps a second and world",
     ]
+    if body["jerk"]:
+        each = ", ".join(f"{value:.4g} {unit}" for unit, value in body["jerk"].items())
+        lines.append(f"jerk of what was carried out: {each}")
     if "in_a_row" in body:
         chains = body["in_a_row"]
         shares = " / ".join(

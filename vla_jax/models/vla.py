@@ -52,6 +52,7 @@ from vla_jax.types import (
     Array,
     Backbone,
     Batch,
+    Guide,
     HeadContext,
     Objective,
     Observation,
@@ -273,8 +274,7 @@ class VLA(nnx.Module):
         if obs.step_mask.shape[1] != self.config.window:
             raise ValueError(
                 f"VLA.act: expected a window of {self.config.window} frames, got"
-                f" {obs.step_mask.shape[1]}; keep the last frames and repeat the first one before"
-                " the episode began"
+                f" {obs.step_mask.shape[1]}; keep the last frames and repeat the episode's first"
             )
         if self.head.acts_on == "readouts":
             return self.act_on_readouts(self.readouts(obs), obs.step_mask, obs.action_dims, key)
@@ -290,14 +290,15 @@ class VLA(nnx.Module):
         present: Bool[Array, "b t"],
         dims: Bool[Array, "b d"] | None,
         key: jax.Array,
+        guide: Guide | None = None,
     ) -> Float[Array, "b k d"]:
         """The chunk at the newest step, for a head that acts on readouts. `present` is False before
         the episode began, `dims` for those that the robot lacks.
         """
-        if self.config.history_start == "repeat":
-            return self.head.act(HeadContext(readouts=readouts, dims=dims), key)[:, -1]
-        read = starts.present_first(readouts, present)
-        return starts.newest(self.head.act(HeadContext(readouts=read, dims=dims), key), present)
+        grows = self.config.history_start != "repeat"
+        read = starts.present_first(readouts, present) if grows else readouts
+        chunks = self.head.act(HeadContext(readouts=read, dims=dims, guide=guide), key)
+        return starts.newest(chunks, present) if grows else chunks[:, -1]
 
     def prefix_context(
         self,

@@ -23,7 +23,7 @@ from vla_jax.models.sequence import MaskedTokens
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.rl import density, tokens
 from vla_jax.rl.tokens import DrawingHead
-from vla_jax.types import Array, Objective, Observation
+from vla_jax.types import Array, Guide, Objective, Observation
 
 CRITIC = "critic/"  # what the names of its own parameters begin with
 ALGORITHMS = ("ppo", "grpo")  # by trial
@@ -210,9 +210,10 @@ class Learner(VLA):
         present: Bool[Array, "b t"],
         dims: Bool[Array, "b d"] | None,
         key: jax.Array,
+        guide: Guide | None = None,
     ) -> Float[Array, "b k d"]:
         """A chunk as it explores, not the likeliest."""
-        del dims
+        del dims, guide  # no head that learns by trial can be led
         raw = self._raw(readouts, present)
         return density.draw(raw, self.critic.log_std[...], self.learning.binary, key)
 

@@ -82,7 +82,7 @@ SLACK = 0.25  # of a period: how long before a control step its frame may have b
 PAUSE = 1.5  # periods of a filter from one step to the next, after which it commands rest
 EARLY = 0.75  # of a period: how long before its time a control step may be carried out
 PATIENCE = 3  # replies in a row that come too late as a whole, until that is an error
-BLENDS = ("freeze", "ensemble", "newest")
+BLENDS = ("freeze", "ensemble", "newest", "realtime")
 
 
 class ServerError(RuntimeError):
@@ -124,6 +124,10 @@ class Report(NamedTuple):
     pose: np.ndarray | None = None  # [n] of the limits' axes, m and rad, of the frame's time
     gripper: Any = None  # measured, 1 = open; of several grippers a map by name
     distance: float | None = None  # to the nearest obstacle, m
+    # What it carries out from the frame's control step on [n d], for a policy that flows: the next
+    # chunk keeps to it (real-time chunking); and how many steps of it until that chunk is there.
+    plan: np.ndarray | None = None
+    delay: int | None = None
 
 
 WAITS, SILENT = Waits(), Report()
@@ -272,7 +276,12 @@ class Client:
             **({} if sensors is None else {"sensors": dict(sensors)}),
             "limits": self.filter.limits.digest if with_filter else None,
         }
-        reply = self._call({**request, **report._asdict()}, "actions", resend)
+        said = report._asdict()
+        if report.plan is None:  # nor such fields
+            del said["plan"], said["delay"]
+        else:
+            self.check_realtime()
+        reply = self._call({**request, **said}, "actions", resend)
         actions: Any = reply.get("actions")
         k = self.handshake["chunk"]
         fits = (
@@ -288,6 +297,14 @@ class Client:
             )
         self._reply = reply
         return reply
+
+    def check_realtime(self) -> None:
+        """Raises ValueError where the server does not say that its policy keeps to plans."""
+        if not self.handshake.get("realtime"):
+            raise ValueError(
+                f"{self.url}: realtime: expected a server whose policy flows (heads flow, expert)"
+                " and that knows of plans, got another; update it, or blend with freeze"
+            )
 
     def _fitted(self, name: str, image: Any) -> Any:
         """A frame at the policy's size. What is no frame at all is for the server to refuse."""
@@ -575,6 +592,7 @@ class Plan:
     ) -> None:
         self.period, self.keep = period, keep
         self.counts: Counter[str] = Counter()
+        self.delays: deque[int] = deque(maxlen=20)  # control steps from frames to their chunks
         self.chunks = 0  # that came in time
         self.too_late = 0  # replies in a row of which nothing was left
         self.end = -math.inf  # the control step at which the chunks are used up
@@ -629,6 +647,7 @@ class Plan:
         due, k = self.due(now), len(actions)
         slot = min(self.slot(observed_at), due)
         late = min(due - slot, k)
+        self.delays.append(late)
         self._newest = observed_at
         self.counts["dropped_late"] += late
         self.too_late = self.too_late + 1 if late == k else 0
@@ -644,6 +663,21 @@ class Plan:
         self._chunks.append(chunk)
         self.end = slot + k
         self.chunks += 1
+
+    def underway(self, at: float) -> tuple[np.ndarray | None, int | None]:
+        """What is carried out from the control step of a frame of that time on [n d], and the steps
+        of it that will have been when that frame's chunk is there, by `delay`. None without a plan.
+        """
+        newest = self._chunks[-1] if self._chunks else None
+        left = None if newest is None else newest.actions[self.slot(at) - newest.slot :]
+        if newest is None or left is None or not len(left):
+            return None, None
+        return left, min(self.delay, len(left), len(newest.actions) - 1)
+
+    @property
+    def delay(self) -> int:
+        """Control steps from a frame to its chunk, of the last 20 the 95th percentile."""
+        return math.ceil(np.quantile(self.delays, 0.95))
 
     def take(self, now: float) -> Step:
         """The action of this control step, and it counts as carried out. `why` is empty where
@@ -710,7 +744,9 @@ class ChunkBroker:
                 faster, and none so slow that each step would come after a pause.
             share: of a chunk; when to ask.
             blend: where chunks overlap: "freeze", "ensemble" (see these functions; best with
-                share=1) or "newest".
+                share=1), "newest", or "realtime": as newest, and the server is told what goes on
+                meanwhile and for how long, by the delays so far, so that a policy that flows begins
+                its chunk like that (see realtime.py).
             decay: of `ensemble`.
             keep: dims never averaged; by default those with "gripper" in their name, and by the
                 filter's limits positions that wrap. Without a filter such angles belong there too.
@@ -732,6 +768,8 @@ class ChunkBroker:
             raise ValueError(
                 f"ChunkBroker: expected {wanted}; got {self.period}, {share}, {blend!r}, {decay}"
             )
+        if blend == "realtime":
+            client.check_realtime()
         if self._filter is not None:
             least = 1 / self._filter.limits.control_rate
             if not least * (1 - 1e-6) <= self.period < PAUSE * least:
@@ -782,8 +820,8 @@ class ChunkBroker:
         """
         keep = self._unblended(dataset) if self._keep is None else self._keep
         with self._changed:
-            counts, self._plan = self._plan.counts, Plan(*self._settings, keep)
-            self._plan.counts = counts
+            before, self._plan = self._plan, Plan(*self._settings, keep)
+            self._plan.counts, self._plan.delays = before.counts, before.delays
             self._episode += 1
             self._begin = self._current = (instruction, dataset, seed)
             self._seen = self._action = None
@@ -918,7 +956,7 @@ class ChunkBroker:
         """Since the beginning: chunks requested, and replies to them; actions used, and
         dropped_late (their time had passed when they came); replies dropped_order (a newer one was
         there); steps starved. Of the last 20 replies, from request to arrival, s: latency_p50,
-        latency_p95, latency_max.
+        latency_p95, latency_max; and delay_p95, control steps from the frame's own to its chunk.
         """
         with self._changed:
             names = ("used", "dropped_late", "dropped_order", "starved")
@@ -927,6 +965,7 @@ class ChunkBroker:
             if self._latencies:
                 p50, p95, top = np.quantile(self._latencies, [0.5, 0.95, 1.0]).tolist()
                 counters.update(latency_p50=p50, latency_p95=p95, latency_max=top)
+                counters.update(delay_p95=self._plan.delay)
             return counters
 
     def _why(self, now: float) -> str:
@@ -994,6 +1033,10 @@ class ChunkBroker:
             if self._seen is None or episode != self._episode:
                 return None
             asked, self._seen = self._seen, None
+            if self._settings[1] == "realtime":
+                plan, delay = self._plan.underway(asked.observed_at)
+                report = asked.report._replace(plan=plan, delay=delay)
+                asked = asked._replace(report=report)
             self._asked += 1
             self._waiting = self._clock()
             return asked

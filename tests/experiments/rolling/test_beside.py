@@ -14,7 +14,7 @@ def written(folder: Path, outcomes: list[str]) -> str:
     rows: list[dict[str, Any]] = [
         {
             "episode": number, "task": "red left", "wording": ("seen", "held out")[number % 2],
-            "outcome": outcome, "steps": 7, "milliseconds": [1.0], "seconds": 0.1,
+            "outcome": outcome, "steps": 7, "milliseconds": [1.0], "seconds": 0.1, "jerk": {},
         }
         for number, outcome in enumerate(outcomes)
     ]  # fmt: skip

@@ -16,6 +16,7 @@ def row(number: int, outcome: str = "success", wording: str = "seen") -> dict[st
     return {
         "episode": number, "task": f"task {number % 2}", "wording": wording, "instruction": "왼쪽",
         "outcome": outcome, "steps": 3, "milliseconds": [1.0, 2.0, 3.0], "seconds": 0.5,
+        "jerk": {"m/s^3": 0.25 * (number + 1)},
     }  # fmt: skip
 
 
@@ -51,6 +52,8 @@ def test_figures_by_wording_and_task() -> None:
     said = text(body)
     assert "50.0% [15, 85] of 4: success 2, collision 1, too slow 1" in said
     assert "task 0" in said
+    assert body["jerk"] == {"m/s^3": 0.625}
+    assert "jerk of what was carried out: 0.625 m/s^3" in said
 
 
 def test_what_was_kept_is_there_again_without_the_line_that_a_kill_cut_off(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.robot.realtime import Underway, check
 from vla_jax.robot.serving.inference import Model
 
 CAMERAS, SIZE, CHUNK, DATASETS = ("primary", "wrist"), 8, 4, ("blocks", "bridge")
@@ -47,8 +48,13 @@ class FakePolicy:
         images: dict[str, np.ndarray],
         proprio: np.ndarray | None,
         executed: np.ndarray | None,
+        noise: np.ndarray | None = None,
         sensors: Any = None,
+        underway: Underway | None = None,
     ) -> Any:
+        assert noise is None
+        if underway is not None:
+            check(underway, self.action_spec.names, CHUNK, self.log.inpaints)
         if set(images) != set(CAMERAS):
             raise ValueError(f"images: expected {CAMERAS}, got {tuple(images)}")
         for name, image in images.items():
@@ -63,6 +69,7 @@ class FakePolicy:
         self.log.executed.append(executed)
         self.log.states.append(proprio)
         self.log.sensors.append(sensors)
+        self.log.underway.append(underway)
         return images["primary"]
 
 
@@ -78,6 +85,8 @@ class Log:
         self.executed: list[np.ndarray | None] = []
         self.states: list[np.ndarray | None] = []
         self.sensors: list[dict[str, Any] | None] = []
+        self.underway: list[Underway | None] = []
+        self.inpaints = False
         self.gate, self.begun, self.broken = threading.Event(), threading.Event(), False
         self.gate.set()
         self.camera_statistics: dict[str, Any] | None = None

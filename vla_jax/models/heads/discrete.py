@@ -113,6 +113,7 @@ class DiscreteHead(nnx.Module):
     """Scores of action tokens -> loss, actions. It has no parameters."""
 
     acts_on, trains_on = "prefix", "tokens"
+    inpaints = False
 
     def __init__(self, width: int, config: DiscreteConfig, rngs: nnx.Rngs | None = None) -> None:
         self.config = config

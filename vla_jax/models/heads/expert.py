@@ -6,7 +6,7 @@ Both have their own weights and share the attention: the expert's heads have the
 of the backbone's. Its tokens are the noisy actions of a chunk and before them, if `state` says so,
 the robot's state. They stand behind the prompt, see all of it and one another (the state sees no
 action), and the backbone does not see them. So the backbone runs once a frame, in training and in
-acting, and the `STEPS` Euler steps run through the expert alone.
+acting, and the Euler steps run through the expert alone.
 
 Flow matching, its times and the convention x = s * noise + (1 - s) * actions are those of flow.py,
 which are openpi's. All dims flow, binary ones between -1 and 1, as in openpi; their probability is
@@ -32,12 +32,13 @@ from jaxtyping import Bool, Float, Int
 
 from vla_jax.models.attention import Cache
 from vla_jax.models.decoding import without_last
-from vla_jax.models.heads.flow import STEPS, draw, wave
+from vla_jax.models.heads.euler import integrate
+from vla_jax.models.heads.flow import draw, wave
 from vla_jax.models.heads.outputs import Linear, in_float32
 from vla_jax.models.losses import ActionLoss, action_loss, masked_mean
 from vla_jax.models.stack import Stack, StackConfig
 from vla_jax.models.transformer import AdaptiveNorm, BlockConfig, Norm, normed
-from vla_jax.types import Array, HeadContext, Loss
+from vla_jax.types import Array, Guide, HeadContext, Loss
 
 TIMES = ("concat", "adaptive")
 STATES = ("backbone", "expert")
@@ -139,6 +140,7 @@ class ExpertHead(nnx.Module):
     """Keys and values of the backbone, noise -> the chunk."""
 
     acts_on = trains_on = "prefix"
+    inpaints = True
     num_tokens = 0
 
     def __init__(self, width: int, config: ExpertConfig, rngs: nnx.Rngs) -> None:
@@ -197,7 +199,8 @@ class ExpertHead(nnx.Module):
         the probability of 1.
         """
         before = self._before(context)
-        return self._sample(before, self._there(context, len(before.seen)), 1, key)
+        there = self._there(context, len(before.seen))
+        return self._sample(before, there, 1, key, self._guide(context))
 
     def noise(self, key: jax.Array) -> Float[Array, "k a"]:
         """What the chunk of one example starts from."""
@@ -238,21 +241,35 @@ class ExpertHead(nnx.Module):
         behind = ((0, 0), (0, config.numbers - config.action_dim))
         return jnp.pad(dims.astype(jnp.float32), behind, constant_values=1.0)[:, None, None]
 
+    def _guide(self, context: HeadContext) -> Guide | None:
+        """As actions flow: binary dims from -1 to 1. The padding is led nowhere."""
+        if context.guide is None:
+            return None
+        actions, weight = context.guide
+        b, k, d = actions.shape
+        wide = self._inside(actions[:, None], jnp.ones((b, 1, k, d), bool))[:, 0]
+        padding = ((0, 0), (0, 0), (0, self.config.numbers - d))
+        return Guide(wide, jnp.pad(jnp.broadcast_to(weight, actions.shape), padding))
+
     def _sample(
-        self, before: Before, there: Float[Array, "b 1 1 a"], t: int, key: jax.Array
+        self,
+        before: Before,
+        there: Float[Array, "b 1 1 a"],
+        t: int,
+        key: jax.Array,
+        guide: Guide | None = None,
     ) -> Float[Array, "b t k d"]:
         """The actions, integrated from noise that is the same for all steps of a window."""
         config, b = self.config, len(there)
         everywhere = jnp.ones((b * t, config.chunk), bool)
 
-        def step(x: Any, at: Any) -> tuple[Any, None]:
-            velocity = self._velocity(before, _frames(x), jnp.full((b * t, 1), at), everywhere)
-            return (x - velocity.reshape(x.shape) / STEPS) * there, None
+        def velocity(x: Array, at: Any) -> Array:
+            time = jnp.full((b * t, 1), at)
+            return self._velocity(before, _frames(x), time, everywhere).reshape(x.shape)
 
         shape = (b, t, config.chunk, config.numbers)
-        start = jnp.broadcast_to(self._start(key, b) * there, shape)
-        x, _ = jax.lax.scan(step, start, 1 - jnp.arange(STEPS) / STEPS)
-        x = x[..., : config.action_dim]
+        noise = jnp.broadcast_to(self._start(key, b), shape)
+        x = integrate(velocity, noise, there, guide)[..., : config.action_dim]
         bounded = jnp.clip(x, -config.bound, config.bound) if config.bound else x
         return jnp.where(self._is_binary(), jnp.clip((x + 1) / 2, 0.0, 1.0), bounded)
 

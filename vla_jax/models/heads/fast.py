@@ -92,6 +92,7 @@ class FastHead(nnx.Module):
     """Scores of tokens -> loss, actions. It has no parameters."""
 
     acts_on, trains_on = "prefix", "tokens"
+    inpaints = False
 
     def __init__(self, width: int, config: FastConfig, rngs: nnx.Rngs | None = None) -> None:
         self.config = config

@@ -3,16 +3,17 @@ arXiv 2410.24164).
 
 The convention is that of openpi's pi0: at time s the chunk is x = s * noise + (1 - s) * actions,
 the network is trained to say its velocity noise - actions, s is drawn from Beta(1.5, 1) so that
-noisy times come more often, and acting integrates from s = 1 to 0 in `STEPS` Euler steps. Arm dims
-flow. Binary dims are what they are in the other heads, a logit with cross-entropy: a gripper is
-open or closed, and its probability is wanted.
+noisy times come more often, and acting integrates from s = 1 to 0 in a few Euler steps (euler.py).
+Arm dims flow. Binary dims are what they are in the other heads, a logit with cross-entropy: a
+gripper is open or closed, and its probability is wanted.
 
 Arm dims that a robot lacks are 0 at every time, in training and acting, so that nothing in their
-place is looked at; what comes out there is not carried out.
+place is looked at; what comes out there is not carried out. A plan that the chunk is led to
+(euler.py) leads the arm alone: a logit comes in one step.
 
 Acting starts from noise that is the same for all steps of a window, so that a rollout equals the
 window. The metrics of the loss are those of the actions that `act` would give with the same key;
-they cost `STEPS` runs of this small network, and can be compared with every other head's.
+they cost `euler.STEPS` runs of this small network, and can be compared with every other head's.
 
 Axes: f = b * t window steps, each with a chunk of its own.
 """
@@ -27,13 +28,12 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from vla_jax.models.heads.attention import ROPE_THETA
+from vla_jax.models.heads.euler import integrate
 from vla_jax.models.heads.outputs import MLP, CausalStack, HeadConfig, Linear, flatten, in_float32
 from vla_jax.models.losses import action_loss, masked_mean, sigmoid_cross_entropy
 from vla_jax.models.stack import Stack, StackConfig
 from vla_jax.models.transformer import Norm
-from vla_jax.types import Array, HeadContext, Loss
-
-STEPS = 10
+from vla_jax.types import Array, Guide, HeadContext, Loss
 
 
 class FlowHead(nnx.Module):
@@ -42,6 +42,7 @@ class FlowHead(nnx.Module):
     """
 
     acts_on = trains_on = "readouts"
+    inpaints = True
     num_tokens = 0
 
     def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs) -> None:
@@ -96,7 +97,9 @@ class FlowHead(nnx.Module):
     def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b t k d"]:
         """Normalised actions at every window step, from noise drawn with `key`."""
         features = self._features(context.readouts)
-        arm = self._sample(features, self._there(context, features.shape[0]), key)
+        arm = self._sample(
+            features, self._there(context, features.shape[0]), key, self._guide(context)
+        )
         return self._put(arm, jax.nn.sigmoid(self._logits(features)))
 
     def noise(self, key: jax.Array) -> Float[Array, "k a"]:
@@ -112,22 +115,30 @@ class FlowHead(nnx.Module):
         dims = jnp.ones((b, self.config.action_dim)) if context.dims is None else context.dims
         return dims[:, None, None, arm].astype(jnp.float32)
 
+    def _guide(self, context: HeadContext) -> Guide | None:
+        """That of the arm dims."""
+        guide: Guide | None = context.guide
+        if guide is None:
+            return None
+        return guide._replace(actions=guide.actions[..., np.array(self.config.arm, int)])
+
     def _sample(
-        self, features: Float[Array, "b t h"], there: Float[Array, "b 1 1 a"], key: jax.Array
+        self,
+        features: Float[Array, "b t h"],
+        there: Float[Array, "b 1 1 a"],
+        key: jax.Array,
+        guide: Guide | None = None,
     ) -> Float[Array, "b t k a"]:
         """The arm dims, integrated from noise to actions; what is not `there` stays 0."""
         b, t = features.shape[:2]
         chunk, arm = self.config.chunk, len(self.config.arm)
-        noise = self._start(key, b)
         everywhere = jnp.ones((b, t, chunk), bool)
 
-        def step(x: Any, at: Any) -> tuple[Any, None]:
-            time = jnp.full((b, t, 1, 1), at)
-            return (x - self._velocity(features, x, time, everywhere) / STEPS) * there, None
+        def velocity(x: Array, at: Any) -> Array:
+            return self._velocity(features, x, jnp.full((b, t, 1, 1), at), everywhere)
 
-        start = jnp.broadcast_to(noise * there, (b, t, chunk, arm))
-        x, _ = jax.lax.scan(step, start, 1 - jnp.arange(STEPS) / STEPS)
-        return jnp.clip(x, -1.0, 1.0)
+        noise = jnp.broadcast_to(self._start(key, b), (b, t, chunk, arm))
+        return jnp.clip(integrate(velocity, noise, there, guide), -1.0, 1.0)
 
     def _start(self, key: jax.Array, b: int) -> Float[Array, "b 1 k a"]:
         shape = (b, 1, self.config.chunk, len(self.config.arm))

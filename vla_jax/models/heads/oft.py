@@ -43,6 +43,7 @@ class OFTHead(nnx.Module):
     """Readouts [b t n c] -> each step's own [b t k i] -> MLP with residual blocks -> [b t k d]."""
 
     acts_on = trains_on = "readouts"
+    inpaints = False
     num_tokens = 0
 
     def __init__(self, width: int, config: HeadConfig, rngs: nnx.Rngs) -> None:

@@ -150,6 +150,7 @@ class ContinuousHead(nnx.Module):
     """
 
     acts_on = trains_on = "readouts"
+    inpaints = False
     num_tokens = 0
     outputs: ActionOutputs
 

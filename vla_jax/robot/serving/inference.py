@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vla_jax.robot.realtime import Underway
 from vla_jax.robot.serving.metrics import Metrics
 
 SLACK = 1 << 20  # bytes of a message beside its images
@@ -47,6 +48,7 @@ class Given(NamedTuple):
     proprio: np.ndarray | None
     executed: np.ndarray | None
     sensors: dict[str, Any] | None = None
+    underway: Underway | None = None
 
 
 class Job(NamedTuple):
@@ -90,7 +92,9 @@ def open_model(
             " another device"
         )
     stats = json.loads((artefact / "norm_stats.json").read_text(encoding="utf-8"))
-    model = Model(policy, act_together, describe(policy.config, stats, digest(artefact / SUMS)))
+    about = describe(policy.config, stats, digest(artefact / SUMS))
+    about["realtime"] = policy.network.head.inpaints
+    model = Model(policy, act_together, about)
     with np.load(file, allow_pickle=False) as arrays:
         frame = {name: arrays[f"image/{name}"][0] for name in policy.config["cameras"]}
         proprio = arrays["proprio"][0] if "proprio" in arrays else None
@@ -228,8 +232,9 @@ class Inference:
             try:
                 # A number too large for float32 becomes inf, and is refused as not finite.
                 with np.errstate(over="ignore", invalid="ignore"):
-                    images, proprio, executed, sensors = job.given
-                    answers.append(job.policy.prepared(images, proprio, executed, sensors=sensors))
+                    images, proprio, executed, sensors, plan = job.given
+                    seen = images, proprio, executed, None, sensors, plan
+                    answers.append(job.policy.prepared(*seen))
             except ValueError as error:
                 answers.append(BadInput(str(error)))
             except Exception as error:  # a bug, and this session's alone

@@ -9,7 +9,8 @@ Our own have a "type"; FIELDS lists what they hold.
                   "timing": ms, "safety": {"latched": cause or None, "causes": {cause: steps},
                   "stopped": whether all of it is a stop} or None}
                   "sensors" has readings by name (handshake: "sensors"): arrays, of speech a list of
-                  samples and how many a second; see sensing.py
+                  samples and how many a second; see sensing.py. "plan" and "delay" are what the
+                  robot goes on with meanwhile, see realtime.py (handshake: "realtime")
     stop, safety_reset  of the safety filter, see server.py -> {"type": "safety", "id",
                         "session", "latched"}
     anything wrong -> {"type": "error", "id", "code": see Refusal, "message": one line}
@@ -58,6 +59,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "executed": (np.ndarray, _NONE), "chunk": (int, _NONE), "row": (int, _NONE),
         "limits": (str, _NONE), "pose": (np.ndarray, _NONE), "gripper": (*_NUMBER, dict, _NONE),
         "distance": (*_NUMBER, _NONE), "age": (*_NUMBER, _NONE), "sensors": (dict, _NONE),
+        "plan": (np.ndarray, _NONE), "delay": (int, _NONE),
     },
     "stop": {
         "id": (int, _NONE), "why": (str,), "session": (str, _NONE), "operator_token": (str, _NONE),

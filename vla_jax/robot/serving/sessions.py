@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vla_jax.robot.client import pack
+from vla_jax.robot.realtime import Underway
 from vla_jax.robot.safety import cameras, unseen
 from vla_jax.robot.safety.bounds import STOP_CAUSES, Limits
 from vla_jax.robot.safety.filter import Reading, SafetyFilter
@@ -207,7 +208,9 @@ class Session:
             executed = self._carried_out(fields["chunk"], fields["row"])
         self._check_seen(fields["limits"])
         self._observed_at, self._heard_at = observed_at, arrived
-        given = Given(fields["images"], fields["proprio"], executed, fields["sensors"])
+        plan, delay = fields["plan"], fields["delay"] or 0
+        underway = None if plan is None else Underway(plan, delay)
+        given = Given(fields["images"], fields["proprio"], executed, fields["sensors"], underway)
         out, safety = await self._chunk(given, reading, arrived)
         return {
             "type": "actions",

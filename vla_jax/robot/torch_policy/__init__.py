@@ -14,6 +14,7 @@ The exporter copies this folder into every artefact as `policy_torch`; hence the
 
 from . import waiting  # before torch  # isort: skip
 from .folder import load, verify
-from .policy import Policy, act_in_row, act_together
+from .in_row import act_in_row
+from .policy import Policy, act_together
 
 __all__ = ["Policy", "act_in_row", "act_together", "load", "verify", "waiting"]

@@ -24,6 +24,10 @@ class Cache(NamedTuple):
     positions: Tensor
     length: Tensor
 
+    def detached(self) -> "Cache":
+        """The same room, for a pass that is differentiated on its own."""
+        return self._replace(layers=[(k.detach(), v.detach()) for k, v in self.layers])
+
 
 class LayerCache(NamedTuple):
     """A layer's part of a Cache: keys and values [n u j e], positions [n u] of all its tokens, and

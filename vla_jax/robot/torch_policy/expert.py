@@ -4,6 +4,7 @@ Axes: b episodes, s tokens of all frames, u slots of the cache, k chunk step, d 
 numbers of an action inside, p proprio, m tokens of the expert, h its width.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Cache
-from .heads import FLOW_STEPS, Head, Linear, time_embedding
+from .euler import FLOW_STEPS, led
+from .heads import Head, Linear, time_embedding
 from .layers import AdaptiveNorm, BlockConfig, Norm, Stack, normed
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class ExpertHead(Head):
     values.
     """
 
-    reads_prefix = True
+    reads_prefix = inpaints = True
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
@@ -92,16 +94,26 @@ class ExpertHead(Head):
         positions = position + 1 + torch.arange(m, device=device)
         dtype = next(self.layers.parameters()).dtype
 
-        def flow(now: Flowing) -> Flowing:
-            tokens, condition = self._tokens(now.chunk, 1 - (now.num_tokens - 1) / FLOW_STEPS)
+        def velocity(chunk: Tensor, time: Tensor, cache: Cache) -> Tensor:
+            tokens, condition = self._tokens(chunk, time)
             tokens = tokens if state is None else torch.cat([state, tokens], 1)
-            behind = now.cache._replace(length=now.cache.length.clone())
+            behind = cache._replace(length=cache.length.clone())
             out = self.layers(
                 tokens.to(dtype), seen, positions, k, cache=behind, condition=condition
             )
             out, _ = normed(self.norm, out.float(), condition)
-            chunk = (now.chunk - self.action_out(out) / FLOW_STEPS) * there
-            return Flowing(now.num_tokens + 1, chunk, now.cache)
+            return self.action_out(out)
+
+        plan = self._plan(inputs)
+
+        def flow(now: Flowing) -> Flowing:
+            time = 1 - (now.num_tokens - 1) / FLOW_STEPS
+            if plan is None:
+                v = velocity(now.chunk, time, now.cache)
+            else:
+                run = functools.partial(velocity, time=time, cache=now.cache.detached())
+                v = led(run, now.chunk, time, plan, there)
+            return Flowing(now.num_tokens + 1, (now.chunk - v / FLOW_STEPS) * there, now.cache)
 
         begin = Flowing(torch.ones(1, dtype=torch.int64, device=device), x, cache)
         x = repeat(flow, begin, FLOW_STEPS).chunk[:, :, : self.action_dim]
@@ -109,6 +121,19 @@ class ExpertHead(Head):
         binary = torch.zeros(self.action_dim, dtype=torch.bool, device=device)
         binary[self.binary] = True
         return torch.where(binary, ((x + 1) / 2).clamp(0, 1), bounded)
+
+    def _plan(self, inputs: "Inputs") -> tuple[Tensor, Tensor] | None:
+        """The plan that the chunk is led to, as actions flow: binary dims from -1 to 1, and padding
+        that leads nowhere.
+        """
+        if inputs.plan is None or inputs.plan_weight is None:
+            return None
+        binary = torch.zeros(self.action_dim, dtype=torch.bool, device=inputs.plan.device)
+        binary[self.binary] = True
+        wide = torch.where(binary, 2 * inputs.plan - 1, inputs.plan)
+        behind = (0, max(0, self.padded - self.action_dim))
+        weight = inputs.plan_weight[..., None].expand_as(wide)
+        return F.pad(wide, behind), F.pad(weight, behind)
 
     def _numbers(self, inputs: "Inputs") -> Tensor:
         """The state [b p] as the expert has it, 0 for what is not there."""

@@ -139,15 +139,19 @@ def _check_relative(name: str, body: dict[str, Any]) -> None:
 
 def _compile(network: Network) -> None:
     """Compiles what has the same shapes at each frame; of heads that write tokens the pass over
-    one.
+    one. A chunk that is led to a plan is differentiated, which is not compiled.
     """
     graphs = network.readout_embedding.device.type == "cuda"
     second = "_encode_token" if isinstance(network.head, TokenHead) else "step"
     for name in ("vision", second):
-        compiled = torch.compile(
-            getattr(network, name), mode="reduce-overhead" if graphs else "default"
-        )
-        setattr(network, name, _copying(compiled) if graphs else compiled)
+        plain = getattr(network, name)
+        compiled = torch.compile(plain, mode="reduce-overhead" if graphs else "default")
+        run = _copying(compiled) if graphs else compiled
+        setattr(network, name, _unless_led(run, plain) if name == "step" else run)
+
+
+def _unless_led(run: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: (run if args[2].plan is None else plain)(*args)
 
 
 def _copying(run: Callable[..., Any]) -> Callable[..., Any]:

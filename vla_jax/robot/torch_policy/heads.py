@@ -9,6 +9,7 @@ Axes: b episodes, t window step, f features of a step (at first the numbers of i
 chunk step, d action dim, a arm dims, g binary dims.
 """
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .euler import FLOW_STEPS, led
 from .layers import BlockConfig, Linear, Norm, Stack
 
-FLOW_STEPS = 10
 OFT_EPS = 1e-5
 
 
@@ -74,11 +75,13 @@ class CausalStack(nn.Module):
 
 class Head(nn.Module):
     """`noise_shape` is of what an episode draws per step; None: nothing. `reads_prefix`: it looks
-    at what the backbone makes of a frame's tokens, not at readouts.
+    at what the backbone makes of a frame's tokens, not at readouts. `inpaints`: its chunk can be
+    led to a plan.
     """
 
     noise_shape: tuple[int, ...] | None = None
     reads_prefix = False
+    inpaints = False
 
     def widen(self) -> None:
         """Makes float32 of what computes in it, whatever type the weights are stored in."""
@@ -90,9 +93,10 @@ class Head(nn.Module):
         noise: Tensor | None,
         newest: Tensor | None = None,
         dims: Tensor | None = None,
+        plan: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Readouts [b t f], noise [b *noise_shape] and the dims that the robot has [b d] -> the
-        newest step's chunk [b k d].
+        """Readouts [b t f], noise [b *noise_shape], the dims that the robot has [b d], and the plan
+        that the chunk is led to [b k d] with its weights [b k] -> the newest step's chunk [b k d].
         """
         raise NotImplementedError
 
@@ -112,8 +116,9 @@ class ContinuousHead(Head):
         noise: Tensor | None,
         newest: Tensor | None = None,
         dims: Tensor | None = None,
+        plan: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        del noise, dims
+        del noise, dims, plan
         return self.outputs(self.features(window, newest))
 
 
@@ -194,6 +199,8 @@ class FlowHead(Head):
     in the other heads.
     """
 
+    inpaints = True
+
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
         hidden, chunk, self.binary = body["hidden"], body["chunk"], list(body["binary"])
@@ -217,14 +224,22 @@ class FlowHead(Head):
         noise: Tensor | None,
         newest: Tensor | None = None,
         dims: Tensor | None = None,
+        plan: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         if noise is None:
             raise ValueError(f"head flow: expected noise of shape {self.noise_shape}, got None")
         features, x = self.history(self.input(window), newest), noise
         there = torch.ones_like(x[:, :1]) if dims is None else dims[:, None, self.dims].to(x)
         x = x * there  # what the robot lacks stays 0
+        own = None if plan is None else (plan[0][..., self.dims], plan[1][..., None])
         for step in range(FLOW_STEPS):
-            x = (x - self._velocity(features, x, 1 - step / FLOW_STEPS) / FLOW_STEPS) * there
+            time = 1 - step / FLOW_STEPS
+            if own is None:
+                velocity = self._velocity(features, x, time)
+            else:
+                run = functools.partial(self._velocity, features, time=time)
+                velocity = led(run, x, time, own, there)
+            x = (x - velocity / FLOW_STEPS) * there
         parts = [x.clamp(-1, 1)]
         if self.gripper is not None:
             parts.append(torch.sigmoid(self.gripper(features)).unflatten(-1, (x.shape[1], -1)))
@@ -269,8 +284,9 @@ class OFTHead(Head):
         noise: Tensor | None,
         newest: Tensor | None = None,
         dims: Tensor | None = None,
+        plan: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        del noise, dims
+        del noise, dims, plan
         x = at_step(window, newest).unflatten(1, (self.chunk, -1))  # b k i
         x = torch.relu(self.input(self.norm_in(x)))
         for block in self.blocks:

@@ -52,8 +52,9 @@ class Inputs(NamedTuple):
     action before [b d], normalised, and noise, for networks that take them; at an episode's first
     frame there is no action before, whatever stands there. For networks of robots that differ: dims
     [b d] and proprio_mask [b p], which of the policy's dims the robot has, and embodiment [b],
-    which robot it is. sensors: readings as sensing.py has them, by name as "sensor_imu", and
-    "sensor_imu_mask".
+    which robot it is. plan: what a chunk is led to [b k d], normalised, and plan_weight [b k], how
+    much each step counts (realtime.py). sensors: readings as sensing.py has them, by name as
+    "sensor_imu", and "sensor_imu_mask".
     """
 
     images: Tensor
@@ -66,6 +67,8 @@ class Inputs(NamedTuple):
     dims: Tensor | None = None
     proprio_mask: Tensor | None = None
     embodiment: Tensor | None = None
+    plan: Tensor | None = None
+    plan_weight: Tensor | None = None
     sensors: dict[str, Tensor] = {}  # noqa: RUF012
 
 
@@ -308,7 +311,9 @@ class Network(nn.Module):
             read, newest = self._present_first(readouts, present)
         else:
             read, newest = readouts, None
-        action = self.head.act(read.flatten(2), inputs.noise, newest, inputs.dims)
+        led = inputs.plan is not None and inputs.plan_weight is not None
+        plan: Any = (inputs.plan, inputs.plan_weight) if led else None
+        action = self.head.act(read.flatten(2), inputs.noise, newest, inputs.dims, plan)
         return Step(readouts[:, -1], action, None)
 
     def _present_first(self, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -385,22 +390,3 @@ class Network(nn.Module):
         """
         x = self.backbone.embed_text(ids[:, None])
         return self.backbone.encode(x, mask, positions, 1, media, cache)
-
-
-def split_episodes(state: State, b: int) -> list[State]:
-    """The states of b episodes, one by one."""
-    if isinstance(state, Frame | Grown):
-        parts: list[Any] = [[None] * b if x is None else x.split(1) for x in state]
-        return [type(state)(*part) for part in zip(*parts, strict=True)]
-    return [None] * b if state is None else list(state.split(1))
-
-
-def join_episodes(states: list[State]) -> State:
-    """The states of single episodes as one of all of them: the inverse of `split_episodes`."""
-    parts: Any = states
-    if isinstance(states[0], Frame | Grown):
-        fields: Any = (
-            None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)
-        )
-        return type(states[0])(*fields)
-    return None if states[0] is None else torch.cat(parts)

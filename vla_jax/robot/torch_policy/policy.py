@@ -25,21 +25,13 @@ import numpy as np
 import torch
 
 from ..held import at_rest, is_none
+from ..realtime import Underway, check, towards
 from ..relative import finite, starting_state
 from ..sensing import Reading, readings
 from .confidence import confidence, unsure
-from .network import (
-    SENSOR,
-    Frame,
-    Inputs,
-    Network,
-    State,
-    Step,
-    inputs_of,
-    join_episodes,
-    split_episodes,
-)
+from .network import SENSOR, Frame, Inputs, Network, State, Step, inputs_of
 from .spec import Spec, image_sizes, sensors_of
+from .states import join_episodes, split_episodes
 from .tokenizer import Tokenizer
 
 
@@ -134,6 +126,7 @@ class Policy:
         executed: np.ndarray | None = None,
         noise: np.ndarray | None = None,
         sensors: Mapping[str, Any] | None = None,
+        underway: Underway | None = None,
     ) -> dict[str, Any]:
         """The next k actions at a new frame; see the top of this file.
 
@@ -147,11 +140,12 @@ class Policy:
                 `reset`.
             sensors: readings by name, in the robot's units, see sensing.py. What is not there the
                 policy does without; speech stands until the next comes.
+            underway: the plan that goes on meanwhile, to which a chunk that flows then keeps.
 
-        Raises ValueError for other cameras, sizes or dtypes, and numbers that are missing or not
-        finite. The episode then stands where it stood.
+        Raises ValueError for other cameras, sizes or dtypes, numbers that are missing or not
+        finite, and as check of realtime.py. The episode then stands where it stood.
         """
-        given = self.prepared(images, proprio, executed, noise, sensors)
+        given = self.prepared(images, proprio, executed, noise, sensors, underway)
         return act_together([self], [given])[0]
 
     def prepared(
@@ -161,6 +155,7 @@ class Policy:
         executed: np.ndarray | None = None,
         noise: np.ndarray | None = None,
         sensors: Mapping[str, Any] | None = None,
+        underway: Underway | None = None,
     ) -> dict[str, np.ndarray]:
         """What `act` is given, checked, as this episode's part of Inputs by field; and as
         "measured" the state [p] in robot units that relative actions start from. The episode does
@@ -192,12 +187,22 @@ class Policy:
                     f"noise: expected shape {self.network.head.noise_shape}, got {noise.shape}"
                 )
             inputs["noise"] = np.asarray(noise, np.float32)
+        if underway is not None:
+            inputs |= self._plan(underway, inputs.get("measured"))
         normalise = {name: spec.normalise for name, spec in self._sensor_specs.items()}
         # Last: what was refused above leaves no reading behind.
         seen = readings(self.sensors, sensors, normalise, self._lasting)
         for name, reading in seen.items():
             inputs[f"{SENSOR}{name}"], inputs[f"{SENSOR}{name}_mask"] = reading
         return inputs
+
+    def _plan(self, underway: Underway, measured: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What the chunk is led to. Raises ValueError as check."""
+        spec, head = self.action_spec, self.network.head
+        shape = self.config["network"]["head"]["chunk"], len(self.action_names)
+        check(underway, spec.names, shape[0], head.inpaints)
+        plan, weight = towards(underway, lambda x: spec.normalise(x, measured), self._dims, shape)
+        return {"plan": plan, "plan_weight": weight}
 
     def _state_inputs(self, proprio: np.ndarray | None) -> dict[str, np.ndarray]:
         """The dataset's state among the policy's numbers, and where the network masks, which of
@@ -331,9 +336,11 @@ def act_together(
             "act_together: expected different policies on one network; `new_session` makes them"
         )
     start = time.perf_counter()
-    with torch.inference_mode():
-        inputs = _inputs(policies, prepared)
-        visual, frame, vision_done = _frame(network, inputs)
+    led = any("plan" in given for given in prepared)
+    # What is led is differentiated, which inference mode would not let.
+    with torch.no_grad() if led else torch.inference_mode():
+        inputs = inputs_together(policies, prepared)
+        visual, frame, vision_done = frame_of(network, inputs)
         states = [
             initial if given["first"] else policy.state
             for policy, initial, given in zip(
@@ -341,7 +348,7 @@ def act_together(
             )
         ]
         state, step = network.step(join_episodes(states), frame, inputs)
-        action, probability = _numbers(step)
+        action, probability = numbers_of(step)
     end = time.perf_counter()
     timing = {
         "vision": 1e3 * (vision_done - start),
@@ -358,45 +365,9 @@ def act_together(
     return outs
 
 
-def act_in_row(policy: Policy, given: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """`act` at several frames of its episode in a row, in one pass; for recorded ones, where what
-    was carried out between is known. `given` are the arguments of `prepared` for each, the first
-    three at least; executed is None before the first frame alone.
-
-    What comes out is as frame by frame, up to the order of sums, but for "timing": it is not there.
-    And "normalised" is: the chunk in network units [k d].
-    """
-    network, prepared = policy.network, []
-    for i, each in enumerate(given):
-        one = policy.prepared(*each)
-        if i:
-            one["first"] = np.array(False)
-            if "past" in one:
-                one["past"] = policy.normalised_past(each[2], one.get("measured"))
-        prepared.append(one)
-    with torch.inference_mode():
-        inputs = _inputs([policy] * len(prepared), prepared)
-        _, frame, _ = _frame(network, inputs)
-        begins = split_episodes(network.initial(frame), len(prepared))[0]
-        state = begins if prepared[0]["first"] else policy.state
-        states: list[State] = []
-        for i, seen in enumerate(split_episodes(network.seen(frame), len(prepared))):
-            assert isinstance(seen, Frame | torch.Tensor)
-            state = network.remember(state, seen, inputs.first[i : i + 1])
-            states.append(state)
-        window = join_episodes(states)
-        assert window is not None
-        action, probability = _numbers(network.conclude(window, inputs))
-    return [
-        {
-            **policy.commit_step(own if network.keeps else None, one, sure, frame.get("measured")),
-            "normalised": policy._chunk,
-        }
-        for own, one, sure, frame in zip(states, action, probability, prepared, strict=True)
-    ]
-
-
-def _inputs(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]]) -> Inputs:
+def inputs_together(
+    policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]]
+) -> Inputs:
     """What was prepared of each policy, as one, on the network's device."""
     network = policies[0].network
     if network.head.noise_shape is not None:
@@ -404,6 +375,10 @@ def _inputs(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]
             given if "noise" in given else {**given, "noise": policy.drawn()}
             for policy, given in zip(policies, prepared, strict=True)
         ]
+    led = next((given for given in prepared if "plan" in given), None)
+    if led is not None:  # the others are led nowhere
+        nowhere = {name: np.zeros_like(led[name]) for name in ("plan", "plan_weight")}
+        prepared = [{**nowhere, **given} for given in prepared]
     device = network.readout_embedding.device
     tensors = {
         name: torch.from_numpy(np.stack([given[name] for given in prepared])).to(device)
@@ -413,7 +388,7 @@ def _inputs(policies: Sequence[Policy], prepared: Sequence[dict[str, np.ndarray]
     return inputs_of(tensors)
 
 
-def _frame(network: Network, inputs: Inputs) -> tuple[list[torch.Tensor], Frame, float]:
+def frame_of(network: Network, inputs: Inputs) -> tuple[list[torch.Tensor], Frame, float]:
     """Visual tokens of each camera and the frame's tokens, and when the visual ones were done."""
     visual = network.vision(inputs.images)
     if inputs.images.device.type == "cuda":
@@ -421,7 +396,7 @@ def _frame(network: Network, inputs: Inputs) -> tuple[list[torch.Tensor], Frame,
     return visual, network.frame(visual, inputs), time.perf_counter()
 
 
-def _numbers(step: Step) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
+def numbers_of(step: Step) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
     """Actions [b k d] and each one's probabilities [q]."""
     action = step.action.float().cpu().numpy()
     if step.probability is None:
