@@ -251,7 +251,7 @@ class JaxPolicy:
         """A frame of the episode as the network takes it, where somebody else acts: what was
         carried out stands in `seen`.
         """
-        obs, _ = self._prepared(seen)
+        obs = self._prepared(seen)[0]
         self._step += 1
         return obs
 
