@@ -140,6 +140,8 @@ INTRODUCED: dict[str, Any] = {
     "rl.divergence": 0.01,
     "rl.std": 0.1,
     "rl.hidden": 256,
+    "rl.critic_lr": 1e-3,
+    "rl.head_only": False,
 }
 
 

@@ -50,6 +50,7 @@ EFFECTS = {
             "rl.divergence",
             "rl.discount",
             "rl.decay",
+            "rl.critic_lr",
         ),
         "from the next round on",
     ),

@@ -138,6 +138,7 @@ RANGES: dict[str, Range] = {
     "rl.divergence": WEIGHT,
     "rl.std": POSITIVE,
     "rl.hidden": COUNT,
+    "rl.critic_lr": POSITIVE,
     "mesh.data": DEVICES,
     "mesh.fsdp": DEVICES,
     "mesh.tensor": DEVICES,

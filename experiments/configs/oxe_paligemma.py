@@ -253,6 +253,9 @@ def _rl() -> ConfigDict:
     config.divergence = 0.01  # what the divergence from the policy at the start weighs
     config.std = 0.1  # of exploration at the start, network units
     config.hidden = 256  # of the critic
+    config.critic_lr = 1e-3  # its own rate of learning
+    # only the head learns; what it reads is computed once a round
+    config.head_only = False
     return config
 
 
