@@ -143,6 +143,8 @@ INTRODUCED: dict[str, Any] = {
     "rl.reward": "",
     "rl.budget": 0.0,
     "rl.beta": 0.1,
+    "rl.critic_lr": 1e-3,
+    "rl.head_only": False,
 }
 
 

@@ -52,6 +52,7 @@ EFFECTS = {
             "rl.decay",
             "rl.budget",
             "rl.beta",
+            "rl.critic_lr",
         ),
         "from the next round on",
     ),

@@ -140,6 +140,7 @@ RANGES: dict[str, Range] = {
     "rl.beta": POSITIVE,
     "rl.std": POSITIVE,
     "rl.hidden": COUNT,
+    "rl.critic_lr": POSITIVE,
     "mesh.data": DEVICES,
     "mesh.fsdp": DEVICES,
     "mesh.tensor": DEVICES,

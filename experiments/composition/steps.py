@@ -14,8 +14,9 @@ from experiments.composition import datasets, estimate, open_loop
 from vla_jax import build, sharding
 from vla_jax import params as flat
 from vla_jax.models.fast_vocabulary import FastVocabulary
+from vla_jax.rl.learner import CRITIC, CRITIC_VALUE
 from vla_jax.training import train
-from vla_jax.training.optim import OptimConfig, Optimizer, make_optimizer, partition
+from vla_jax.training.optim import FreezeConfig, OptimConfig, Optimizer, make_optimizer, partition
 from vla_jax.training.reports import Units
 from vla_jax.training.state import (
     TrainConfig,
@@ -60,12 +61,24 @@ def plan(
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     freeze, run = build.optim(config)[1], train_config(config, steps_per_epoch)
+    if config.rl.head_only:
+        freeze = _but_head(freeze, shapes, config.model.head)
     settings = optimizer_config(config, steps_per_epoch)
     optimizer = make_optimizer(settings, freeze, shapes, run.steps, steps_per_epoch)
     trainable = partition(shapes, freeze)[0]
     train.check_parts(run, mesh)
     abstract = abstract_state(shapes, shardings, trainable, optimizer, run)
     return Plan(make, graphdef, shapes, shardings, optimizer, run, abstract)
+
+
+def _but_head(freeze: FreezeConfig, shapes: flat.Shapes, head: str) -> FreezeConfig:
+    """Freezes all but the head and what only learning by trial needs."""
+    if not any(name.startswith("head/") for name in shapes):
+        raise ValueError(
+            f"rl.head_only: the head {head} has no parameters; set it to False, or adapters (:lora)"
+        )
+    rest = tuple(name for name in shapes if not name.startswith(("head/", CRITIC)))
+    return dataclasses.replace(freeze, patterns=(*freeze.patterns, *rest))
 
 
 def length(config: ConfigDict, steps_per_epoch: float) -> int:
@@ -78,8 +91,13 @@ def length(config: ConfigDict, steps_per_epoch: float) -> int:
 
 
 def optimizer_config(config: ConfigDict, steps_per_epoch: float) -> OptimConfig:
-    """The optimizer's numbers; with config.epochs the warm-up is cut to its part of the run."""
+    """The optimizer's numbers; with config.epochs the warm-up is cut to its part of the run. A
+    critic has a rate of its own: it begins at random where the policy needs little.
+    """
     settings, _ = build.optim(config)
+    if config.rl.algorithm == "ppo":
+        factor = config.rl.critic_lr / settings.lr
+        settings = dataclasses.replace(settings, faster=((CRITIC_VALUE, factor),))
     warm = settings.warmup_steps + settings.warmup_epochs * steps_per_epoch
     most = length(config, steps_per_epoch) // WARM_UP
     if not config.epochs or warm <= most:

@@ -4,7 +4,9 @@
     --workdir=DIR [--config.rl.algorithm=grpo --config.rl.trials=8 --config.rl.episodes=96]
 
 What the policy is made of is RUN's. Rounds of 768 episodes, twelve tasks in turn, some 4,000
-decisions, each looked at twice: of 192 episodes, four times, it learnt the noise by heart.
+decisions, each looked at twice: of 192 episodes, four times, it learnt the noise by heart. The head
+alone learns where it has parameters: README.md, "By trial", says what spoke for it. With adapters
+(:lora), or --config.rl.head_only=False --config.optim.lr=2e-5, more does.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = 0
     config.model.allow_missing = ("critic/*",)
     presets.as_they_are(config)
-    config.optim.lr = 2e-5
+    config.rl.head_only = config.lora.rank == 0 and config.model.head != "discrete"
+    config.optim.lr = 3e-4 if config.rl.head_only else 2e-5
     config.optim.schedule = "constant"
     config.optim.min_lr_scale = 0.0
     config.optim.warmup_steps = 0
@@ -34,7 +37,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.algorithm = "ppo"
     config.rl.sim = "blocks"
     config.rl.episodes = 768
+    config.rl.environments = 32
     config.rl.epochs = 2
-    config.rl.std = 0.15
+    config.rl.std = 0.2
+    config.rl.divergence = 0.0
     config.rl.update_limit = 0.1
     return config

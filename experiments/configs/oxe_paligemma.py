@@ -257,6 +257,9 @@ def _rl() -> ConfigDict:
     config.beta = 0.1  # of dpo: what a nat of likelihood is worth
     config.std = 0.1  # of exploration at the start, network units
     config.hidden = 256  # of the critic
+    config.critic_lr = 1e-3  # its own rate of learning
+    # only the head learns; what it reads is computed once a round
+    config.head_only = False
     return config
 
 

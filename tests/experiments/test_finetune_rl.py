@@ -57,11 +57,11 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_an_ordinary_policy(
 ) -> None:
     own = [*SMALL, f"--config.model.start={start}", f"--config.rl.algorithm={algorithm}"]
     if algorithm == "grpo":
-        own += ["--config.rl.trials=3", "--config.rl.episodes=4"]
+        own += ["--config.rl.trials=3", "--config.rl.episodes=4", "--config.rl.head_only=False"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder, steps in ((whole, 2), (cut, 1), (cut, 2)):
         done = call(
-            "experiments.finetune_rl", *own, f"--config.steps={steps}",
+            "tests.experiments.earning", *own, f"--config.steps={steps}",
             *(["--change=yes"] if steps == 2 and folder == cut else []), f"--workdir={folder}",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -70,7 +70,8 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_an_ordinary_policy(
         np.testing.assert_array_equal(value, other[name], err_msg=name)
     before = load_params(start / "checkpoints")
     moved = [name for name, value in before.items() if not np.array_equal(value, one[name])]
-    assert any(name.startswith("backbone/") for name in moved)
+    assert any(name.startswith("head/") for name in moved)
+    assert any(not name.startswith("head/") for name in moved) == (algorithm == "grpo")
     assert [row["step"] for row in rows(whole)] == [1, 2]
     assert rows(whole)[0]["rl/episodes"] == 12
     same = ("loss", "rl/success", "rl/steps", "train/update")

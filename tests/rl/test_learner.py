@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -135,6 +136,55 @@ def test_the_critic_does_not_bend_the_backbone(batch: Decisions) -> None:
     moved = {name for name, each in grads.items() if float(jnp.abs(each).max()) > 0}
     assert moved
     assert all(name.startswith(f"{CRITIC}value") for name in moved)
+
+
+def test_a_critic_expects_nothing_at_first(batch: Decisions) -> None:
+    def make(rngs: nnx.Rngs) -> Learner:
+        return Learner(LEARNING, FakeBackbone(rngs), MLPHead(16, HEAD, rngs), POLICY, rngs)
+
+    _, value = merge(*initialise(make)).judged(batch)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(value, np.zeros(B))
+
+
+def test_what_earned_more_becomes_likelier(batch: Decisions) -> None:
+    """Rounds of drawing and one update each, where a chunk earns its first number's mean."""
+    graphdef, flat = learner(dataclasses.replace(LEARNING, algorithm="grpo", divergence=0.0))
+    obs = jax.tree.map(lambda x: np.repeat(x, 32, axis=0), batch.obs)
+    n, optimizer = 32 * B, optax.adam(1e-2)
+    blank = jax.tree.map(lambda x: np.repeat(x, 32, axis=0), batch)
+    blank = blank._replace(mask=np.ones((n, K, D), bool), valid=np.ones(n, bool))
+
+    @jax.jit
+    def round_(flat: Any, state: Any, key: jax.Array) -> Any:
+        model: Any = merge(graphdef, flat)
+        chunk = model.act_on_readouts(model.readouts(obs), obs.step_mask, None, key)
+        raw, _ = model.judged(blank)
+        earned = jnp.mean(chunk[:, :, 0], axis=1)
+        drawn = blank._replace(
+            chunk=chunk,
+            log_prob=model.log_prob(raw, chunk, blank.mask),
+            advantage=(earned - earned.mean()) / earned.std(),
+        )
+        grads = jax.grad(lambda flat: total(graphdef, flat, drawn))(flat)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(flat, updates), state, jnp.mean(raw[:, :, 0])
+
+    state, said = optimizer.init(flat), []
+    for number in range(30):
+        flat, state, middle = round_(flat, state, jax.random.key(number))
+        said.append(float(middle))
+    assert said[-1] > said[0] + 0.3  # two deviations of what it drew at first
+
+
+def test_readouts_that_are_there_are_not_made_again(batch: Decisions) -> None:
+    graphdef, flat = learner()
+    batch = near(graphdef, flat, batch, 0.3)
+    readouts = merge(graphdef, flat).readouts(batch.obs)  # type: ignore[attr-defined]
+    read = batch._replace(readouts=readouts)
+    np.testing.assert_allclose(total(graphdef, flat, read), total(graphdef, flat, batch), rtol=1e-6)
+    unread = {name: x for name, x in flat.items() if not name.startswith(("head/", CRITIC))}
+    other = {**flat, **{name: x + 1.0 for name, x in unread.items()}}
+    assert float(total(graphdef, other, read)) == float(total(graphdef, flat, read))
 
 
 def test_an_invalid_row_changes_nothing(batch: Decisions) -> None:

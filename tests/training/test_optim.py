@@ -92,6 +92,17 @@ def test_clip_bounds_what_adam_sees():
     )  # g / (|g| + eps)
 
 
+def test_named_parameters_step_further():
+    config = OptimConfig(b1=0.0, b2=0.0, eps=1.0, faster=(("head/*", 50.0),))
+    optimizer = optim.make_optimizer(config, FreezeConfig(), SHAPES, 10, 1)
+    params = {"head/w_ih": jnp.zeros(2), "backbone/embed/embedding": jnp.zeros(2)}
+    grads = {name: jnp.array([1.0, -3.0]) for name in params}
+    updates, _ = optimizer.transform.update(grads, optimizer.transform.init(params), params)
+    plain = np.array([0.5, -0.75])  # g / (|g| + eps)
+    np.testing.assert_allclose(updates["backbone/embed/embedding"], plain, rtol=1e-6)
+    np.testing.assert_allclose(updates["head/w_ih"], 50 * plain, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("freeze", "frozen"),
     [

@@ -26,6 +26,7 @@ from vla_jax.rl.tokens import DrawingHead
 from vla_jax.types import Array, Guide, Objective, Observation
 
 CRITIC = "critic/"  # what the names of its own parameters begin with
+CRITIC_VALUE = f"{CRITIC}value/*"  # those that say what is still to be earned
 ALGORITHMS = ("ppo", "grpo")  # by trial
 DIRECT = "dpo"  # from preferences, see direct.py
 
@@ -44,6 +45,8 @@ class Decisions(NamedTuple):
     reference: Float[Array, "b k d *raw"]  # what the policy before all learning says
     valid: Bool[Array, " b"]
     dataset_id: Int[Array, " b"]
+    # Of the backbone on obs, where nothing of it learns: it need not run again.
+    readouts: Float[Array, "b t n c"] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ class Critic(nnx.Module):
 
     def __init__(self, inputs: int, hidden: int, log_std: Array, rngs: nnx.Rngs) -> None:
         self.value = MLP((inputs, hidden, 1), rngs)
+        # It expects nothing at first: a random opinion is further from the truth than none.
+        last = self.value.layers[-1]
+        last.kernel[...] = jnp.zeros_like(last.kernel[...])
         self.log_std = nnx.Param(log_std, logical=(None,))
 
     def __call__(self, readouts: Float[Array, "b n c"]) -> Float[Array, " b"]:
@@ -174,7 +180,7 @@ class Learner(VLA):
         """
         obs = batch.obs
         if not isinstance(self.head, DrawingHead):
-            readouts = self.readouts(obs)
+            readouts = self.readouts(obs) if batch.readouts is None else batch.readouts
             return self._raw(readouts, obs.step_mask), self.critic(readouts[:, -1])
         t = obs.step_mask.shape[1]
         ids = self.head.targets(batch.chunk[:, None], jnp.ones_like(batch.mask)[:, None])

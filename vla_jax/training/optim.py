@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -42,6 +43,7 @@ class OptimConfig:
         warmup_steps, warmup_epochs: the length of the warm-up is their sum.
         mu_dtype: what the first moment is kept in. "bfloat16" saves two bytes a parameter; the
             second, whose small changes it would round away, stays float32.
+        faster: (pattern of names, so many times longer is their step) each.
     """
 
     lr: float = 2e-5
@@ -55,6 +57,7 @@ class OptimConfig:
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
     mu_dtype: str = "float32"
+    faster: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.mu_dtype not in MU_DTYPES:
@@ -150,6 +153,9 @@ def make_optimizer(
         optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
     ]
+    for pattern, factor in config.faster:
+        named = frozenset(_matching(pattern, shapes))
+        parts.append(optax.stateless(functools.partial(_longer, named, factor)))
     return Optimizer(optax.chain(*parts), schedule, _layer_masks(shapes, freeze))
 
 
@@ -199,6 +205,12 @@ def mask_layers(tree: Params, layers: Mapping[str, np.ndarray]) -> Params:
         name: value * layers[name].astype(value.dtype) if name in layers else value
         for name, value in tree.items()
     }
+
+
+def _longer(
+    names: frozenset[str], factor: float, updates: Params, _params: Params | None
+) -> Params:
+    return {name: x * factor if name in names else x for name, x in updates.items()}
 
 
 def _layer_masks(shapes: Shapes, freeze: FreezeConfig) -> dict[str, np.ndarray]:

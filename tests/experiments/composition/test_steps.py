@@ -4,6 +4,7 @@ import pytest
 
 from experiments.composition import steps
 from experiments.composition.config import load_config
+from vla_jax import sharding
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,30 @@ def test_a_warm_up_of_epochs_is_cut_too_and_no_evaluation_stays_none() -> None:
         config.optim.warmup_epochs = 0.125
     settings = steps.optimizer_config(config, 100.0)
     assert (settings.warmup_steps, settings.warmup_epochs) == (0, 0.125)
+
+
+def test_a_critic_learns_at_a_rate_of_its_own() -> None:
+    own = ["--config.optim.lr=2e-5", "--config.rl.critic_lr=1e-3", "--config.rl.algorithm=ppo"]
+    settings = steps.optimizer_config(load_config("oxe_paligemma.py:tiny", own), 0.0)
+    ((pattern, factor),) = settings.faster
+    assert pattern == "critic/value/*"
+    assert factor * settings.lr == pytest.approx(1e-3)
+    for algorithm in ("", "grpo"):  # there is none, or nothing moves it
+        other = [*own[:2], f"--config.rl.algorithm={algorithm}"]
+        settings = steps.optimizer_config(load_config("oxe_paligemma.py:tiny", other), 0.0)
+        assert settings.faster == ()
+
+
+@pytest.mark.slow
+def test_the_head_alone_learns() -> None:
+    def plan(*words: str) -> steps.Plan:
+        own = ["--config.rl.algorithm=ppo", "--config.rl.head_only=True", *words]
+        dims = ["action_names=x,gripper", "action_binary=gripper", "state_names=x"]
+        own += [f"--config.model.{each}" for each in dims]
+        config = load_config("blocks.py", own)
+        return steps.plan(config, sharding.make_mesh(-1, 1, 1))
+
+    learns = plan().abstract.params
+    assert {name.partition("/")[0] for name in learns} == {"head", "critic"}
+    with pytest.raises(ValueError, match=r"rl\.head_only: the head discrete has no parameters"):
+        plan("--config.model.head=discrete")
