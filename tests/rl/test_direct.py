@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.fakes import FakeBackbone, initialise
+from tests.fakes import FakeBackbone, jittered
 from tests.rl.decisions import observed
 from tests.rl.test_learner import BINARY, HEAD, LEARNING, POLICY, D, K
 from vla_jax.models.heads.mlp import MLPHead
@@ -33,12 +33,7 @@ def made() -> Any:
         head = MLPHead(16, HEAD, rngs)
         return DirectLearner(learning, BETA, FakeBackbone(rngs), head, POLICY, rngs)
 
-    graphdef, flat = initialise(make)
-    draw = np.random.default_rng(1)
-    return graphdef, {
-        name: value + 0.1 * draw.normal(size=value.shape).astype(np.float32)
-        for name, value in sorted(flat.items())
-    }
+    return jittered(make, 0.1)
 
 
 @pytest.fixture(scope="module")

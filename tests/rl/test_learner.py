@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tests.fakes import FakeBackbone, jittered
+from tests.fakes import FakeBackbone, initialise, jittered
 from tests.rl.decisions import SIZES, observed
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.mlp import MLPHead

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.fakes import FakeBackbone, initialise
+from tests.fakes import FakeBackbone, jittered
 from tests.rl.decisions import observed
 from tests.rl.test_learner import HEAD, POLICY
 from vla_jax.models.heads.flow import FlowHead
@@ -27,12 +27,7 @@ def model(head: Any = MLPHead) -> Any:
     def make(rngs: nnx.Rngs) -> RewardModel:
         return RewardModel(8, FakeBackbone(rngs), head(16, HEAD, rngs), POLICY, rngs)
 
-    graphdef, flat = initialise(make)
-    draw = np.random.default_rng(1)
-    return graphdef, {
-        name: value + 0.1 * draw.normal(size=value.shape).astype(np.float32)
-        for name, value in sorted(flat.items())
-    }
+    return jittered(make, 0.1)
 
 
 @pytest.fixture(scope="module")
