@@ -133,7 +133,7 @@ def test_a_policy_begins_anew_with_each_task_and_hears_the_first_sentence() -> N
         try:
             told.append(work.send(chunk).instruction)  # type: ignore[arg-type]
         except StopIteration as end:
-            row, actions = end.value
+            row, actions, _ = end.value
             break
         chunk = np.zeros((10, 7))
     assert told == [f"please {task}" for task in CHAIN.tasks]
