@@ -9,55 +9,28 @@ rows tell how often the policy has the better one likelier there, and how far it
 run ends where that is more than rl.budget nats a chunk. What it leaves is an ordinary run.
 """
 
-import argparse
 import contextlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import beginning, dry_run, plots, steps, workdir
-from experiments.composition.config import parse_argv, save
+from experiments.composition import beginning, plots, steps, workdir
+from experiments.composition.config import save
 from experiments.composition.json_files import write_json
-from experiments.composition.lock import held
-from experiments.composition.starting import with_start
 from experiments.learning.batches import moving
 from experiments.preferring import judged, learning, seen
 from vla_jax import command, sharding
 from vla_jax.rl.direct import Contests
 from vla_jax.rl.learner import DIRECT
-from vla_jax.training import compile_cache
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.state import TrainState
 
 
 def main(argv: list[str]) -> int:
     """Parses the flags and runs; returns the exit code."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--preferences", type=Path, help="the --out of collect_preferences")
-    args = parse_argv(with_start(argv), own)
-    config = args.config
-    if args.dry_run:
-        dry_run.show(config)
-        return 0
-    if config.rl.algorithm != DIRECT:
-        raise ValueError(
-            f"--config.rl.algorithm: expected {DIRECT!r}, got {config.rl.algorithm!r}; give"
-            " --config=blocks_dpo.py or one like it"
-        )
-    if args.preferences is None:
-        raise ValueError("--preferences: expected the --out of experiments.collect_preferences")
-    if jax.process_count() > 1:
-        raise ValueError(
-            "experiments.finetune_preferences: expected one process, got several hosts"
-        )
-    print(compile_cache.enable(), flush=True)
-    workdir.check_writable(args.workdir)
-    with held(args.workdir):
-        learn(config, args.preferences, args.workdir)
-    return 0
+    return learning.begin(argv, DIRECT, "blocks_dpo.py", learn)
 
 
 def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:

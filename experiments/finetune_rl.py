@@ -130,8 +130,6 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         done = checkpointer.latest() or 0
         save(config, folder / "config.json")
         policy = JaxPolicy(plan.graphdef, reference, io)
-        # Of a normal distribution only what moves counts; a token that stands for a dim which does
-        # not is still drawn, and the next ones look at it.
         world = World(len(about.tasks), len(about.wordings), moving(config, io))
         clock = Clock(folder / "goodput.json")
         clock.resume(done)

@@ -9,49 +9,24 @@ and calibration on them come as reward.json and calibration.png. Run it again wi
 arguments and it continues from the last complete checkpoint.
 """
 
-import argparse
 import contextlib
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import beginning, dry_run, plots, steps, workdir
-from experiments.composition.config import parse_argv, save
+from experiments.composition import beginning, plots, steps, workdir
+from experiments.composition.config import save
 from experiments.composition.json_files import write_json
-from experiments.composition.lock import held
-from experiments.composition.starting import with_start
 from experiments.preferring import judged, learning, seen
 from vla_jax import command, sharding
 from vla_jax.rl.reward import ALGORITHM
-from vla_jax.training import compile_cache
 from vla_jax.training.metrics import Recorder
 
 
 def main(argv: list[str]) -> int:
     """Parses the flags and runs; returns the exit code."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--preferences", type=Path, help="the --out of collect_preferences")
-    args = parse_argv(with_start(argv), own)
-    config = args.config
-    if args.dry_run:
-        dry_run.show(config)
-        return 0
-    if config.rl.algorithm != ALGORITHM:
-        raise ValueError(
-            f"--config.rl.algorithm: expected {ALGORITHM!r}, got {config.rl.algorithm!r}; give"
-            " --config=blocks_reward.py or one like it"
-        )
-    if args.preferences is None:
-        raise ValueError("--preferences: expected the --out of experiments.collect_preferences")
-    if jax.process_count() > 1:
-        raise ValueError("experiments.train_reward: expected one process, got several hosts")
-    print(compile_cache.enable(), flush=True)
-    workdir.check_writable(args.workdir)
-    with held(args.workdir):
-        learn(config, args.preferences, args.workdir)
-    return 0
+    return learning.begin(argv, ALGORITHM, "blocks_reward.py", learn)
 
 
 def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:

@@ -221,9 +221,7 @@ class JaxPolicy:
     def _prepared(self, seen: Seen) -> _Given:
         """A frame as the network takes it."""
         self._check_frame(seen.images)
-        parts, names = self._io.action_spec.relative, self._io.state_spec.names
-        measured = relative.starting_state(parts, names, seen.proprio) if parts else None
-        past = None
+        measured, past = self._measured(seen), None
         if self._step:
             last = self._last if seen.executed is None else seen.executed
             past = self._io.action_spec.normalise(np.asarray(last, np.float32), measured)
@@ -259,12 +257,15 @@ class JaxPolicy:
         """Actions [k d'] of this robot, carried out from the frame `seen` on, as the network gives
         them.
         """
-        parts, spec = self._io.action_spec.relative, self._io.action_spec
-        names = self._io.state_spec.names
-        measured = relative.starting_state(parts, names, seen.proprio) if parts else None
+        spec, values = self._io.action_spec, np.asarray(actions, np.float32)
         out = np.zeros((len(actions), self._config.action_dim), np.float32)
-        out[:, self._io.action_places] = spec.normalise(np.asarray(actions, np.float32), measured)
+        out[:, self._io.action_places] = spec.normalise(values, self._measured(seen))
         return out
+
+    def _measured(self, seen: Seen) -> np.ndarray | None:
+        """The state that relative actions start from; None where none are."""
+        parts, names = self._io.action_spec.relative, self._io.state_spec.names
+        return relative.starting_state(parts, names, seen.proprio) if parts else None
 
     def taken(self) -> tuple[Observation, np.ndarray]:
         """The last frame as the network took it, and the chunk [k d] that it gave, in network

@@ -10,24 +10,17 @@ the less a difference counts.
 
 from ml_collections import ConfigDict
 
-from experiments.composition import presets
 from experiments.configs import finetune
 from vla_jax.rl.learner import DIRECT
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config that goes on from a checkpoint; `arg`: its folder, perhaps "lora"."""
-    config = finetune.get_config(arg)
-    finetune.same_robot(config)
+    config = finetune.otherwise(arg)
     config.steps = 200
-    config.epochs = 0.0
-    config.early_stop = 0
     config.batch_size = 16  # pairs
     config.log_every = 10
-    config.eval_every = 0
     config.save_every = 50
-    config.model.allow_missing = ("critic/*",)
-    presets.as_they_are(config)
     config.optim.lr = 3e-5
     config.optim.schedule = "constant"
     config.optim.min_lr_scale = 0.0

@@ -11,23 +11,16 @@ alone learns where it has parameters: README.md, "By trial", says what spoke for
 
 from ml_collections import ConfigDict
 
-from experiments.composition import presets
 from experiments.configs import finetune
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config that goes on from a checkpoint by trial; `arg`: its folder, perhaps "lora"."""
-    config = finetune.get_config(arg)
-    finetune.same_robot(config)
+    config = finetune.otherwise(arg)
     config.steps = 200
-    config.epochs = 0.0
-    config.early_stop = 0
     config.batch_size = 1024
     config.save_every = 10
     config.log_every = 1
-    config.eval_every = 0
-    config.model.allow_missing = ("critic/*",)
-    presets.as_they_are(config)
     config.rl.head_only = config.lora.rank == 0 and config.model.head != "discrete"
     config.optim.lr = 3e-4 if config.rl.head_only else 2e-5
     config.optim.schedule = "constant"

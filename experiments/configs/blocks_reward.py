@@ -9,24 +9,17 @@ It begins with RUN's backbone, which has looked at such pictures; every paramete
 
 from ml_collections import ConfigDict
 
-from experiments.composition import presets
 from experiments.configs import finetune
 from vla_jax.rl.reward import ALGORITHM
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config that goes on from a checkpoint; `arg`: its folder."""
-    config = finetune.get_config(arg)
-    finetune.same_robot(config)
+    config = finetune.otherwise(arg)
     config.steps = 300
-    config.epochs = 0.0
-    config.early_stop = 0
     config.batch_size = 16  # pairs
     config.log_every = 10
-    config.eval_every = 0
     config.save_every = 100
-    config.model.allow_missing = ("critic/*",)
-    presets.as_they_are(config)
     config.optim.lr = 3e-4
     config.optim.schedule = "half_cosine"
     config.optim.min_lr_scale = 0.05

@@ -96,6 +96,20 @@ def same_robot(config: ConfigDict) -> None:
     config.data = ConfigDict(_tuples(saved.data.to_dict()))
 
 
+def otherwise(arg: str) -> ConfigDict:
+    """`get_config` for the same robot where it learns from something else than demonstrations: by
+    trial, or from preferences. Nothing is done to pictures, and what only learning needs is new.
+    """
+    config = get_config(arg)
+    same_robot(config)
+    config.epochs = 0.0
+    config.early_stop = 0
+    config.eval_every = 0
+    config.model.allow_missing = ("critic/*",)
+    presets.as_they_are(config)
+    return config
+
+
 def _tuples(value: Any) -> Any:
     """As config files write it, of what JSON gives back: tuples for lists."""
     if isinstance(value, dict):

@@ -132,19 +132,21 @@ def of_success(trial: Trial) -> np.ndarray:
     return out
 
 
-def batches(
-    decisions: Decisions, size: int, order: Callable[[int], np.ndarray]
-) -> Iterator[Decisions]:
-    """All decisions once, `size` at a time, in the order that `order(n)` gives; the last batch is
-    filled with rows that are not valid.
+def batches(data: Any, size: int, order: Callable[[int], np.ndarray]) -> Iterator[Any]:
+    """All rows of Decisions, or of what else has `valid` rows, once, `size` at a time, in the order
+    that `order(n)` gives; the last batch is filled with rows that are not valid.
     """
-    n = len(decisions.valid)
+    n = len(data.valid)
     places = order(n)
     for start in range(0, n, size):
-        rows = places[start : start + size]
-        filled = np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
-        batch = jax.tree.map(lambda x, at=filled: x[at], decisions)
-        yield batch._replace(valid=batch.valid & (np.arange(size) < len(rows)))
+        yield rows_of(data, places[start : start + size], size)
+
+
+def rows_of(data: Any, places: np.ndarray, size: int) -> Any:
+    """The rows at these places, filled up to `size` with such as are not valid."""
+    filled = np.concatenate([places, np.zeros(size - len(places), places.dtype)])
+    batch = jax.tree.map(lambda x: x[filled], data)
+    return batch._replace(valid=batch.valid & (np.arange(size) < len(places)))
 
 
 def moving(config: ConfigDict, io: PolicyIO) -> np.ndarray:

@@ -4,8 +4,8 @@ held out, and steps over pairs.
 Axes: n pairs.
 """
 
+import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import steps
-from experiments.composition.starting import START
+from experiments.composition import dry_run, steps, workdir
+from experiments.composition.config import parse_argv
+from experiments.composition.lock import held
+from experiments.composition.starting import START, with_start
 from experiments.composition.steps import Plan
+from experiments.learning import batches
 from experiments.preferring import pairs, seen
 from experiments.preferring.pairs import Choice, Pairs
 from experiments.preferring.seen import Watched
@@ -24,13 +27,43 @@ from experiments.rolling.worlds import opened
 from vla_jax import sharding
 from vla_jax.params import Params, merge
 from vla_jax.saved import SavedPolicy, jax_policy, open_checkpoint
-from vla_jax.training import train
+from vla_jax.training import compile_cache, train
 from vla_jax.training.checkpoint import Checkpointer, complete_steps, load_meta
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.reports import Units
 from vla_jax.training.state import TrainState, shardings_of
 
 HELD_OUT = 0.2  # of the pairs
+
+
+def begin(
+    argv: list[str], algorithm: str, file: str, learn: Callable[[ConfigDict, Path, Path], None]
+) -> int:
+    """Parses the flags of a command that learns from preferences by `algorithm`, as the config
+    `file` does, and runs learn(config, preferences, workdir); the exit code. Raises ValueError for
+    another algorithm, without preferences, and on several hosts.
+    """
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--preferences", type=Path, help="the --out of collect_preferences")
+    args = parse_argv(with_start(argv), own)
+    config = args.config
+    if args.dry_run:
+        dry_run.show(config)
+        return 0
+    if config.rl.algorithm != algorithm:
+        raise ValueError(
+            f"--config.rl.algorithm: expected {algorithm!r}, got {config.rl.algorithm!r}; give"
+            f" --config={file} or one like it"
+        )
+    if args.preferences is None:
+        raise ValueError("--preferences: expected the --out of experiments.collect_preferences")
+    if jax.process_count() > 1:
+        raise ValueError("learning from preferences: expected one process, got several hosts")
+    print(compile_cache.enable(), flush=True)
+    workdir.check_writable(args.workdir)
+    with held(args.workdir):
+        learn(config, args.preferences, args.workdir)
+    return 0
 
 
 class Chosen(NamedTuple):
@@ -111,7 +144,7 @@ def trained(config: ConfigDict, plan: Plan, data: Any, run: Run, state: TrainSta
         for number in range(done + 1, config.steps + 1):
             epoch, at = divmod((number - 1) * size, -(-n // size) * size)
             order = np.random.default_rng((config.seed, epoch)).permutation(n)
-            batch = seen.rows_of(data, order[at : at + size], size)
+            batch = batches.rows_of(data, order[at : at + size], size)
             state, report = step(state, sharding.global_batch(batch, _mesh(plan), size))
             stop, last = asked(number), number == config.steps
             if number % config.log_every == 0 or stop or last:
@@ -153,16 +186,11 @@ class Judge:
     def __call__(self, state: TrainState, data: Any) -> Any:
         """Of all of `data`, numpy."""
         params, parts = {**state.params, **state.frozen}, []
-        for places in seen.in_order(len(data.valid), self._size):
-            batch = seen.rows_of(data, places, self._size)
+        for batch in batches.batches(data, self._size, np.arange):
             placed = sharding.global_batch(batch, self._mesh, self._size)
-            made = jax.device_get(self._judge(params, placed))
-            parts.append(jax.tree.map(partial(_first, len(places)), made))
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-
-
-def _first(n: int, rows: np.ndarray) -> np.ndarray:
-    return rows[:n]
+            parts.append(jax.device_get(self._judge(params, placed)))
+        n = len(data.valid)
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[:n], *parts)
 
 
 def _mesh(plan: Plan) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.composition.json_files import write_json
 from experiments.rolling.episodes import Row, actions_of
-from experiments.rolling.results import ERROR
+from experiments.rolling.results import ERROR, rows_in
 
 CHOICES = ("left", "right", "tie", "skip")
 WORLD = ("sim", "facts", "seed")  # settings that both clips of a pair share
@@ -248,9 +248,7 @@ def rows(out: Path) -> dict[int, Row]:
     path = out / "episodes.jsonl"
     if not path.is_file():
         raise ValueError(f"{out}: expected the --out of experiments.rollout, got no {path.name}")
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1].splitlines()
-    found = {row["episode"]: row for row in map(json.loads, whole)}
+    found = rows_in(path.read_bytes())
     return {number: row for number, row in found.items() if row["outcome"] != ERROR}
 
 

@@ -3,7 +3,7 @@
 Axes: b pairs, s looks at a clip, t window step.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,18 +123,3 @@ def _filled(rows: Sequence[Sequence[Any]], most: int) -> Any:
         return np.stack(padded).reshape(len(rows), 2, *padded[0].shape)
 
     return jax.tree.map(stacked, *(tree for pair in rows for tree in pair))
-
-
-def rows_of(data: Any, places: np.ndarray, size: int) -> Any:
-    """The pairs of Comparisons or Contests at these places, filled up to `size` with such as are
-    not valid.
-    """
-    filled = np.concatenate([places, np.zeros(size - len(places), places.dtype)])
-    batch = jax.tree.map(lambda x: x[filled], data)
-    return batch._replace(valid=batch.valid & (np.arange(size) < len(places)))
-
-
-def in_order(n: int, size: int) -> Iterator[np.ndarray]:
-    """Places 0 to n - 1, `size` at a time."""
-    for start in range(0, n, size):
-        yield np.arange(start, min(n, start + size))

@@ -94,8 +94,7 @@ class Kept:
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
         self._file.truncate(whole)
-        rows = [json.loads(line) for line in data[:whole].splitlines()]
-        return {row["episode"]: row for row in rows}
+        return rows_in(data)
 
     def __enter__(self) -> "Kept":
         return self
@@ -107,6 +106,14 @@ class Kept:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def rows_in(data: bytes) -> dict[int, Row]:
+    """The episodes of an episodes.jsonl by their number, each as it ended last; a line that a kill
+    cut off is left out.
+    """
+    rows = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    return {row["episode"]: row for row in rows}
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
