@@ -25,7 +25,7 @@ class LoaderConfig:
         batch_size: windows per global batch.
         seed: of the order.
         ram_budget: bytes of decoded frames, over all hosts; it decides how many visits are mixed at
-            a time.
+            a time. Where all fit into each host's share, they are kept, shuffled, for all epochs.
         windows_per_visit: consecutive windows of an episode that are decoded together. Fewer mix
             better in the same memory, and cost window - 1 more decoded frames each.
         shuffle: endless shuffled epochs; False: one pass in file order.

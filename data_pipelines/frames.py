@@ -13,8 +13,10 @@ from jaxtyping import Int64, UInt8
 
 from data_pipelines import images
 from data_pipelines.buffers import Buffers
+from data_pipelines.config import LoaderConfig
 from data_pipelines.files import pictures, remote
 from data_pipelines.index import Split
+from data_pipelines.order import Visits
 from vla_jax.robot.sensing import Reading, Sensor
 
 KEEP = 4096  # free arrays to remember for each camera
@@ -58,21 +60,14 @@ class Decoder:
     """Reads and decodes the frames of spans, for every camera in the config's order."""
 
     def __init__(
-        self,
-        splits: list[Split],
-        swapped: list[tuple[str, ...]],
-        cameras: tuple[str, ...],
-        sizes: tuple[int, ...],
-        resize: str,
-        sensors: tuple[Sensor, ...] = (),
+        self, splits: list[Split], swapped: list[tuple[str, ...]], config: LoaderConfig
     ) -> None:
-        """`swapped` names each split's cameras that were stored BGR; `sizes` are pixels, one per
-        camera, and `resize` the filter that images.decode gets them with.
-        """
-        self.sensors = sensors
-        self._splits, self._swapped, self._cameras, self._sizes = splits, swapped, cameras, sizes
-        self._resize = resize
-        self._buffers = [Buffers((size, size, 3), KEEP) for size in sizes]
+        """`swapped` names each split's cameras that were stored BGR."""
+        self.sensors = config.sensors
+        self._splits, self._swapped, self._resize = splits, swapped, config.resize
+        self._cameras, self._sizes = config.cameras, config.image_size
+        self._window, self._future = config.window, config.future
+        self._buffers = [Buffers((size, size, 3), KEEP) for size in self._sizes]
         # Pillow decodes and resizes outside the GIL.
         self.workers = max(remote.workers(path) for split in splits for path in split.shards)
 
@@ -119,7 +114,21 @@ class Decoder:
             raise _damaged(split, span.start, path, where) from error
         return sensor.seen(values, None)
 
-    def bytes_per_frame(self, dataset_id: int) -> int:
+    def bytes_of(self, visits: list[Visits]) -> int:
+        """Of the frames of all visits, one entry a dataset, if all are open at the same time."""
+        total = 0
+        for dataset_id, (split, (first, windows)) in enumerate(
+            zip(self._splits, visits, strict=True)
+        ):
+            start, stop = first - (self._window - 1), first + windows
+            episode = np.searchsorted(split.first, first, side="right") - 1
+            end = split.first[episode] + split.length[episode]
+            runs = [(start, stop), *future_runs(start, stop, end, self._future)]
+            frames = sum(int((b - a).sum()) for a, b in runs)
+            total += frames * self._bytes_per_frame(dataset_id)
+        return total
+
+    def _bytes_per_frame(self, dataset_id: int) -> int:
         """Of all cameras the dataset has, and of its sensors that are not in the index."""
         split = self._splits[dataset_id]
         pixels = sum(

@@ -68,14 +68,7 @@ class Loader:
             )
         self._assembler = Assembler(members, config, encode, target)
         swapped = [member.index.dataset.bgr for member in members]
-        self._decoder = Decoder(
-            self._splits,
-            swapped,
-            config.cameras,
-            config.image_size,
-            config.resize,
-            config.sensors,
-        )
+        self._decoder = Decoder(self._splits, swapped, config)
         self._bases = np.cumsum([0, *(int(split.length.sum()) for split in self._splits)])
         self._visits = [
             order.visits(split.length.astype(np.int64), config.windows_per_visit)
@@ -89,7 +82,11 @@ class Loader:
         )
         self._visit_counts = np.concatenate([visits.windows for visits in self._visits])
         self._alternatives = any(split.instruction.shape[1] > 1 for split in self._splits)
-        self.pool = self._pool_size()
+        frames = self._decoder.bytes_of(self._visits)
+        self.pool = self._pool_size(frames)
+        # Each host holds what its rows need, which may be all.
+        hosts = config.batch_size / max(1, self._rows.size)
+        self.decoded_once = config.shuffle and hosts * frames <= config.ram_budget
         self._order = order.Order(
             self._visits,
             [member.weight for member in members],
@@ -185,6 +182,7 @@ class Loader:
             f" windows are decoded together) open at a time; {mixed.batch} windows in a row hold"
             f" {mixed.pairs:.1f} pairs from the same episode (fewer are better mixed:"
             f" data.ram_budget), {mixed.episodes:.1f} distinct episodes"
+            + ("; all frames fit into data.ram_budget: decoded once" if self.decoded_once else "")
         )
         return "\n".join(lines)
 
@@ -296,7 +294,8 @@ class Loader:
                     left[visit] -= count
                     begin = int(self._visit_starts[visit])
                     span = self._span(begin, begin + int(self._visit_counts[visit]))
-                    pool.plan(int(visit), span, int(count), more=bool(left[visit] > 0))
+                    more = self.decoded_once or bool(left[visit] > 0)
+                    pool.plan(int(visit), span, int(count), more)
             position += 1
             yield
 
@@ -389,22 +388,11 @@ class Loader:
         draws = order.raw(self._config.batch_size, self._config.seed, position, WORDS)
         return (draws[self._rows] >> np.uint64(1)).astype(np.int64)
 
-    def _pool_size(self) -> int:
-        """Visits that fit into the RAM budget; all of them when none stays open for a second
-        window.
+    def _pool_size(self, frames: int) -> int:
+        """Visits that fit into the RAM budget, where the frames of all have so many bytes; all of
+        them when none stays open for a second window.
         """
-        if self._config.windows_per_visit == 1:
-            return len(self._visit_starts)
-        total = 0.0
-        for dataset_id, (split, visits) in enumerate(zip(self._splits, self._visits, strict=True)):
-            start = visits.start - (self._config.window - 1)
-            stop = visits.start + visits.windows
-            episode = np.searchsorted(split.first, visits.start, side="right") - 1
-            end = split.first[episode] + split.length[episode]
-            frames = float((stop - start).sum())
-            frames += sum(
-                float((b - a).sum()) for a, b in future_runs(start, stop, end, self._config.future)
-            )
-            total += frames * self._decoder.bytes_per_frame(dataset_id)
         count = len(self._visit_starts)
-        return int(np.clip(self._config.ram_budget * count / total, 1, count))
+        if self._config.windows_per_visit == 1:
+            return count
+        return int(np.clip(self._config.ram_budget * count / frames, 1, count))

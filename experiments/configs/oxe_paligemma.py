@@ -116,7 +116,8 @@ def _data() -> ConfigDict:
     config.max_idle = 1.0  # leaves out episodes of which a larger share of steps hardly moves
     # ("q99", ("bounds", -0.65, 0.65)) is RoboVLMs' double normalisation
     config.normalise = ("q99",)
-    # bytes of decoded frames over all hosts; more mixes more episodes
+    # bytes of decoded frames over all hosts; more mixes more episodes, and where all fit each is
+    # decoded once
     config.ram_budget = 16 * 2**30
     config.windows_per_visit = 64  # windows decoded together; fewer mix better and decode more
     config.blank_instruction = False  # ablation: every instruction becomes ""

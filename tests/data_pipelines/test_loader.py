@@ -61,6 +61,33 @@ def test_batches_are_pure(index, bare, budget, per_visit):
     assert not loaders()
 
 
+def test_frames_that_all_fit_are_decoded_once(index, monkeypatch):
+    """Within the budget of all hosts; else each epoch decodes anew."""
+    decode, spans = frames.Decoder.decode, []
+
+    def counted(self, span, camera):
+        spans.append(span)
+        return decode(self, span, camera)
+
+    monkeypatch.setattr(frames.Decoder, "decode", counted)
+    monkeypatch.setattr(frames.remote, "workers", lambda path: 1)  # reads few visits ahead
+    one = {"batch_size": 8, "windows_per_visit": 2}
+    windows = make(index).windows
+    visits = int((-(-index.splits["train"].length // 2)).sum())
+    needed = (windows + 2 * visits) * 32 * 32 * 3  # windows of 3 frames of 32 pixels
+    for budget, times in ((needed, 1), (needed // 8, 3)):
+        spans.clear()
+        loader = make(index, ram_budget=budget, **one)
+        assert ("decoded once" in loader.summary()) == (times == 1)
+        take(loader, 0, 3 * windows // 8)
+        assert len(set(spans)) == visits
+        assert len(spans) == visits if times == 1 else len(spans) > 2 * visits
+    assert not make(index, ram_budget=needed - 1, **one).decoded_once
+    half = np.arange(4)
+    assert make(index, ram_budget=2 * needed, rows=half, **one).decoded_once
+    assert not make(index, ram_budget=needed, rows=half, **one).decoded_once
+
+
 def test_timing_does_not_matter(index, monkeypatch):
     expected = take(make(index), 0, 12)
     decode, draw = frames.Decoder.decode, np.random.default_rng(0)
