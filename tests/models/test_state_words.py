@@ -12,6 +12,8 @@ import pytest
 import sentencepiece
 import torch
 
+from experiments.composition import spaces
+from experiments.configs import oxe_paligemma
 from tests.fakes import FakeBackbone, jittered, make_batch
 from tests.test_policy import IO, KEY, SPEC, STEPS, D, K, N, P, T, episode, window
 from vla_jax import build, params
@@ -74,7 +76,7 @@ def test_ids_are_openpis_of_every_state_in_jax_and_torch(digits, tmp_path):
         model_file=str(tmp_path / "words" / "tokenizer.model")
     )
     state, there = states(), np.ones((1, 3), bool)
-    ids, valid = jax.jit(words.tokens)(state, there)
+    ids, valid = map(np.asarray, jax.jit(words.tokens)(state, there))
     standalone = Tokenizer(
         encoder.definition(), {**made._asdict(), "encode": None, "state_words": True}
     )
@@ -194,6 +196,17 @@ def test_rollouts_are_windows_and_sessions_together_as_each_alone(history):
         assert np.abs(second - first).max() > 1e-3  # another state, another action
     with pytest.raises(ValueError, match="proprio: expected a, gripper, got None"):
         one.act(frame)
+
+
+@pytest.mark.parametrize("wrong", [{"proprio": False}, {"layout": "robovlms"}], ids=str)
+def test_without_a_state_or_in_robovlms_prompts_it_is_refused(wrong):
+    config = oxe_paligemma.get_config("tiny")
+    config.model.update({"proprio": True, "state_words": True})
+    config = spaces.resolve(config)
+    build.model(config)
+    config.model.update(wrong)
+    with pytest.raises(ValueError, match=r"state_words: expected model.proprio=True and .*prefix"):
+        build.model(config)
 
 
 def test_the_blank_words_are_as_many():

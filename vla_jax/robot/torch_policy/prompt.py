@@ -6,6 +6,7 @@ Axes: b episodes, l text, p proprio, q tokens of the state's words.
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,18 +22,19 @@ class Prompt:
     """
 
     def __init__(self, body: dict[str, Any] | None, vocab: int) -> None:
-        self.words: list[list[int]] = []
-        self._after: list[int] = []
+        self.words = body is not None
         if body is None:
             return
-        words, self._after = body["words"], body["after"]
-        ids = [id for each in (*words, self._after) for id in each]
+        words, after = body["words"], body["after"]
+        ids = [id for each in (*words, after) for id in each]
         if len(words) != len(WORDS) or not all(0 <= id < vocab for id in ids):
             raise ValueError(
                 f"config.json: state_words: expected ids below {vocab} of {len(WORDS)} words"
             )
         longest = max(map(len, words))
-        self.words = [[*each, *[-1] * (longest - len(each))] for each in words]
+        # Not tensors, which would be made where the network is: on "meta", to be filled later.
+        self._table = np.array([[*each, *[-1] * (longest - len(each))] for each in words])
+        self._after = np.array([after], np.int64)
 
     def __call__(self, inputs: "Inputs") -> tuple[Tensor, Tensor]:
         """The ids [b l+q] of the prompt, and which of them are there."""
@@ -44,8 +46,7 @@ class Prompt:
         number = (torch.floor(state.float() * half) + half).clamp(-1, BINS - 1)
         place = number.long() + 2
         place = place if there is None else torch.where(there, place, 0)
-        table = torch.tensor(self.words, device=device)
-        after = torch.tensor(self._after, device=device).expand(len(state), -1)
-        ids = torch.cat([table[place].flatten(1), after], 1)
+        table, after = (torch.from_numpy(x).to(device) for x in (self._table, self._after))
+        ids = torch.cat([table[place].flatten(1), after.expand(len(state), -1)], 1)
         valid = torch.cat([inputs.prompt_mask, ids >= 0], 1)
         return torch.cat([inputs.prompt, ids.clamp(min=0)], 1), valid
