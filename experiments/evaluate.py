@@ -168,7 +168,7 @@ def _check(workdir: Path, config: ConfigDict, meta: dict[str, Any], source: sour
 
 def opened(workdir: Path, config: ConfigDict, source: sources.Data, mesh: Mesh) -> Policy:
     """The policy of a run (checkpoint.find), its parameters read straight into their shardings."""
-    make = build.model(config, source.action_end, source.vocabulary)
+    make = build.model(config, *source.known)
     graphdef, shapes, logical = flat.abstract(make)
     where = sharding.resolve(shapes, logical, mesh)
     specs = {

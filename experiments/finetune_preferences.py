@@ -24,6 +24,7 @@ from experiments.preferring import judged, learning, seen
 from vla_jax import command, sharding
 from vla_jax.rl.direct import Contests
 from vla_jax.rl.learner import DIRECT
+from vla_jax.saved import known
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.state import TrainState
 
@@ -40,7 +41,7 @@ def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
     workdir.check(folder, config, False)
     own = learning.chosen(preferences, config.seed)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    plan = steps.plan(config, mesh)
+    plan = steps.plan(config, mesh, 1.0, *known(config, Path(config.model.start)))
     taken = beginning.start(config, plan)
     saved, name, clips = learning.looked(config, own.pairs)
     dims = moving(config, saved.io(name))

@@ -37,7 +37,7 @@ from vla_jax import command, sharding
 from vla_jax.models.tokenizer import digest
 from vla_jax.policy import JaxPolicy
 from vla_jax.rl.learner import ALGORITHMS
-from vla_jax.saved import open_checkpoint
+from vla_jax.saved import known, open_checkpoint
 from vla_jax.training import compile_cache, train
 from vla_jax.training.checkpoint import Checkpointer, complete_steps, find, load_meta
 from vla_jax.training.clock import Clock
@@ -100,7 +100,7 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
     if change == "list":
         raise ValueError(f"--change: {folder} is as it was; --change=yes goes on so")
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    plan = steps.plan(config, mesh)
+    plan = steps.plan(config, mesh, 1.0, *known(config, Path(config.model.start)))
     taken = beginning.start(config, plan)
     with contextlib.ExitStack() as stack:
         sim, count = config.rl.sim, config.rl.episodes * config.rl.trials

@@ -5,7 +5,7 @@
     python -m experiments.import_weights --from robovlms:FILE.pt --robovlms_config FILE.json --out
     DIR [--tokenizer DIR] [--statistics [NAME=]FILE.json ...]
     python -m experiments.import_weights --from openpi:DIR --out DIR --tokenizer DIR [--chunk 50]
-    [--statistics NAME=DIR/assets/.../norm_stats.json]
+    [--no_state_words] [--statistics NAME=DIR/assets/.../norm_stats.json]
 
 hf and npz give a backbone, robovlms a whole policy (FILE.pt may also be a DeepSpeed ZeRO-1 or -2
 directory), openpi one with the head expert: pi0 or pi0.5, as orbax wrote it or converted to
@@ -89,6 +89,10 @@ def main(argv: list[str]) -> None:
         "--chunk", type=int, help="openpi: action_horizon of the run, which no array says"
     )
     parser.add_argument(
+        "--no_state_words", action="store_true",
+        help="openpi: pi0.5 of a run with discrete_state_input=False, which no array says",
+    )  # fmt: skip
+    parser.add_argument(
         "--robovlms_config", type=Path, help="the JSON that a RoboVLMs run was started with"
     )
     parser.add_argument(
@@ -121,6 +125,10 @@ def main(argv: list[str]) -> None:
         raise ValueError("--statistics: expected with a policy: a backbone has no actions")
     if args.chunk is not None and (kind != "openpi" or args.chunk < 1):
         raise ValueError(f"--chunk: expected with openpi:DIR, and 1 or more, got {args.chunk}")
+    if args.no_state_words and kind != "openpi":
+        raise ValueError(
+            "--no_state_words: expected with openpi:DIR: no other is told the state so"
+        )
     if complete_steps(args.out):
         raise ValueError(
             f"--out: {args.out} holds a checkpoint already; give another directory, or remove it"
@@ -128,7 +136,7 @@ def main(argv: list[str]) -> None:
     path = Path(name).expanduser()
     with Progress(f"opening {path}"):  # a compressed .pt is unpacked
         if kind == "openpi":
-            imported = of_openpi(path, args.statistics, args.chunk)
+            imported = of_openpi(path, args.statistics, args.chunk, not args.no_state_words)
         elif kind == "robovlms":
             imported = policy(path, args.robovlms_config)
         else:
@@ -230,14 +238,15 @@ def policy(path: Path, json_file: Path) -> Import:
     return _best(candidates)
 
 
-def of_openpi(path: Path, given: list[str], chunk: int | None) -> Import:
-    """An openpi policy, for the dataset that `given` statistics name. Raises as
+def of_openpi(path: Path, given: list[str], chunk: int | None, stated: bool = True) -> Import:
+    """An openpi policy, for the dataset that `given` statistics name; `stated`: pi0.5 reads the
+    state in its prompt. Raises as
     openpi.policy.policy does, and for statistics of several.
     """
     if len(given) > 1:
         raise ValueError(f"--statistics: expected one file with openpi:DIR, got {len(given)}")
     dataset = given[0].rpartition("=")[0] if given else ""
-    found = openpi_policy.policy(path, dataset, chunk)
+    found = openpi_policy.policy(path, dataset, chunk, stated)
     print("\n".join(found.notes))
     return Import(
         found.config, found.files, found.table, found.shapes, openpi_policy.DEAD, [], [], ""

@@ -210,7 +210,7 @@ def _prepare(
     loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
     texts = cotraining.reader(config, source.texts, "train", rows)
     per_epoch = loader.windows / config.batch_size
-    plan = steps.plan(config, mesh, per_epoch, source.action_end, source.vocabulary)
+    plan = steps.plan(config, mesh, per_epoch, *source.known)
     units = sources.units(config, source)
     run = Prepared(
         source=source,

@@ -21,6 +21,7 @@ from experiments.composition.json_files import write_json
 from experiments.preferring import judged, learning, seen
 from vla_jax import command, sharding
 from vla_jax.rl.reward import ALGORITHM
+from vla_jax.saved import known
 from vla_jax.training.metrics import Recorder
 
 
@@ -36,7 +37,7 @@ def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
     workdir.check(folder, config, False)
     own = learning.chosen(preferences, config.seed)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    plan = steps.plan(config, mesh)
+    plan = steps.plan(config, mesh, 1.0, *known(config, Path(config.model.start)))
     taken = beginning.start(config, plan)
     _, _, clips = learning.looked(config, own.pairs)
     data = seen.compared(own.pairs, own.train, clips)

@@ -42,6 +42,7 @@ from vla_jax.models.sensors.picture import Picture
 from vla_jax.models.sensors.points import PointSet
 from vla_jax.models.sensors.series import Series
 from vla_jax.models.stack import blocks_in_eight_bits
+from vla_jax.models.state_words import BLANK, StateWords
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
@@ -152,17 +153,23 @@ def lora(config: ConfigDict) -> LoRAConfig:
 
 
 def training_model(
-    config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
+    config: ConfigDict,
+    action_end: int = 0,
+    vocabulary: FastVocabulary | None = None,
+    words: StateWords | None = None,
 ) -> Build:
     """What is trained: the policy of `model` (what learns by trial, with rl.algorithm), with
     adapters when lora.rank > 0, and its blocks' products in 8 bits with model.eight_bits.
     """
-    whole = attach(_made_of(_kind(config), config, action_end, vocabulary), lora(config))
+    whole = attach(_made_of(_kind(config), config, action_end, vocabulary, words), lora(config))
     return blocks_in_eight_bits(whole, config.model.eight_bits)
 
 
 def model(
-    config: ConfigDict, action_end: int = 0, vocabulary: FastVocabulary | None = None
+    config: ConfigDict,
+    action_end: int = 0,
+    vocabulary: FastVocabulary | None = None,
+    words: StateWords | None = None,
 ) -> Build:
     """A function of `nnx.Rngs` that makes the policy; nothing is allocated until it is called. It
     has no adapters, as `checkpoint.load_params` gives none.
@@ -171,11 +178,13 @@ def model(
         config: every field of it, see saved_config.
         action_end: see `action_token_end`. 0, where only shapes matter: the end of the vocabulary.
         vocabulary: of the head fast. None, where only shapes matter: one of as many tokens.
+        words: of the state, with model.state_words: state_words.prompt. None, where only shapes
+            matter: words of no meaning.
 
     Raises ValueError for a name that is in none of the tables, and for a config whose dims are
     still to be had from the data.
     """
-    return _made_of(VLA, config, action_end, vocabulary)
+    return _made_of(VLA, config, action_end, vocabulary, words)
 
 
 def _kind(config: ConfigDict) -> Callable[..., VLA]:
@@ -204,6 +213,7 @@ def _made_of(
     config: ConfigDict,
     action_end: int,
     vocabulary: FastVocabulary | None,
+    words: StateWords | None,
 ) -> Build:
     """`model`, of a class that takes what VLA takes."""
     sizes, model = backbone_config(config), config.model
@@ -222,6 +232,7 @@ def _made_of(
         resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
         state=_state(config) if model.proprio else None,
         state_to_head=isinstance(head_sizes, ExpertConfig) and head_sizes.state == "expert",
+        state_words=_state_words(config, words),
         past=PastConfig(binary, model.past_action_hidden) if model.past_action else None,
         embodiments=len(model.embodiments) if model.embodiment else 0,
         loss_weights=(
@@ -283,6 +294,21 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
 def _state(config: ConfigDict) -> StateConfig:
     names = tuple(config.model.state_names)
     return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
+
+
+def _state_words(config: ConfigDict, words: StateWords | None) -> StateWords | None:
+    """Those of model.state_words. Raises ValueError where nothing is there to say, or a layout of
+    RoboVLMs': what there stands before the last token of a prompt is not what the state ends.
+    """
+    model = config.model
+    if not model.state_words:
+        return None
+    if not model.proprio or model.layout != "prefix":
+        raise ValueError(
+            "model.state_words: expected model.proprio=True and model.layout=prefix, got"
+            f" {model.proprio} and {model.layout}"
+        )
+    return words or BLANK
 
 
 def _forward(config: ConfigDict) -> MakeTask:

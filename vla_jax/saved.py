@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from vla_jax import build, build_heads
 from vla_jax.actions import ActionSpec
-from vla_jax.models import fast_vocabulary
+from vla_jax.models import fast_vocabulary, state_words
 from vla_jax.models.fast_vocabulary import FastVocabulary
+from vla_jax.models.state_words import StateWords
 from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy
@@ -49,7 +51,7 @@ class SavedPolicy:
         specs: per dataset what its numbers mean.
         tokenizer: the effective tokenizer.json.
         prompt: {"before": ids, "template": text with {} for the instruction, "after": ids,
-            "length": tokens}.
+            "length": tokens}, and with the state in it "state_words": True.
         encode: an instruction to its token ids.
         image_size: pixels of a side, one per camera.
         resize: how images of other sizes get it, one of types.RESIZES.
@@ -116,14 +118,13 @@ def open_checkpoint(
         raise ValueError(
             f"{directory}: the tokenizer in {folder} is not the one the checkpoint was trained with"
         )
-    module = build.backbone_module(config)
-    encoder = module.load_tokenizer(folder, config.model.layout)
+    encoder = build.backbone_module(config).load_tokenizer(folder, config.model.layout)
+    prompt, words = state_words.prompt(encoder, config.model.state_words)
+    end = build_heads.action_token_end(config, folder)
     blank = config.data.blank_instruction
     specs = {name: _spec(body) for name, body in meta["datasets"].items()}
     return SavedPolicy(
-        build=build.model(
-            config, build_heads.action_token_end(config, folder), vocabulary(meta, directory)
-        ),
+        build=build.model(config, end, vocabulary(meta, directory), words),
         params={
             name: value
             for name, value in load_params(directory, step).items()
@@ -132,12 +133,13 @@ def open_checkpoint(
         specs=specs,
         tokenizer=encoder.definition(),
         prompt={
-            "before": encoder.before,
-            "template": module.prompt("" if blank else "{}"),
-            "after": encoder.after,
+            "before": prompt.before,
+            "template": prompt.template.replace("{}", "" if blank else "{}"),
+            "after": prompt.after,
             "length": config.model.prompt_length,
+            **({"state_words": True} if words else {}),
         },
-        encode=lambda text: encoder.encode("" if blank else text),
+        encode=lambda text: prompt.encode("" if blank else text),
         image_size=build.camera_sizes(config),
         resize=config.model.resize,
         dtype=config.model.act_dtype,
@@ -152,6 +154,19 @@ def open_checkpoint(
         state_names=tuple(config.model.state_names) if config.model.proprio else (),
         embodiments=tuple(config.model.embodiments) if config.model.embodiment else (),
     )
+
+
+def known(
+    config: ConfigDict, directory: Path
+) -> tuple[int, FastVocabulary | None, StateWords | None]:
+    """What only data and tokenizer know of a policy that begins as the one in a checkpoints
+    directory: arguments of build.model. Raises ValueError when the tokenizer is gone.
+    """
+    meta = load_meta(directory)
+    folder = tokenizer_folder(directory, meta)
+    encoder = build.backbone_module(config).load_tokenizer(folder, config.model.layout)
+    words = state_words.prompt(encoder, config.model.state_words)[1]
+    return build_heads.action_token_end(config, folder), vocabulary(meta, directory), words
 
 
 def vocabulary(meta: dict[str, Any], where: Path) -> FastVocabulary | None:

@@ -134,7 +134,7 @@ def prepared(config: ConfigDict, workdir: Path) -> tuple[Trainer, Generator[Batc
     rows = sharding.rows(mesh, config.batch_size)
     loader = sources.loader(config, source, source.train, shuffle=True, rows=rows)
     per_epoch = loader.windows / config.batch_size
-    plan = steps.plan(config, mesh, per_epoch, source.action_end, source.vocabulary)
+    plan = steps.plan(config, mesh, per_epoch, *source.known)
     params = flat.initialise(plan.make, config.seed, plan.shardings)
     state = training_state.init_state(params, plan.abstract, plan.optimizer)
     step = steps.trace(config, plan).lower().compile()

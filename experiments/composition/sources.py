@@ -22,8 +22,9 @@ from data_pipelines.selection import Selection
 from experiments.composition import cotraining, datasets, selecting, spaces, strings
 from vla_jax import build, build_heads, saved
 from vla_jax.actions import places
-from vla_jax.models import clip_text
+from vla_jax.models import clip_text, state_words
 from vla_jax.models.fast_vocabulary import FastVocabulary
+from vla_jax.models.state_words import StateWords
 from vla_jax.models.tokenizer import digest
 from vla_jax.robot import sensing
 from vla_jax.training import wandb_run
@@ -50,6 +51,12 @@ class Data:
         Callable[[str], np.ndarray] | None
     )  # an instruction to CLIP's embedding of it, for text_align
     vocabulary: FastVocabulary | None = None  # of the head fast
+    words: StateWords | None = None  # of the state, with model.state_words
+
+    @property
+    def known(self) -> tuple[int, FastVocabulary | None, StateWords | None]:
+        """What only data and tokenizer know of a policy: arguments of build.model."""
+        return self.action_end, self.vocabulary, self.words
 
 
 def missing(config: ConfigDict) -> list[str]:
@@ -128,6 +135,7 @@ def data(
     files = {name for member in train for s in member.index.splits.values() for name in s.listed}
     _check_lists(config, chosen, files)
     sentences = {text for member in train for text in member.index.splits["train"].sentences}
+    sentences |= {state_words.TEXT} if config.model.state_words else set()
     folder = tokenizer(config, sorted(sentences), workdir, scratch)
     encoder = build.backbone_module(config).load_tokenizer(folder, config.model.layout)
     vocab = build.backbone_config(config).vocab
@@ -137,22 +145,27 @@ def data(
             f" {config.model.variant} embeds {vocab}; give the tokenizer that belongs to the"
             " weights"
         )
-    say: Callable[[str], list[int]] = encoder.encode
+    prompt, words = state_words.prompt(encoder, config.model.state_words)
+    ask: Callable[[str], list[int]] = encoder.encode
     answer: Callable[[str], list[int]] = encoder.answer
+    tell = prompt.encode
     end = build_heads.action_token_end(config, folder)
     vocabulary = strings.vocabulary(config, train, workdir)
     if end:
         first = end - (vocabulary.size if vocabulary else config.model.bins)
-        say, answer = (_without_actions(encode, first, end) for encode in (say, answer))
+        if words is not None:
+            ids = words.ids()
+            _without_actions(lambda _: ids, first, end)(state_words.TEXT)
+        ask, tell, answer = (_without_actions(encode, first, end) for encode in (ask, tell, answer))
     blank = config.data.blank_instruction
 
     def encode(text: str) -> np.ndarray:
-        return np.asarray(say("" if blank else text), np.int32)
+        return np.asarray(tell("" if blank else text), np.int32)
 
     align = config.objectives.text_align
     target = clip_text.embedder(Path(align.clip).expanduser()) if align.weight else None
-    texts = cotraining.open_texts(config, datasets.root(config), say, answer) if training else None
-    return Data(train, held_out, encode, folder, end, texts, target, vocabulary)
+    texts = cotraining.open_texts(config, datasets.root(config), ask, answer) if training else None
+    return Data(train, held_out, encode, folder, end, texts, target, vocabulary, words)
 
 
 def _members(config: ConfigDict, chosen: Selection) -> tuple[list[Member], list[Member]]:

@@ -9,6 +9,7 @@ is in them.
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DATASETS, Dataset
-from vla_jax.actions import ActionSpec, Stats
+from vla_jax.actions import ActionSpec, Affine, Stats
 
 KEYS = ("mean", "std", "min", "max", "q01", "q99")
 OTHER_WORDS = {"p01": "q01", "p99": "q99"}  # Octo's
@@ -121,7 +122,8 @@ def specs(config: ConfigDict, given: list[str]) -> dict[str, ActionSpec]:
 
 def states(config: ConfigDict, given: list[str]) -> dict[str, ActionSpec]:
     """What the numbers of the state mean, by dataset: of those of `given` that are openpi's, the
-    only ones that say it. Raises ValueError where one of these lacks it, and as `of_dataset` does.
+    only ones that say it; of a state in words as openpi normalises it (`unclipped`). Raises
+    ValueError where one of these lacks it, and as `of_dataset` does.
     """
     rules, out = tuple(config.data.normalise), {}
     for argument in given:
@@ -134,8 +136,25 @@ def states(config: ConfigDict, given: list[str]) -> dict[str, ActionSpec]:
             raise ValueError(f"{path}: expected norm_stats.state, which the policy sees, got none")
         dataset = _dataset(argument, name or config.data.mixture)
         stats = of_dataset(Path(path), found, dataset, "state")
-        out[dataset.name] = ActionSpec.fit(dataset.state_names, (), stats, rules)
+        if config.model.state_words:
+            out[dataset.name] = unclipped(dataset.state_names, stats)
+        else:
+            out[dataset.name] = ActionSpec.fit(dataset.state_names, (), stats, rules)
     return out
+
+
+def unclipped(names: Sequence[str], stats: Stats) -> ActionSpec:
+    """Quantiles as openpi normalises by them: 2 (x - q01) / (q99 - q01 + 1e-6) - 1, constant
+    numbers too and beyond them as far as they go, for which the state's words have one of their
+    own below and one above.
+    """
+    scale = (stats["q99"] - stats["q01"] + 1e-6) / 2
+    far = (float("inf"),) * len(names)
+    near = tuple(-x for x in far)
+    step = Affine(
+        "q99", near, far, tuple(map(float, stats["q01"] + scale)), tuple(map(float, scale))
+    )
+    return ActionSpec(tuple(names), steps=(step,))
 
 
 def _is_padding(given: dict[str, Any], count: int) -> bool:

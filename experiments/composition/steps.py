@@ -14,6 +14,7 @@ from experiments.composition import datasets, estimate, open_loop
 from vla_jax import build, sharding
 from vla_jax import params as flat
 from vla_jax.models.fast_vocabulary import FastVocabulary
+from vla_jax.models.state_words import StateWords
 from vla_jax.rl.learner import CRITIC, CRITIC_VALUE
 from vla_jax.training import train
 from vla_jax.training.optim import FreezeConfig, OptimConfig, Optimizer, make_optimizer, partition
@@ -51,13 +52,14 @@ def plan(
     steps_per_epoch: float = 1.0,
     action_end: int = 0,
     vocabulary: FastVocabulary | None = None,
+    words: StateWords | None = None,
 ) -> Plan:
-    """The plan of a run. No shape of its state or batch depends on `steps_per_epoch`, `action_end`
-    or `vocabulary`, which only the data knows.
+    """The plan of a run. No shape of its state or batch depends on `steps_per_epoch`, `action_end`,
+    `vocabulary` or `words`, which only the data and the tokenizer know.
 
     Raises ValueError for what the model, the optimizer or the mesh refuses.
     """
-    make = build.training_model(config, action_end, vocabulary)
+    make = build.training_model(config, action_end, vocabulary, words)
     graphdef, shapes, logical = flat.abstract(make)
     shardings = sharding.resolve(shapes, logical, mesh)
     freeze, run = build.optim(config)[1], train_config(config, steps_per_epoch)

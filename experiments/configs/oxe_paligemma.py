@@ -171,6 +171,8 @@ def _model() -> ConfigDict:
     config.fast.tokens = 1024  # at most; PaliGemma has as many <loc>, whose place they take
     config.fast.most = 0  # tokens of a chunk; 0: as many as any can need
     config.proprio = False  # the robot's state as a token before the readouts
+    # it as words of the prompt, pi0.5's, in the place of the token (vla_jax/robot/state_words.py)
+    config.state_words = False
     config.state_names = ()  # its numbers; (): from the data
     config.embodiment = False  # which dataset's robot it is, as a learned token before the readouts
     config.embodiments = ()  # the datasets that are told apart; (): from the data

@@ -16,6 +16,7 @@ from experiments.learning.collecting import Trial
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.rl.reward import ALGORITHM
+from vla_jax.saved import known
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import load_meta, load_params, within
 from vla_jax.types import Observation
@@ -25,7 +26,7 @@ SIZE = 16  # windows that are judged at once
 # What a policy sees must be what the model was trained on.
 SAME = (
     "backbone", "variant", "cameras", "image_size", "image_sizes", "window", "chunk", "proprio",
-    "state_names", "prompt_length", "resize", "layout", "history",
+    "state_words", "state_names", "prompt_length", "resize", "layout", "history",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ class Learned:
             )
         self._window, self._where = own.model.window, folder
         self._spread = json.loads((where.parent / "reward.json").read_text())["spread"]
-        graphdef, shapes, _ = flat.abstract(build.training_model(own))
+        graphdef, shapes, _ = flat.abstract(build.training_model(own, *known(own, where)))
         params = load_params(where)
         self._params = {name: jax.numpy.asarray(params[name]) for name in shapes}
 

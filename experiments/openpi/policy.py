@@ -5,8 +5,8 @@ it, --chunk gives another), two cameras (base and left wrist; a third that a rob
 there, and not there here), pi0's states and actions by mean and standard deviation, pi0.5's by
 quantiles.
 
-pi0.5 may read the state as words of its prompt; here the prompt is the instruction alone, as openpi
-has it with discrete_state_input=False (pi05_libero).
+pi0.5 reads the state as words of its prompt (vla_jax/robot/state_words.py), but where its run had
+discrete_state_input=False (pi05_libero): --no_state_words.
 """
 
 from pathlib import Path
@@ -29,6 +29,7 @@ DEAD = files.DEAD
 READOUTS = "readout_embedding"  # ours alone; the expert does not look at them
 ZEROS = "(zeros: openpi has no readouts)"
 VARIANTS = ("3b-pt-224", "tiny")  # of openpi's gemma_2b, and of tests
+PROMPT = 64  # tokens of an instruction beside the state's words; openpi has 200 for both
 
 
 class Policy(NamedTuple):
@@ -41,18 +42,23 @@ class Policy(NamedTuple):
     notes: list[str]
 
 
-def policy(path: Path, dataset: str, chunk: int | None) -> Policy:
+def policy(path: Path, dataset: str, chunk: int | None, stated: bool = True) -> Policy:
     """The policy in an openpi checkpoint.
 
     Args:
         path: its folder.
         dataset: ours whose actions and state it is to have; "": the default config's.
         chunk: steps it was trained to give; None: those of config.json, or CHUNK.
+        stated: pi0.5 reads the state in its prompt; False: it sees none.
 
     Raises ValueError where the arrays are not pi0's or pi0.5's, or of no width that is known.
     """
     opened = files.open_checkpoint(path)
     pi05, (padded, hidden, inner) = _is_pi05(opened), _expert_sizes(opened)
+    if not (pi05 or stated):
+        raise ValueError(
+            f"--no_state_words: {path}: expected pi0.5, got pi0, whose state is a token"
+        )
     config = oxe_paligemma.get_config("expert")
     model = config.model
     config.data.mixture = dataset or config.data.mixture
@@ -62,7 +68,9 @@ def policy(path: Path, dataset: str, chunk: int | None) -> Policy:
     model.resize, model.cameras = "bilinear", ("primary", "wrist")
     model.history, model.window = "one_step", 1
     model.chunk = chunk or _horizon(opened)
-    model.proprio, model.head_hidden = not pi05, hidden
+    model.proprio, model.head_hidden = stated or not pi05, hidden
+    if pi05 and stated:
+        model.state_words, model.prompt_length = True, PROMPT
     options = {
         "inner": inner,
         "padded": padded,
@@ -82,7 +90,7 @@ def policy(path: Path, dataset: str, chunk: int | None) -> Policy:
     notes = [f"chunk: {model.chunk} steps; the arrays do not say it: --chunk"]
     notes += [f"statistics in it: {file}" for file in files.statistics_in(path)]
     if pi05:
-        notes += ["state: pi0.5 may read it in its prompt; here that is the instruction alone"]
+        notes += [f"state: {'words of the prompt' if stated else 'none'}; --no_state_words"]
     return Policy(config, opened, table, shapes, notes)
 
 

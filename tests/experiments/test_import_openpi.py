@@ -12,15 +12,21 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
+from sentencepiece import SentencePieceProcessor
 
 from experiments import import_weights
+from experiments.openpi import policy as openpi_policy
 from tests import openpi_reference as openpi
 from tests.fakes import make_batch
 from vla_jax import build, params
 from vla_jax.actions import ActionSpec
+from vla_jax.models.backbones import paligemma
+from vla_jax.models.state_words import TEXT
+from vla_jax.saved import known, open_checkpoint
 from vla_jax.training.checkpoint import load_meta, load_params
 
 TOLERANCE, KEY = 1e-5, jax.random.key(0)
+INSTRUCTION = "push_the red block"
 
 
 def saved(folder: Path, arrays: openpi.Arrays, value: bool = False) -> Path:
@@ -137,11 +143,14 @@ def test_an_imported_policy_acts_as_openpi(pi05, tmp_path, capsys):
     openpi's actions at 1e-5, from its own joint passes.
     """
     arrays = openpi.arrays(pi05)
-    folder = saved(tmp_path / "released", arrays)
+    folder, words = saved(tmp_path / "released", arrays), tmp_path / "words"
     stats = statistics(folder)
-    run(folder, tmp_path / "out", "--statistics", f"bridge={stats}", "--chunk", str(openpi.CHUNK))
+    paligemma.train_tiny_tokenizer([INSTRUCTION, TEXT], words)
+    flags = ["--statistics", f"bridge={stats}", "--tokenizer", str(words)]
+    run(folder, tmp_path / "out", *flags, "--chunk", str(openpi.CHUNK))
     said = capsys.readouterr().out
     assert f"statistics in it: {stats}" in said
+    assert ("state: words of the prompt" in said) == pi05
     flat, meta = load_params(tmp_path / "out"), load_meta(tmp_path / "out")
     run(saved(tmp_path / "trained", arrays, value=True), tmp_path / "again")
     torch = tmp_path / "torch"
@@ -156,20 +165,36 @@ def test_an_imported_policy_acts_as_openpi(pi05, tmp_path, capsys):
         assert there.keys() == flat.keys()
         for name, value in flat.items():
             np.testing.assert_array_equal(there[name], value, err_msg=name)
-    acts_as_openpi(arrays, ConfigDict(meta["config"]), flat, pi05)
+    acts_as_openpi(arrays, ConfigDict(meta["config"]), flat, pi05, tmp_path / "out")
     spec = ActionSpec.from_json(meta["datasets"]["bridge"]["action"])
     expected = (1.0 + 1) / 2 - 1 if pi05 else (1.0 - 0.1) / 2
     np.testing.assert_allclose(spec.normalise(np.ones(7, np.float32))[0], expected, atol=1e-6)
-    assert ("state" in meta["datasets"]["bridge"]) == (not pi05)
+    if pi05:
+        config = openpi_policy.policy(folder, "", None, stated=False).config
+        assert not config.model.proprio
 
 
-def acts_as_openpi(arrays, config: ConfigDict, flat, pi05: bool) -> None:
-    graphdef, shapes, _ = params.abstract(build.model(config))
+def by_openpis_rule(state: np.ndarray) -> str:
+    """The text of pi0.5's prompt, of a state in robot units and the statistics above."""
+    normalised = (state.astype(np.float64) + 1) / (4 + 1e-6) * 2 - 1
+    bins = np.digitize(normalised, np.linspace(-1, 1, 257)[:-1]) - 1
+    return f"Task: push the red block, State: {' '.join(str(x) for x in bins)};\nAction: "
+
+
+def acts_as_openpi(arrays, config: ConfigDict, flat, pi05: bool, out: Path) -> None:
+    graphdef, shapes, _ = params.abstract(build.model(config, *known(config, out)))
     assert shapes.keys() == flat.keys()
-    rng = np.random.default_rng(3)
+    rng, opened = np.random.default_rng(3), open_checkpoint(out)
     obs = make_batch(b=2, t=1, k=openpi.CHUNK, image_size=32).obs
-    state = rng.uniform(-1, 1, (2, 1, 0 if pi05 else 7)).astype(np.float32)
-    obs = obs._replace(proprio=state, proprio_mask=np.ones(state.shape[::2], bool))
+    raw = rng.uniform(-2, 4, (2, 1, 7)).astype(np.float32)
+    spec = opened.specs["bridge"].state
+    assert spec is not None
+    state = spec.normalise(raw)
+    ids = np.array([opened.encode(INSTRUCTION)] * 2, np.int32)
+    obs = obs._replace(
+        proprio=state, proprio_mask=np.ones((2, 7), bool), prompt=ids,
+        prompt_mask=np.ones_like(ids, bool),
+    )  # fmt: skip
 
     @jax.jit
     def act(flat):
@@ -178,10 +203,14 @@ def acts_as_openpi(arrays, config: ConfigDict, flat, pi05: bool) -> None:
         return model.act(obs, KEY), frames.tokens[:, :-1], frames.valid[:, :-1]
 
     acted, tokens, valid = act(flat)
-    words = arrays["PaliGemma/llm/embedder/input_embedding"][obs.prompt] * 64**0.5
-    np.testing.assert_allclose(tokens[:, -words.shape[1] :], words, rtol=1e-6)
+    spoken = SentencePieceProcessor(model_file=str(out / "tokenizer" / "tokenizer.model"))
+    for row in range(2):
+        text = spoken.encode(by_openpis_rule(raw[row, 0]) if pi05 else f"{INSTRUCTION}\n")
+        words = arrays["PaliGemma/llm/embedder/input_embedding"][[spoken.bos_id(), *text]]
+        last = np.asarray(tokens[row])[np.asarray(valid[row])][-len(words) :]
+        np.testing.assert_allclose(last, words * 64**0.5, rtol=1e-6)
     noise = jax.random.normal(jax.random.fold_in(KEY, 1), (2, 1, openpi.CHUNK, openpi.PADDED))
-    padded = np.pad(state[:, 0], ((0, 0), (0, openpi.PADDED - state.shape[2])))
+    padded = np.pad(state[:, 0], ((0, 0), (0, openpi.PADDED - 7)))
     expected = openpi.sample(
         arrays,
         (np.asarray(tokens), np.asarray(valid)),
@@ -245,6 +274,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
     varying = statistics(tmp_path / "droid", moving=9)
     refused(whole, tmp_path, "expected 7 numbers .* got shape .32.", "--statistics",
             f"bridge={varying}")  # fmt: skip
+    refused(whole, tmp_path, "expected pi0.5, got pi0, whose state is a token", "--no_state_words")
     refused(whole, tmp_path, "expected one file", "--statistics", "a", "--statistics", "b")
     refused(whole, tmp_path, "--chunk: expected with openpi:DIR, and 1 or more", "--chunk", "0")
     (whole / "params" / "_METADATA").write_text("{")

@@ -124,6 +124,14 @@ CASES = {
         "head": "expert", "window": 1, "proprio": True, "history": "one_step", "readouts": 2,
         "head_options": "state='expert',time='adaptive',padded=9,inner=48,bound=0.0",
     },
+    "expert, state in words": {
+        "head": "expert", "window": 2, "proprio": True, "state_words": True, "prompt_length": 40,
+        "head_options": "bound=0.0",
+    },
+    "smolvlm, state in words, interleaved": {
+        "backbone": "smolvlm", "window": 3, "history": "interleaved", "proprio": True,
+        "state_words": True, "prompt_length": 56,
+    },
     "expert beside gemma 2": {"head": "expert", "window": 1, "head_options": "bound=0.0",
     "sizes": {**GEMMA2, "window": 64}},
     "expert beside llava": {"backbone": "llava", "head": "expert", "window": 1, "chunk": 2},

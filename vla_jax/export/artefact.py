@@ -58,6 +58,7 @@ RUNTIME = {
     "rotations.py": "rotations.py",
     "relative.py": "relative.py",
     "held.py": "held.py",
+    "state_words.py": "state_words.py",
     "realtime.py": "realtime.py",
     "events/trigger.py": "trigger.py",
     "events/regret.py": "regret.py",

@@ -70,6 +70,7 @@ def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict
             "mutual": config.mutual,
             "resampler": dataclasses.asdict(config.resampler) if config.resampler else None,
             "state": dataclasses.asdict(config.state) if config.state else None,
+            "state_words": dataclasses.asdict(config.state_words) if config.state_words else None,
             "past": {"binary": list(config.past.binary)} if config.past else None,
             "embodiments": config.embodiments,
             "sensors": [_sensor(model, sensor) for sensor in config.sensors],
@@ -86,6 +87,8 @@ def network(model: VLA, prompt_length: int, image_size: tuple[int, ...]) -> dict
         numbers = bool(config.state) + bool(config.past) + bool(config.embodiments)
         frame = cameras + prompt_length + config.readouts + numbers
         frame += config.layout == "robovlms_pre"
+        if config.state is not None and config.state_words is not None:
+            frame += config.state_words.count(config.state.dims) - 1
         frame += sum(sensor.tokens for sensor in config.sensors)
         slots = (
             frame * (config.window if config.history == "interleaved" else 1)

@@ -104,7 +104,7 @@ def assemble(
         layout: see LAYOUTS.
         cross: the backbone takes images as media.
         cameras: visual tokens of each camera in the config's order.
-        words: the prompt, padded on the right.
+        words: the prompt, padded on the right; in layout "prefix" between its words too.
         before: what stands before the readouts (state, past action, sensors).
         after: the readouts, and what follows them.
     """

@@ -51,8 +51,11 @@ class Tokenizer:
         """
         needs = [kind for kind in (*before, *after) if kind != "newline"]
         self._tokenizer, self._prompt = open_tokenizer(folder, needs), prompt
-        self.before, self.after = (
-            [id for kind in kinds for id in self._ids(kind)] for kinds in (before, after)
+        self.template = prompt("{}")  # the prompt's text, with {} for the instruction
+        # `closing` is `after` where the prompt's text ends its line itself.
+        self.before, self.after, self.closing = (
+            [id for kind in kinds for id in self._ids(kind)]
+            for kinds in (before, after, [kind for kind in after if kind != "newline"])
         )
 
     @property
@@ -66,8 +69,11 @@ class Tokenizer:
 
     def encode(self, instruction: str) -> list[int]:
         """Ids of the prompt."""
-        words = self._tokenizer.encode(self._prompt(instruction), add_special_tokens=False)
-        return [*self.before, *words, *self.after]
+        return [*self.before, *self.ids(self._prompt(instruction)), *self.after]
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text, without special tokens round it."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def answer(self, text: str) -> list[int]:
         """Ids of `text <eos>`: what follows a prompt where the model is to write."""

@@ -39,6 +39,7 @@ from vla_jax.models.objectives import Encoded, MakeTask, Task
 from vla_jax.models.resampler import Resampler, ResamplerConfig
 from vla_jax.models.sensors.tokens import MakeEncoder, SensorTokens
 from vla_jax.models.sequence import LAYOUTS, FrameTokens, MaskedTokens
+from vla_jax.models.state_words import StateWords, prompt_tokens
 from vla_jax.models.tokens import (
     ActionToken,
     EmbodimentToken,
@@ -83,6 +84,7 @@ class VLAConfig:
     resampler: ResamplerConfig | None = None
     state: StateConfig | None = None
     state_to_head: bool = False  # the head looks at the state itself; no token of it here
+    state_words: StateWords | None = None  # the state stands in the prompt; no token of it either
     past: PastConfig | None = None
     loss_weights: tuple[tuple[str, float], ...] = (("action", 1.0),)
     history_start: str = "repeat"  # see starts.py
@@ -158,7 +160,7 @@ class VLA(nnx.Module):
         )
         visual = self.backbone.visual_width
         self.resampler = Resampler(visual, config.resampler, rngs) if config.resampler else None
-        own_state = None if config.state_to_head else config.state
+        own_state = None if config.state_to_head or config.state_words else config.state
         self.state = StateToken(width, own_state, rngs) if own_state else None
         self.past = (
             ActionToken(width, config.action_dim, config.past, rngs) if config.past else None
@@ -336,13 +338,7 @@ class VLA(nnx.Module):
             )
         b, t = obs.step_mask.shape
         cameras = self._encode_cameras(obs.images, obs.image_mask.reshape(b * t, -1))
-        # Text is embedded once per example and repeated for its frames.
-        words = MaskedTokens(
-            *(
-                jnp.repeat(x, t, axis=0)
-                for x in (self.backbone.embed_text(obs.prompt), obs.prompt_mask)
-            )
-        )
+        words = prompt_tokens(self.backbone, obs, self.config.state_words)
         scalars = []
         if self.embodiment is not None:
             if obs.embodiment is None:

@@ -214,7 +214,7 @@ def test_a_mixture_exports_and_speaks_of_each_robots_own_dims(
     head: str, data: Path, tmp_path: Path
 ) -> None:
     """The artefact's proof is that of the robot that lacks the most; each other acts as in JAX."""
-    model = {"chunk": 1, "bins": 64, "window": 1, "head": head}
+    model = {"chunk": 1, "bins": 64, "window": 1, "head": head, "state_words": head == "mlp"}
     config = config_of(data, *THREE, proprio=True, embodiment=True, past_action=True, **model)
     source = sources.data(config, tmp_path)
     _, values = jittered(build.model(config, source.action_end))

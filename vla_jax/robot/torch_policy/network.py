@@ -32,6 +32,7 @@ from .backbones import BACKBONES, Media
 from .decoding import decode, repeated
 from .layers import scaled
 from .places import concat_tokens, places, squares
+from .prompt import Prompt
 from .sensors import SensorTokens
 from .token_heads import TokenHead
 from .tokens import ActionToken, EmbodimentToken, StateToken
@@ -154,7 +155,8 @@ class Network(nn.Module):
         state, past = sequence["state"], sequence["past"]
         self.state_dims = state["dims"] if state else 0  # numbers of the state that are looked at
         to_head = head.get("state") == "expert"
-        own_state = bool(state) and not to_head
+        self.prompt = Prompt(sequence.get("state_words"), body["backbone"]["vocab"])
+        own_state = bool(state) and not to_head and not self.prompt.words
         self.state = StateToken(width, state["dims"], state["gripper"]) if own_state else None
         self.past = ActionToken(width, head["action_dim"], past["binary"]) if past else None
         count = sequence.get("embodiments", 0)
@@ -186,8 +188,8 @@ class Network(nn.Module):
 
     def frame(self, visual: list[Tensor], inputs: Inputs) -> Frame:
         """Visual tokens [b v w] of each camera -> the tokens of one frame [b 1 s c]."""
-        prompt_valid = inputs.prompt_mask
-        words = self.backbone.embed_text(inputs.prompt)  # b l c
+        ids, prompt_valid = self.prompt(inputs)
+        words = self.backbone.embed_text(ids)  # b l c
         present = torch.ones_like(inputs.first[:, None])  # b 1
         media = torch.cat(visual if self.layout == "prefix" else visual[::-1], 1)  # b m w
         media_valid = present.expand(-1, media.shape[1])

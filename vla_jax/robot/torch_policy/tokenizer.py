@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..state_words import cleaned
 from . import text as steps
 from .text import expect
 
@@ -137,8 +138,10 @@ class Tokenizer:
         return cls(json.loads(file.read_text(encoding="utf-8")), prompt)
 
     def encode(self, instruction: str) -> list[int]:
-        """Ids of the prompt."""
-        text = self._prompt["template"].replace("{}", " ".join(instruction.split()))
+        """Ids of the prompt; with the state in it, of what stands before its numbers."""
+        stated = self._prompt.get("state_words", False)
+        said = cleaned(instruction) if stated else " ".join(instruction.split())
+        text = self._prompt["template"].replace("{}", said)
         return [*self._prompt["before"], *self.ids(text), *self._prompt["after"]]
 
     def ids(self, text: str) -> list[int]:
