@@ -255,13 +255,17 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
         steps = [f"of step {k + 1} of {model.chunk}" for k in range(model.chunk)]
         return tuple(f"{name} {step}" for step in steps for name in dims)
 
-    last = f"layers/{len(model.head_mlp)}"
+    last, options = f"layers/{len(model.head_mlp)}", build_heads.options_of(model.head_options)
+    step = tuple(model.action_names)  # what the head oft reads of one
+    if options.get("readout") == "discrete":
+        bins = [f"in bin {i + 1} of {model.bins}" for i in range(model.bins)]
+        step = (*(f"{name} {each}" for name in arm for each in bins), *grippers)
     outputs = {
         f"head/outputs/arm/{last}": of_chunk(arm),
         f"head/outputs/gripper/{last}": of_chunk(grippers),
         f"head/gripper/{last}": of_chunk(grippers),  # the head flow's
         "head/velocity": arm,
-        "head/output": tuple(model.action_names),  # the head oft's
+        "head/output": step,
     }
     inputs = {
         "head/noisy": arm,
@@ -269,7 +273,7 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
         "past/gripper": grippers,
         "state/arm": tuple(name for name in model.state_names if name != "gripper"),
     }
-    if model.head == "expert" and not build_heads.options_of(model.head_options).get("padded"):
+    if model.head == "expert" and not options.get("padded"):
         outputs["head/action_out"] = inputs["head/action_in"] = tuple(model.action_names)
         inputs["head/state"] = tuple(model.state_names)
     return {

@@ -18,7 +18,7 @@ from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
-from vla_jax.models.heads.oft import OFTHead
+from vla_jax.models.heads.oft import OFTConfig, OFTHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.losses import ActionLoss
 from vla_jax.models.stack import StackConfig
@@ -44,7 +44,7 @@ HEADS = {
     "expert": HeadKind(ExpertHead, ExpertConfig),
     "discrete": HeadKind(DiscreteHead, DiscreteConfig),
     "fast": HeadKind(FastHead, FastConfig),
-    "oft": HeadKind(OFTHead, HeadConfig, mutual=True),
+    "oft": HeadKind(OFTHead, OFTConfig, mutual=True),
 }
 
 

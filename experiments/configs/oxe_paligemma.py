@@ -160,7 +160,7 @@ def _model() -> ConfigDict:
     config.head_attention = 8  # heads of attention in the heads gpt, attention and flow
     # "name=value,..." of what only this head's config class knows (vla_jax/models/heads/)
     config.head_options = ""
-    config.bins = 256  # of each number, for the head discrete
+    config.bins = 256  # of each number, for the head discrete and oft's discrete readout
     config.temperature = 0.0  # of its decoding; 0 takes the likeliest token
     # the vocabulary of the head fast: fitted on the run's data, or the fast.json of another run on
     # the same data
