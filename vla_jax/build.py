@@ -31,6 +31,7 @@ from vla_jax.models.heads.expert import ExpertConfig
 from vla_jax.models.lora import LoRAConfig, attach
 from vla_jax.models.objectives import (
     Caption,
+    FastStrings,
     ForwardConfig,
     ForwardPrediction,
     ImageTextTask,
@@ -106,7 +107,7 @@ def backbone_config(config: ConfigDict) -> Any:
     tasks = config.objectives
     if module.OWN_LM_HEAD:  # it is made where tokens are scored
         changes["has_lm_head"] = build_heads.writes_tokens(config) or bool(
-            tasks.caption.weight or tasks.image_text.weight
+            tasks.caption.weight or tasks.image_text.weight or tasks.fast.weight
         )
     return dataclasses.replace(sizes, **changes)
 
@@ -170,7 +171,8 @@ def model(
     Args:
         config: every field of it, see saved_config.
         action_end: see `action_token_end`. 0, where only shapes matter: the end of the vocabulary.
-        vocabulary: of the head fast. None, where only shapes matter: one of as many tokens.
+        vocabulary: of the head fast or objectives.fast. None, where only shapes matter: one of as
+            many tokens.
 
     Raises ValueError for a name that is in none of the tables, and for a config whose dims are
     still to be had from the data.
@@ -231,8 +233,8 @@ def _made_of(
         sensors=sensing.parse(model.sensors),
         mutual=of_head.mutual,
     )
-    tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
-
+    told = (config, sizes, action_end, vocabulary)
+    tasks = {name: TASKS[name](*told) for name, task in config.objectives.items() if task.weight}
     encoders = {each.name: partial(ENCODERS[each.kind], each) for each in policy.sensors}
 
     def make(rngs: nnx.Rngs) -> VLA:
@@ -289,7 +291,7 @@ def _state(config: ConfigDict) -> StateConfig:
     return StateConfig(len(names), names.index("gripper") if "gripper" in names else None)
 
 
-def _forward(config: ConfigDict) -> MakeTask:
+def _forward(config: ConfigDict, *_: Any) -> MakeTask:
     task, pixels = config.objectives.forward, camera_sizes(config)
     if len(set(pixels)) > 1:
         raise ValueError(
@@ -309,17 +311,24 @@ def _forward(config: ConfigDict) -> MakeTask:
     return lambda width, rngs: ForwardPrediction(width, sizes, rngs)
 
 
-def _text_align(config: ConfigDict) -> MakeTask:
+def _text_align(config: ConfigDict, *_: Any) -> MakeTask:
     embedding = config.objectives.text_align.width
     return lambda width, rngs: TextAlign(width, embedding, rngs)
 
 
-# Name in config.objectives -> what makes the auxiliary task.
-TASKS: dict[str, Callable[[ConfigDict], MakeTask]] = {
+def _fast(*told: Any) -> MakeTask:
+    strings = build_heads.fast_config(*told)
+    return lambda width, rngs: FastStrings(strings)
+
+
+# Name in config.objectives -> what makes the auxiliary task, of the config, the backbone's sizes,
+# the end of action tokens and the vocabulary of strings (see `model`).
+TASKS: dict[str, Callable[..., MakeTask]] = {
     "forward": _forward,
-    "caption": lambda config: lambda width, rngs: Caption(),
-    "image_text": lambda config: lambda width, rngs: ImageTextTask(),
+    "caption": lambda *told: lambda width, rngs: Caption(),
+    "image_text": lambda *told: lambda width, rngs: ImageTextTask(),
     "text_align": _text_align,
+    "fast": _fast,
 }
 
 

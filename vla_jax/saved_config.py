@@ -145,6 +145,8 @@ INTRODUCED: dict[str, Any] = {
     "rl.beta": 0.1,
     "rl.critic_lr": 1e-3,
     "rl.head_only": False,
+    # 2026-11-30. The head fast alone had strings.
+    "objectives.fast.weight": 0.0,
 }
 
 
