@@ -157,7 +157,16 @@ def training_model(
 ) -> Build:
     """What is trained: the policy of `model` (what learns by trial, with rl.algorithm), with
     adapters when lora.rank > 0, and its blocks' products in 8 bits with model.eight_bits.
+
+    Raises ValueError as `model`, and where nothing would train a backbone that is not frozen.
     """
+    insulated = build_heads.options_of(config.model.head_options).get("insulated")
+    taught = any(task.weight for task in config.objectives.values())
+    if insulated and not taught and not config.optim.freeze_backbone:
+        raise ValueError(
+            "model.head_options: insulated=True expects a task that trains the backbone, such as"
+            " objectives.fast.weight=1, got none; or optim.freeze_backbone=True"
+        )
     whole = attach(_made_of(_kind(config), config, action_end, vocabulary), lora(config))
     return blocks_in_eight_bits(whole, config.model.eight_bits)
 

@@ -315,6 +315,8 @@ def test_what_cannot_be_is_refused():
             history="interleaved")  # fmt: skip
     refused(r"expected time in .*, got 'clock'", {"time": "clock"})
     refused("padded of 7 or more.*got 4", {"padded": 4})
+    with pytest.raises(ValueError, match=r"insulated=True expects a task .* objectives\.fast"):
+        build.training_model(config_of({"insulated": True}))
     strings = config_of({}, "tiny,fast")
     strings.model.head_options = ""
     strings.objectives.fast.weight = 1.0
