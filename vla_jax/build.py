@@ -31,6 +31,7 @@ from vla_jax.models.heads.expert import ExpertConfig
 from vla_jax.models.lora import LoRAConfig, attach
 from vla_jax.models.objectives import (
     Caption,
+    FastStrings,
     ForwardConfig,
     ForwardPrediction,
     ImageTextTask,
@@ -107,7 +108,7 @@ def backbone_config(config: ConfigDict) -> Any:
     tasks = config.objectives
     if module.OWN_LM_HEAD:  # it is made where tokens are scored
         changes["has_lm_head"] = build_heads.writes_tokens(config) or bool(
-            tasks.caption.weight or tasks.image_text.weight
+            tasks.caption.weight or tasks.image_text.weight or tasks.fast.weight
         )
     return dataclasses.replace(sizes, **changes)
 
@@ -160,7 +161,16 @@ def training_model(
 ) -> Build:
     """What is trained: the policy of `model` (what learns by trial, with rl.algorithm), with
     adapters when lora.rank > 0, and its blocks' products in 8 bits with model.eight_bits.
+
+    Raises ValueError as `model`, and where nothing would train a backbone that is not frozen.
     """
+    insulated = build_heads.options_of(config.model.head_options).get("insulated")
+    taught = any(task.weight for task in config.objectives.values())
+    if insulated and not taught and not config.optim.freeze_backbone:
+        raise ValueError(
+            "model.head_options: insulated=True expects a task that trains the backbone, such as"
+            " objectives.fast.weight=1, got none; or optim.freeze_backbone=True"
+        )
     whole = attach(_made_of(_kind(config), config, action_end, vocabulary, words), lora(config))
     return blocks_in_eight_bits(whole, config.model.eight_bits)
 
@@ -177,7 +187,8 @@ def model(
     Args:
         config: every field of it, see saved_config.
         action_end: see `action_token_end`. 0, where only shapes matter: the end of the vocabulary.
-        vocabulary: of the head fast. None, where only shapes matter: one of as many tokens.
+        vocabulary: of the head fast or objectives.fast. None, where only shapes matter: one of as
+            many tokens.
         words: of the state, with model.state_words: state_words.prompt. None, where only shapes
             matter: words of no meaning.
 
@@ -242,8 +253,8 @@ def _made_of(
         sensors=sensing.parse(model.sensors),
         mutual=of_head.mutual,
     )
-    tasks = {name: TASKS[name](config) for name, task in config.objectives.items() if task.weight}
-
+    told = (config, sizes, action_end, vocabulary)
+    tasks = {name: TASKS[name](*told) for name, task in config.objectives.items() if task.weight}
     encoders = {each.name: partial(ENCODERS[each.kind], each) for each in policy.sensors}
 
     def make(rngs: nnx.Rngs) -> VLA:
@@ -266,13 +277,17 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
         steps = [f"of step {k + 1} of {model.chunk}" for k in range(model.chunk)]
         return tuple(f"{name} {step}" for step in steps for name in dims)
 
-    last = f"layers/{len(model.head_mlp)}"
+    last, options = f"layers/{len(model.head_mlp)}", build_heads.options_of(model.head_options)
+    step = tuple(model.action_names)  # what the head oft reads of one
+    if options.get("readout") == "discrete":
+        bins = [f"in bin {i + 1} of {model.bins}" for i in range(model.bins)]
+        step = (*(f"{name} {each}" for name in arm for each in bins), *grippers)
     outputs = {
         f"head/outputs/arm/{last}": of_chunk(arm),
         f"head/outputs/gripper/{last}": of_chunk(grippers),
         f"head/gripper/{last}": of_chunk(grippers),  # the head flow's
         "head/velocity": arm,
-        "head/output": tuple(model.action_names),  # the head oft's
+        "head/output": step,
     }
     inputs = {
         "head/noisy": arm,
@@ -280,7 +295,7 @@ def named_axes(config: ConfigDict) -> dict[str, NamedAxis]:
         "past/gripper": grippers,
         "state/arm": tuple(name for name in model.state_names if name != "gripper"),
     }
-    if model.head == "expert" and not build_heads.options_of(model.head_options).get("padded"):
+    if model.head == "expert" and not options.get("padded"):
         outputs["head/action_out"] = inputs["head/action_in"] = tuple(model.action_names)
         inputs["head/state"] = tuple(model.state_names)
     return {
@@ -311,7 +326,7 @@ def _state_words(config: ConfigDict, words: StateWords | None) -> StateWords | N
     return words or BLANK
 
 
-def _forward(config: ConfigDict) -> MakeTask:
+def _forward(config: ConfigDict, *_: Any) -> MakeTask:
     task, pixels = config.objectives.forward, camera_sizes(config)
     if len(set(pixels)) > 1:
         raise ValueError(
@@ -331,17 +346,24 @@ def _forward(config: ConfigDict) -> MakeTask:
     return lambda width, rngs: ForwardPrediction(width, sizes, rngs)
 
 
-def _text_align(config: ConfigDict) -> MakeTask:
+def _text_align(config: ConfigDict, *_: Any) -> MakeTask:
     embedding = config.objectives.text_align.width
     return lambda width, rngs: TextAlign(width, embedding, rngs)
 
 
-# Name in config.objectives -> what makes the auxiliary task.
-TASKS: dict[str, Callable[[ConfigDict], MakeTask]] = {
+def _fast(*told: Any) -> MakeTask:
+    strings = build_heads.fast_config(*told)
+    return lambda width, rngs: FastStrings(strings)
+
+
+# Name in config.objectives -> what makes the auxiliary task, of the config, the backbone's sizes,
+# the end of action tokens and the vocabulary of strings (see `model`).
+TASKS: dict[str, Callable[..., MakeTask]] = {
     "forward": _forward,
-    "caption": lambda config: lambda width, rngs: Caption(),
-    "image_text": lambda config: lambda width, rngs: ImageTextTask(),
+    "caption": lambda *told: lambda width, rngs: Caption(),
+    "image_text": lambda *told: lambda width, rngs: ImageTextTask(),
     "text_align": _text_align,
+    "fast": _fast,
 }
 
 

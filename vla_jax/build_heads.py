@@ -18,7 +18,7 @@ from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt import GPTHead
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
-from vla_jax.models.heads.oft import OFTHead
+from vla_jax.models.heads.oft import OFTConfig, OFTHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.losses import ActionLoss
 from vla_jax.models.stack import StackConfig
@@ -44,7 +44,7 @@ HEADS = {
     "expert": HeadKind(ExpertHead, ExpertConfig),
     "discrete": HeadKind(DiscreteHead, DiscreteConfig),
     "fast": HeadKind(FastHead, FastConfig),
-    "oft": HeadKind(OFTHead, HeadConfig, mutual=True),
+    "oft": HeadKind(OFTHead, OFTConfig, mutual=True),
 }
 
 
@@ -55,6 +55,11 @@ def kind(config: ConfigDict) -> HeadKind:
             f"model.head: expected one of {', '.join(HEADS)}, got {config.model.head!r}"
         )
     return HEADS[config.model.head]
+
+
+def has_strings(config: ConfigDict) -> bool:
+    """Whether chunks become strings of FAST: for the head fast, or for objectives.fast."""
+    return config.model.head == "fast" or bool(config.objectives.fast.weight)
 
 
 def writes_tokens(config: ConfigDict) -> bool:
@@ -81,7 +86,43 @@ def head_config(
             f"model.history: expected head or one_step with the head {model.head}, which trains on"
             " the keys and values of each frame, got interleaved"
         )
-    shared = {
+    shared = _shared(config, sizes, action_end, vocabulary)
+    fields = {field.name for field in dataclasses.fields(of.config)}
+    own, options = sorted(fields - shared.keys()), options_of(model.head_options)
+    if set(options) - set(own):
+        raise ValueError(
+            f"model.head_options: expected options of the head {model.head}"
+            f" ({', '.join(own) or 'it has none'}), got {model.head_options!r}"
+        )
+    given = {name: value for name, value in shared.items() if name in fields}
+    return of.config(**given, **options)
+
+
+def fast_config(
+    config: ConfigDict,
+    sizes: Any,
+    action_end: int = 0,
+    vocabulary: FastVocabulary | None = None,
+) -> FastConfig:
+    """What the strings of objectives.fast mean, as `head_config` of the head fast.
+
+    Raises ValueError beside a head that writes tokens itself.
+    """
+    if writes_tokens(config):
+        raise ValueError(
+            "objectives.fast: expected a head that writes no tokens itself, got the head"
+            f" {config.model.head}: set objectives.fast.weight=0"
+        )
+    shared = _shared(config, sizes, action_end, vocabulary)
+    return FastConfig(**{each.name: shared[each.name] for each in dataclasses.fields(FastConfig)})
+
+
+def _shared(
+    config: ConfigDict, sizes: Any, action_end: int, vocabulary: FastVocabulary | None
+) -> dict[str, Any]:
+    """The fields of heads' configs that the run's config knows, or its data."""
+    model = config.model
+    return {
         "chunk": model.chunk,
         "action_dim": len(model.action_names),
         "binary": binary(config),
@@ -103,15 +144,6 @@ def head_config(
         "vocabulary": vocabulary
         or blank(model.chunk, tuple(model.action_names), model.fast.tokens),
     }
-    fields = {field.name for field in dataclasses.fields(of.config)}
-    own, options = sorted(fields - shared.keys()), options_of(model.head_options)
-    if set(options) - set(own):
-        raise ValueError(
-            f"model.head_options: expected options of the head {model.head}"
-            f" ({', '.join(own) or 'it has none'}), got {model.head_options!r}"
-        )
-    given = {name: value for name, value in shared.items() if name in fields}
-    return of.config(**given, **options)
 
 
 def options_of(text: str) -> dict[str, Any]:
@@ -137,19 +169,19 @@ def binary(config: ConfigDict) -> tuple[int, ...]:
 
 def action_token_end(config: ConfigDict, folder: Path) -> int:
     """One more than the largest id of an action token of the tokenizer in `folder`; 0 where the
-    head writes none.
+    head writes none and no task does.
     """
-    if not writes_tokens(config):
+    if not (writes_tokens(config) or has_strings(config)):
         return 0
     tokenizer = open_tokenizer(folder, ())
-    if config.model.head == "fast":
+    if has_strings(config):
         return fast.token_end(tokenizer.vocab_size)
     return discrete.action_end(tokenizer.vocab_size, special_tokens(tokenizer))
 
 
 def strings(config: ConfigDict) -> int:
-    """Tokens of a chunk that the loader writes (Batch.action_tokens); 0: no head asks for them."""
+    """Tokens of a chunk that the loader writes (Batch.action_tokens); 0: nobody asks for them."""
     model = config.model
-    if model.head != "fast":
+    if not has_strings(config):
         return 0
     return model.fast.most or model.chunk * len(model.action_names) + 1

@@ -170,7 +170,7 @@ def known(
 
 
 def vocabulary(meta: dict[str, Any], where: Path) -> FastVocabulary | None:
-    """That of a checkpoint's head fast; None for other heads."""
+    """That of a checkpoint's head fast or of its objectives.fast; None without."""
     body = meta.get("action_vocabulary")
     return None if body is None else fast_vocabulary.of_json(body, f"{where}: action_vocabulary")
 

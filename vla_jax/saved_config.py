@@ -147,6 +147,8 @@ INTRODUCED: dict[str, Any] = {
     "rl.head_only": False,
     # 2026-11-30. The state was a token.
     "model.state_words": False,
+    # 2026-11-30. The head fast alone had strings.
+    "objectives.fast.weight": 0.0,
 }
 
 

@@ -151,8 +151,8 @@ class ImageText(NamedTuple):
 
 
 class ActionTokens(NamedTuple):
-    """Every frame's chunk as the tokens of the language model that a head should write, where only
-    the host can write them: padded on the right, and which of them are there.
+    """Every frame's chunk as the tokens of the language model that a head or a task should write,
+    where only the host can write them: padded on the right, and which of them are there.
     """
 
     ids: Int[Array, "b t q"]
@@ -175,7 +175,7 @@ class Batch(NamedTuple):
         None  # CLIP's embedding of the instruction; None: alignment is off
     )
     image_text: ImageText | None = None  # None: co-training is off
-    action_tokens: ActionTokens | None = None  # None: no head asks for them
+    action_tokens: ActionTokens | None = None  # None: nobody asks for them
 
 
 class Loss(NamedTuple):

@@ -105,6 +105,7 @@ RANGES: dict[str, Range] = {
     "objectives.caption.weight": WEIGHT,
     "objectives.image_text.weight": WEIGHT,
     "objectives.image_text.length": COUNT,
+    "objectives.fast.weight": WEIGHT,
     "objectives.text_align.weight": WEIGHT,
     "objectives.text_align.width": COUNT,
     "loss.delta": POSITIVE,

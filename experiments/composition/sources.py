@@ -50,7 +50,7 @@ class Data:
     target: (
         Callable[[str], np.ndarray] | None
     )  # an instruction to CLIP's embedding of it, for text_align
-    vocabulary: FastVocabulary | None = None  # of the head fast
+    vocabulary: FastVocabulary | None = None  # of the head fast or objectives.fast
     words: StateWords | None = None  # of the state, with model.state_words
 
     @property

@@ -1,5 +1,5 @@
-"""What a run with the head fast needs of its data: the vocabulary that its chunks are written in,
-and what writes them into batches.
+"""What a run with the head fast or objectives.fast needs of its data: the vocabulary that its
+chunks are written in, and what writes them into batches.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ def vocabulary(
     config: ConfigDict, members: Sequence[Member], workdir: Path
 ) -> FastVocabulary | None:
     """That of the run's checkpoints where there are any, else of model.fast.file: of a file, or
-    fitted on the members. None for another head than fast.
+    fitted on the members. None where no chunk becomes a string.
 
     Raises ValueError for one of other chunks, dims or statistics, and as `fast_vocabulary.fit`.
     """
     model, checkpoints = config.model, workdir / "checkpoints"
-    if model.head != "fast":
+    if not build_heads.has_strings(config):
         return None
     names, data = tuple(model.action_names), fingerprint(members)
     if complete_steps(checkpoints):
@@ -51,7 +51,10 @@ def vocabulary(
         print(_told(made, chunks), flush=True)
         return made
     if given is None:
-        raise ValueError(f"{where}: expected the vocabulary of a head fast, got none")
+        raise ValueError(
+            f"{where}: expected the vocabulary of the head fast or of objectives.fast, got none:"
+            " the run began without; begin another from it, with model.start"
+        )
     fast_vocabulary.check_fits(given, model.chunk, names, data, where)
     return given
 

@@ -161,10 +161,10 @@ def _model() -> ConfigDict:
     config.head_attention = 8  # heads of attention in the heads gpt, attention and flow
     # "name=value,..." of what only this head's config class knows (vla_jax/models/heads/)
     config.head_options = ""
-    config.bins = 256  # of each number, for the head discrete
+    config.bins = 256  # of each number, for the head discrete and oft's discrete readout
     config.temperature = 0.0  # of its decoding; 0 takes the likeliest token
-    # the vocabulary of the head fast: fitted on the run's data, or the fast.json of another run on
-    # the same data
+    # the vocabulary of the head fast and of objectives.fast: fitted on the run's data, or the
+    # fast.json of another run on the same data
     config.fast = ConfigDict()
     config.fast.file = "fit"
     config.fast.scale = 10.0  # steps per network unit that a coefficient is rounded to
@@ -228,6 +228,13 @@ def _objectives() -> ConfigDict:
     config.image_text.weight = 0.0
     config.image_text.dataset = ""  # a TFDS dataset under data.root
     config.image_text.length = 128  # tokens of question and answer
+    # The chunk as a string of FAST (model.fast), which the backbone learns to write beside any head
+    # of numbers; the head does not see it. Knowledge insulation, where the backbone learns from
+    # strings and texts alone: --config=oxe_paligemma.py:expert
+    # --config.model.head_options=insulated=True --config.objectives.fast.weight=1
+    # --config.objectives.caption.weight=0.1
+    config.fast = ConfigDict()
+    config.fast.weight = 0.0
     # readouts near CLIP's embedding of the instruction; RoboVLMs: 0.05
     config.text_align = ConfigDict()
     config.text_align.weight = 0.0

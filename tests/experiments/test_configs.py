@@ -14,7 +14,7 @@ import pytest
 import vla_jax
 from data_pipelines.builders.blocks import write_blocks
 from data_pipelines.builders.blocks_captions import write_captions
-from experiments import evaluate, pretrain
+from experiments import evaluate, export, pretrain
 from experiments.composition import spaces
 from experiments.composition.config import CONFIGS, diff, load_config
 from vla_jax import build, sharding
@@ -331,6 +331,33 @@ def test_fast_trains_and_evaluates_and_its_vocabulary_is_of_its_data_alone(
         train(
             "oxe_paligemma.py:tiny,fast", root, tmp_path / "three", file, "--config.model.chunk=2"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_an_insulated_expert_trains_beside_strings_and_exports_without(
+    root: Path, tmp_path: Path
+) -> None:
+    """Knowledge insulation: the backbone learns from strings, the expert from its actions."""
+    insulated = [
+        "--config.model.head_options=insulated=True", "--config.objectives.fast.weight=1",
+        f"--config.data.root={root}", "--config.batch_size=8", "--config.eval_every=0",
+        "--config.log_every=8", "--config.optim.warmup_steps=1", "--config.optim.lr=0.003",
+    ]  # fmt: skip
+    pretrain.main(
+        ["--config=oxe_paligemma.py:tiny,expert", *insulated, "--config.steps=24",
+         "--config.save_every=24", f"--workdir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    first, *_, last = (json.loads(line) for line in lines)
+    for task in ("action", "fast"):
+        assert last[f"train/loss/{task}"] < 0.9 * first[f"train/loss/{task}"], task
+    assert (tmp_path / "run" / "fast.json").is_file()
+    export.main(
+        ["--checkpoint", str(tmp_path / "run" / "checkpoints"), "--out", str(tmp_path / "artefact")]
+    )
+    written = json.loads((tmp_path / "artefact" / "config.json").read_text())["network"]
+    assert written["head"]["kind"] == "expert"
 
 
 @pytest.mark.slow

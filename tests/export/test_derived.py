@@ -187,6 +187,23 @@ def test_a_window_that_grows_is_carried_in_both(growing, tmp_path):
 
 
 @pytest.mark.slow
+def test_bins_are_read_in_both(tmp_path):
+    """The head oft with its discrete readout: the likeliest bin is the same, so numbers are."""
+    origin = made(
+        tmp_path, head="oft", history="one_step", window=1, bins=64,
+        head_options="readout='discrete'",
+    )  # fmt: skip
+    assert "bins" in json.loads((origin / "config.json").read_text())["network"]["head"]
+    policy = torch_policy.load(origin)
+    given = derived.example(policy)
+    step = pt2.on_arrays(derived.OneStep(policy.network), given)
+    exported = derived.replay(step, policy, given, origin / "golden.npz", "float32")
+    for row in (*onnx.write(origin, tmp_path / "onnx"), *exported):
+        assert row.difference <= 1e-5 * max(1, row.largest), row
+        assert row.largest > 0.05, row
+
+
+@pytest.mark.slow
 def test_a_state_in_bfloat16_is_carried(drawn):
     policy = torch_policy.load(drawn, dtype="bfloat16")
     given = derived.example(policy)

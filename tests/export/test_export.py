@@ -170,6 +170,9 @@ CASES = {
     "oft, robovlms, interleaved": {
         "head": "oft", "layout": "robovlms", "history": "interleaved", "window": 2,
     },
+    "oft, discrete": {
+        "head": "oft", "readouts": 2, "window": 2, "bins": 64, "head_options": "readout='discrete'",
+    },
     "two sizes": {"cameras": TWO, "image_sizes": (32, 16), "window": 2},
     "two sizes, kosmos2, robovlms": {
         "backbone": "kosmos2", "layout": "robovlms", "cameras": TWO, "image_sizes": (16, 48),

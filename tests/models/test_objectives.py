@@ -8,10 +8,13 @@ import pytest
 
 from tests.fakes import FakeBackbone, jittered, make_batch
 from vla_jax import params
+from vla_jax.models.fast_vocabulary import blank
+from vla_jax.models.heads.fast import FastConfig
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.objectives import (
     Caption,
+    FastStrings,
     ForwardConfig,
     ForwardPrediction,
     ImageTextTask,
@@ -21,15 +24,18 @@ from vla_jax.models.objectives import (
 )
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.training import metrics
-from vla_jax.types import Future, ImageText
+from vla_jax.types import ActionTokens, Future, ImageText
 
 T, K, D, M, E, KEY = 2, 2, 3, 2, 6, jax.random.key(0)
 FORWARD = ForwardConfig(frames=M, cameras=2, tokens=2, width=16, depth=1, patch=4, image_size=8)
+Q = 5  # tokens of a string at most
+STRINGS = FastConfig(K, D, (2,), end=30, vocabulary=blank(K, ("x", "y", "grip"), 12), most=Q)
 MAKERS = {
     "forward": lambda width, rngs: ForwardPrediction(width, FORWARD, rngs),
     "caption": lambda width, rngs: Caption(),
     "image_text": lambda width, rngs: ImageTextTask(),
     "text_align": lambda width, rngs: TextAlign(width, E, rngs),
+    "fast": lambda width, rngs: FastStrings(STRINGS),
 }
 TASKS = tuple(MAKERS)
 
@@ -63,7 +69,12 @@ def make_data(b=2):
         np.arange(7)[None] < 6 * np.ones((b, 1)),
         target,
     )
+    length = rng.integers(1, Q + 1, (b, T, 1))
+    strings = ActionTokens(
+        rng.integers(*STRINGS.token_range, (b, T, Q), dtype=np.int32), np.arange(Q) < length
+    )
     return batch._replace(
+        action_tokens=strings,
         future=Future(images, rng.random((b, T, M, 2)) < 0.7),
         text_target=rng.normal(size=(b, E)).astype(np.float32),
         image_text=text,
@@ -113,15 +124,18 @@ def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cros
 @pytest.mark.slow
 def test_auxiliary_tasks_do_not_change_the_action():
     """Queries stand behind the readouts, which do not see them; the texts are passes of
-    their own.
+    their own. Strings stand behind all of it: no task reads them.
     """
     graphdef, flat = make_policy(*TASKS)
     plain, shapes, _ = params.abstract(maker())
     batch = make_data()
     alone, _ = run(plain, {name: flat[name] for name in shapes}, batch)
-    np.testing.assert_allclose(
-        alone.sums["action"], run(graphdef, flat, batch)[0].sums["action"], rtol=1e-6
-    )
+    together = run(graphdef, flat, batch)[0].sums
+    np.testing.assert_allclose(alone.sums["action"], together["action"], rtol=1e-6)
+    otherwise = run(graphdef, flat, with_other_strings(batch))[0].sums
+    assert abs(otherwise.pop("fast") - together["fast"]) > 1e-2
+    for name, total in otherwise.items():
+        np.testing.assert_allclose(total, together[name], rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow
@@ -143,9 +157,60 @@ def test_a_task_that_is_off_costs_nothing():
     plain, whole = cost(), cost(*TASKS)
     added = {name: whole - cost(*(other for other in TASKS if other != name)) for name in TASKS}
     assert all((flops > 0).all() for flops in added.values())
-    # What the four add is all there is above the plain policy: nothing of a task stays when it is
+    # What they add is all there is above the plain policy: nothing of a task stays when it is
     # off.
     np.testing.assert_allclose(plain + sum(added.values()), whole, rtol=0.02)
+
+
+def string_losses(flat, batch):
+    """What the strings of layout "prefix" with one readout cost, frame by frame in numpy."""
+    obs, given, width = batch.obs, batch.action_tokens, 16
+    words, total = np.asarray(flat["backbone/words"]), 0.0
+    for b, t in np.ndindex(obs.step_mask.shape):
+        tiles = [image[b, t].reshape(2, 4, 2, 4, 3).swapaxes(1, 2).reshape(4, 48)
+                 for image in obs.images]  # fmt: skip
+        seen = (np.concatenate(tiles) / 127.5 - 1) @ np.asarray(flat["backbone/patches"])
+        ids, there = given.ids[b, t], given.mask[b, t]
+        parts = [seen, 2 * words[obs.prompt[b]], flat["readout_embedding"], 2 * words[ids[:-1]]]
+        x = np.concatenate([np.asarray(part) for part in parts])
+        cameras = np.repeat(obs.image_mask[b, t], 4)
+        valid = np.concatenate([cameras, obs.prompt_mask[b], [True], there[:-1]])
+        order = np.concatenate([np.zeros(len(seen) + 5, int), 1 + np.arange(Q)])
+        at = np.maximum(np.cumsum(valid) - 1, 0)
+        wave = np.sin(at[:, None] / 10.0 ** np.linspace(0, 2, width))
+        q, k, v = np.split((x + wave) @ np.asarray(flat["backbone/qkv"]), 3, axis=-1)
+        mask = (valid[None] & (order[None] <= order[:, None])) | np.eye(len(x), dtype=bool)
+        weight = np.where(mask, np.exp(q @ k.T / 4), 0)
+        x = x + weight / weight.sum(-1, keepdims=True) @ v @ np.asarray(flat["backbone/out"])
+        x = x[-Q:] / np.sqrt((x[-Q:] ** 2).mean(-1, keepdims=True) + 1e-6)
+        first, end = STRINGS.token_range
+        logits = x @ words[first:end].T
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        cost = -log_p[np.arange(Q), ids - first][there].mean()
+        steps = (batch.action_mask[b, t].any(-1) & obs.step_mask[b, t]).sum()
+        total += cost * steps
+    return total
+
+
+def with_other_strings(batch):
+    """Of other lengths too."""
+    rng = np.random.default_rng(9)
+    ids = rng.permutation(batch.action_tokens.ids, axis=2)
+    there = np.arange(Q) < rng.integers(1, Q + 1, (2, T, 1))
+    return batch._replace(action_tokens=ActionTokens(ids, there))
+
+
+def test_strings_cost_what_they_do_by_hand():
+    graphdef, flat = make_policy("fast")
+    batch = make_data()
+    objective, counts = run(graphdef, flat, batch)
+    np.testing.assert_allclose(objective.sums["fast"], string_losses(flat, batch), rtol=1e-5)
+    assert counts["fast"] == counts["action"] == objective.metrics["fast"][1].sum()
+    other = with_other_strings(batch)
+    changed, _ = run(graphdef, flat, other)
+    np.testing.assert_allclose(changed.sums["fast"], string_losses(flat, other), rtol=1e-5)
+    assert abs(changed.sums["fast"] - objective.sums["fast"]) > 1e-2
+    np.testing.assert_allclose(changed.sums["action"], objective.sums["action"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["prefix", "robovlms"])
@@ -214,7 +279,11 @@ def test_masked_frames_and_padded_steps_change_nothing():
 
 
 def test_a_task_without_its_data_is_refused():
-    for task, field in (("forward", "future"), ("text_align", "text_target")):
+    for task, field in (
+        ("forward", "future"),
+        ("text_align", "text_target"),
+        ("fast", "action_tokens"),
+    ):
         graphdef, shapes, _ = params.abstract(maker(task))
         with pytest.raises(ValueError, match=rf"Batch\.{field}"):
             run.eval_shape(graphdef, shapes, make_data()._replace(**{field: None}))

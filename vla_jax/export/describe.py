@@ -169,6 +169,10 @@ def _head(model: VLA) -> dict[str, Any]:
     if kind == "expert":
         body["block"] = block(head.config.own_block)
         del body["run"], body["insulated"]  # of training
+    if kind == "oft":
+        del body["readout"]  # bins are there where they are read
+        if not head.config.discrete:
+            del body["bins"]
     if kind == "discrete":
         body["middle"] = head.config.middle
     return body

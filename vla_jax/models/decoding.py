@@ -22,8 +22,8 @@ def prefill(
 ) -> tuple[Float[Array, "f s c"], Prefix]:
     """Hidden states of the frames of windows of t, and their prefix with room for more tokens.
 
-    With t = 1 every frame is a sequence of its own. `behind` are tokens at a frame's end that are
-    no part of the prefix: an auxiliary task's, which acting does not have.
+    With t = 1 every frame is a sequence of its own. The prefix ends `behind` tokens before a
+    frame's end: with its last readout, where tasks have tokens that acting does not have.
     """
     frames = sequence.in_row(frames, t)
     f, slots = frames.valid.shape[0] // t, t * frames.valid.shape[1]
@@ -31,12 +31,13 @@ def prefill(
     positions = sequence.places(frames, t)
     media = sequence.media(frames, t)
     hidden, cache = backbone.decode(x, mask, positions, backbone.cache(f, slots + room), media)
-    seen = jnp.pad(mask.dense(t - 1, 1)[:, 0], ((0, 0), (0, room)))  # what the last token sees
-    last = None if media is None else media._replace(mask=media.mask[:, -1:])
+    at = slots - 1 - behind  # its last token, which sees no other that is behind it
+    seen = jnp.pad(mask.dense(t - 1, behind + 1)[:, 0], ((0, 0), (0, room)))
+    last = None if media is None else media._replace(mask=media.mask[:, at : at + 1])
     # A word comes next, whose row and column are its time.
-    newest = positions[:, -1:] if positions.ndim == 2 else positions[:, -1:, 0]
-    prefix = Prefix(cache, hidden[:, -1 - behind], seen, newest, last)
-    return hidden, without_last(prefix, behind)
+    newest = positions[:, at : at + 1]
+    newest = newest if positions.ndim == 2 else newest[..., 0]
+    return hidden, Prefix(cache, hidden[:, at], seen, newest, last)
 
 
 def without_last(prefix: Prefix, count: int) -> Prefix:

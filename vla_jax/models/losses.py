@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vla_jax.types import Array, Loss
+from vla_jax.types import Array, Batch, Loss
 
 KINDS = ("huber", "smooth_l1", "l1")
 
@@ -65,6 +65,11 @@ def masked_mean(values: Float[Array, "*s d"], mask: Bool[Array, "*s d"]) -> Floa
     """Mean over the valid entries of the last axis; 0 where none is valid."""
     count = jnp.sum(mask, axis=-1)
     return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / jnp.maximum(count, 1)
+
+
+def action_mask(batch: Batch) -> Bool[Array, "b t k d"]:
+    """The actions that count: there, and of a step of the episode."""
+    return batch.action_mask & batch.obs.step_mask[:, :, None, None]
 
 
 def counted_steps(mask: Bool[Array, "*s d"]) -> Bool[Array, "*s"]:

@@ -1,5 +1,5 @@
-"""The tasks beside the action: future frames, texts, and readouts near the embedding of the
-instruction.
+"""The tasks beside the action: future frames, texts, readouts near the embedding of the
+instruction, and the chunk as a string of tokens.
 
 A task is one class with all that the policy has to know of it (Task); the model loops over them. It
 gives a sum and a count of its own; the optimised value is the sum over tasks of loss weight * sum /
@@ -7,7 +7,7 @@ count. A task whose loss weight is 0 is not built: it has no parameters, no toke
 and no data.
 
 Axes: b batch, t window step, m future frames, n readouts or query tokens, v patches of an image, l
-text, c width, e width of CLIP's text embedding.
+text, c width, e width of CLIP's text embedding, f = b * t frames.
 """
 
 import math
@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
-from vla_jax.models.losses import smooth_l1
+from vla_jax.models.heads import fast
+from vla_jax.models.heads.fast import FastConfig
+from vla_jax.models.losses import action_mask, counted_steps, smooth_l1
 from vla_jax.models.stack import Stack, StackConfig
 from vla_jax.models.transformer import Linear, Norm, plain_block
 from vla_jax.types import Array, Batch
@@ -31,6 +33,8 @@ EPS = 1e-6  # added to a patch's variance, as in MAE
 # images [b h w 3] of each camera, image mask [b cameras], tokens [b l], mask [b l], target [b l] ->
 # logits [b l vocab] at the tokens, of which the targets see only what stands before them.
 TextLogits = Callable[[tuple[Array, ...], Array, Array, Array, Array], Array]
+# hidden states [f q c], (first id, one more than the last) -> logits [f q n] of these tokens.
+Logits = Callable[[Array, tuple[int, int]], Array]
 
 
 class Encoded(NamedTuple):
@@ -38,13 +42,15 @@ class Encoded(NamedTuple):
 
     Attributes:
         readouts: hidden states at the readouts.
-        queries: hidden states at the task's own query tokens.
+        queries: hidden states at the task's own query tokens, or at what predicts its string.
         text_logits: a pass of its own over images with a text.
+        logits: the backbone's output layer.
     """
 
     readouts: Float[Array, "b t n c"]
     queries: Float[Array, "b t q c"]
     text_logits: TextLogits
+    logits: Logits
 
 
 @runtime_checkable
@@ -57,6 +63,12 @@ class Task(Protocol):
 
     def query_tokens(self) -> Float[Array, "q c"] | None:
         """Learned tokens that it wants behind the readouts of every frame, if any."""
+        ...
+
+    def string(self, batch: Batch) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]] | None:
+        """Tokens of the language model that are to be written behind the readouts of every frame,
+        if any, and which of them are there. A task has these or queries.
+        """
         ...
 
     def counted(self, batch: Batch) -> Bool[Array, "..."] | None:
@@ -147,6 +159,9 @@ class ForwardPrediction(nnx.Module):
         """Those of all future frames of a window step."""
         return self.queries[...]
 
+    def string(self, batch: Batch) -> None:
+        """It writes none."""
+
     def counted(self, batch: Batch) -> Bool[Array, "b t m cameras"]:
         """Future frames that are there, of steps of the episode."""
         future = _given(batch.future, "future")
@@ -197,6 +212,9 @@ class TextAlign(nnx.Module):
     def query_tokens(self) -> None:
         """It looks at the readouts."""
 
+    def string(self, batch: Batch) -> None:
+        """It writes none."""
+
     def counted(self, batch: Batch) -> Bool[Array, "b t"]:
         """Steps of the episode."""
         return batch.obs.step_mask
@@ -220,6 +238,9 @@ class Caption:
 
     def query_tokens(self) -> None:
         """It has a pass of its own."""
+
+    def string(self, batch: Batch) -> None:
+        """It writes none."""
 
     def counted(self, batch: Batch) -> Bool[Array, "b l"]:
         """All words but the first token, which nothing stands before."""
@@ -245,6 +266,9 @@ class ImageTextTask:
     def query_tokens(self) -> None:
         """It has a pass of its own."""
 
+    def string(self, batch: Batch) -> None:
+        """It writes none."""
+
     def counted(self, batch: Batch) -> Bool[Array, "b l"] | None:
         """The answer's tokens; evaluation goes without the task."""
         return None if batch.image_text is None else batch.image_text.target[:, 1:]
@@ -255,6 +279,38 @@ class ImageTextTask:
         images, seen = (example.images,), jnp.ones((example.images.shape[0], 1), bool)
         logits = encoded.text_logits(images, seen, example.tokens, example.mask, example.target)
         return next_token(logits, example.tokens, example.target)
+
+
+@dataclass(frozen=True)
+class FastStrings:
+    """The chunk as the string of tokens that the head fast writes, behind the readouts: what
+    teaches a backbone to act whose head does not, or not alone (knowledge insulation, arXiv
+    2505.23705: the expert's gradients stop, and the backbone learns from strings and texts).
+
+    The head sees nothing of a string.
+    """
+
+    config: FastConfig
+    path: ClassVar[str] = "fast"
+
+    def query_tokens(self) -> None:
+        """It is taught a string."""
+
+    def string(self, batch: Batch) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
+        """See fast.strings."""
+        return fast.strings(batch, self.config)
+
+    def counted(self, batch: Batch) -> Bool[Array, "b t k"]:
+        """A string counts by the steps of its chunk that do, as of the head fast."""
+        return counted_steps(action_mask(batch))
+
+    def loss(self, encoded: Encoded, batch: Batch) -> Pair:
+        """Cross-entropy of the string's tokens, its mean for every step that counts."""
+        hidden = encoded.queries.reshape(-1, *encoded.queries.shape[2:])  # f q c
+        logits = encoded.logits(hidden, self.config.token_range)
+        steps = jnp.sum(self.counted(batch), axis=2, dtype=jnp.float32)  # b t
+        cost = fast.string_cost(logits, self.string(batch), self.config).reshape(steps.shape)
+        return jnp.sum(cost * steps, axis=1), jnp.sum(steps, axis=1)
 
 
 def _given(value: Any, name: str) -> Any:

@@ -32,9 +32,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
-from vla_jax.models import sequence, starts
+from vla_jax.models import behind, sequence, starts
+from vla_jax.models.behind import HEAD
 from vla_jax.models.decoding import prefill
-from vla_jax.models.losses import counted_steps
+from vla_jax.models.losses import action_mask, counted_steps
 from vla_jax.models.objectives import Encoded, MakeTask, Task
 from vla_jax.models.resampler import Resampler, ResamplerConfig
 from vla_jax.models.sensors.tokens import MakeEncoder, SensorTokens
@@ -205,7 +206,8 @@ class VLA(nnx.Module):
         for name, task in self.tasks().items():
             if task.counted(batch) is None:
                 continue
-            pair = task.loss(Encoded(context.readouts, queries[name], self.text_logits), batch)
+            seen = (context.readouts, queries[name], self.text_logits, self.backbone.logits)
+            pair = task.loss(Encoded(*seen), batch)
             out.sums[name] = jnp.sum(pair[0])
             out.metrics[name] = jax.lax.stop_gradient(pair)
         return out
@@ -223,36 +225,30 @@ class VLA(nnx.Module):
         """What the head trains on, and each task's hidden states at its queries, from one pass."""
         config, head, tasks = self.config, self.head, self.tasks()
         obs, mask = hide_past_actions(batch.obs, config.past, key), action_mask(batch)
+        strings = {name: task.string(batch) for name, task in tasks.items()}
+        strings[HEAD] = head.teacher(batch, mask) if head.trains_on == "tokens" else None
+        taught = {name: string for name, string in strings.items() if string is not None}
         tables = {name: task.query_tokens() for name, task in tasks.items()}
-        extra = [
-            self._query_tokens(table, obs.step_mask.size)
-            for table in tables.values()
+        queries = {
+            name: self._query_tokens(table, obs.step_mask.size)
+            for name, table in tables.items()
             if table is not None
-        ]
-        read, taught = config.readouts, None
-        if head.trains_on == "tokens":
-            # The last readout predicts the first of them, and each token but the last the next.
-            taught = ids, valid = head.teacher(batch, mask)
-            extra = [MaskedTokens(self.backbone.embed_text(ids[:, :-1]), valid[:, :-1]), *extra]
-            read = head.num_tokens
-        whole = self.sequence(obs, sequence.concat_tokens(extra) if extra else None)
-        num_queries = read + sum(0 if x is None else x.shape[0] for x in tables.values())
+        }
+        parts = behind.arranged(self.backbone.embed_text, taught, queries)
+        read = 1 if HEAD in taught else config.readouts  # the last one predicts its first token
+        whole, num_queries = self.sequence(obs, behind.joined(parts)), read + behind.count(parts)
         prefix, predictors = None, None
         if head.trains_on == "prefix":
             hidden, prefix = self._prefix_of_all(whole, num_queries)
         else:
             hidden = self.encode(whole, num_queries, config.window)
-        queries, start = {}, read
-        for name, table in tables.items():
-            stop = start + (0 if table is None else table.shape[0])
-            queries[name], start = hidden[:, :, start:stop], stop
-        readouts = hidden[:, :, : config.readouts]
-        if head.trains_on == "tokens":
-            predictors = hidden[:, :, :read].reshape(-1, read, self.backbone.width)
-            readouts = hidden[:, :, :1]
+        own = behind.hidden_of(hidden, read, parts, taught)
+        if HEAD in taught:
+            predictors = own[HEAD].reshape(-1, head.num_tokens, self.backbone.width)
         state = self.head_state(obs.proprio, obs.proprio_mask)
-        given = (readouts, predictors, prefix, self.backbone, obs.action_dims, state, taught)
-        return HeadContext(*given), queries
+        given = (hidden[:, :, :read], predictors, prefix, self.backbone, obs.action_dims, state)
+        nothing = hidden[:, :, :0]
+        return HeadContext(*given, strings[HEAD]), {n: own.get(n, nothing) for n in tasks}
 
     def _prefix_of_all(
         self, whole: FrameTokens, num_queries: int
@@ -262,8 +258,8 @@ class VLA(nnx.Module):
         """
         window = self.config.window
         t = window if self.config.history == "interleaved" else 1
-        behind = num_queries - self.config.readouts
-        hidden, prefix = prefill(self.backbone, whole, t, self.head.num_tokens, behind)
+        after = num_queries - self.config.readouts
+        hidden, prefix = prefill(self.backbone, whole, t, self.head.num_tokens, after)
         hidden = hidden.reshape(-1, window, whole.valid.shape[1], self.backbone.width)
         return hidden[:, :, -num_queries:].astype(jnp.float32), prefix
 
@@ -366,8 +362,8 @@ class VLA(nnx.Module):
             (readouts, extra),
         )
         if self.config.mutual:
-            behind = 0 if extra is None else extra.tokens.shape[1]
-            whole = sequence.mutual(whole, self.config.readouts, behind)
+            after = 0 if extra is None else extra.tokens.shape[1]
+            whole = sequence.mutual(whole, self.config.readouts, after)
         whole = self._squared(whole, sequence.FIRST_IMAGE[self.config.layout], cameras)
         if self.config.history == "interleaved":
             began = obs.step_mask.reshape(-1, 1)
@@ -479,8 +475,3 @@ class VLA(nnx.Module):
         """Learned queries, in every frame."""
         tokens = jnp.broadcast_to(self._learned(table)[None], (frames, *table.shape))
         return MaskedTokens(tokens, jnp.ones(tokens.shape[:2], bool))
-
-
-def action_mask(batch: Batch) -> Bool[Array, "b t k d"]:
-    """The actions that count: there, and of a step of the episode."""
-    return batch.action_mask & batch.obs.step_mask[:, :, None, None]

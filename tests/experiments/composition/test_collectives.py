@@ -146,6 +146,7 @@ FAMILIES = {
     "discrete": ("oxe_paligemma.py:tiny,discrete",),
     "fast": ("oxe_paligemma.py:tiny,fast",),
     "oft": ("oxe_paligemma.py:tiny,oft",),
+    "oft, discrete": ("oxe_paligemma.py:tiny,oft", "model.head_options=readout='discrete'"),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
     "growing": ("oxe_paligemma.py:tiny", "model.history_start=grow"),
@@ -157,7 +158,7 @@ FAMILIES = {
     ),
     "tasks": (
         "oxe_paligemma.py:tiny",
-        *(f"objectives.{task}.weight=0.1" for task in ("forward", "caption", "text_align")),
+        *(f"objectives.{task}.weight=0.1" for task in ("forward", "caption", "text_align", "fast")),
     ),
     "robovlms layout, resampler, state, past action": (
         "oxe_paligemma.py:tiny",

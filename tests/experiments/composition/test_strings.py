@@ -1,4 +1,6 @@
-"""The vocabulary of the head fast: fitted on a run's data, and what a batch gets of it."""
+"""The vocabulary of the head fast and of objectives.fast: fitted on a run's data, and what a batch
+gets of it.
+"""
 
 import dataclasses
 import json
@@ -86,6 +88,20 @@ def test_the_vocabulary_is_of_these_statistics(opened, tmp_path: Path):
     other_head.model.head = "mlp"
     assert strings.vocabulary(other_head, source.train, tmp_path) is None
     assert strings.writer(other_head, None, 0) is None
+
+
+def test_a_task_has_the_vocabulary_of_the_head(opened, tmp_path: Path, monkeypatch):
+    """objectives.fast beside another head; not in a run that began without."""
+    config, source = opened
+    given = config.copy_and_resolve_references()
+    given.model.head, given.objectives.fast.weight = "mlp", 1.0
+    assert build_heads.strings(given) == build_heads.strings(config)
+    assert build_heads.action_token_end(given, source.tokenizer) == source.action_end
+    assert strings.vocabulary(given, source.train, tmp_path) == source.vocabulary
+    monkeypatch.setattr(strings, "complete_steps", lambda _: [3])
+    monkeypatch.setattr(strings, "load_meta", lambda _: {})
+    with pytest.raises(ValueError, match=r"objectives\.fast, got none: the run began without"):
+        strings.vocabulary(given, source.train, tmp_path)
 
 
 def test_model_and_loader_agree_on_the_size(opened):

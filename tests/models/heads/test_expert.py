@@ -17,7 +17,7 @@ from vla_jax.models.backbones import paligemma
 from vla_jax.models.heads.expert import ExpertHead
 from vla_jax.models.heads.flow import draw
 from vla_jax.params import Params
-from vla_jax.types import Batch, Future
+from vla_jax.types import ActionTokens, Batch, Future
 
 KEY, K, D, P = jax.random.key(0), openpi.CHUNK, 7, 5
 PI0 = {"time": "concat", "state": "expert"}
@@ -184,6 +184,55 @@ def test_insulated_the_backbone_learns_from_its_own_tasks_alone():
     assert not any(np.any(grad) for name, grad in grads.items() if name.startswith("head/"))
 
 
+def with_strings(batch: Batch, config, seed: int) -> Batch:
+    """Random strings of other lengths, of ids that they may have."""
+    model, rng = config.model, np.random.default_rng(seed)
+    end = build.backbone_config(config).vocab
+    ids = rng.integers(end - model.fast.tokens, end, (2, 2, model.fast.most), dtype=np.int32)
+    there = np.arange(model.fast.most) < rng.integers(1, model.fast.most + 1, (2, 2, 1))
+    return batch._replace(action_tokens=ActionTokens(ids, there))
+
+
+@pytest.mark.slow
+def test_insulated_the_backbone_learns_from_strings_and_captions_alone():
+    """objectives.fast beside the expert, which does not see the strings: it would read the
+    answer.
+    """
+    config = config_of({**PI0, "insulated": True})
+    flat = policy(config, False)[1]
+    batch, graphdef = example(), params.abstract(build.model(config))[0]
+    loss = jax.jit(lambda flat: params.merge(graphdef, flat).loss(batch, KEY).sums["action"])
+    alone = loss(flat)
+    config.objectives.fast.weight, config.objectives.caption.weight = 1.0, 0.1
+    config.model.fast.tokens, config.model.fast.most = 40, 6
+    graphdef = params.abstract(build.model(config))[0]
+    tasks = ("action", "fast", "caption")
+
+    @jax.jit
+    def both(flat, batch):
+        def sums(flat):
+            found = params.merge(graphdef, flat).loss(batch, KEY).sums
+            return jnp.stack([found[name] for name in tasks])
+
+        values, back = jax.vjp(sums, flat)
+        return values, [back(row)[0] for row in jnp.eye(len(tasks))]
+
+    values, grads = jax.device_get(both(flat, with_strings(batch, config, 1)))
+    acting, strings, captions = grads
+    np.testing.assert_allclose(values[0], alone, rtol=1e-6)
+    ours = {name for name in flat if name.startswith("backbone/")}
+    assert not any(np.any(acting[name]) for name in ours)
+    for name in (f"backbone/decoder/layers/blocks/attn/{x}/kernel" for x in "qkvo"):
+        assert np.any(strings[name]), name
+        assert np.any(captions[name]), name
+    heads = [name for name in flat if name.startswith("head/")]
+    assert all(np.any(acting[name]) for name in heads)
+    assert not any(np.any(grad[name]) for name in heads for grad in (strings, captions))
+    other, _ = both(flat, with_strings(batch, config, 2))
+    np.testing.assert_allclose(other[0], alone, rtol=1e-6)
+    assert abs(other[1] - values[1]) > 0.1
+
+
 @pytest.mark.slow
 def test_queries_of_another_task_are_not_seen():
     """What stands behind the readouts in training is not there in acting."""
@@ -266,6 +315,13 @@ def test_what_cannot_be_is_refused():
             history="interleaved")  # fmt: skip
     refused(r"expected time in .*, got 'clock'", {"time": "clock"})
     refused("padded of 7 or more.*got 4", {"padded": 4})
+    with pytest.raises(ValueError, match=r"insulated=True expects a task .* objectives\.fast"):
+        build.training_model(config_of({"insulated": True}))
+    strings = config_of({}, "tiny,fast")
+    strings.model.head_options = ""
+    strings.objectives.fast.weight = 1.0
+    with pytest.raises(ValueError, match=r"objectives\.fast: expected a head that writes no token"):
+        build.model(strings)
     refused("an even model.head_hidden", {}, head_hidden=33)
     refused("options of the head expert .*insulated", {"speed": 1})
     with pytest.raises(ValueError, match=r"state='expert' expects model\.proprio=True"):

@@ -34,17 +34,24 @@ CONFIG = HeadConfig(
 KEY = jax.random.key(0)
 
 
-SLOW = ("flow",)  # test_flow.py is in the fast lane
+# Heads with options of their own -> the head, its options. The others have their defaults.
+BINS = 16
+OPTIONS = {"oft, discrete": ("oft", {"readout": "discrete", "bins": BINS})}
+SLOW = ("flow", "oft, discrete")  # test_flow.py and test_oft.py are in the fast lane
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in HEADS],
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in (*HEADS, *OPTIONS)
+    ],
     scope="module",
 )
 def head(request):
     """(graphdef, params) of a small head with jittered weights, so that no bias is zero."""
-    kind = HEADS[request.param]
-    config = kind.config(**vars(CONFIG))  # a head's own options have their defaults
+    name, options = OPTIONS.get(request.param, (request.param, {}))
+    kind = HEADS[name]
+    config = kind.config(**vars(CONFIG), **options)
     graphdef, flat = initialise(lambda rngs: kind.make(C, config, rngs))
     return graphdef, jitter(flat)
 
@@ -188,8 +195,11 @@ def lacking_heads(head):
         changed = value.copy()
         if path == "velocity":
             changed[..., LACKED_ARM] += 1
-        elif path == "output":
+        elif path == "output" and value.shape[-1] == D:
             changed[..., list(LACKED)] += 1
+        elif path == "output":  # the bins of each arm dim, then the grippers
+            changed[..., LACKED_ARM * BINS : (LACKED_ARM + 1) * BINS] += 1
+            changed[..., len(arm) * BINS + grippers.index(LACKED[1])] += 1
         elif name == "noisy/kernel":
             changed[LACKED_ARM] += 1
         elif dims is not None and value.shape[-1] == K * len(dims):

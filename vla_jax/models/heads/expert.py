@@ -60,7 +60,8 @@ class ExpertConfig:
             0: no more than there are. openpi's checkpoints have 32.
         bound: actions leave within +- this; 0: as they are (for normalisation "gaussian").
         insulated: gradients of the actions' loss stop at the backbone's keys and values
-            (knowledge insulation, arXiv 2505.23705); other tasks train the backbone.
+            (knowledge insulation, arXiv 2505.23705); other tasks train the backbone, such as
+            objectives.fast.
     """
 
     chunk: int

@@ -105,16 +105,9 @@ class FastHead(nnx.Module):
     def teacher(
         self, batch: Batch, mask: Bool[Array, "b t k d"]
     ) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
-        """The string of every frame as the loader wrote it. Raises ValueError where it did not."""
+        """See `strings`."""
         del mask
-        given, q = batch.action_tokens, self.config.tokens
-        if given is None or given.ids.shape[-1] != q:
-            raise ValueError(
-                f"Batch.action_tokens: expected {q} for each frame, got"
-                f" {'none' if given is None else given.ids.shape[-1]}; give loader and model the"
-                " same config"
-            )
-        return jnp.asarray(given.ids).reshape(-1, q), jnp.asarray(given.mask).reshape(-1, q)
+        return strings(batch, self.config)
 
     def loss(
         self,
@@ -175,9 +168,7 @@ class FastHead(nnx.Module):
         """
         config, (b, t) = self.config, actions.shape[:2]
         ids, there = taught
-        scores = jax.nn.log_softmax(logits, axis=-1)
-        index = (ids - config.token_range[0])[..., None]
-        cost = masked_mean(-jnp.take_along_axis(scores, index, axis=-1)[..., 0], there)  # f
+        cost = string_cost(logits, taught, config)
         steps = jnp.sum(counted_steps(mask), axis=-1, dtype=jnp.float32)  # b t
         best = jnp.argmax(logits, axis=-1).astype(jnp.int32) + config.token_range[0]
         # Past the true end nothing was shown before the token: what it says is not looked at.
@@ -258,6 +249,32 @@ class FastHead(nnx.Module):
         for row, piece in zip(numbers, pieces, strict=True):
             row[: len(piece)] = piece
         return numbers, sizes
+
+
+def strings(batch: Batch, config: FastConfig) -> tuple[Int[Array, "f q"], Bool[Array, "f q"]]:
+    """The string of every frame as the loader wrote it, and which of its tokens are there. Raises
+    ValueError where it did not.
+    """
+    given, q = batch.action_tokens, config.tokens
+    if given is None or given.ids.shape[-1] != q:
+        raise ValueError(
+            f"Batch.action_tokens: expected {q} for each frame, got"
+            f" {'none' if given is None else given.ids.shape[-1]}; give loader and model the"
+            " same config"
+        )
+    return jnp.asarray(given.ids).reshape(-1, q), jnp.asarray(given.mask).reshape(-1, q)
+
+
+def string_cost(
+    logits: Float[Array, "f q n"],
+    taught: tuple[Int[Array, "f q"], Bool[Array, "f q"]],
+    config: FastConfig,
+) -> Float[Array, " f"]:
+    """Mean cross-entropy over the tokens of each string that are there."""
+    ids, there = taught
+    index = (ids - config.token_range[0])[..., None]
+    scores = jax.nn.log_softmax(logits, axis=-1)
+    return masked_mean(-jnp.take_along_axis(scores, index, axis=-1)[..., 0], there)
 
 
 def _counts(hits: Array, of: Array) -> tuple[Array, Array]:

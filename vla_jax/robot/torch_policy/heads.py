@@ -267,16 +267,21 @@ class Residual(nn.Module):
 
 
 class OFTHead(Head):
-    """Each step of the chunk at readouts of its own, through an MLP with residual blocks."""
+    """Each step of the chunk at readouts of its own, through an MLP with residual blocks. With
+    `bins` in its body an arm dim is the centre of the likeliest of its bins.
+    """
 
     def __init__(self, width: int, body: dict[str, Any]) -> None:
         super().__init__()
         self.chunk, self.binary = body["chunk"], list(body["binary"])
+        self.bins = body.get("bins", 0)
+        self.dims = [i for i in range(body["action_dim"]) if i not in self.binary]
+        outputs = len(self.dims) * self.bins + len(self.binary)
         inputs, hidden = width * body["tokens"] // self.chunk, body["hidden"]
         self.norm_in, self.input = Norm(inputs, "ln", OFT_EPS), Linear(inputs, hidden)
         self.blocks = nn.ModuleList([Residual(hidden) for _ in range(body["layers"])])
         self.norm_out = Norm(hidden, "ln", OFT_EPS)
-        self.output = Linear(hidden, body["action_dim"])
+        self.output = Linear(hidden, outputs if self.bins else body["action_dim"])
 
     def act(
         self,
@@ -292,6 +297,12 @@ class OFTHead(Head):
         for block in self.blocks:
             x = block(x)
         raw = self.output(self.norm_out(x))
+        if self.bins:
+            scores = raw[..., : len(self.dims) * self.bins].unflatten(-1, (-1, self.bins))
+            place = (self.bins - 1 - scores.argmax(-1)).clamp(max=self.bins - 2)
+            arm = bin_centres(-1.0, 1.0, self.bins, raw.device)[place]
+            gripper = torch.sigmoid(raw[..., len(self.dims) * self.bins :])
+            return join_dims([arm, gripper], self.dims, self.binary)
         binary = torch.zeros(raw.shape[-1], dtype=torch.bool, device=raw.device)
         binary[self.binary] = True
         return torch.where(binary, torch.sigmoid(raw), raw.clamp(-1, 1))
@@ -318,6 +329,13 @@ def join_dims(parts: list[Tensor], arm: list[int], binary: list[int]) -> Tensor:
     """[b k a] and [b k g] -> [b k d], each dim in its place."""
     order = sorted(range(len(arm) + len(binary)), key=lambda i: (arm + binary)[i])
     return torch.cat(parts, -1)[..., order]
+
+
+def bin_centres(low: float, high: float, bins: int, device: torch.device) -> Tensor:
+    """Of the bins [bins - 1] between `bins` edges from low to high."""
+    # float64, then float32: as they are made for training.
+    edges = torch.linspace(low, high, bins, dtype=torch.float64, device=device)
+    return ((edges[:-1] + edges[1:]) / 2).float()
 
 
 def time_embedding(time: float | Tensor, width: int, device: torch.device) -> Tensor:

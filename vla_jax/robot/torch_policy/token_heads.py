@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .heads import Head
+from .heads import Head, bin_centres
 
 
 class TokenHead(Head):
@@ -71,11 +71,7 @@ class DiscreteHead(TokenHead):
 
     def actions(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """See TokenHead."""
-        # float64, then float32: as the centres are made for training.
-        edges = torch.linspace(
-            self.low, self.high, self.bins, dtype=torch.float64, device=ids.device
-        )
-        centres = ((edges[:-1] + edges[1:]) / 2).float()
+        centres = bin_centres(self.low, self.high, self.bins, ids.device)
 
         def value(ids: Tensor) -> Tensor:
             return centres[(self.end - ids - 1).clamp(0, self.bins - 2)]
