@@ -22,6 +22,7 @@ from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import load_meta, load_params, within
 from vla_jax.types import Observation
 
+CHANCE = "chance of success"  # the unit of a classifier, which is that of the world's word too
 LEAST = 1e-6  # standard deviations, or logits, that rewards of frames are apart, at least
 SIZE = 16  # windows that are judged at once
 # What a policy sees must be what the model was trained on.
@@ -99,7 +100,7 @@ class Learned:
                 f" {', '.join(other)}; train it from {config.model.start}"
             )
         self._window, self._at_end = own.model.window, own.rl.algorithm == success.ALGORITHM
-        self.unit, self._spread = "chance of success", 1.0
+        self.unit, self._spread = CHANCE, 1.0
         if not self._at_end:
             self.unit = "standard deviations of clips"
             told = (self._worth.where.parent / "reward.json").read_text(encoding="utf-8")
@@ -141,6 +142,8 @@ def draw(metrics: Path, out: Path, unit: str) -> None:
     axis.plot(at, [row["rl/reward"] for row in rows], color="tab:orange", label="learned reward")
     beside.plot(at, [row["rl/success"] for row in rows], color="tab:blue", label="true success")
     axis.set(xlabel="round", ylabel=f"learned reward, {unit}")
+    if unit == CHANCE:
+        axis.set_ylim(0, 1)
     beside.set(ylabel="success of trials", ylim=(0, 1))
     figure.legend(loc="lower right")
     save(figure, out)
