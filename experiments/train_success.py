@@ -92,6 +92,7 @@ def opened(config: ConfigDict) -> tuple[Index, Split, Split]:
     if len(wanted) != 1:
         names = ", ".join(dataset.name for dataset in wanted)
         raise ValueError(f"--config.data.mixture: expected one dataset, got {names or 'none'}")
+    looks.check_says(wanted[0])
     index = open_index(datasets.root(config), wanted[0], selection=selecting.of_config(config))
     train, held_out = index.splits["train"], index.held_out
     if held_out is None:

@@ -59,17 +59,21 @@ def robot(saved: SavedPolicy, dataset: Dataset, where: str) -> str:
     return fits[0]
 
 
-def check(index: Index, splits: Sequence[Split]) -> None:
-    """Raises ValueError for a dataset that does not say how episodes ended, or has too few of a
-    kind: LEAST to learn from in the first of `splits`, one in the others.
-    """
-    dataset = index.dataset
+def check_says(dataset: Dataset) -> None:
+    """Raises ValueError for a dataset that does not say how its episodes ended."""
     if not dataset.outcome:
         raise ValueError(
             f"{dataset.name}: expected a dataset that says how its episodes ended, got none that"
             " does: name what says it as `outcome` in its description (data_pipelines/README.md,"
             ' "How episodes ended"); experiments.record writes rollouts so'
         )
+
+
+def check(index: Index, splits: Sequence[Split]) -> None:
+    """Raises ValueError for a dataset with too few episodes of a kind: LEAST to learn from in the
+    first of `splits`, one in the others.
+    """
+    dataset = index.dataset
     for split, least in zip(splits, (LEAST, *[1] * len(splits[1:])), strict=True):
         counts = [int((split.outcome == kind).sum()) for kind in (SUCCESS, FAILURE)]
         if min(counts) < least:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from data_pipelines.selection import Selection
 from experiments import judge, record, rollout
 from experiments.rolling.episodes import actions_of
 from experiments.sims.blocks import Blocks
+from experiments.succeeding.looks import Frames, Watching
+from vla_jax.policy import JaxPolicy
+from vla_jax.types import Observation, ObservationSizes, Seen, new_observation
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +68,48 @@ def test_what_was_done_and_seen_is_recorded(root: Path, rollouts: list[Path]) ->
     itself = user.dataset(str(root), "tried", "")  # as its info.json says
     assert (mine.binary, itself.binary) == ((6,), ())
     assert (itself.outcome, itself.action_names) == (mine.outcome, mine.action_names)
+
+
+class Looker:
+    """A policy that sees the pictures as they are and keeps what it was shown."""
+
+    cameras = ("primary",)
+
+    def reset(self, instruction: str) -> None:
+        self.told, self.shown = instruction, list[Seen]()
+
+    def looked(self, seen: Seen) -> Observation:
+        self.shown.append(seen)
+        sizes = ObservationSizes(b=1, t=1, p=0, l=1, d=7, image_size=(32,))
+        obs = new_observation(sizes, np.zeros)
+        return obs._replace(images=(seen.images["primary"][None, None],))
+
+
+def test_a_window_holds_what_a_policy_would_have_seen(root: Path) -> None:
+    own = user.dataset(str(root), "tried", str(root / "tried.py"))
+    index = open_index(str(root), own, selection=ALL)
+    split, policy = index.splits["train"], Looker()
+    frames = Frames(index, Watching(cast(JaxPolicy, policy), every=4, window=3))
+    episode = int(np.argmax(split.length))
+    first = int(split.first[episode])
+    window, start = frames.at(split, episode, [9, 0])
+    assert policy.told == split.words(episode)
+
+    def picture(step: int) -> np.ndarray:
+        (stored,) = split.pictures("primary", np.array([first + step]))
+        return images.raw(stored)
+
+    for place, step in enumerate((4, 8, 9)):  # once a chunk, and where it is asked
+        np.testing.assert_array_equal(window.images[0][0, place], picture(step))
+    assert window.step_mask.all()
+    np.testing.assert_array_equal(start.step_mask, [[False, False, True]])
+    np.testing.assert_array_equal(start.images[0][0, 2], picture(0))
+    before = [seen.executed for seen in policy.shown]
+    assert before[0] is None
+    np.testing.assert_array_equal(np.stack(before[1:]), split.actions[first + np.array([3, 7, 8])])
+    policy.cameras = ("secondary",)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="none called secondary; it has primary, wrist"):
+        Frames(index, Watching(cast(JaxPolicy, policy), 4, 3))
 
 
 def test_failures_are_listed_and_left_out(

@@ -42,7 +42,7 @@ def split(successes: int, failures: int, unknown: int = 0) -> Any:
 
 def test_data_that_say_too_little_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"blocks: expected a dataset that says .* `outcome` in"):
-        looks.check(index(""), (split(9, 9),))
+        looks.check_says(BLOCKS)
     with pytest.raises(ValueError, match=r"at least 5 successes .* got 9 and 0, and 2 unknown"):
         looks.check(index(), (split(9, 0, 2),))
     with pytest.raises(ValueError, match="got 4 and 9"):
