@@ -74,6 +74,7 @@ def described(dataset: Dataset, to: str, lossless: bool = False) -> Dataset:
         first_frame="",
         require="",
         pattern="",
+        outcome="",
     )
 
 
@@ -153,6 +154,8 @@ def main(argv: list[str]) -> None:
     print("numbers: every bit as recorded")
     said = loss.lines([*dataset.cameras]) if loss else ["pictures: every bit as recorded"]
     print("\n".join(said))
+    if dataset.outcome:
+        print(f"{dataset.outcome}: how episodes ended is not written")
     keys = ", ".join((*target.cameras.values(), *target.columns.values(), *target.languages))
     print(f"its features are {keys}; convert.described(..., {args.to!r}) describes it")
 

@@ -67,6 +67,8 @@ class Split:
     readings: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     places: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sensors: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    # E: how episodes ended, as files/outcomes.py says; none without Dataset.outcome.
+    outcome: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
 
     def told(self, rows: np.ndarray, episode: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
         """What steps [r] are told: indices into sentences [r].
@@ -332,6 +334,7 @@ def _splits(at: _Place, stored: store.Stored, cameras: dict[str, str]) -> dict[s
             readings,
             places,
             next(iter(at.shards.values()))[0].sensors,
+            np.array(stored.notes.get("outcomes", {}).get(name, []), int),
         )
     return splits
 

@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines import reading, selection, stats
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import formats
-from data_pipelines.reading import EPISODE, RUN, Arrays, Block, Shards, Skipped
+from data_pipelines.reading import EPISODE, OUTCOME, RUN, Arrays, Block, Shards, Skipped
 from data_pipelines.selection import HELD_OUT, Selection
 
 
@@ -55,12 +55,20 @@ def build(
             f" files in the list, got {min(listed)}"
         )
     arrays: Arrays = {}
+    # Beside the arrays, whose digest says what is learnt: a policy learns the same without them.
+    outcomes = {split: _outcomes(blocks) for split, blocks in read.items() if dataset.outcome}
     for split, blocks in read.items():
         where = f"{shards[origin[split][0]][0].path}: split {split!r}"
         made = _together(dataset, blocks, where, left_out[split])
         blocks.clear()
         arrays |= {f"{split}/{name}": value for name, value in made.items()}
-    return Made(arrays, {"files": files, "shards": origin, "left_out": left_out})
+    notes = {"files": files, "shards": origin, "left_out": left_out, "outcomes": outcomes}
+    return Made(arrays, notes)
+
+
+def _outcomes(blocks: list[Block]) -> list[int]:
+    """Those of all episodes, taken out of the blocks."""
+    return np.concatenate([block.columns.pop(OUTCOME) for block in blocks]).tolist()
 
 
 def _check_totals(shards: Shards, read: dict[str, list[Block]]) -> None:
@@ -135,7 +143,9 @@ def _pick(block: Block, keep: np.ndarray) -> Block:
     if keep.all():
         return block
     columns = block.columns
-    masks = dict.fromkeys(EPISODE, keep) | dict.fromkeys(RUN, np.repeat(keep, columns["runs"]))
+    masks = dict.fromkeys((*EPISODE, OUTCOME), keep) | dict.fromkeys(
+        RUN, np.repeat(keep, columns["runs"])
+    )
     steps = np.repeat(keep, columns["length"])
     return block._replace(
         columns={name: value[masks.get(name, steps)] for name, value in columns.items()}

@@ -29,6 +29,7 @@ SCHEMA = 4
 # have one a step.
 EPISODE = ("length", "record", "runs", "from_frame", "to_frame")
 RUN = ("steps", "instruction")
+OUTCOME = "outcome"  # one an episode too, where Dataset.outcome says what tells it
 
 Arrays = dict[str, np.ndarray]
 Shards = dict[str, list[formats.Shard]]  # by split
@@ -66,6 +67,7 @@ def key(dataset: Dataset, shards: Shards, skipped: Skipped) -> dict[str, Any]:
         },
         # Not said where there are none: indexes of before there were sensors stay valid.
         **({"sensors": next(iter(shards.values()))[0].sensors} if dataset.sensors else {}),
+        **({"outcome": dataset.outcome} if dataset.outcome else {}),
         "episodes": [dataset.require, dataset.pattern, dataset.segments],
         "recipe": _recipe(dataset),
         "features": next(iter(shards.values()))[0].features,
@@ -234,7 +236,8 @@ class _Columns:
         self._videos: dict[str, int] = {}
         self._measured: dict[str, np.ndarray] = {}
         self._alternatives = 1 if dataset.segments else max(1, len(dataset.languages))
-        self._rows: dict[str, list[Any]] = {name: [] for name in (*EPISODE, *RUN)}
+        told = (OUTCOME,) if dataset.outcome else ()
+        self._rows: dict[str, list[Any]] = {name: [] for name in (*EPISODE, *told, *RUN)}
         # The first piece has the dtype to store: a frame has fewer than 2 GiB, whatever its record
         # has.
         self._pieces: dict[str, list[np.ndarray]] = {
@@ -257,6 +260,8 @@ class _Columns:
         row = (steps, episode.record, len(episode.runs), *(episode.first_frame + i for i in inside))
         for name, value in zip(EPISODE, row, strict=True):
             self._rows[name].append(value)
+        if OUTCOME in self._rows:
+            self._rows[OUTCOME].append(episode.outcome)
         for run in episode.runs:
             told = [ids.setdefault(text, len(ids)) for text in run.texts]
             self._rows["steps"].append(run.steps)

@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines import images, selection
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import formats, pictures, remote
+from data_pipelines.files.outcomes import FAILURE, SUCCESS, UNKNOWN
 from data_pipelines.files.record import Episode, EpisodeError
 from data_pipelines.index import Split
 from data_pipelines.windows import motion
@@ -36,6 +37,7 @@ def measure(dataset: Dataset, split: Split) -> Report:
     return {
         "episodes": len(split.length),
         "left_out": split.left_out,
+        **({"outcomes": outcomes(split)} if dataset.outcome else {}),
         "frames": len(split.actions),
         "episode_length": [int(lengths.min()), float(np.median(lengths)), int(lengths.max())],
         "instructions": len(np.unique(split.instruction[split.instruction >= 0])),
@@ -53,6 +55,12 @@ def measure(dataset: Dataset, split: Split) -> Report:
         "gripper": {spec.names[i]: _values(split.actions[:, i]) for i in spec.binary},
         "consistency": consistency(dataset, split),
     }
+
+
+def outcomes(split: Split) -> dict[str, int]:
+    """How many episodes ended how."""
+    kinds = {"successes": SUCCESS, "failures": FAILURE, "unknown": UNKNOWN}
+    return {name: int((split.outcome == kind).sum()) for name, kind in kinds.items()}
 
 
 def idle_frames(dataset: Dataset, split: Split) -> tuple[int, dict[str, float]]:
@@ -130,6 +138,9 @@ def summary(dataset: Dataset, name: str, measured: Report) -> Iterator[str]:
     )
     if measured["alternatives"] > 1:
         yield f"up to {measured['alternatives']} instructions to draw from at a time"
+    if "outcomes" in measured:
+        counts = ", ".join(f"{count} {name}" for name, count in measured["outcomes"].items())
+        yield f"how episodes ended ({dataset.outcome}): {counts}"
     for reason, count in measured["left_out"].items():
         yield f"left out: {count} episodes {reason}"
 

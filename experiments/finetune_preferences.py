@@ -52,7 +52,7 @@ def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
         state = beginning.state(config, plan, taken)
         says = learning.Judge(config, plan, lambda model, x: model.raw(x).reshape(x.chunk.shape))
         data, held_out = (x._replace(reference=says(state, x)) for x in (data, held_out))
-        state, checkpointer = learning.opened_run(config, plan, folder, own, state)
+        state, checkpointer = learning.opened_run(config, plan, folder, own.identity, state)
         stack.callback(checkpointer.close)
         save(config, folder / "config.json")
         done = checkpointer.latest() or 0

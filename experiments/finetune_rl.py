@@ -147,7 +147,8 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         run = Run(rounds, collector, reward, recorder, checkpointer, clock, rollouts)
         _loop(config, run, state, done)
     if config.rl.reward:
-        judging.draw(folder / "metrics.jsonl", folder / "reward.png")
+        assert isinstance(reward, Learned)
+        judging.draw(folder / "metrics.jsonl", folder / "reward.png", reward.unit)
     plots.curves(folder / "metrics.jsonl", [], folder / "curves.png")
     print(f"done: {folder}/metrics.jsonl, {folder}/curves.png, {folder}/checkpoints", flush=True)
 

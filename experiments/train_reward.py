@@ -45,7 +45,7 @@ def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
     print(f"{len(own.train)} choices to learn from, {len(own.held_out)} held out\n{taken}")
     with contextlib.ExitStack() as stack:
         state = beginning.state(config, plan, taken)
-        state, checkpointer = learning.opened_run(config, plan, folder, own, state)
+        state, checkpointer = learning.opened_run(config, plan, folder, own.identity, state)
         stack.callback(checkpointer.close)
         save(config, folder / "config.json")
         done = checkpointer.latest() or 0

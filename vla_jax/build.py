@@ -47,10 +47,11 @@ from vla_jax.models.state_words import BLANK, StateWords
 from vla_jax.models.tokens import PastConfig, StateConfig
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
-from vla_jax.rl import reward
+from vla_jax.rl import reward, success
 from vla_jax.rl.direct import DirectLearner
 from vla_jax.rl.learner import DIRECT, Learner, LearnerConfig
 from vla_jax.rl.reward import RewardModel
+from vla_jax.rl.success import SuccessModel
 from vla_jax.robot import sensing
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
@@ -143,7 +144,8 @@ def load_backbone(config: ConfigDict, specs: dict[str, jax.ShapeDtypeStruct]) ->
 
 def lora(config: ConfigDict) -> LoRAConfig:
     """The adapters' config."""
-    wanted = LoRAConfig(**config.lora.to_dict())
+    # A saved config has lists where there were tuples.
+    wanted = LoRAConfig(**config.lora.to_dict() | {"targets": tuple(config.lora.targets)})
     outside = [pattern for pattern in wanted.targets if not pattern.startswith("backbone/")]
     if wanted.rank and outside:
         raise ValueError(
@@ -205,6 +207,8 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
         return VLA
     if rl.algorithm == reward.ALGORITHM:
         return partial(RewardModel, rl.hidden)
+    if rl.algorithm == success.ALGORITHM:
+        return partial(SuccessModel, rl.hidden)
     learning = LearnerConfig(
         algorithm=rl.algorithm,
         clip=rl.clip,

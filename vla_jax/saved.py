@@ -20,11 +20,17 @@ from vla_jax.models.tokenizer import digest
 from vla_jax.params import Build, abstract
 from vla_jax.policy import JaxPolicy
 from vla_jax.policy_io import PolicyIO
-from vla_jax.rl import reward
+from vla_jax.rl import reward, success
 from vla_jax.rl.learner import CRITIC
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_meta, load_params
 from vla_jax.types import DTYPES
+
+# What are no policies, by the word of rl.algorithm.
+REWARDS = {
+    reward.ALGORITHM: "reward model of experiments.train_reward",
+    success.ALGORITHM: "success classifier of experiments.train_success",
+}
 
 
 class DatasetSpec(NamedTuple):
@@ -108,11 +114,31 @@ def open_checkpoint(
     """
     meta = load_meta(directory, step)
     config = of_checkpoint(meta, directory)
-    if config.rl.algorithm == reward.ALGORITHM:
+    if config.rl.algorithm in REWARDS:
         raise ValueError(
-            f"{directory}: expected a policy, got a reward model of experiments.train_reward, whose"
+            f"{directory}: expected a policy, got a {REWARDS[config.rl.algorithm]}, whose"
             " head was never trained; it is for --config.rl.reward of experiments.finetune_rl"
         )
+    return _opened(directory, step, tokenizer, meta, config)
+
+
+def open_reward(directory: Path) -> SavedPolicy:
+    """What stands around a reward model in its checkpoints directory, as of the policy that it
+    began with. Raises ValueError for what is none, and as `open_checkpoint`.
+    """
+    meta = load_meta(directory)
+    config = of_checkpoint(meta, directory)
+    if config.rl.algorithm not in REWARDS:
+        raise ValueError(
+            f"{directory}: expected a {' or a '.join(REWARDS.values())}, got a run that learns a"
+            " policy"
+        )
+    return _opened(directory, None, None, meta, config)
+
+
+def _opened(
+    directory: Path, step: int | None, tokenizer: Path | None, meta: dict[str, Any], config: Any
+) -> SavedPolicy:
     folder = tokenizer or tokenizer_folder(directory, meta)
     if digest(folder) != meta["tokenizer"]["sha256"]:
         raise ValueError(

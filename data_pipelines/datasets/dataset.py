@@ -67,6 +67,9 @@ class Dataset:
         require: feature of the whole episode that must be true; other episodes are not read. "" =
             all are.
         pattern: `require` is a text, in which this regular expression must be found.
+        outcome: what says how an episode ended: a number of each step, of which the last counts, or
+            a number or text of the whole episode ("episode_metadata/...", of LeRobot a column of
+            meta/episodes, of HDF5 an attribute), as files/outcomes.py says. "": nothing does.
         first_frame: feature of the whole episode: the number of its first step in the recording
             that it was cut from. Episodes that share steps are then held out together.
         segments: the records are play, and the episodes are the described stretches in them, which
@@ -100,6 +103,7 @@ class Dataset:
     instruction: str = ""
     require: str = ""
     pattern: str = ""
+    outcome: str = ""
     first_frame: str = ""
     segments: bool = False
     episodes: int | None = None

@@ -1,25 +1,30 @@
 """LeRobot datasets described by what their own meta/info.json says."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.datasets.dataset import Dataset
 from data_pipelines.files import lerobot, remote
-from data_pipelines.files.lerobot_features import TASK
+from data_pipelines.files.lerobot_features import NUMBERS, TASK
 from data_pipelines.standardise import Recipe
 
 ACTION, STATE = "action", "observation.state"
 WRIST = ("wrist", "hand", "gripper")  # words in the key of a camera that moves with the arm
 SLOTS = ("primary", "secondary")
+# Features that say of each frame whether the episode has succeeded, as LeRobot's own datasets call
+# them.
+OUTCOMES = ("next.success", "success", "is_episode_successful")
 
 
 def described(folder: str) -> Dataset:
     """The dataset in a LeRobot folder, its name that of the folder: all numbers of its features
     `action` and `observation.state` as they are, by the names it gives them.
 
-    Nothing is known of them but that: no dim is binary, all are normalised. What else you know (a
-    gripper, units, other columns) goes into a description of your own, or over this one with
-    `dataclasses.replace`. Raises ValueError when it has no action, or is no LeRobot dataset.
+    Nothing is known of them but that, and how episodes ended where a feature is called as in
+    OUTCOMES: no dim is binary, all are normalised. What else you know (a gripper, units, other
+    columns) goes into a description of your own, or over this one with `dataclasses.replace`.
+    Raises ValueError when it has no action, or is no LeRobot dataset.
     """
     folder = remote.absolute(folder).rstrip("/")
     info = lerobot.info_of(folder)
@@ -44,6 +49,7 @@ def described(folder: str) -> Dataset:
         action_names=_names(features[ACTION], "action"),
         state_names=_names(features[STATE], "state") if has_state else (),
         binary=(),
+        outcome=_outcome(features),
         notes=(
             f"described by its own {lerobot.INFO}: no dim is taken for binary",
             *([f"cameras without a slot: {', '.join(rest)}"] if rest else []),
@@ -79,6 +85,18 @@ def _cameras(features: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
         else:
             rest.append(key)
     return cameras, rest
+
+
+def _outcome(features: dict[str, Any]) -> str:
+    """The feature that says how episodes ended; "" where none is called so and is one number."""
+    listed = [key for key in OUTCOMES if key in features]
+    fits = [
+        key
+        for key in listed
+        if NUMBERS.fullmatch(str(features[key].get("dtype", "")))
+        and math.prod(map(int, features[key].get("shape", ()))) == 1
+    ]
+    return next(iter(fits), "")
 
 
 def _names(feature: dict[str, Any], word: str) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ def described_features(folder: str, dataset: Dataset) -> dict[str, Kind]:
     promised += [(f"column {name!r}", key, "tensor") for name, key in dataset.columns.items()]
     words = () if dataset.segments else dataset.languages
     promised += [("language", key, "text") for key in words if not key.startswith(OF_EPISODE)]
+    if dataset.outcome and not dataset.outcome.startswith(OF_EPISODE):
+        promised.append(("outcome", dataset.outcome, "tensor"))
     promised += [("the flag", flag, "tensor") for flag in FLAGS if f"steps/{flag}" in leaves]
     _check_of_episode(path, dataset, words, leaves)
     kinds = {}
@@ -79,7 +81,21 @@ def described_features(folder: str, dataset: Dataset) -> dict[str, Kind]:
                 " the dataset again that way"
             )
         kinds[key] = Kind(shape, strings, channels)
+        if what == "outcome":
+            check_outcome(f"{path}: 'steps/{key}'", kinds[key])
     return kinds
+
+
+def check_outcome(where: str, kind: Kind) -> None:
+    """Raises ValueError, which begins with `where`, for a feature of steps that can be no outcome
+    (Dataset.outcome).
+    """
+    if kind.strings or int(np.prod(kind.shape)) != 1:
+        got = "texts" if kind.strings else f"numbers of shape {list(kind.shape)}"
+        raise ValueError(
+            f"{where}: expected one number a step as the outcome (Dataset.outcome), got {got}; name"
+            " another, or a number or text of the whole episode"
+        )
 
 
 def check_of_rlds(path: str, dataset: Dataset) -> None:
@@ -101,8 +117,9 @@ def _check_of_episode(
     path: str, dataset: Dataset, words: tuple[str, ...], leaves: dict[str, tfds_folder.Feature]
 ) -> None:
     """Raises ValueError when a promised feature of whole episodes is missing."""
-    for key in (dataset.require, dataset.first_frame, *words):
-        if key and (key.startswith(OF_EPISODE) or key not in words) and key not in leaves:
+    steps = (*words, dataset.outcome)  # may be of a step
+    for key in (dataset.require, dataset.first_frame, *steps):
+        if key and (key.startswith(OF_EPISODE) or key not in steps) and key not in leaves:
             raise ValueError(
                 f"{path}: {dataset.name} promises the episode feature {key!r}, got no such feature;"
                 " the episodes have"

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import remote, tfds_folder
+from data_pipelines.files import outcomes, remote, tfds_folder
 from data_pipelines.files.features import CHANNELS, Kind, check_of_rlds
 from data_pipelines.files.record import (
     REPAIR,
@@ -92,6 +92,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
         where = f"{paths[0]}: {_group(file, first).name}"
         features = _promised(where, _group(file, first), dataset)
         _words(file, first, dataset, where)
+        outcomes.of_hdf5(dataset.outcome, _group(file, first))
     shards = []
     for path, version in zip(paths, tfds_folder.versions_of(paths), strict=True):
         assert version is not None  # it was listed
@@ -165,8 +166,9 @@ class _Demo:
         out = standardised(dataset, columns, steps, self._error)
         try:
             words = _words(self._file, self._number, dataset, "")
+            ended = outcomes.of_hdf5(dataset.outcome, self._group)
         except ValueError as error:
-            raise self._error(None, "language", str(error), REPAIR) from error
+            raise self._error(None, "language or outcome", str(error), REPAIR) from error
         places = self._number * ROWS + out.frames.astype(np.int64)
         file = self._shard.file
         return Episode(
@@ -180,6 +182,7 @@ class _Demo:
             dict.fromkeys(dataset.cameras, np.zeros(len(places), np.int64)),
             out.frames,
             file.size * (self._record + 1) // file.records,
+            outcome=ended,
         )
 
     def _stored(self, key: str) -> h5py.Dataset:

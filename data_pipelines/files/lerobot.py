@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import lerobot_features, remote, tfds_folder
-from data_pipelines.files.features import Kind, check_of_rlds
+from data_pipelines.files import lerobot_features, outcomes, remote, tfds_folder
+from data_pipelines.files.features import OF_EPISODE, Kind, check_of_rlds
 from data_pipelines.files.sensors import Stored
 from data_pipelines.files.tfds_folder import AGAIN, File
 
@@ -51,6 +51,7 @@ class Shard(NamedTuple):
     totals: dict[str, dict[str, list[float]]]  # of the whole dataset (v3.0), as Facts.stats
     meta: str  # digest of all that meta/ says of it
     sensors: dict[str, Stored]  # by name
+    ended: dict[int, int]  # how episodes did, by number, where meta/ says it (Dataset.outcome)
 
     @property
     def path(self) -> str:
@@ -83,11 +84,13 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
     with _as_written(remote.join(folder, EPISODES)):
         for name, facts in read(folder, info, sorted(filmed), set(dataset.columns.values())):
             by_file.setdefault(name, []).append(facts)
+        ended = _ended(folder, info, dataset)
     with _as_written(remote.join(folder, STATS)):
         totals = _totals(folder, info, features)
     _check_totals(path, info, by_file)
     versions = _versions(folder, by_file)
     common = json.dumps([info["fps"], sorted(named.items()), totals])
+    common += json.dumps(sorted(ended.items())) if ended else ""
     by_split: dict[str, list[Shard]] = {}
     for name, episodes in by_file.items():
         videos = sorted({video for each in episodes for video, _ in each.videos.values()})
@@ -103,6 +106,7 @@ def check(folder: str, dataset: Dataset) -> dict[str, list[Shard]]:
             totals,
             said,
             stored,
+            ended,
         )
         by_split.setdefault(_split(path, info, name, episodes), []).append(shard)
     return by_split
@@ -218,6 +222,28 @@ def _new(
             measured = {key: _statistics(said) for key, said in known.items()}
             facts = Facts(int(row["episode_index"]), int(row["length"]), videos, measured)
             yield _path(info, "data_path", **at), facts
+
+
+def _ended(folder: str, info: dict[str, Any], dataset: Dataset) -> dict[int, int]:
+    """How each episode ended, where Dataset.outcome is a column of meta/episodes."""
+    key = dataset.outcome.removeprefix(OF_EPISODE)
+    if key == dataset.outcome:
+        return {}
+    rows: list[dict[str, Any]] = []
+    if info["codebase_version"] == OLD:
+        rows = _lines(remote.join(folder, "meta/episodes.jsonl"))
+    else:
+        for path in _episode_files(folder):
+            table = _table(path)
+            rows += table.select(
+                [n for n in ("episode_index", key) if n in table.column_names]
+            ).to_pylist()
+    if not any(key in row for row in rows):
+        raise ValueError(
+            f"{folder}: {dataset.name} promises the outcome {key!r} of each episode in"
+            f" {EPISODES}, which has none; name a feature of the frames as `outcome`, or none"
+        )
+    return {int(row["episode_index"]): outcomes.of_value(row.get(key)) for row in rows}
 
 
 def _episode_files(folder: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files.features import CHANNELS, Kind
+from data_pipelines.files.features import CHANNELS, OF_EPISODE, Kind, check_outcome
 from data_pipelines.files.sensors import FEW, Stored
 
 TASK = "task"  # as Dataset.language: what each frame's task_index stands for
@@ -23,6 +23,8 @@ def promised(
     wanted_keys = [(f"camera {slot!r}", key, "picture") for slot, key in dataset.cameras.items()]
     wanted_keys += [(f"column {name!r}", key, "numbers") for name, key in dataset.columns.items()]
     wanted_keys += [("language", key, "text") for key in dataset.languages if key != TASK]
+    if dataset.outcome and not dataset.outcome.startswith(OF_EPISODE):
+        wanted_keys.append(("outcome", dataset.outcome, "numbers"))
     for what, key, wanted in wanted_keys:
         feature = listed.get(key, {})
         dtype = str(feature.get("dtype", ""))
@@ -44,6 +46,8 @@ def promised(
             filmed |= {key} if dtype == "video" else set()
         else:
             kinds[key] = Kind(shape, dtype == "string")
+        if what == "outcome":
+            check_outcome(f"{path}: {key!r}", kinds[key])
     return kinds, frozenset(filmed)
 
 

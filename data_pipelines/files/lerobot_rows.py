@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.files import lerobot, remote, video
+from data_pipelines.files import lerobot, outcomes, remote, video
 from data_pipelines.files.features import Kind
 from data_pipelines.files.lerobot_features import TASK
 from data_pipelines.files.record import (
@@ -73,7 +73,9 @@ class _File:
         stored = [key for key in dataset.cameras.values() if key not in shard.filmed]
         texts = [key for key in dataset.languages if key != TASK]
         sensed = [each.key for each in shard.sensors.values()]
-        wanted = dict.fromkeys([*INDEX, *dataset.columns.values(), *texts, *stored, *sensed])
+        ended = [key for key in (dataset.outcome,) if key in shard.features]
+        columns = dataset.columns.values()
+        wanted = dict.fromkeys([*INDEX, *columns, *texts, *stored, *sensed, *ended])
         try:
             table = pq.read_table(pa.BufferReader(remote.read(shard.path)), columns=[*wanted])
         except pa.ArrowException as error:
@@ -138,7 +140,16 @@ class _File:
                 name: self._reading(each, begin, stop, record)[out.frames]
                 for name, each in shard.sensors.items()
             },
+            outcome=self._outcome(begin, stop, record),
         )
+
+    def _outcome(self, begin: int, stop: int, record: int) -> int:
+        """How an episode ended."""
+        key, kinds = self._dataset.outcome, self._shard.features
+        if key in kinds:
+            return outcomes.of_numbers(self._numbers(key, kinds[key], begin, stop, record))
+        number = self._shard.episodes[record].number
+        return self._shard.ended.get(number, outcomes.UNKNOWN)
 
     def _error(
         self, record: int | None, step: int | None, field: str, problem: str, fix: str

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset, Standardised
-from data_pipelines.files import sensors, tfds_folder, tfrecord
+from data_pipelines.files import outcomes, sensors, tfds_folder, tfrecord
 from data_pipelines.files.features import FLAGS, OF_EPISODE, Kind
 from data_pipelines.files.sensors import Fail, Stored
 from data_pipelines.files.tfds_folder import AGAIN, FEATURES
@@ -66,6 +66,7 @@ class Episode(NamedTuple):
     # Of sensors: readings T ..., float32; of those that stay in the file first byte and bytes, T 2.
     readings: dict[str, np.ndarray] = {}  # noqa: RUF012
     places: dict[str, np.ndarray] = {}  # noqa: RUF012
+    outcome: int = outcomes.UNKNOWN  # see Dataset.outcome
 
 
 class EpisodeError(ValueError):
@@ -108,6 +109,7 @@ class Record:
         out = standardised(dataset, columns, self._steps, self._error)
         readings, places = self._sensors()
         begin = int(self._number(dataset.first_frame)) if dataset.first_frame else 0
+        ended = outcomes.of_record(dataset.outcome, self._features, self._record, self._error)
         made = []
         for runs, inside in self._stretches(dataset, out.frames):
             frames = out.frames[inside]
@@ -128,6 +130,7 @@ class Record:
                     self._record.offset + len(self._record.data) + 4,
                     readings={name: column[frames] for name, column in readings.items()},
                     places={name: place[frames] for name, place in places.items()},
+                    outcome=ended,
                 )
             )
         return made

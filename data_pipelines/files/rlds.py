@@ -48,7 +48,8 @@ def episodes(
     """
     count = 0
     wanted = {f"steps/{key}" for key in shard.features}
-    wanted |= {dataset.require, dataset.first_frame, *dataset.languages} - {""}
+    whole = (dataset.require, dataset.first_frame, dataset.outcome, *dataset.languages)
+    wanted |= {*whole} - {""}
     looked = [each for each in shard.sensors.values() if each.form in ("numbers", "picture")]
     wanted |= {f"steps/{each.key}" for each in looked}  # others are only found
     wanted |= set(SEGMENTS) if dataset.segments else set()

@@ -1,8 +1,9 @@
-"""Rewards that a model of preferences gives (experiments.train_reward), in place of the world's own
-word on success.
+"""Rewards that a model gives in place of the world's own word on success: what people prefer
+(experiments.train_reward), or the chance of success (experiments.train_success).
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from experiments.learning.batches import window_of
 from experiments.learning.collecting import Trial
 from vla_jax import build
 from vla_jax import params as flat
-from vla_jax.rl.reward import ALGORITHM
-from vla_jax.saved import known
+from vla_jax.rl import success
+from vla_jax.saved import REWARDS, known
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import load_meta, load_params, within
 from vla_jax.types import Observation
 
-LEAST = 1e-6  # standard deviations that rewards of frames are apart, at least
+CHANCE = "chance of success"  # the unit of a classifier, which is that of the world's word too
+LEAST = 1e-6  # standard deviations, or logits, that rewards of frames are apart, at least
 SIZE = 16  # windows that are judged at once
 # What a policy sees must be what the model was trained on.
 SAME = (
@@ -30,36 +32,30 @@ SAME = (
 )  # fmt: skip
 
 
-class Learned:
-    """The Reward of a model: a decision earns what the frame after it is worth, in standard
-    deviations of clips.
+class Worth:
+    """What a reward model says of windows of frames.
+
+    Attributes:
+        config: its own.
+        meta: of its checkpoints, in the folder `where`.
     """
 
-    def __init__(self, folder: Path, config: ConfigDict) -> None:
-        """`folder` is a work directory of train_reward, `config` that of the policy that learns.
-        Raises ValueError for what is no reward model, and for one that sees other things than the
-        policy.
+    def __init__(self, folder: Path, asked: str) -> None:
+        """`folder` is a work directory of train_reward or train_success. Raises ValueError, which
+        begins with `asked`, for what is none.
         """
-        where = within(folder.expanduser())
-        meta = load_meta(where)
-        own = of_checkpoint(meta, where)
-        if own.rl.algorithm != ALGORITHM:
+        self.where = within(folder.expanduser())
+        self.meta = load_meta(self.where)
+        self.config = of_checkpoint(self.meta, self.where)
+        if self.config.rl.algorithm not in REWARDS:
             raise ValueError(
-                f"--config.rl.reward={folder}: expected a work directory of"
-                " experiments.train_reward, got a run that learns a policy"
+                f"{asked}: expected a work directory of experiments.train_reward or"
+                " experiments.train_success, got a run that learns a policy"
             )
-        start = load_meta(Path(config.model.start))
-        other = [name for name in SAME if _plain(own.model[name]) != _plain(config.model[name])]
-        other += ["tokenizer"] * (meta["tokenizer"]["sha256"] != start["tokenizer"]["sha256"])
-        if other:
-            raise ValueError(
-                f"--config.rl.reward={folder}: expected a model that sees what the policy sees, got"
-                f" another {', '.join(other)}; train it from {config.model.start}"
-            )
-        self._window, self._where = own.model.window, folder
-        self._spread = json.loads((where.parent / "reward.json").read_text())["spread"]
-        graphdef, shapes, _ = flat.abstract(build.training_model(own, *known(own, where)))
-        params = load_params(where)
+        graphdef, shapes, _ = flat.abstract(
+            build.training_model(self.config, *known(self.config, self.where))
+        )
+        params = load_params(self.where)
         self._params = {name: jax.numpy.asarray(params[name]) for name in shapes}
 
         def worth(params: flat.Params, obs: Observation) -> Any:
@@ -68,6 +64,50 @@ class Learned:
 
         self._worth = jax.jit(worth)
 
+    def __call__(self, windows: Sequence[Observation]) -> np.ndarray:
+        """Of each of the windows [1 t ...], [n]."""
+        obs = jax.tree.map(lambda *rows: np.concatenate(rows), *windows)
+        parts = []
+        for at in range(0, len(windows), SIZE):
+            rows = np.minimum(np.arange(at, at + SIZE), len(windows) - 1)
+            filled = jax.tree.map(lambda x, rows=rows: x[rows], obs)
+            parts.append(np.asarray(self._worth(self._params, filled)))
+        return np.concatenate(parts)[: len(windows)]
+
+
+class Learned:
+    """The Reward of a model. Of one of preferences a decision earns what the frame after it is
+    worth, in standard deviations of clips; of a success classifier the last decision earns the
+    chance that the episode ended well, the others nothing, as of_success gives 1 or 0.
+
+    Attributes:
+        unit: of what an episode earns.
+    """
+
+    def __init__(self, folder: Path, config: ConfigDict) -> None:
+        """`folder` is a work directory of train_reward or train_success, `config` that of the
+        policy that learns. Raises ValueError for what is no reward model, and for one that sees
+        other things than the policy.
+        """
+        self._asked = f"--config.rl.reward={folder}"
+        self._worth = Worth(folder, self._asked)
+        own = self._worth.config
+        start = load_meta(Path(config.model.start))
+        other = [name for name in SAME if _plain(own.model[name]) != _plain(config.model[name])]
+        mine = self._worth.meta["tokenizer"]["sha256"]
+        other += ["tokenizer"] * (mine != start["tokenizer"]["sha256"])
+        if other:
+            raise ValueError(
+                f"{self._asked}: expected a model that sees what the policy sees, got another"
+                f" {', '.join(other)}; train it from {config.model.start}"
+            )
+        self._window, self._at_end = own.model.window, own.rl.algorithm == success.ALGORITHM
+        self.unit, self._spread = CHANCE, 1.0
+        if not self._at_end:
+            self.unit = "standard deviations of clips"
+            told = (self._worth.where.parent / "reward.json").read_text(encoding="utf-8")
+            self._spread = json.loads(told)["spread"]
+
     def __call__(self, trial: Trial) -> np.ndarray:
         """What each decision of a trial earned, [n]. Raises ValueError for rewards that do not
         depend on what is seen.
@@ -75,18 +115,15 @@ class Learned:
         assert trial.last is not None  # the collector was asked for it
         frames = [*trial.frames, trial.last]
         windows = [window_of(frames, i, self._window) for i in range(1, len(frames))]
-        obs = jax.tree.map(lambda *rows: np.concatenate(rows), *windows)
-        parts = []
-        for at in range(0, len(windows), SIZE):
-            rows = np.minimum(np.arange(at, at + SIZE), len(windows) - 1)
-            filled = jax.tree.map(lambda x, rows=rows: x[rows], obs)
-            parts.append(np.asarray(self._worth(self._params, filled)))
-        earned = np.concatenate(parts)[: len(windows)] / self._spread
+        earned = self._worth(windows) / self._spread
         if len(earned) > 1 and np.isfinite(earned).all() and np.ptp(earned) < LEAST:
             raise ValueError(
-                f"--config.rl.reward={self._where}: gives {earned[0]:.6g} for every frame of an"
-                " episode: nothing is learnt from a constant; look at its calibration.png"
+                f"{self._asked}: gives {earned[0]:.6g} for every frame of an episode: nothing is"
+                " learnt from a constant; look at its calibration.png"
             )
+        if self._at_end:
+            chance = 1 / (1 + np.exp(-earned[-1].astype(np.float64)))
+            earned = np.where(np.arange(len(earned)) == len(earned) - 1, chance, 0.0)
         return np.asarray(earned, np.float32)
 
 
@@ -94,9 +131,10 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | list) else value
 
 
-def draw(metrics: Path, out: Path) -> None:
-    """Draws what the model says of each round beside how often the world saw a success: where the
-    first rises and the second does not, the policy has learnt to please the model.
+def draw(metrics: Path, out: Path, unit: str) -> None:
+    """Draws what the model says of each round, in its `unit`, beside how often the world saw a
+    success: where the first rises and the second does not, the policy has learnt to please the
+    model.
     """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "rl/reward" in row]
@@ -105,7 +143,9 @@ def draw(metrics: Path, out: Path) -> None:
     at = [row["step"] for row in rows]
     axis.plot(at, [row["rl/reward"] for row in rows], color="tab:orange", label="learned reward")
     beside.plot(at, [row["rl/success"] for row in rows], color="tab:blue", label="true success")
-    axis.set(xlabel="round", ylabel="learned reward, standard deviations of clips")
+    axis.set(xlabel="round", ylabel=f"learned reward, {unit}")
+    if unit == CHANCE:
+        axis.set_ylim(0, 1)
     beside.set(ylabel="success of trials", ylim=(0, 1))
     figure.legend(loc="lower right")
     save(figure, out)

@@ -46,6 +46,15 @@ def begin(
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--preferences", type=Path, help="the --out of collect_preferences")
     args = parse_argv(with_start(argv), own)
+    if args.preferences is None and not args.dry_run:
+        raise ValueError("--preferences: expected the --out of experiments.collect_preferences")
+    return run(args, algorithm, file, lambda: learn(args.config, args.preferences, args.workdir))
+
+
+def run(args: argparse.Namespace, algorithm: str, file: str, learn: Callable[[], None]) -> int:
+    """Runs `learn` where the parsed flags of a command ask for `algorithm`, as the config `file`
+    does; the exit code. Raises ValueError for another algorithm, and on several hosts.
+    """
     config = args.config
     if args.dry_run:
         dry_run.show(config)
@@ -55,14 +64,12 @@ def begin(
             f"--config.rl.algorithm: expected {algorithm!r}, got {config.rl.algorithm!r}; give"
             f" --config={file} or one like it"
         )
-    if args.preferences is None:
-        raise ValueError("--preferences: expected the --out of experiments.collect_preferences")
     if jax.process_count() > 1:
-        raise ValueError("learning from preferences: expected one process, got several hosts")
+        raise ValueError(f"rl.algorithm={algorithm}: expected one process, got several hosts")
     print(compile_cache.enable(), flush=True)
     workdir.check_writable(args.workdir)
     with held(args.workdir):
-        learn(config, args.preferences, args.workdir)
+        learn()
     return 0
 
 
@@ -73,6 +80,12 @@ class Chosen(NamedTuple):
     made: list[Choice]
     train: list[Choice]
     held_out: list[Choice]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it is the same as long as a run goes on."""
+        counts = {"pairs": len(self.pairs.pairs), "choices": len(self.made)}
+        return {"world": self.pairs.world, **counts}
 
 
 def chosen(folder: Path, seed: int) -> Chosen:
@@ -110,13 +123,12 @@ def looked(config: ConfigDict, shown: Pairs) -> tuple[SavedPolicy, str, dict[pai
 
 
 def opened_run(
-    config: ConfigDict, plan: Plan, folder: Path, own: Chosen, state: TrainState
+    config: ConfigDict, plan: Plan, folder: Path, identity: dict[str, Any], state: TrainState
 ) -> tuple[TrainState, Checkpointer]:
     """The checkpoints of a work directory, and the state to go on from: the newest there, or
-    `state`.
+    `state`. `identity` says of what it learns, and may not change.
     """
     meta = load_meta(Path(config.model.start)) | {"config": config.to_dict()}
-    identity = {"world": own.pairs.world, "pairs": len(own.pairs.pairs), "choices": len(own.made)}
     checkpointer = Checkpointer(folder / "checkpoints", meta, identity, config.keep_checkpoints)
     if complete_steps(folder / "checkpoints"):
         restored = checkpointer.restore(plan.abstract)

@@ -198,7 +198,7 @@ def watch(sim: Sim, order: Watch) -> Generator[Query, np.ndarray, Played]:
             yield Query(None if i else sim.instruction, _sight(sim, actions, i))
         sim.step(action)
     yield Query(None, _sight(sim, actions, len(actions)))
-    return Played(row, actions)
+    return Played(row | {"outcome": sim.outcome}, actions)
 
 
 def _sight(sim: Sim, actions: np.ndarray, i: int) -> Seen:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import vla_jax
+from data_pipelines import quarantine
 from data_pipelines.builders.blocks import write_blocks
-from experiments import collect_preferences, rollout
+from experiments import collect_preferences, judge, record, rollout
 from experiments.finetune_rl import main, with_start
 from tests.processes import REPO, alone
 from vla_jax.rl.learner import CRITIC
@@ -153,6 +154,50 @@ def test_preferences_become_a_reward_that_is_learnt_from(start: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     [row] = rows(run)
     assert row["rl/reward"] != row["rl/success"]
+    assert (run / "reward.png").exists()
+
+
+@pytest.mark.slow
+def test_outcomes_become_a_classifier_that_rewards_and_filters(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollouts = [tmp_path / who for who in ("expert", "random")]
+    for out in rollouts:
+        own = ["--policy", out.name, "--sim", "blocks", "--episodes", "8", "--out", str(out)]
+        assert not rollout.main(own)
+    record.main(["--rollouts", *map(str, rollouts), "--out", str(tmp_path), "--dataset", "tried"])
+    model, run = tmp_path / "model", tmp_path / "run"
+    held_out = tmp_path / "held_out.txt"
+    quarantine.write(held_out, [("data/chunk-000/file-000.parquet", n, "") for n in (0, 15)])
+    words = [
+        "experiments.train_success", "--config=blocks_success.py", f"--config.model.start={start}",
+        f"--config.data.root={tmp_path}", "--config.data.mixture=tried",
+        f"--config.data.datasets={tmp_path / 'tried.py'}", f"--workdir={model}",
+        f"--config.data.held_out={held_out}",
+        "--config.steps=2", "--config.optim.warmup_steps=1", "--config.batch_size=8",
+        "--config.log_every=1",
+    ]  # fmt: skip
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    assert "tried: its numbers are read as those of blocks" in done.stdout
+    told = json.loads((model / "success.json").read_text())
+    assert (told["episodes"], told["always_success"]) == (2, 0.5)
+    assert [row["step"] for row in rows(model)] == [1, 2]
+    assert (model / "calibration.png").exists()
+    with pytest.raises(ValueError, match="expected a policy, got a success classifier"):
+        open_checkpoint(model / "checkpoints")
+    own = ["--root", str(tmp_path), "--dataset", "tried", "--out", str(tmp_path / "judged")]
+    judge.main([*own, "--reward", str(model), "--threshold", "0.99"])
+    assert "of which 8 are left out" in capsys.readouterr().out  # it has learnt next to nothing
+    with pytest.raises(ValueError, match=r"--reward=.*got a run that learns a policy"):
+        judge.main([*own, "--reward", str(start)])
+    done = call(
+        "experiments.finetune_rl", *SMALL, f"--config.model.start={start}", "--config.steps=1",
+        f"--config.rl.reward={model}", f"--workdir={run}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [row] = rows(run)
+    assert row["rl/success"] == 0.0 < row["rl/reward"] < 1.0
     assert (run / "reward.png").exists()
 
 
