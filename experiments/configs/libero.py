@@ -7,7 +7,7 @@
 oxe_paligemma.py:tiny (words behind the colon, a head or lora, mean what they mean there) but for
 what this task needs more of, as in metaworld.py and calvin_tiny.py: both cameras, larger pictures,
 the state, which says whether the fingers hold something; one frame at a time, eight actions (0.4 s)
-at once, an MLP.
+at once, an MLP. A run may be ended at any step: the rate stays, and what acts is an average.
 """
 
 from ml_collections import ConfigDict
@@ -20,12 +20,16 @@ def get_config(arg: str = "") -> ConfigDict:
     experiments/composition/presets.py, without sizes.
     """
     config = oxe_paligemma.tiny_mlp(arg)
-    config.steps = 12_000
-    config.batch_size = 64
+    config.steps = 3_000
+    config.batch_size = 32
     config.log_every = 100
-    config.eval_every = config.save_every = 1_000
+    config.eval_every = config.save_every = 500
+    config.optim.schedule = "constant"
+    config.optim.ema = 0.998
+    config.optim.warmup_steps = 100
     config.data.root = "runs/libero/data"
     config.data.mixture = "libero_object_no_noops"
+    config.data.ram_budget = 2**31
     config.augment.shift = (3, 2)
     config.loss.delta = 0.1
     config.loss.gripper = 0.1
