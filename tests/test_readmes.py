@@ -106,9 +106,8 @@ def test_a_command_is_one_that_exists(name: str, helps: dict[tuple[str, ...], st
     assert not absent
     of = next((word.partition("=")[2] for word in given if word.startswith("--config=")), "...")
     file = of if of.endswith(".py") or ".py:" in of else "oxe_paligemma.py"  # of FILE, ...
-    if not file.startswith(
-        ("finetune.py", "blocks_ppo.py", "blocks_reward.py", "blocks_dpo.py", "FILE")
-    ):
+    begun = ("finetune", "blocks_ppo", "blocks_reward", "blocks_dpo", "metaworld_ppo", "FILE")
+    if not file.startswith(begun):
         configs.load_config(file, [word for word in overrides if "=" in word])
 
 

@@ -28,7 +28,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # These begin at words of the others.
 SMALL = (
     "blocks_dpo.py", "blocks_ppo.py", "blocks_reward.py", "calvin_tiny.py", "finetune.py",
-    "libero.py", "metaworld.py", *WORLDS,
+    "libero.py", "metaworld.py", "metaworld_ppo.py", *WORLDS,
 )  # fmt: skip
 
 
@@ -36,8 +36,8 @@ def test_every_file_is_named_here() -> None:
     assert FILES == [
         "blocks.py", "blocks_dpo.py", "blocks_ppo.py", "blocks_reward.py", "bridge_paligemma.py",
         "calvin_flamingo.py", "calvin_kosmos.py", "calvin_tiny.py", "finetune.py", "libero.py",
-        "metaworld.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py", "oxe_qwen3vl.py",
-        "oxe_smolvlm.py",
+        "metaworld.py", "metaworld_ppo.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py",
+        "oxe_qwen3vl.py", "oxe_smolvlm.py",
     ]  # fmt: skip
 
 

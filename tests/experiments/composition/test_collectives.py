@@ -146,6 +146,8 @@ FAMILIES = {
     "discrete": ("oxe_paligemma.py:tiny,discrete",),
     "fast": ("oxe_paligemma.py:tiny,fast",),
     "oft": ("oxe_paligemma.py:tiny,oft",),
+    "by trial": ("oxe_paligemma.py:tiny,discrete", "rl.algorithm=grpo"),
+    "flow by trial": ("oxe_paligemma.py:tiny,flow", "rl.algorithm=ppo"),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
     "growing": ("oxe_paligemma.py:tiny", "model.history_start=grow"),
