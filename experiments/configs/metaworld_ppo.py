@@ -5,8 +5,8 @@
 
 blocks_ppo.py but for what this world needs: each of four worlds is a process, a failure takes 500
 steps of a hundred that a success takes, and so rounds are of fewer episodes, 96 of the tasks in
-turn. What comes a control step later, an eightieth of a second, counts nearly as much. It draws
-with the renderer that the policy's data were drawn with, or not at all.
+turn, and updates are smaller. What comes a control step later, an eightieth of a second, counts
+nearly as much. It draws with the renderer that the policy's data were drawn with, or not at all.
 """
 
 from ml_collections import ConfigDict
@@ -19,6 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = blocks_ppo.get_config(arg)
     config.batch_size = 512
     config.save_every = 5
+    config.optim.lr = min(config.optim.lr, 1e-4)
     config.rl.sim = "metaworld"
     config.rl.episodes = 96
     config.rl.environments = 4

@@ -96,7 +96,9 @@ def test_a_world_has_numbers_of_its_own(start: Path) -> None:
         for name in ("blocks", "metaworld")
     )
     own = ("sim", "episodes", "environments", "discount")
-    assert diff(blocks, world).keys() == {"batch_size", "save_every", *(f"rl.{x}" for x in own)}
+    assert diff(blocks, world).keys() == {
+        "batch_size", "save_every", "optim.lr", *(f"rl.{name}" for name in own)
+    }  # fmt: skip
     assert world["rl"]["sim"] in SIMS
 
 
