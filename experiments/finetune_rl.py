@@ -31,7 +31,7 @@ from experiments.learning.batches import moving, of_success
 from experiments.learning.collecting import Collector
 from experiments.learning.judging import Learned
 from experiments.learning.rounds import Reward, Rounds, World
-from experiments.rolling.actors import whose
+from experiments.rolling.actors import check_renderer, whose
 from experiments.rolling.worlds import About, opened
 from vla_jax import command, sharding
 from vla_jax.models.tokenizer import digest
@@ -111,6 +111,7 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         )
         stack.callback(collector.close)
         about = worlds[0].about
+        check_renderer(config.model.start, None, about)
         saved = open_checkpoint(Path(config.model.start))
         io = saved.io(whose(about.datasets, saved.specs, f"{START}={config.model.start}"))
         print(f"{sim}: {', '.join(about.tasks)}\n{taken}", flush=True)

@@ -16,10 +16,9 @@ import math
 from collections import Counter
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.composition import ahead, estimate, spaces
+from experiments.composition import ahead, spaces
 from experiments.composition.ahead import GIB, Chip, ParameterSizes, Step
 from experiments.composition.collectives import Collective
 from experiments.composition.config import parse_argv
@@ -168,20 +167,23 @@ def _print_times(
         + f"; links {terms['links']:.3f} s; what binds: {binds}"
     )
     rate = config.batch_size / expected
+    if config.rl.algorithm:
+        print(
+            f"{rate:.2f} decisions/s expected in learning, {step.example / 1e3:,.0f} kB each;"
+            f" acting, which is not compiled here, comes on top; checkpoint: {step.saved / 1e9:.1f}"
+            " GB"
+        )
+        return
     hours = config.steps * expected / 3600
     cost = f", {hours * chips * args.price:,.0f} at {args.price} each" if args.price else ""
     print(
         f"{rate:.2f} windows/s expected; {config.steps:,} steps: {hours:,.1f} h,"
         f" {hours * chips:,.0f} chip-hours{cost}"
     )
-    window = sum(
-        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(estimate.batch(config, 1))
-    )
     every = config.save_every * expected
     writing = step.saved / every / 1e6
     print(
-        f"data: {rate * window / 1e6:,.1f} MB/s of decoded windows; checkpoint:"
+        f"data: {rate * step.example / 1e6:,.1f} MB/s of decoded windows; checkpoint:"
         f" {step.saved / 1e9:.1f} GB every {every / 60:.1f} min, {writing:,.1f} MB/s"
     )
 

@@ -106,8 +106,8 @@ def test_a_command_is_one_that_exists(name: str, helps: dict[tuple[str, ...], st
     assert not absent
     of = next((word.partition("=")[2] for word in given if word.startswith("--config=")), "...")
     file = of if of.endswith(".py") or ".py:" in of else "oxe_paligemma.py"  # of FILE, ...
-    begin = ("finetune.py", *(f"blocks_{word}.py" for word in ("ppo", "reward", "dpo", "success")))
-    if not file.startswith((*begin, "FILE")):  # at a checkpoint
+    begun = ("finetune", *(f"blocks_{word}" for word in ("ppo", "reward", "dpo", "success")))
+    if not file.startswith((*begun, "metaworld_ppo", "FILE")):  # at a checkpoint
         configs.load_config(file, [word for word in overrides if "=" in word])
 
 

@@ -49,6 +49,7 @@ from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.params import Build, Params
 from vla_jax.rl import reward, success
 from vla_jax.rl.direct import DirectLearner
+from vla_jax.rl.flowing import FlowLearner
 from vla_jax.rl.learner import DIRECT, Learner, LearnerConfig
 from vla_jax.rl.reward import RewardModel
 from vla_jax.rl.success import SuccessModel
@@ -220,7 +221,7 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
     )
     if rl.algorithm == DIRECT:
         return partial(DirectLearner, learning, rl.beta)
-    return partial(Learner, learning)
+    return partial(FlowLearner if config.model.head == "flow" else Learner, learning)
 
 
 def _made_of(

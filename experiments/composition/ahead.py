@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from experiments.composition import steps, traffic
+from experiments.composition import estimate, steps, traffic
 from experiments.composition.collectives import Collective, read
 from vla_jax import sharding
 from vla_jax.training import metrics
@@ -78,6 +78,7 @@ class Step(NamedTuple):
     sizes: ParameterSizes
     batch_axes: set[int]  # sizes of the axes that have all windows, or what they are made of
     saved: int  # bytes of a checkpoint
+    example: int  # bytes of one of its batch
 
 
 def listed() -> str:
@@ -150,7 +151,10 @@ def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step
     batch_axes = _batch_axes(traced, config, plan)
     tpu = mesh.devices.flat[0].platform == "tpu"
     moved = traffic.read(text) if tpu else None
-    return Step(memory, read(text, mesh), flops, moved, parameter_sizes(plan), batch_axes, saved)
+    one = estimate.of_step(config, plan.graphdef, plan.shapes, 1)
+    example = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(one))
+    sizes, sent = parameter_sizes(plan), read(text, mesh)
+    return Step(memory, sent, flops, moved, sizes, batch_axes, saved, example)
 
 
 def _compile(

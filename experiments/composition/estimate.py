@@ -1,5 +1,6 @@
-"""What training costs, without running it: the bytes of its state, and of a window the FLOPs and
-the bytes kept for backward, counted on the traced program.
+"""What training costs, without running it: the bytes of its state, and of a window (of a decision,
+where a policy learns by trial) the FLOPs and the bytes kept for backward, counted on the traced
+program.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments.composition import datasets
 from vla_jax import build, build_heads, sharding
 from vla_jax.params import Shapes, merge
+from vla_jax.rl.learner import ALGORITHMS, Decisions
 from vla_jax.robot import sensing
 from vla_jax.training import metrics
 from vla_jax.training.state import TrainState
@@ -21,6 +23,7 @@ from vla_jax.types import (
     Batch,
     Future,
     ImageText,
+    Observation,
     ObservationSizes,
     new_observation,
 )
@@ -98,6 +101,48 @@ def batch(config: ConfigDict, b: int) -> Batch:
     )
 
 
+def of_step(config: ConfigDict, graphdef: nnx.GraphDef, shapes: Shapes, b: int) -> Any:
+    """What the step of a config's kind of learning takes, b of them, as shapes and types. Raises
+    ValueError for learning from preferences.
+    """
+    if not config.rl.algorithm:
+        return batch(config, b)
+    if config.rl.algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"rl.algorithm: expected one of {', '.join(ALGORITHMS)}, or none, got"
+            f" {config.rl.algorithm!r}: what a step that learns from preferences takes is not known"
+            " before its clips are"
+        )
+    obs, dims = batch(config, b).obs, len(config.model.action_names)
+
+    def spec(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+    def first(params: Any, obs: Observation) -> tuple[Any, Any]:
+        model: Any = merge(graphdef, params)
+        return jnp.zeros((b, config.model.chunk, model.drawn)), model.readouts(obs)
+
+    def says(params: Any, decisions: Decisions) -> Any:
+        model: Any = merge(graphdef, params)
+        return model.judged(decisions)[0]
+
+    chunk, readouts = jax.eval_shape(first, shapes, obs)
+    one = spec(np.float32)
+    decisions = Decisions(
+        obs=obs,
+        chunk=chunk,
+        mask=spec(bool, config.model.chunk, dims),
+        log_prob=one,
+        advantage=one,
+        returns=one,
+        reference=one,
+        valid=spec(bool),
+        dataset_id=spec(np.int32),
+        readouts=readouts if config.rl.head_only else None,
+    )
+    return decisions._replace(reference=jax.eval_shape(says, shapes, decisions))
+
+
 def _state_dims(config: ConfigDict) -> int:
     """Numbers of the state in a batch: the policy's, or where it sees none, all of the data."""
     each = [dataset.state_names for dataset, _ in datasets.members(config)]
@@ -110,11 +155,11 @@ def _of(config: ConfigDict, graphdef: nnx.GraphDef, shapes: tuple[Shapes, Shapes
         {k: jax.ShapeDtypeStruct(v.shape, dtype) for k, v in part.items()} for part in shapes
     )
 
-    def loss(params: Any, frozen: Any, batch: Batch) -> jax.Array:
+    def loss(params: Any, frozen: Any, batch: Any) -> jax.Array:
         model: Any = merge(graphdef, {**params, **frozen})
         return sum(model.loss(batch, jax.random.key(0)).sums.values(), start=jnp.zeros(()))
 
-    data = batch(config, b)
+    data = of_step(config, graphdef, {**params, **frozen}, b)
     forward = jax.make_jaxpr(loss)(params, frozen, data)
     training = jax.make_jaxpr(jax.grad(loss))(params, frozen, data)
     # The function that jax.vjp returns is a pytree: its leaves are what it keeps.

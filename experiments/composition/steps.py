@@ -176,7 +176,7 @@ def trace(config: ConfigDict, plan: Plan, evaluate: bool = False) -> jax.stages.
     where, names = sharding.batch_sharding(mesh), tuple(config.model.action_names)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        estimate.batch(config, config.batch_size),
+        estimate.of_step(config, plan.graphdef, plan.shapes, config.batch_size),
     )
     units = Units(names, np.ones((len(datasets.members(config)), len(names)), np.float32))
     step = eval_step(plan, units) if evaluate else train_step(plan, units)

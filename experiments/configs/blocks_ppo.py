@@ -6,7 +6,8 @@
 What the policy is made of is RUN's. Rounds of 768 episodes, twelve tasks in turn, some 4,000
 decisions, each looked at twice: of 192 episodes, four times, it learnt the noise by heart. The head
 alone learns where it has parameters: README.md, "By trial", says what spoke for it. With adapters
-(:lora), or --config.rl.head_only=False --config.optim.lr=2e-5, more does.
+(:lora), or --config.rl.head_only=False --config.optim.lr=2e-5, more does. A head that flows is told
+by ten steps of every number: at the rate of the others one update goes 180 nats away.
 """
 
 from ml_collections import ConfigDict
@@ -35,4 +36,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.std = 0.2
     config.rl.divergence = 0.0
     config.rl.update_limit = 0.1
+    if config.model.head == "flow":
+        config.optim.lr, config.rl.std = 1e-5, 0.5
     return config

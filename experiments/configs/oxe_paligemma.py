@@ -265,7 +265,9 @@ def _rl() -> ConfigDict:
     # nats a chunk from the policy at the start, at which a run ends; 0: none
     config.budget = 0.0
     config.beta = 0.1  # of dpo: what a nat of likelihood is worth
-    config.std = 0.1  # of exploration at the start, network units
+    # of exploration at the start, network units; of a head that flows the level of its noise
+    # (vla_jax/rl/paths.py)
+    config.std = 0.1
     config.hidden = 256  # of the critic
     config.critic_lr = 1e-3  # its own rate of learning
     # only the head learns; what it reads is computed once a round

@@ -151,9 +151,10 @@ def rows_of(data: Any, places: np.ndarray, size: int) -> Any:
 
 def moving(config: ConfigDict, io: PolicyIO) -> np.ndarray:
     """Which of the policy's dims count, [d]: those that vary. Of a head that writes tokens all do:
-    one that stands for a dim which does not vary is still drawn, and the next ones look at it.
+    one that stands for a dim which does not vary is still drawn, and the next ones look at it. So
+    do those that a robot has of a head that flows.
     """
     moving = np.full(len(config.model.action_names), config.model.head == "discrete")
     constant = np.isin(np.arange(len(io.action_places)), io.action_spec.constant)
-    moving[io.action_places] |= ~constant
+    moving[io.action_places] |= ~constant | (config.model.head == "flow")
     return moving

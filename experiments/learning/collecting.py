@@ -75,6 +75,11 @@ class Collector:
             )
         return [done[place] for place in sorted(done)]
 
+    @property
+    def processes(self) -> list[int]:
+        """Those of the worlds that have one of their own."""
+        return [world.process for world in self._turns.worlds if world.process is not None]
+
     def close(self) -> None:
         """Ends the worlds."""
         for world in self._turns.worlds:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.composition import steps
 from experiments.composition.steps import Plan
-from experiments.learning import batches
+from experiments.learning import batches, processors
 from experiments.learning.collecting import Collector, Trial, of_round
 from vla_jax import sharding
 from vla_jax.params import Params, merge
@@ -58,8 +58,8 @@ class Rounds:
         self, state: TrainState, number: int, collector: Collector, reward: Reward
     ) -> tuple[TrainState, dict[str, Any]]:
         """The state after round `number`, counted from 1, and its row."""
-        rl, began = self._config.rl, time.perf_counter()
-        world = self._world
+        rl, world = self._config.rl, self._world
+        began = processors.so_far(collector.processes)
         episodes = of_round(number - 1, rl.episodes, rl.trials, world.tasks, world.wordings)
         acting = self._acting(state)
         trials = collector.collect(self._policy.with_params(acting), episodes)
@@ -67,7 +67,7 @@ class Rounds:
         rewards = [reward(trial) for trial in trials]
         decisions = self._scored(acting, trials, rewards)
         state, reports, ended = self._updated(state, decisions, number)
-        n = len(decisions.valid)
+        n, ended_at = len(decisions.valid), processors.so_far(collector.processes)
         row = {
             "step": number,
             "loss": _mean(reports, "loss"),
@@ -81,9 +81,10 @@ class Rounds:
             "rl/ended_early": float(ended),
             "rl/lost": collector.lost,
             "rl/std": float(np.exp(np.mean(np.asarray(state.params["critic/log_std"])))),
-            "rl/collect_s": collected - began,
-            "rl/learn_s": time.perf_counter() - collected,
-            "rl/decisions_per_s": n / (collected - began),
+            "rl/collect_s": collected - began.wall,
+            "rl/learn_s": ended_at.wall - collected,
+            "rl/decisions_per_s": n / (collected - began.wall),
+            "rl/cpu": processors.share(began, ended_at),
         }
         return state, row
 

@@ -69,6 +69,8 @@ class Lost(RuntimeError):
 class Local:
     """A world in this process."""
 
+    process: int | None = None  # of its own, which it has not
+
     def __init__(self, name: str) -> None:
         self._sim = sims.opened(name)
         self.about = about(self._sim)
@@ -120,6 +122,11 @@ class Apart:
         if self._about is None:
             self._about = cast(About, self._received())
         return self._about
+
+    @property
+    def process(self) -> int | None:
+        """The number of its process."""
+        return self._process.pid
 
     def begin(self, order: Play | Film | Probe | Watch) -> None:
         """Takes an order. Raises as `about` does."""

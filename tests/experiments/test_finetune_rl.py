@@ -12,7 +12,9 @@ import vla_jax
 from data_pipelines import quarantine
 from data_pipelines.builders.blocks import write_blocks
 from experiments import collect_preferences, judge, record, rollout
+from experiments.composition.config import diff, load_config
 from experiments.finetune_rl import main, with_start
+from experiments.sims import SIMS
 from tests.processes import REPO, alone
 from vla_jax.rl.learner import CRITIC
 from vla_jax.saved import open_checkpoint
@@ -89,6 +91,19 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_an_ordinary_policy(
 
 
 @pytest.mark.slow
+def test_a_world_has_numbers_of_its_own(start: Path) -> None:
+    blocks, world = (
+        load_config(f"{name}_ppo.py:{start}/checkpoints").to_dict()
+        for name in ("blocks", "metaworld")
+    )
+    own = ("sim", "episodes", "environments", "discount")
+    assert diff(blocks, world).keys() == {
+        "batch_size", "save_every", "optim.lr", *(f"rl.{name}" for name in own)
+    }  # fmt: skip
+    assert world["rl"]["sim"] in SIMS
+
+
+@pytest.mark.slow
 def test_what_cannot_learn_is_refused_by_name(start: Path, tmp_path: Path) -> None:
     def refused(*words: str) -> str:
         done = call(
@@ -99,8 +114,8 @@ def test_what_cannot_learn_is_refused_by_name(start: Path, tmp_path: Path) -> No
         assert not (tmp_path / "run").exists()
         return done.stderr
 
-    assert "FlowHead gives actions without a density here" in refused(
-        "--config.model.head=flow", "--config.model.allow_missing=critic/*,head/*"
+    assert "OFTHead gives actions without a density here" in refused(
+        "--config.model.head=oft", "--config.model.allow_missing=critic/*,head/*,readout*"
     )
     assert "expected a policy for navigation" in refused("--config.rl.sim=navigation")
 

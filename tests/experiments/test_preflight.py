@@ -45,6 +45,17 @@ def test_a_run_that_fits(capsys):
 
 
 @pytest.mark.slow
+def test_a_step_that_learns_by_trial(capsys):
+    words = ("--config.rl.algorithm=ppo", "--config.rl.head_only=True", "--config.batch_size=88")
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    assert "decisions/s expected in learning" in said
+    assert "of 75: fits" in said
+    with pytest.raises(ValueError, match="not known before its clips are"):
+        run("--config.rl.algorithm=dpo", "--config.model.head=mlp")
+
+
+@pytest.mark.slow
 def test_a_program_is_compiled_once_and_a_damaged_memory_of_it_again(monkeypatch, capsys):
     words = ("--config.batch_size=88", "--config.mesh.tensor=2")
     run(*words)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from vla_jax.models.heads.outputs import ContinuousHead
 from vla_jax.rl import density
 from vla_jax.rl.learner import Learner, LearnerConfig
 from vla_jax.types import Array, Objective, Observation
@@ -35,15 +36,16 @@ class DirectLearner(Learner):
     def __init__(
         self, learning: LearnerConfig, beta: float, backbone: Any, head: Any, *rest: Any
     ) -> None:
-        """`beta` is what a nat of likelihood is worth; `rest` is Learner's. Raises ValueError as
-        Learner does, and for a head that writes tokens.
+        """`beta` is what a nat of likelihood is worth; `rest` is Learner's. Raises ValueError for
+        a head that is no ContinuousHead.
         """
-        super().__init__(learning, backbone, head, *rest)
-        if self.head is not head:
+        if not isinstance(head, ContinuousHead):
             raise ValueError(
-                f"model.head: {type(head).__name__} writes tokens, whose likelihood in clips of"
-                " others is not reckoned here; begin with a policy of lstm, mlp, gpt or attention"
+                f"model.head: {type(head).__name__} flows or writes tokens, whose likelihood in"
+                " clips of others is not reckoned here; begin with a policy of lstm, mlp, gpt or"
+                " attention"
             )
+        super().__init__(learning, backbone, head, *rest)
         self.beta = beta
         self.config = dataclasses.replace(self.config, loss_weights=(("preference", 1.0),))
 

@@ -37,7 +37,7 @@ class Decisions(NamedTuple):
     """
 
     obs: Observation
-    chunk: Float[Array, "b k d"]  # network units, as it was drawn
+    chunk: Float[Array, "b k d"]  # network units, as it was drawn; of flowing.py its path too
     mask: Bool[Array, "b k d"]  # what of it was carried out and may vary
     log_prob: Float[Array, " b"]  # of the policy that drew it
     advantage: Float[Array, " b"]
@@ -58,7 +58,7 @@ class LearnerConfig:
         clip: a ratio of probabilities further from 1 than this earns no more.
         value, divergence: what the critic's squared error and the divergence from the reference
             weigh beside the policy's gain; 0 leaves one out.
-        log_std: of exploration at the beginning, network units.
+        log_std: of exploration at the beginning, network units; of a head that flows see paths.py.
         hidden: of the critic.
         binary: dims of actions that are 0 or 1.
     """
@@ -106,8 +106,10 @@ class Critic(nnx.Module):
 
 class Learner(VLA):
     """A VLA whose `loss` is that of a learner by trial, and which explores where it acts. Its head
-    is a ContinuousHead (density.py) or the discrete one (tokens.py).
+    is a ContinuousHead (density.py) or the discrete one (tokens.py); flowing.py has another one.
     """
+
+    heads: tuple[type, ...] = (ContinuousHead, DiscreteHead)  # that it can learn with
 
     def __init__(
         self,
@@ -119,12 +121,12 @@ class Learner(VLA):
         *makers: Any,
     ) -> None:
         """`makers` are VLA's. Raises ValueError for a head of whose actions no density is known."""
-        writes = isinstance(head, DiscreteHead)
-        if not (writes or isinstance(head, ContinuousHead)):
+        if not any(isinstance(head, kind) for kind in self.heads):
             raise ValueError(
                 f"model.head: {type(head).__name__} gives actions without a density here; learning"
-                " by trial wants one of lstm, mlp, gpt, attention, discrete"
+                " by trial wants one of lstm, mlp, gpt, attention, flow, discrete"
             )
+        writes = isinstance(head, DiscreteHead)
         head = DrawingHead(backbone.width, head.config) if writes else head
         super().__init__(backbone, head, config, rngs, *makers)
         self.learning = learning
@@ -132,6 +134,11 @@ class Learner(VLA):
         inputs = (1 if writes else config.readouts) * self.backbone.width
         log_std = jnp.full(config.action_dim, learning.log_std, jnp.float32)
         self.critic = Critic(inputs, learning.hidden, log_std, rngs)
+
+    @property
+    def drawn(self) -> int:
+        """Numbers of a step of a chunk as it is drawn."""
+        return self.config.action_dim
 
     def loss(self, batch: Decisions, key: jax.Array) -> Objective:  # type: ignore[override]
         """What a batch of decisions costs: sums over the valid ones.
@@ -225,7 +232,13 @@ class Learner(VLA):
 
     def _raw(self, readouts: Float[Array, "b t n c"], present: Bool[Array, "b t"]) -> density.Raw:
         head: Any = self.head
+        return head.outputs(self._features(readouts, present)[:, None])[:, 0]
+
+    def _features(
+        self, readouts: Float[Array, "b t n c"], present: Bool[Array, "b t"]
+    ) -> Float[Array, "b f"]:
+        """What the head makes of the window, at the newest frame."""
+        head: Any = self.head
         if self.config.history_start == "repeat":
-            return head.outputs(head.features(readouts))[:, -1]
-        read = starts.present_first(readouts, present)
-        return starts.newest(head.outputs(head.features(read)), present)
+            return head.features(readouts)[:, -1]
+        return starts.newest(head.features(starts.present_first(readouts, present)), present)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from vla_jax.training.reports import TASK, Pairs, Units, reduce
-from vla_jax.types import Batch
 
 
 class TaskWeight(NamedTuple):
@@ -20,7 +19,7 @@ class TaskWeight(NamedTuple):
     total: jax.Array  # how much of the task is in the whole batch
 
 
-def task_weights(model: Any, batch: Batch) -> dict[str, TaskWeight]:
+def task_weights(model: Any, batch: Any) -> dict[str, TaskWeight]:
     """Those of the tasks of a model in a batch, from its masks alone."""
     loss_weights = dict(model.config.loss_weights)
     counts = model.mask_counts(batch)
@@ -28,7 +27,7 @@ def task_weights(model: Any, batch: Batch) -> dict[str, TaskWeight]:
 
 
 def microbatch_loss(
-    model: Any, weights: dict[str, TaskWeight], batch: Batch, key: jax.Array, units: Units
+    model: Any, weights: dict[str, TaskWeight], batch: Any, key: jax.Array, units: Units
 ) -> tuple[jax.Array, Pairs]:
     """This part's share of the optimised value, and its pairs: of each task "loss/<task>", times
     its loss weight, and the metrics.

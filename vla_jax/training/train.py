@@ -77,16 +77,16 @@ def make_train_step(
 
     The model is `merge(graphdef, params)` with `.loss(batch, key) -> Objective`,
     `.mask_counts(batch)` of the same tasks and their `.config.loss_weights`. Its parameters come in
-    the compute type.
+    the compute type. What it takes for a batch is its own affair, but for `obs` and `dataset_id`.
     """
     where, mesh = shardings_of(abstract), abstract.step.sharding.mesh
     check_parts(config, mesh)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         with sharding.activations_over(mesh):
             return update(state, batch)
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         # Before accumulation: what an example looks like does not depend on how the batch is cut.
         drawn = augment(batch.obs.images, jax.random.fold_in(key, AUGMENT), config.augment)
@@ -107,7 +107,7 @@ def make_train_step(
 
         dropped = jax.random.fold_in(key, DROP)  # one mask per step, however the batch is cut
 
-        def objective(params: Params, part: Batch, key: jax.Array) -> tuple[jax.Array, Pairs]:
+        def objective(params: Params, part: Any, key: jax.Array) -> tuple[jax.Array, Pairs]:
             params = lora.drop(params, dropped, config.adapter_dropout)
             return microbatch_loss(
                 merge(graphdef, {**params, **state.frozen}), tasks, part, key, units
@@ -197,7 +197,7 @@ def check_parts(config: TrainConfig, mesh: sharding.AnyMesh) -> None:
 
 
 def _accumulate(
-    grad: Any, params: Params, batch: Batch, key: jax.Array, accum: int
+    grad: Any, params: Params, batch: Any, key: jax.Array, accum: int
 ) -> tuple[Params, Pairs]:
     """Gradients (float32) and metric pairs summed over `accum` parts of the batch."""
     if accum == 1:
@@ -209,7 +209,7 @@ def _accumulate(
         # [accum b/accum ...]
         return x.reshape(x.shape[0] // accum, accum, *x.shape[1:]).swapaxes(0, 1)
 
-    def add(total: Params, part: tuple[Batch, jax.Array]) -> tuple[Params, Pairs]:
+    def add(total: Params, part: tuple[Any, jax.Array]) -> tuple[Params, Pairs]:
         grads, pairs = grad(params, part[0], jax.random.fold_in(key, part[1]))
         return {
             name: total[name] + value.astype(jnp.float32) for name, value in grads.items()

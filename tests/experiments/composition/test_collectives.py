@@ -147,6 +147,8 @@ FAMILIES = {
     "fast": ("oxe_paligemma.py:tiny,fast",),
     "oft": ("oxe_paligemma.py:tiny,oft",),
     "oft, discrete": ("oxe_paligemma.py:tiny,oft", "model.head_options=readout='discrete'"),
+    "by trial": ("oxe_paligemma.py:tiny,discrete", "rl.algorithm=grpo"),
+    "flow by trial": ("oxe_paligemma.py:tiny,flow", "rl.algorithm=ppo"),
     "lora": ("oxe_paligemma.py:tiny,lora",),
     "interleaved": ("oxe_paligemma.py:tiny", "model.history=interleaved"),
     "growing": ("oxe_paligemma.py:tiny", "model.history_start=grow"),

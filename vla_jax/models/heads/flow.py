@@ -28,7 +28,7 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from vla_jax.models.heads.attention import ROPE_THETA
-from vla_jax.models.heads.euler import integrate
+from vla_jax.models.heads.euler import Velocity, integrate
 from vla_jax.models.heads.outputs import MLP, CausalStack, HeadConfig, Linear, flatten, in_float32
 from vla_jax.models.losses import action_loss, masked_mean, sigmoid_cross_entropy
 from vla_jax.models.stack import Stack, StackConfig
@@ -77,42 +77,42 @@ class FlowHead(nnx.Module):
         losses.action_loss.
         """
         config = self.config
-        features = self._features(context.readouts)
+        features = self.features(context.readouts)
         target = jnp.where(mask, actions.astype(jnp.float32), 0.0)
         arms, grippers = np.array(config.arm, int), np.array(config.binary, int)
         arm, arm_mask = target[..., arms], mask[..., arms]
         noise, time = draw(key, arm.shape)
-        there = self._there(context, len(actions))
+        there = self.there(context.dims, len(actions))
         x = (time * noise + (1 - time) * arm) * there
         error = self._velocity(features, x, time, jnp.any(mask, axis=-1)) - (noise - arm)
         total = config.loss.arm * masked_mean(error**2, arm_mask).sum()
-        logits = self._logits(features)
+        logits = self.logits(features)
         if config.binary:
             cost = sigmoid_cross_entropy(logits, target[..., grippers])
             total = total + config.loss.gripper * masked_mean(cost, mask[..., grippers]).sum()
-        sampled = jax.lax.stop_gradient(self._put(self._sample(features, there, key), logits))
+        sampled = jax.lax.stop_gradient(self.put(self._sample(features, there, key), logits))
         metrics = action_loss(sampled, actions, mask, config.binary, config.loss).metrics
         return Loss(total, metrics)
 
     def act(self, context: HeadContext, key: jax.Array) -> Float[Array, "b t k d"]:
         """Normalised actions at every window step, from noise drawn with `key`."""
-        features = self._features(context.readouts)
-        arm = self._sample(
-            features, self._there(context, features.shape[0]), key, self._guide(context)
-        )
-        return self._put(arm, jax.nn.sigmoid(self._logits(features)))
+        features = self.features(context.readouts)
+        there = self.there(context.dims, len(features))
+        arm = self._sample(features, there, key, self._guide(context))
+        return self.put(arm, jax.nn.sigmoid(self.logits(features)))
 
     def noise(self, key: jax.Array) -> Float[Array, "k a"]:
         """What the arm's chunk of one example starts from."""
-        return self._start(key, 1)[0, 0]
+        return self.start(key, 1)[0, 0]
 
-    def _features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t h"]:
+    def features(self, readouts: Float[Array, "b t n c"]) -> Float[Array, "b t h"]:
+        """What the head makes of the window, at every step."""
         return self.history(self.input(flatten(readouts)))
 
-    def _there(self, context: HeadContext, b: int) -> Float[Array, "b 1 1 a"]:
+    def there(self, dims: Bool[Array, "b d"] | None, b: int) -> Float[Array, "b 1 1 a"]:
         """1 for an arm dim that the robot has, else 0."""
         arm = np.array(self.config.arm, int)
-        dims = jnp.ones((b, self.config.action_dim)) if context.dims is None else context.dims
+        dims = jnp.ones((b, self.config.action_dim), bool) if dims is None else dims
         return dims[:, None, None, arm].astype(jnp.float32)
 
     def _guide(self, context: HeadContext) -> Guide | None:
@@ -132,15 +132,21 @@ class FlowHead(nnx.Module):
         """The arm dims, integrated from noise to actions; what is not `there` stays 0."""
         b, t = features.shape[:2]
         chunk, arm = self.config.chunk, len(self.config.arm)
-        everywhere = jnp.ones((b, t, chunk), bool)
+        noise = jnp.broadcast_to(self.start(key, b), (b, t, chunk, arm))
+        return jnp.clip(integrate(self.field(features), noise, there, guide), -1.0, 1.0)
+
+    def field(self, features: Float[Array, "b t h"]) -> Velocity:
+        """The velocity by which whole chunks flow, [b t k a] at one time."""
+        b, t = features.shape[:2]
+        everywhere = jnp.ones((b, t, self.config.chunk), bool)
 
         def velocity(x: Array, at: Any) -> Array:
             return self._velocity(features, x, jnp.full((b, t, 1, 1), at), everywhere)
 
-        noise = jnp.broadcast_to(self._start(key, b), (b, t, chunk, arm))
-        return jnp.clip(integrate(velocity, noise, there, guide), -1.0, 1.0)
+        return velocity
 
-    def _start(self, key: jax.Array, b: int) -> Float[Array, "b 1 k a"]:
+    def start(self, key: jax.Array, b: int) -> Float[Array, "b 1 k a"]:
+        """The noise that the arm's chunks start from."""
         shape = (b, 1, self.config.chunk, len(self.config.arm))
         return jax.random.normal(jax.random.fold_in(key, 1), shape)
 
@@ -168,13 +174,14 @@ class FlowHead(nnx.Module):
             out = norm(blocks(tokens.reshape(f, k, hidden), mask, jnp.zeros((f, k), jnp.int32)))
         return self.velocity(out).reshape(b, t, k, -1)
 
-    def _logits(self, features: Float[Array, "b t h"]) -> Float[Array, "b t k g"]:
+    def logits(self, features: Float[Array, "b t h"]) -> Float[Array, "b t k g"]:
+        """Of the binary dims."""
         b, t = features.shape[:2]
         if self.gripper is None:
             return jnp.zeros((b, t, self.config.chunk, 0))
         return self.gripper(features).reshape(b, t, self.config.chunk, -1)
 
-    def _put(
+    def put(
         self, arm: Float[Array, "b t k a"], binary: Float[Array, "b t k g"]
     ) -> Float[Array, "b t k d"]:
         """Each dim in its place."""
