@@ -14,7 +14,7 @@ from data_pipelines.image_text import Reader
 from data_pipelines.loader import Loader
 from experiments.composition import cotraining
 from experiments.composition.steps import Plan
-from vla_jax import build
+from vla_jax import build, build_axes
 from vla_jax import params as flat
 from vla_jax.models import lora
 from vla_jax.saved_config import of_checkpoint
@@ -128,7 +128,10 @@ def start(config: ConfigDict, plan: Plan) -> Transfer | None:
     if not config.model.start:
         return None
     where = Path(config.model.start).expanduser()
-    axes = (build.named_axes(config), build.named_axes(of_checkpoint(load_meta(where), where)))
+    axes = (
+        build_axes.named_axes(config),
+        build_axes.named_axes(of_checkpoint(load_meta(where), where)),
+    )
     taken = transfer.plan(where, plan.abstract, full, *axes)
     taken.check(tuple(config.model.allow_missing))
     if full and taken.step >= config.steps:

@@ -17,7 +17,7 @@ from experiments.composition import beginning, changes, sources, spaces, steps
 from experiments.composition.config import load_config
 from tests import robots
 from tests.fakes import FakeBackbone, initialise
-from vla_jax import build, params, saved, sharding
+from vla_jax import build, build_axes, params, saved, sharding
 from vla_jax.export import artefact
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -108,10 +108,10 @@ def test_every_space_trains_acts_and_exports(name: str, data: Path, tmp_path: Pa
 
     loss, grads, after = stepped(values)
     assert np.isfinite(loss)
-    changing = [path for path in build.named_axes(config) if path in grads]
+    changing = [path for path in build_axes.named_axes(config) if path in grads]
     assert changing or config.model.head == "discrete"
     for path in changing:
-        axis = build.named_axes(config)[path].axis
+        axis = build_axes.named_axes(config)[path].axis
         moved = np.any(
             np.moveaxis(np.asarray(grads[path]), axis, -1), axis=tuple(range(grads[path].ndim - 1))
         )
@@ -249,7 +249,7 @@ def test_what_a_robot_lacks_has_no_gradient(data: Path, tmp_path: Path) -> None:
         values
     )
     own, seen = robots.DATASETS["robot_8d"].action_names, 0
-    for path, (axis, names) in build.named_axes(config).items():
+    for path, (axis, names) in build_axes.named_axes(config).items():
         for place, name in enumerate(names if path in grads else ()):
             moved = np.take(np.asarray(grads[path]), place, axis=axis).any()
             assert moved == (name.split(" ")[0] in own), (path, name)
@@ -307,8 +307,8 @@ def check_places(
     """All named places of a policy that began from another's are that one's, but for those that
     are `new`, which are not.
     """
-    theirs, seen = build.named_axes(one), 0
-    for path, (axis, names) in build.named_axes(config).items():
+    theirs, seen = build_axes.named_axes(one), 0
+    for path, (axis, names) in build_axes.named_axes(config).items():
         for place, name in enumerate(names if path in made else ()):
             got = np.take(np.asarray(made[path]), place, axis=axis)
             if name.split(" ")[0] in new:

@@ -14,7 +14,7 @@ from torch import nn
 from experiments.composition import spaces
 from experiments.composition.config import load_config
 from tests.fakes import FakeBackbone, initialise, jittered, make_batch
-from vla_jax import build, params
+from vla_jax import build, build_axes, params
 from vla_jax.models.heads.oft import OFTConfig, OFTHead
 from vla_jax.models.losses import ActionLoss
 from vla_jax.models.vla import VLA, VLAConfig
@@ -165,7 +165,7 @@ def test_a_discrete_readout_is_an_option_of_the_head_alone():
     config = spaces.resolve(load_config("oxe_paligemma.py:tiny,oft", words))
     shapes = params.abstract(build.model(config))[1]
     assert shapes["head/output/kernel"].shape == (128, 6 * 32 + 1)
-    axis = build.named_axes(config)["head/output/kernel"].names
+    axis = build_axes.named_axes(config)["head/output/kernel"].names
     assert (len(axis), axis[33], axis[-1]) == (6 * 32 + 1, "y in bin 2 of 32", "gripper")
     for other, match in (
         ({"readout": "words"}, r"oft: expected readout in .*, got 'words'"),
