@@ -154,7 +154,15 @@ def test_an_artefact_needs_no_jax_and_a_run_nothing_of_ours_in_torch(tmp_path: P
     # What data, policies and robots compute alike, in numpy.
     shared = {
         f"vla_jax.robot.{name}"
-        for name in ("held", "realtime", "relative", "resize", "rotations", "sensing")
+        for name in (
+            "held",
+            "realtime",
+            "relative",
+            "resize",
+            "rotations",
+            "sensing",
+            "state_words",
+        )
     }
     in_python(
         f"import sys, vla_jax\nvla_jax.load_policy({str(run)!r}).reset('push')\n"

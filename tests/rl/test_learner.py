@@ -13,7 +13,7 @@ from flax import nnx
 from tests.fakes import FakeBackbone, initialise, jittered
 from tests.rl.decisions import SIZES, observed
 from vla_jax.models.heads.mlp import MLPHead
-from vla_jax.models.heads.oft import OFTHead
+from vla_jax.models.heads.oft import OFTConfig, OFTHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.vla import VLAConfig
 from vla_jax.params import merge
@@ -211,7 +211,7 @@ def test_acting_explores_around_what_the_head_says(batch: Decisions) -> None:
 
 def test_a_head_without_a_density_is_refused() -> None:
     def make(width: int, config: HeadConfig, rngs: nnx.Rngs) -> OFTHead:
-        return OFTHead(width, dataclasses.replace(config, tokens=K), rngs)
+        return OFTHead(width, OFTConfig(K, D, BINARY, hidden=8, mlp=(8,), tokens=K), rngs)
 
     with pytest.raises(ValueError, match="OFTHead gives actions without a density here"):
         learner(head=make)

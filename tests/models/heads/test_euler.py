@@ -51,7 +51,7 @@ def test_flow_is_led_as_by_the_formulas_and_by_nothing_not_at_all() -> None:
     @jax.jit
     def velocity(flat, x, time):
         head = params.merge(graphdef, flat)
-        features = head._features(jnp.asarray(readouts))
+        features = head.features(jnp.asarray(readouts))
 
         def at(x):
             one = jnp.full((1, 1, 1, 1), time)

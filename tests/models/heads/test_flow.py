@@ -64,7 +64,7 @@ def test_the_network_is_to_say_noise_minus_action(monkeypatch: pytest.MonkeyPatc
     action = np.linspace(-0.9, 0.9, b * t * k * d, dtype=np.float32).reshape(b, t, k, d)
     config = HeadConfig(chunk=k, action_dim=d, binary=(), hidden=8, attention_heads=2)
     head = nnx.eval_shape(lambda: FlowHead(4, config, nnx.Rngs(0)))  # its network is not run
-    monkeypatch.setattr(FlowHead, "_features", lambda self, readouts: jnp.zeros((b, t, 8)))
+    monkeypatch.setattr(FlowHead, "features", lambda self, readouts: jnp.zeros((b, t, 8)))
 
     def loss(sign: float) -> float:
         monkeypatch.setattr(
