@@ -240,8 +240,7 @@ def policy(path: Path, json_file: Path) -> Import:
 
 def of_openpi(path: Path, given: list[str], chunk: int | None, stated: bool = True) -> Import:
     """An openpi policy, for the dataset that `given` statistics name; `stated`: pi0.5 reads the
-    state in its prompt. Raises as
-    openpi.policy.policy does, and for statistics of several.
+    state in its prompt. Raises as openpi.policy.policy does, and for statistics of several.
     """
     if len(given) > 1:
         raise ValueError(f"--statistics: expected one file with openpi:DIR, got {len(given)}")

@@ -24,11 +24,10 @@ from data_pipelines.index import Index, Split, open_index
 from experiments.composition import selecting
 from experiments.learning.judging import Worth
 from experiments.succeeding import looks, scores
-from experiments.succeeding.figures import chance
 from experiments.succeeding.scores import Score
 from vla_jax import command
 from vla_jax.progress import Progress
-from vla_jax.rl.success import ALGORITHM
+from vla_jax.rl.success import ALGORITHM, chance
 from vla_jax.saved import jax_policy, open_reward
 
 TOGETHER = 64  # episodes that are judged at once

@@ -11,6 +11,7 @@ parquet files), how it ended as next.success. ROOT/NAME.py describes it, for --d
 
 import argparse
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def record(rollouts: list[Path], root: Path, name: str) -> str:
         about: About = world.about
         robot = DATASETS[about.datasets[0]]
         with (
-            Recording(root.expanduser(), name, robot, about.control_hz) as written,
+            closing(Recording(root.expanduser(), name, robot, about.control_hz)) as written,
             Progress("recording", sum(len(rows) for *_, rows in kept), "episodes") as progress,
         ):
             for out, settings, rows in kept:

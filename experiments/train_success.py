@@ -15,6 +15,7 @@ same arguments and it continues from the last complete checkpoint.
 
 import argparse
 import contextlib
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def main(argv: list[str]) -> int:
         help="frames at the end of a success that show it; 1 by default",
     )  # fmt: skip
     args = parse_argv(with_start(argv), own)
-    learn_ = lambda: learn(args.config, args.last, args.workdir)  # noqa: E731
-    return learning.run(args, ALGORITHM, "blocks_success.py", learn_)
+    run = functools.partial(learn, args.config, args.last, args.workdir)
+    return learning.run(args, ALGORITHM, "blocks_success.py", run)
 
 
 def learn(config: ConfigDict, last: int, folder: Path) -> None:

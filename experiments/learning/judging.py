@@ -122,7 +122,7 @@ class Learned:
                 " learnt from a constant; look at its calibration.png"
             )
         if self._at_end:
-            chance = 1 / (1 + np.exp(-earned[-1].astype(np.float64)))
+            chance = success.chance(earned[-1:])
             earned = np.where(np.arange(len(earned)) == len(earned) - 1, chance, 0.0)
         return np.asarray(earned, np.float32)
 

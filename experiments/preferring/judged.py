@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.composition.plots import plt, save
+from experiments.composition import reliability
 from experiments.rolling.results import wilson
 
-BINS = 10
+LIKELIER = 0.5  # the smallest chance of the likelier of two
 
 
 def figures(margin: np.ndarray, choice: np.ndarray) -> dict[str, Any]:
@@ -33,23 +33,10 @@ def figures(margin: np.ndarray, choice: np.ndarray) -> dict[str, Any]:
     }
     if n:
         low, high = wilson(int(right.sum()), n)
-        bins = reliability(chance, right)
-        error = sum(count * abs(said - was) for said, was, count in bins) / n
+        bins = reliability.bins(chance, right, LIKELIER)
         body |= {"accuracy": float(right.mean()), "low": low, "high": high}
-        body |= {"calibration_error": float(error), "bins": bins}
+        body |= {"calibration_error": reliability.error(bins), "bins": bins}
     return body
-
-
-def reliability(chance: np.ndarray, right: np.ndarray) -> list[tuple[float, float, int]]:
-    """Predicted chances from 0.5 to 1 in BINS bins: the mean of them, how often it was right, and
-    how many there are; empty bins are left out.
-    """
-    place = np.minimum((2 * (chance - 0.5) * BINS).astype(int), BINS - 1)
-    out = []
-    for i in np.unique(place):
-        own = place == i
-        out.append((float(chance[own].mean()), float(right[own].mean()), int(own.sum())))
-    return out
 
 
 def text(body: dict[str, Any]) -> str:
@@ -64,14 +51,6 @@ def text(body: dict[str, Any]) -> str:
 
 def draw(body: dict[str, Any], path: Path) -> None:
     """Writes the picture of a reliability diagram."""
-    figure, axis = plt.subplots(figsize=(5, 5))
-    axis.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1, linestyle="--")
-    for said, was, count in body["bins"]:
-        axis.scatter(said, was, s=20 + 4 * count, color="tab:blue")
-        axis.annotate(str(count), (said, was), textcoords="offset points", xytext=(6, -4), size=8)
-    axis.set(
-        xlabel="predicted chance of the likelier clip", ylabel="how often it was preferred",
-        xlim=(0.48, 1.02), ylim=(-0.05, 1.05),
-        title=f"{body['decided']} held-out pairs, accuracy {body['accuracy']:.1%}",
-    )  # fmt: skip
-    save(figure, path)
+    title = f"{body['decided']} held-out pairs, accuracy {body['accuracy']:.1%}"
+    words = "predicted chance of the likelier clip", "how often it was preferred", title
+    reliability.draw(body["bins"], LIKELIER, words, path)

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from experiments.composition.executed import arm
+from experiments.composition.reliability import BINS, bins, error
 from experiments.replaying.figures import ahead, correlation, halves
 from experiments.replaying.rollout import Replayed
 from vla_jax.actions import ActionSpec
 from vla_jax.robot.events.calibration import NEAREST, SCHEMA, Calibration, Curve, Logistic, identity
-
-BINS = 10
 
 
 def calibrate(artefact: Path, spec: ActionSpec, replayed: list[Replayed]) -> dict[str, Any]:
@@ -165,23 +164,14 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     expected calibration error (their mean distance, weighted by count) and the Brier score (mean
     squared distance of each).
     """
-    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    rows = [(confidence[bin_of == i], right[bin_of == i]) for i in range(BINS)]
-    bins = [
-        {"confidence": float(c.mean()), "right": float(r.mean()), "count": len(c)}
-        for c, r in rows
-        if len(c)
-    ]
+    found = bins(confidence, right)
     return {
         "steps": len(confidence),
         "mean_confidence": float(confidence.mean()),
         "mean_right": float(right.mean()),
-        "ece": (
-            sum(row["count"] * abs(row["confidence"] - row["right"]) for row in bins)
-            / len(confidence)
-        ),
+        "ece": error(found),
         "brier": float(((confidence - right) ** 2).mean()),
-        "bins": bins,
+        "bins": [{"confidence": said, "right": was, "count": count} for said, was, count in found],
     }
 
 

@@ -9,7 +9,6 @@ Axes: t step, d action dim.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ DATASETS = {{
 
 
 class Recording:
-    """A dataset while it is written, in a `with` statement; before `finish` it is none."""
+    """A dataset while it is written, to be closed; before `finish` it is none."""
 
     def __init__(self, root: Path, name: str, robot: Dataset, control_hz: float) -> None:
         """It goes to root/name, `robot` is the dataset whose robot acts. Raises ValueError for a
@@ -141,15 +140,8 @@ class Recording:
         self._measured.append(measured)
         self._frames += length
 
-    def __enter__(self) -> "Recording":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Closes its files, whether it was finished or not."""
         self._file.close()
 
     def finish(self) -> Path:

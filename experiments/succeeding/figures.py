@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.composition.plots import plt, save
+from experiments.composition import reliability
 from experiments.rolling.results import wilson
-
-BINS = 10
-
-
-def chance(logit: np.ndarray) -> np.ndarray:
-    """Of success."""
-    return 1 / (1 + np.exp(-np.asarray(logit, np.float64)))
+from vla_jax.rl.success import chance
 
 
 def figures(logit: np.ndarray, success: np.ndarray) -> dict[str, Any]:
@@ -32,7 +26,7 @@ def figures(logit: np.ndarray, success: np.ndarray) -> dict[str, Any]:
     n, said = len(success), np.asarray(logit) > 0
     right = int((said == success).sum())
     low, high = wilson(right, n)
-    bins = reliability(chance(logit), success)
+    bins = reliability.bins(chance(logit), success)
     return {
         "episodes": n,
         "accuracy": right / n,
@@ -43,25 +37,13 @@ def figures(logit: np.ndarray, success: np.ndarray) -> dict[str, Any]:
         "called_success": _counts(said, success),
         "called_failure": _counts(~said, success),
         "cross_entropy": float(np.mean(np.logaddexp(0, logit) - success * logit)),
-        "calibration_error": sum(count * abs(told - was) for told, was, count in bins) / n,
+        "calibration_error": reliability.error(bins),
         "bins": bins,
     }
 
 
 def _counts(said: np.ndarray, success: np.ndarray) -> dict[str, int]:
     return {"successes": int((said & success).sum()), "failures": int((said & ~success).sum())}
-
-
-def reliability(chances: np.ndarray, success: np.ndarray) -> list[tuple[float, float, int]]:
-    """Chances in BINS bins: the mean of them, how often it was a success, and how many there are;
-    empty bins are left out.
-    """
-    place = np.minimum((chances * BINS).astype(int), BINS - 1)
-    out = []
-    for i in np.unique(place):
-        own = place == i
-        out.append((float(chances[own].mean()), float(success[own].mean()), int(own.sum())))
-    return out
 
 
 def text(body: dict[str, Any]) -> str:
@@ -80,14 +62,6 @@ def text(body: dict[str, Any]) -> str:
 
 def draw(body: dict[str, Any], path: Path) -> None:
     """Writes the picture of a reliability diagram."""
-    figure, axis = plt.subplots(figsize=(5, 5))
-    axis.plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle="--")
-    for told, was, count in body["bins"]:
-        axis.scatter(told, was, s=20 + 4 * count, color="tab:blue")
-        axis.annotate(str(count), (told, was), textcoords="offset points", xytext=(6, -4), size=8)
-    axis.set(
-        xlabel="predicted chance of success", ylabel="how often it was one",
-        xlim=(-0.03, 1.03), ylim=(-0.05, 1.05),
-        title=f"{body['episodes']} held-out episodes, accuracy {body['accuracy']:.1%}",
-    )  # fmt: skip
-    save(figure, path)
+    title = f"{body['episodes']} held-out episodes, accuracy {body['accuracy']:.1%}"
+    words = "predicted chance of success", "how often it was one", title
+    reliability.draw(body["bins"], 0.0, words, path)

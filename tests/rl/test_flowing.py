@@ -12,7 +12,7 @@ from flax import nnx
 from tests.fakes import FakeBackbone, jittered
 from tests.rl.decisions import observed
 from tests.rl.steps import STEPS, one_by_one
-from tests.rl.test_learner import BINARY, LEARNING, POLICY, B, D, K, total
+from tests.rl.test_learner import BINARY, LEARNING, POLICY, B, D, K, clipped_cost, total
 from vla_jax.actions import ActionSpec
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.outputs import HeadConfig
@@ -125,11 +125,9 @@ def test_the_loss_is_that_of_the_papers(algorithm: str, batch: Decisions) -> Non
         p, q = (1 / (1 + np.exp(-x[i, :steps, -1])) for x in (raw, batch.reference))
         log_prob += np.log(np.where(batch.chunk[i, :steps, 3] == 1, p, 1 - p)).sum()
         apart += (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()
-        ratio, gain = np.exp(log_prob - batch.log_prob[i]), batch.advantage[i]
-        limited = min(max(ratio, 1 - LEARNING.clip), 1 + LEARNING.clip)
-        clipped += ratio != limited
-        wanted -= min(ratio * gain, limited * gain)
-        wanted += LEARNING.divergence * apart
+        cost, limited = clipped_cost(log_prob, batch, i)
+        clipped += limited
+        wanted += cost + LEARNING.divergence * apart
         if algorithm == "ppo":
             wanted += LEARNING.value * 0.5 * (value[i] - batch.returns[i]) ** 2
     assert 0 < clipped < batch.valid.sum()  # both sides of the clip are in it

@@ -72,6 +72,13 @@ def total(graphdef: Any, flat: Any, batch: Decisions) -> Any:
     return sum(weights[name] * each / counts[name] for name, each in objective.sums.items())
 
 
+def clipped_cost(log_prob: float, batch: Decisions, i: int) -> tuple[float, bool]:
+    """What the surrogate of PPO costs decision i by its paper, and whether its ratio is clipped."""
+    ratio, gain = np.exp(log_prob - batch.log_prob[i]), batch.advantage[i]
+    limited = min(max(ratio, 1 - LEARNING.clip), 1 + LEARNING.clip)
+    return -min(ratio * gain, limited * gain), ratio != limited
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_the_loss_is_that_of_the_papers(algorithm: str, batch: Decisions) -> None:
     graphdef, flat = learner(dataclasses.replace(LEARNING, algorithm=algorithm))
@@ -100,11 +107,9 @@ def test_the_loss_is_that_of_the_papers(algorithm: str, batch: Decisions) -> Non
                 log_prob -= 0.5 * (x - mean) @ inverse @ (x - mean)
                 log_prob -= 0.5 * np.log(np.linalg.det(2 * np.pi * c))
                 apart += 0.5 * (mean - before) @ inverse @ (mean - before)
-        ratio, gain = np.exp(log_prob - batch.log_prob[i]), batch.advantage[i]
-        limited = min(max(ratio, 1 - LEARNING.clip), 1 + LEARNING.clip)
-        clipped += ratio != limited
-        wanted -= min(ratio * gain, limited * gain)
-        wanted += LEARNING.divergence * apart
+        cost, limited = clipped_cost(log_prob, batch, i)
+        clipped += limited
+        wanted += cost + LEARNING.divergence * apart
         if algorithm == "ppo":
             wanted += LEARNING.value * 0.5 * (value[i] - batch.returns[i]) ** 2
     assert 0 < clipped < batch.valid.sum()  # both sides of the clip are in it

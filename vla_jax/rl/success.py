@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
@@ -20,6 +21,11 @@ from vla_jax.rl.reward import RewardModel
 from vla_jax.types import Array, Objective, Observation
 
 ALGORITHM = "success"  # the word of rl.algorithm
+
+
+def chance(logit: np.ndarray) -> np.ndarray:
+    """Of success, of what a SuccessModel says of frames."""
+    return 1 / (1 + np.exp(-np.asarray(logit, np.float64)))
 
 
 class Looks(NamedTuple):
