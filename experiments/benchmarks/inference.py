@@ -3,16 +3,17 @@ same weights.
 
     python -m experiments.benchmark inference [--size tiny|100m|3b] [--head lstm] [--frames 50]
     [--device cuda] [--lines jax,eager,compile,int8,float8,pt2]
+    python -m experiments.benchmark inference --policy RUN    # what was trained, as it is
 
-Random weights, window 8 and chunk 10 (tiny: its own), two cameras. The policy is exported first, so
-that its proof is the guarantee that all compute the same; the actions are compared once more here.
-Lines are measured one after the other in this process, each after warm-up. "vision" is the image
-tower with its projector, "backbone" the rest of a pass with the head, "frame" the whole call: uint8
-image in, actions in robot units out. "action" is what one executed action costs when all of a chunk
-is executed before the next pass. The ratio is of JAX's p50 to the line's. Last, what
-experiments.serve adds to a request of one client on loopback. --lines jax alone exports nothing and
-serves nothing. With the head expert, first what its
-pass costs over one of the backbone alone, turn by turn (expert.py).
+Without --policy random weights, window 8 and chunk 10 (tiny: its own), two cameras. The policy is
+exported first, so that its proof is the guarantee that all compute the same; the actions are
+compared once more here. Lines are measured one after the other in this process, each after warm-up.
+"vision" is the image tower with its projector, "backbone" the rest of a pass with the head, "frame"
+the whole call: uint8 image in, actions in robot units out. "action" is what one executed action
+costs when all of a chunk is executed before the next pass. The ratio is of JAX's p50 to the line's.
+Last, what experiments.serve adds to a request of one client on loopback. --lines jax alone exports
+nothing and serves nothing. With the head expert, first what its pass costs over one of the backbone
+alone, turn by turn (expert.py).
 
 On a GPU torch.compile makes CUDA graphs, and the floor is the time that reading every weight once
 takes at the rate of a plain copy, measured in this run.
@@ -23,7 +24,7 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from ml_collections import ConfigDict
 
 from experiments.benchmarks import expert, policies, server
 from experiments.composition.json_files import write_json
-from vla_jax import build, build_heads
+from vla_jax import build, build_heads, saved
 from vla_jax import params as flat
 from vla_jax.actions import ActionSpec
 from vla_jax.export import artefact, derived, onnx, pt2
@@ -43,6 +44,8 @@ from vla_jax.models.vla import VLA
 from vla_jax.policy import JaxPolicy
 from vla_jax.robot import torch_policy
 from vla_jax.saved import DatasetSpec, SavedPolicy
+from vla_jax.saved_config import of_checkpoint
+from vla_jax.training.checkpoint import load_meta, within
 
 TEXTS = ("push the red block to the left", "move the green block to the right side")
 CAMERAS = ("primary", "wrist")
@@ -59,8 +62,9 @@ LINES = {
 # calls before the clock runs: more than the window, and than what torch.compile compiles anew
 WARM = 12
 
-# Images [cameras h w 3] -> the chunk in robot units, and milliseconds by stage.
-Call = Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]
+Images = dict[str, np.ndarray]  # of each camera, uint8 [h w 3]
+# Images -> the chunk in robot units, and milliseconds by stage.
+Call = Callable[[Images], tuple[np.ndarray, dict[str, float]]]
 
 
 def main(argv: list[str]) -> None:
@@ -74,6 +78,7 @@ def main(argv: list[str]) -> None:
         "--head", default="lstm",
         choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete", "oft", "expert"),
     )  # fmt: skip
+    parser.add_argument("--policy", type=Path, help="a run or an import, in place of both")
     parser.add_argument("--frames", type=int, default=50, help="measured calls of each line")
     parser.add_argument("--device", default="cpu", help="of torch; JAX takes its own default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -98,9 +103,14 @@ def main(argv: list[str]) -> None:
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The table, printed line by line."""
-    config = policies.configuration(args.size, args.head)
-    config.model.cameras = CAMERAS
-    source = made(config, root)
+    if args.policy is None:
+        config = policies.configuration(args.size, args.head)
+        config.model.cameras = CAMERAS
+        source = made(config, root)
+    else:
+        kept = within(args.policy)
+        config, source = of_checkpoint(load_meta(kept), kept), saved.open_checkpoint(kept)
+    state = _state(source)
     exported = args.lines != "jax"
     if exported and not (root / "artefact").exists():
         artefact.write(source, root / "artefact", args.dtype)
@@ -113,16 +123,24 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         " threads"
     )
     rng = np.random.default_rng(0)
-    size = config.model.image_size
-    images = rng.integers(0, 256, (WARM + args.frames, len(CAMERAS), size, size, 3), dtype=np.uint8)
+    sizes = dict(zip(model.cameras, source.image_size, strict=True))
+    images = [
+        {name: rng.integers(0, 256, (size, size, 3), np.uint8) for name, size in sizes.items()}
+        for _ in range(WARM + args.frames)
+    ]
+
+    def opened(compile: bool = False, quantise: str | None = None) -> torch_policy.Policy:
+        folder = root / "artefact"
+        return torch_policy.load(folder, args.device, args.dtype, compile, quantise=quantise)
+
     lines: dict[str, Callable[[], Call]] = {
-        "jax": lambda: _jax(source, args.dtype),
-        "eager": lambda: _torch(root / "artefact", args, compile=False),
-        "compile": lambda: _torch(root / "artefact", args, compile=True),
-        "int8": lambda: _torch(root / "artefact", args, compile=True, quantise="int8"),
-        "float8": lambda: _torch(root / "artefact", args, compile=True, quantise="float8"),
-        "pt2": lambda: _pt2(root, args),
-        "onnx": lambda: _onnx(root),
+        "jax": lambda: _jax(source, args.dtype, state),
+        "eager": lambda: _torch(opened(), state),
+        "compile": lambda: _torch(opened(compile=True), state),
+        "int8": lambda: _torch(opened(compile=True, quantise="int8"), state),
+        "float8": lambda: _torch(opened(compile=True, quantise="float8"), state),
+        "pt2": lambda: _pt2(root, args, state),
+        "onnx": lambda: _onnx(root, state),
     }
     stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
     print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")
@@ -206,7 +224,13 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
     )
 
 
-def timed(call: Call, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+def _state(source: SavedPolicy) -> np.ndarray | None:
+    """A state [p] in robot units for who is told one."""
+    spec = next(iter(source.specs.values())).state
+    return np.zeros(len(spec.names), np.float32) if source.state_names and spec else None
+
+
+def timed(call: Call, images: Sequence[Images]) -> tuple[dict[str, Any], np.ndarray]:
     """p50 and p95 in ms by stage after WARM calls, seconds of the first; and the actions [t
     k d].
     """
@@ -222,20 +246,24 @@ def timed(call: Call, images: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     return row, np.stack([actions for actions, _ in out])
 
 
-def _jax(source: SavedPolicy, dtype: str) -> Call:
+def _jax(source: SavedPolicy, dtype: str, state: np.ndarray | None) -> Call:
     graphdef = flat.abstract(source.build)[0]
     params = {name: jnp.asarray(value, jnp.dtype(dtype)) for name, value in source.params.items()}
-    policy = JaxPolicy(graphdef, params, source.io("random"))
+    policy = JaxPolicy(graphdef, params, source.io(next(iter(source.specs))))
     policy.reset(TEXTS[0])
-    look = jax.jit(lambda params, images: _model(graphdef, params).backbone.embed_image(images))
+    look = jax.jit(
+        lambda params, images: [
+            _model(graphdef, params).backbone.embed_image(image[None]) for image in images.values()
+        ]
+    )
 
-    def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    def call(images: Images) -> tuple[np.ndarray, dict[str, float]]:
         # The policy's own program does vision and tokens at once: the tower alone is timed beside
         # it.
         begin = time.perf_counter()
-        look(params, image).block_until_ready()
+        jax.block_until_ready(look(params, images))
         seen = time.perf_counter()
-        actions = policy.act(dict(zip(CAMERAS, image, strict=True)))
+        actions = policy.act(images, state)
         vision, frame = 1e3 * (seen - begin), 1e3 * (time.perf_counter() - seen)
         return actions, {"vision": vision, "backbone": frame - vision, "frame": frame}
 
@@ -247,15 +275,12 @@ def _model(graphdef: Any, params: Any) -> VLA:
     return model
 
 
-def _torch(
-    folder: Path, args: argparse.Namespace, compile: bool, quantise: str | None = None
-) -> Call:
-    policy = torch_policy.load(folder, args.device, args.dtype, compile, quantise=quantise)
+def _torch(policy: torch_policy.Policy, state: np.ndarray | None) -> Call:
     policy.reset(TEXTS[0])
 
-    def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    def call(images: Images) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
-        out = policy.act(dict(zip(CAMERAS, image, strict=True)))
+        out = policy.act(images, state)
         frame = 1e3 * (time.perf_counter() - begin)
         return out["actions"], {
             **{name: out["timing"][name] for name in ("vision", "backbone")},
@@ -265,34 +290,40 @@ def _torch(
     return call
 
 
-def _onnx(root: Path) -> Call:
+def _onnx(root: Path, state: np.ndarray | None) -> Call:
     onnx.write(root / "artefact", root / "onnx")
-    return _program(torch_policy.load(root / "artefact"), onnx.session(root / "onnx"))
+    return _program(torch_policy.load(root / "artefact"), onnx.session(root / "onnx"), state)
 
 
-def _pt2(root: Path, args: argparse.Namespace) -> Call:
+def _pt2(root: Path, args: argparse.Namespace, state: np.ndarray | None) -> Call:
     pt2.write(root / "artefact", root / "pt2", args.device)
     policy = torch_policy.load(root / "artefact", args.device, args.dtype)
     step = torch._inductor.aoti_load_package(str(root / "pt2" / "compiled.pt2"))
-    return _program(policy, pt2.on_arrays(step, derived.example(policy)))
+    return _program(policy, pt2.on_arrays(step, derived.example(policy)), state)
 
 
-def _program(policy: torch_policy.Policy, run: Callable[[derived.Arrays], derived.Arrays]) -> Call:
+def _program(
+    policy: torch_policy.Policy,
+    run: Callable[[derived.Arrays], derived.Arrays],
+    state: np.ndarray | None,
+) -> Call:
     """A program of one step with its state: its stages cannot be told apart."""
     given = derived.example(policy)
     policy.reset(TEXTS[0])
-    state = {
+    carried = {
         name: derived.array(value)
         for name, value in given.items()
         if name.startswith(derived.STATE)
     }
 
-    def call(image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    def call(images: Images) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
         noise = None if policy.network.head.noise_shape is None else policy.drawn()
-        prepared = policy.prepared(dict(zip(CAMERAS, image, strict=True)), noise=noise)
-        out = run({name: state[name] if name in state else prepared[name][None] for name in given})
-        state.update({name: out[f"next_{name}"] for name in state})
+        prepared = policy.prepared(images, state, noise=noise)
+        out = run(
+            {name: carried[name] if name in carried else prepared[name][None] for name in given}
+        )
+        carried.update({name: out[f"next_{name}"] for name in carried})
         actions = policy.commit_step(None, out["action"][0], None)["actions"]
         return actions, {"frame": 1e3 * (time.perf_counter() - begin)}
 

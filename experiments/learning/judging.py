@@ -147,5 +147,5 @@ def draw(metrics: Path, out: Path, unit: str) -> None:
     if unit == CHANCE:
         axis.set_ylim(0, 1)
     beside.set(ylabel="success of trials", ylim=(0, 1))
-    figure.legend(loc="lower right")
+    beside.legend(handles=[*axis.lines, *beside.lines], loc="lower right")
     save(figure, out)

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from data_pipelines.builders.blocks import write_blocks
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
@@ -31,6 +33,26 @@ def test_all_lines_compute_the_same(tmp_path):
     assert all(line["difference"] < 2e-5 for line in lines)
     assert all(0 < line["action"][0] < line["frame"][0] <= line["frame"][1] for line in lines)
     assert all(len(pair) == 2 for pair in table["server"].values())
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_measured_as_it_is(tmp_path):
+    """A policy that is told the robot's state, and draws nothing: all lines say the same."""
+    write_blocks(tmp_path / "data", train=6, val=6)
+    module = [sys.executable, "-m"]
+    trained = [*module, "experiments.pretrain", "--config=blocks.py", "--config.steps=2"]
+    trained += [f"--config.data.root={tmp_path}/data", f"--workdir={tmp_path}/run"]
+    trained += ["--config.model.prompt_length=32", "--config.batch_size=8"]
+    trained += ["--config.optim.warmup_steps=1", "--config.eval_batches=1"]
+    measured = [*module, "experiments.benchmark", "inference", f"--policy={tmp_path}/run"]
+    measured += ["--frames=4", "--lines=jax,eager,onnx", f"--json={tmp_path}/table"]
+    for command in (trained, measured):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "head mlp, window 1, chunk 4, 32 px" in done.stdout
+    table = json.loads((tmp_path / "table").read_text())
+    for name in ("JAX", "torch eager", "onnxruntime (CPU)"):
+        assert table[name]["difference"] < 2e-5
 
 
 @pytest.mark.slow

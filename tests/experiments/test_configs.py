@@ -19,9 +19,10 @@ from experiments.composition import spaces
 from experiments.composition.config import CONFIGS, diff, load_config
 from vla_jax import build, sharding
 from vla_jax import params as flat
+from vla_jax.training.checkpoint import load_params
 
 FILES = sorted(path.name for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
-WORLDS = ("blocks.py", "navigation.py")  # tiny, whatever the words
+WORLDS = ("blocks.py", "blocks_vlm.py", "navigation.py")  # tiny, whatever the words
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -35,9 +36,9 @@ SMALL = (
 def test_every_file_is_named_here() -> None:
     assert FILES == [
         "blocks.py", "blocks_dpo.py", "blocks_ppo.py", "blocks_reward.py", "blocks_success.py",
-        "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py", "calvin_tiny.py",
-        "finetune.py", "libero.py", "metaworld.py", "metaworld_ppo.py", "navigation.py",
-        "oxe_llava.py", "oxe_paligemma.py", "oxe_qwen3vl.py", "oxe_smolvlm.py",
+        "blocks_vlm.py", "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py",
+        "calvin_tiny.py", "finetune.py", "libero.py", "metaworld.py", "metaworld_ppo.py",
+        "navigation.py", "oxe_llava.py", "oxe_paligemma.py", "oxe_qwen3vl.py", "oxe_smolvlm.py",
     ]  # fmt: skip
 
 
@@ -304,6 +305,27 @@ def figures(workdir: Path) -> dict[str, float]:
 def test_the_small_forms_train(spec: str, more: list[str], root: Path, tmp_path: Path) -> None:
     rows = train(spec, root, tmp_path, *more)
     assert rows[0]["loss"] != rows[1]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_a_policy_begins_with_a_backbone_that_learnt_texts_alone(
+    root: Path, tmp_path: Path
+) -> None:
+    train("blocks_vlm.py", root, tmp_path / "vlm")
+    weights = f"--config.model.weights={tmp_path / 'vlm' / 'checkpoints'}"
+    words = f"--config.model.tokenizer={tmp_path / 'vlm' / 'tokenizer'}"
+    train("blocks.py", root, tmp_path / "policy", weights, words, "--config.optim.lr=0")
+    train("blocks.py", root, tmp_path / "alone", words, "--config.optim.lr=0")
+    vlm, policy, alone = (
+        load_params(tmp_path / name / "checkpoints") for name in ("vlm", "policy", "alone")
+    )
+    assert vlm.keys() == policy.keys() == alone.keys()
+    for name in vlm:  # no action counted: what is not the backbone's stands where it began
+        np.testing.assert_array_equal(policy[name], vlm[name], err_msg=name)
+    learnt = {name for name in vlm if not np.array_equal(vlm[name], alone[name])}
+    assert "backbone/vision/patch/kernel" in learnt
+    assert all(name.startswith("backbone/") for name in learnt)
 
 
 @pytest.mark.slow
