@@ -3,10 +3,11 @@
     python -m experiments.train_reward --config=blocks_reward.py --preferences DIR
     --config.model.start=RUN/checkpoints [--config.a.b=value ...] [--workdir=OUT] [--dry_run]
 
-It is RUN's backbone with a number for each frame; a clip is worth their sum, and the odds that one
-is preferred are exp of the difference (Bradley-Terry). A fifth of the pairs is held out: accuracy
-and calibration on them come as reward.json and calibration.png. Run it again with the same
-arguments and it continues from the last complete checkpoint.
+It is RUN's backbone with a number for each frame; a clip is worth their sum, its last frame
+standing on to the length of the longest clip, and the odds that one is preferred are exp of the
+difference (Bradley-Terry). A fifth of the pairs is held out: accuracy and calibration on them come
+as reward.json and calibration.png. Run it again with the same arguments and it continues from the
+last complete checkpoint.
 """
 
 import contextlib
@@ -56,8 +57,9 @@ def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
         judge = learning.Judge(config, plan, lambda model, x: model.scores(x.obs, x.looks))
         scores = judge(state, held_out)
     body = judged.figures(scores[:, 0] - scores[:, 1], np.asarray(held_out.choice))
-    # Among clips, in which rewards are counted.
-    write_json(folder / "reward.json", body | {"spread": float(scores.std())})
+    # Among clips, in which rewards are counted; and how many looks each is counted as.
+    units = {"spread": float(scores.std()), "looks": seen.longest(clips)}
+    write_json(folder / "reward.json", body | units)
     if body["decided"]:
         judged.draw(body, folder / "calibration.png")
         print(f"held out: {judged.text(body)}")

@@ -77,8 +77,9 @@ class Worth:
 
 class Learned:
     """The Reward of a model. Of one of preferences a decision earns what the frame after it is
-    worth, in standard deviations of clips; of a success classifier the last decision earns the
-    chance that the episode ended well, the others nothing, as of_success gives 1 or 0.
+    worth, the last one that to the length of the longest clip, in standard deviations of clips; of
+    a success classifier the last decision earns the chance that the episode ended well, the others
+    nothing, as of_success gives 1 or 0.
 
     Attributes:
         unit: of what an episode earns.
@@ -105,8 +106,13 @@ class Learned:
         self.unit, self._spread = CHANCE, 1.0
         if not self._at_end:
             self.unit = "standard deviations of clips"
-            told = (self._worth.where.parent / "reward.json").read_text(encoding="utf-8")
-            self._spread = json.loads(told)["spread"]
+            told = json.loads((self._worth.where.parent / "reward.json").read_text("utf-8"))
+            if "looks" not in told:
+                raise ValueError(
+                    f"{self._asked}: expected a model whose clips count as long as the longest, got"
+                    " one of an earlier version; train it again"
+                )
+            self._spread, self._looks = told["spread"], told["looks"]
 
     def __call__(self, trial: Trial) -> np.ndarray:
         """What each decision of a trial earned, [n]. Raises ValueError for rewards that do not
@@ -124,6 +130,8 @@ class Learned:
         if self._at_end:
             chance = success.chance(earned[-1:])
             earned = np.where(np.arange(len(earned)) == len(earned) - 1, chance, 0.0)
+        else:  # the last frame stands on, as in RewardModel.scores
+            earned[-1] *= 1 + max(0, self._looks - len(frames))
         return np.asarray(earned, np.float32)
 
 

@@ -66,7 +66,7 @@ def watched(
 def compared(pairs: Pairs, choices: Sequence[Choice], clips: Mapping[Clip, Watched]) -> Comparisons:
     """All choices but those that were skipped, numpy. Clips that are shorter are filled up."""
     shown, choice = _shown(pairs, choices)
-    most = _longest(shown, clips)
+    most = longest(clips)
     lengths = np.array([[len(clips[clip].steps) for clip in pair] for pair in shown])
     return Comparisons(
         obs=_filled([[clips[clip].obs for clip in pair] for pair in shown], most),
@@ -84,7 +84,7 @@ def contests(
     policy before all learning says is not there yet.
     """
     shown, choice = _shown(pairs, choices)
-    most = _longest(shown, clips)
+    most = longest(clips)
     chunk = _filled([[clips[clip].chunk for clip in pair] for pair in shown], most)
     steps = np.zeros((len(shown), 2, most), int)
     for i, pair in enumerate(shown):
@@ -108,8 +108,9 @@ def _shown(pairs: Pairs, choices: Sequence[Choice]) -> tuple[list[Pair], np.ndar
     return [pairs.pairs[choice.pair] for choice in kept], worth
 
 
-def _longest(shown: Sequence[Pair], clips: Mapping[Clip, Watched]) -> int:
-    return max(len(clips[clip].steps) for pair in shown for clip in pair)
+def longest(clips: Mapping[Clip, Watched]) -> int:
+    """Looks at the longest of all clips."""
+    return max(len(clip.steps) for clip in clips.values())
 
 
 def _filled(rows: Sequence[Sequence[Any]], most: int) -> Any:

@@ -53,7 +53,8 @@ def test_the_loss_is_bradley_and_terrys(batch: Comparisons) -> None:
     worth = np.zeros(batch.looks.shape)
     for place in np.ndindex(worth.shape):  # a frame at a time
         worth[place] = own.worth(jax.tree.map(lambda x, at=place: x[at][None], batch.obs))[0]
-    scores = np.where(batch.looks, worth, 0).sum(2)
+    counts = np.array([[1, 1, 1], [1, 2, 0], [3, 0, 0], [1, 1, 1], [1, 2, 0], [1, 2, 0]])
+    scores = (worth * counts.reshape(worth.shape)).sum(2)  # the last look of S stands on
     chance = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
     wanted = -(CHOICE * np.log(chance) + (1 - CHOICE) * np.log(1 - chance))
     got = own.loss(batch, jax.random.key(0)).sums["preference"]

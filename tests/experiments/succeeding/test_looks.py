@@ -74,6 +74,20 @@ def test_a_dataset_is_read_as_the_one_with_its_dims() -> None:
         looks.robot(saved(blocks=own, again=own), mine, "RUN")
 
 
+def test_what_an_episode_ends_with_is_worth_as_much_as_if_it_went_on() -> None:
+    """As RewardModel.scores counts clips: to end early is no gain in itself."""
+    reward = Learned.__new__(Learned)
+    reward._asked, reward._window, reward._spread, reward._at_end = str(Path("x")), 1, 2.0, False
+    reward._looks = 9  # of the longest clip
+    worth = np.array([-1.0, -2.0, -3.0], np.float32)
+    reward._worth = lambda windows: worth[: len(windows)].copy()
+    played = trial(0, [4, 4, 2], success=False)
+    played = played._replace(last=played.frames[0])
+    np.testing.assert_allclose(reward(played), [-0.5, -1.0, -1.5 * 6])
+    reward._looks = 4  # as long as this one
+    np.testing.assert_allclose(reward(played), [-0.5, -1.0, -1.5])
+
+
 def test_a_classifier_rewards_the_end_alone() -> None:
     reward = Learned.__new__(Learned)
     reward._asked, reward._window, reward._spread, reward._at_end = str(Path("x")), 1, 1.0, True
