@@ -59,7 +59,7 @@ class RewardModel(VLA):
         flat = jax.tree.map(lambda x: x.reshape(looks.size, *x.shape[3:]), obs)
         each = self.worth(flat).reshape(looks.shape)
         count, most = jnp.sum(looks, axis=2, keepdims=True), looks.shape[2]
-        last = jnp.arange(most) == count - 1
+        last = jnp.arange(most)[None, None] == count - 1
         return jnp.sum(jnp.where(looks, each * (1 + last * (most - count)), 0.0), axis=2)
 
     def loss(self, batch: Comparisons, key: jax.Array) -> Objective:  # type: ignore[override]
