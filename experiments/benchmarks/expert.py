@@ -30,13 +30,13 @@ class Ratio(NamedTuple):
 
 
 def measure(source: SavedPolicy, dtype: str, rounds: int = ROUNDS) -> Ratio:
-    """The ratio for a policy with the head expert that sees no state."""
+    """The ratio for a policy with the head expert."""
     graphdef, _, _ = flat.abstract(source.build)
     params = {name: jax.numpy.asarray(x, dtype) for name, x in source.params.items()}
     policy = cast(VLA, flat.merge(graphdef, params))
     sizes = ObservationSizes(
-        b=1, t=1, p=0, l=int(source.prompt["length"]), d=policy.config.action_dim,
-        image_size=source.image_size,
+        b=1, t=1, p=len(source.state_names), l=int(source.prompt["length"]),
+        d=policy.config.action_dim, image_size=source.image_size,
     )  # fmt: skip
     obs = new_observation(sizes, lambda shape, kind: np.ones(shape, kind))
     key = jax.random.key(0)
