@@ -46,6 +46,7 @@ from vla_jax.robot import torch_policy
 from vla_jax.saved import DatasetSpec, SavedPolicy
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import load_meta, within
+from vla_jax.types import Seen
 
 TEXTS = ("push the red block to the left", "move the green block to the right side")
 CAMERAS = ("primary", "wrist")
@@ -62,9 +63,8 @@ LINES = {
 # calls before the clock runs: more than the window, and than what torch.compile compiles anew
 WARM = 12
 
-Images = dict[str, np.ndarray]  # of each camera, uint8 [h w 3]
-# Images -> the chunk in robot units, and milliseconds by stage.
-Call = Callable[[Images], tuple[np.ndarray, dict[str, float]]]
+# A frame -> the chunk in robot units, and milliseconds by stage.
+Call = Callable[[Seen], tuple[np.ndarray, dict[str, float]]]
 
 
 def main(argv: list[str]) -> None:
@@ -110,7 +110,6 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     else:
         kept = within(args.policy)
         config, source = of_checkpoint(load_meta(kept), kept), saved.open_checkpoint(kept)
-    state = _state(source)
     exported = args.lines != "jax"
     if exported and not (root / "artefact").exists():
         artefact.write(source, root / "artefact", args.dtype)
@@ -124,23 +123,20 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     )
     rng = np.random.default_rng(0)
     sizes = dict(zip(model.cameras, source.image_size, strict=True))
-    images = [
-        {name: rng.integers(0, 256, (size, size, 3), np.uint8) for name, size in sizes.items()}
+    spec = next(iter(source.specs.values())).state
+    state = None if spec is None else np.zeros(len(spec.names), np.float32)
+    frames = [
+        Seen({name: rng.integers(0, 256, (w, w, 3), np.uint8) for name, w in sizes.items()}, state)
         for _ in range(WARM + args.frames)
     ]
-
-    def opened(compile: bool = False, quantise: str | None = None) -> torch_policy.Policy:
-        folder = root / "artefact"
-        return torch_policy.load(folder, args.device, args.dtype, compile, quantise=quantise)
-
     lines: dict[str, Callable[[], Call]] = {
-        "jax": lambda: _jax(source, args.dtype, state),
-        "eager": lambda: _torch(opened(), state),
-        "compile": lambda: _torch(opened(compile=True), state),
-        "int8": lambda: _torch(opened(compile=True, quantise="int8"), state),
-        "float8": lambda: _torch(opened(compile=True, quantise="float8"), state),
-        "pt2": lambda: _pt2(root, args, state),
-        "onnx": lambda: _onnx(root, state),
+        "jax": lambda: _jax(source, args.dtype),
+        "eager": lambda: _torch(root / "artefact", args, compile=False),
+        "compile": lambda: _torch(root / "artefact", args, compile=True),
+        "int8": lambda: _torch(root / "artefact", args, compile=True, quantise="int8"),
+        "float8": lambda: _torch(root / "artefact", args, compile=True, quantise="float8"),
+        "pt2": lambda: _pt2(root, args),
+        "onnx": lambda: _onnx(root),
     }
     stages = " ".join(f"{stage:>8s} {'p95':>8s}" for stage in STAGES)
     print(f"ms, p50 and p95\n{'':18s} {'first':>8s} {stages} {'ratio':>6s} {'difference':>11s}")
@@ -156,7 +152,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     first = True
     for key in args.lines.split(","):
         name = LINES[key]
-        row, actions = timed(lines[key](), images)
+        row, actions = timed(lines[key](), frames)
         if first:
             first = False
             expected, base = actions, row["frame"][0]
@@ -224,20 +220,14 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
     )
 
 
-def _state(source: SavedPolicy) -> np.ndarray | None:
-    """A state [p] in robot units for who is told one."""
-    spec = next(iter(source.specs.values())).state
-    return np.zeros(len(spec.names), np.float32) if source.state_names and spec else None
-
-
-def timed(call: Call, images: Sequence[Images]) -> tuple[dict[str, Any], np.ndarray]:
+def timed(call: Call, frames: Sequence[Seen]) -> tuple[dict[str, Any], np.ndarray]:
     """p50 and p95 in ms by stage after WARM calls, seconds of the first; and the actions [t
     k d].
     """
     begin = time.perf_counter()
-    out = [call(images[0])]
+    out = [call(frames[0])]
     first = time.perf_counter() - begin
-    out += [call(image) for image in images[1:]]
+    out += [call(frame) for frame in frames[1:]]
     row: dict[str, Any] = {"first_s": first}
     for stage in ("vision", "backbone", "frame"):
         row[stage] = np.percentile(
@@ -246,25 +236,25 @@ def timed(call: Call, images: Sequence[Images]) -> tuple[dict[str, Any], np.ndar
     return row, np.stack([actions for actions, _ in out])
 
 
-def _jax(source: SavedPolicy, dtype: str, state: np.ndarray | None) -> Call:
+def _jax(source: SavedPolicy, dtype: str) -> Call:
     graphdef = flat.abstract(source.build)[0]
     params = {name: jnp.asarray(value, jnp.dtype(dtype)) for name, value in source.params.items()}
     policy = JaxPolicy(graphdef, params, source.io(next(iter(source.specs))))
     policy.reset(TEXTS[0])
     look = jax.jit(
-        lambda params, images: [
-            _model(graphdef, params).backbone.embed_image(image[None]) for image in images.values()
-        ]
+        lambda params, images: _model(graphdef, params).encode_cameras(
+            images, jnp.ones((1, len(images)), bool)
+        )
     )
 
-    def call(images: Images) -> tuple[np.ndarray, dict[str, float]]:
+    def call(seen: Seen) -> tuple[np.ndarray, dict[str, float]]:
         # The policy's own program does vision and tokens at once: the tower alone is timed beside
         # it.
         begin = time.perf_counter()
-        jax.block_until_ready(look(params, images))
-        seen = time.perf_counter()
-        actions = policy.act(images, state)
-        vision, frame = 1e3 * (seen - begin), 1e3 * (time.perf_counter() - seen)
+        jax.block_until_ready(look(params, tuple(image[None] for image in seen.images.values())))
+        looked = time.perf_counter()
+        actions = policy.act(seen.images, seen.proprio)
+        vision, frame = 1e3 * (looked - begin), 1e3 * (time.perf_counter() - looked)
         return actions, {"vision": vision, "backbone": frame - vision, "frame": frame}
 
     return call
@@ -275,12 +265,15 @@ def _model(graphdef: Any, params: Any) -> VLA:
     return model
 
 
-def _torch(policy: torch_policy.Policy, state: np.ndarray | None) -> Call:
+def _torch(
+    folder: Path, args: argparse.Namespace, compile: bool, quantise: str | None = None
+) -> Call:
+    policy = torch_policy.load(folder, args.device, args.dtype, compile, quantise=quantise)
     policy.reset(TEXTS[0])
 
-    def call(images: Images) -> tuple[np.ndarray, dict[str, float]]:
+    def call(seen: Seen) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
-        out = policy.act(images, state)
+        out = policy.act(seen.images, seen.proprio)
         frame = 1e3 * (time.perf_counter() - begin)
         return out["actions"], {
             **{name: out["timing"][name] for name in ("vision", "backbone")},
@@ -290,40 +283,34 @@ def _torch(policy: torch_policy.Policy, state: np.ndarray | None) -> Call:
     return call
 
 
-def _onnx(root: Path, state: np.ndarray | None) -> Call:
+def _onnx(root: Path) -> Call:
     onnx.write(root / "artefact", root / "onnx")
-    return _program(torch_policy.load(root / "artefact"), onnx.session(root / "onnx"), state)
+    return _program(torch_policy.load(root / "artefact"), onnx.session(root / "onnx"))
 
 
-def _pt2(root: Path, args: argparse.Namespace, state: np.ndarray | None) -> Call:
+def _pt2(root: Path, args: argparse.Namespace) -> Call:
     pt2.write(root / "artefact", root / "pt2", args.device)
     policy = torch_policy.load(root / "artefact", args.device, args.dtype)
     step = torch._inductor.aoti_load_package(str(root / "pt2" / "compiled.pt2"))
-    return _program(policy, pt2.on_arrays(step, derived.example(policy)), state)
+    return _program(policy, pt2.on_arrays(step, derived.example(policy)))
 
 
-def _program(
-    policy: torch_policy.Policy,
-    run: Callable[[derived.Arrays], derived.Arrays],
-    state: np.ndarray | None,
-) -> Call:
+def _program(policy: torch_policy.Policy, run: Callable[[derived.Arrays], derived.Arrays]) -> Call:
     """A program of one step with its state: its stages cannot be told apart."""
     given = derived.example(policy)
     policy.reset(TEXTS[0])
-    carried = {
+    state = {
         name: derived.array(value)
         for name, value in given.items()
         if name.startswith(derived.STATE)
     }
 
-    def call(images: Images) -> tuple[np.ndarray, dict[str, float]]:
+    def call(seen: Seen) -> tuple[np.ndarray, dict[str, float]]:
         begin = time.perf_counter()
         noise = None if policy.network.head.noise_shape is None else policy.drawn()
-        prepared = policy.prepared(images, state, noise=noise)
-        out = run(
-            {name: carried[name] if name in carried else prepared[name][None] for name in given}
-        )
-        carried.update({name: out[f"next_{name}"] for name in carried})
+        prepared = policy.prepared(seen.images, seen.proprio, noise=noise)
+        out = run({name: state[name] if name in state else prepared[name][None] for name in given})
+        state.update({name: out[f"next_{name}"] for name in state})
         actions = policy.commit_step(None, out["action"][0], None)["actions"]
         return actions, {"frame": 1e3 * (time.perf_counter() - begin)}
 

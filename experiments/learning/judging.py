@@ -17,6 +17,7 @@ from experiments.learning.collecting import Trial
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.rl import success
+from vla_jax.rl.reward import standing
 from vla_jax.saved import REWARDS, known
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import load_meta, load_params, within
@@ -130,8 +131,8 @@ class Learned:
         if self._at_end:
             chance = success.chance(earned[-1:])
             earned = np.where(np.arange(len(earned)) == len(earned) - 1, chance, 0.0)
-        else:  # the last frame stands on, as in RewardModel.scores
-            earned[-1] *= 1 + max(0, self._looks - len(frames))
+        else:
+            earned[-1] *= standing(len(frames), self._looks)
         return np.asarray(earned, np.float32)
 
 

@@ -333,7 +333,7 @@ class VLA(nnx.Module):
                 f" {len(obs.images)}; give loader and model the same cameras"
             )
         b, t = obs.step_mask.shape
-        cameras = self._encode_cameras(obs.images, obs.image_mask.reshape(b * t, -1))
+        cameras = self.encode_cameras(obs.images, obs.image_mask.reshape(b * t, -1))
         words = prompt_tokens(self.backbone, obs, self.config.state_words)
         scalars = []
         if self.embodiment is not None:
@@ -404,7 +404,7 @@ class VLA(nnx.Module):
         """Logits at a text's tokens behind the images of each camera; targets see only what stands
         before them.
         """
-        cameras = self._encode_cameras(images, seen)
+        cameras = self.encode_cameras(images, seen)
         image = sequence.concat_tokens(cameras if self.config.layout == "prefix" else cameras[::-1])
         text = MaskedTokens(self.backbone.embed_text(tokens), mask)
         whole = sequence.of_text(
@@ -420,7 +420,7 @@ class VLA(nnx.Module):
         )
         return self.backbone.logits(hidden)
 
-    def _encode_cameras(
+    def encode_cameras(
         self, images: tuple[UInt8[Array, "*f _ _ 3"], ...], mask: Bool[Array, "f cameras"]
     ) -> list[MaskedTokens]:
         """The visual tokens of each camera, from its images: one pass for those of equal size."""

@@ -20,6 +20,15 @@ from vla_jax.types import Array, Objective, Observation
 ALGORITHM = "reward"  # the word of rl.algorithm
 
 
+def standing(count: Any, most: int) -> Any:
+    """How often the last of `count` frames of a clip counts, as what ended stays as it is: to the
+    length of the longest clip, `most`, as an absorbing state does (arXiv 1809.02925). Of frames
+    alone a clip would be worth more or less for its length: a policy learns to fail early where
+    frames are worth less than nothing.
+    """
+    return 1 + (most - count) * (count < most)
+
+
 class Comparisons(NamedTuple):
     """Pairs of clips and which was better. Rows that fill a batch up are not `valid`."""
 
@@ -51,16 +60,12 @@ class RewardModel(VLA):
         return self.critic(flatten(self.readouts(obs)[:, -1:]))[:, 0, 0]
 
     def scores(self, obs: Observation, looks: Bool[Array, "b 2 s"]) -> Float[Array, "b 2"]:
-        """What each clip is worth: the sum over its frames, the last of which stands on to `s`
-        looks, as an absorbing state does (arXiv 1809.02925). Of frames alone a clip would be worth
-        more or less for its length: a policy learns to fail early where frames are worth less
-        than nothing.
-        """
+        """What each clip is worth: the sum over its frames, the last of which is `standing`."""
         flat = jax.tree.map(lambda x: x.reshape(looks.size, *x.shape[3:]), obs)
         each = self.worth(flat).reshape(looks.shape)
         count, most = jnp.sum(looks, axis=2, keepdims=True), looks.shape[2]
-        last = jnp.arange(most)[None, None] == count - 1
-        return jnp.sum(jnp.where(looks, each * (1 + last * (most - count)), 0.0), axis=2)
+        times = jnp.where(jnp.arange(most)[None, None] == count - 1, standing(count, most), 1)
+        return jnp.sum(jnp.where(looks, each * times, 0.0), axis=2)
 
     def loss(self, batch: Comparisons, key: jax.Array) -> Objective:  # type: ignore[override]
         """Sums over the valid pairs: the cross-entropy of which is better, whose odds are
