@@ -1,6 +1,6 @@
 """Improves a policy by which of two clips was preferred, without a reward model (DPO).
 
-    python -m experiments.finetune_preferences --config=blocks_dpo.py --preferences DIR
+    python -m experiments.finetune_preferences --config=blocks_dpo.py --preferences DIR [DIR ...]
     --config.model.start=RUN/checkpoints [--config.a.b=value ...] [--workdir=OUT] [--dry_run]
 
 What was done in the clip that was preferred becomes likelier than what was done in the other
@@ -10,6 +10,7 @@ run ends where that is more than rl.budget nats a chunk. What it leaves is an or
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     return learning.begin(argv, DIRECT, "blocks_dpo.py", learn)
 
 
-def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
+def learn(config: ConfigDict, preferences: Sequence[Path], folder: Path) -> None:
     """Learns to the end of config.steps or of its budget, from the last complete checkpoint in the
     work directory `folder` if there is one.
     """

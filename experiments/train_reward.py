@@ -1,6 +1,6 @@
 """Trains a reward model from which of two clips was preferred (experiments.collect_preferences).
 
-    python -m experiments.train_reward --config=blocks_reward.py --preferences DIR
+    python -m experiments.train_reward --config=blocks_reward.py --preferences DIR [DIR ...]
     --config.model.start=RUN/checkpoints [--config.a.b=value ...] [--workdir=OUT] [--dry_run]
 
 It is RUN's backbone with a number for each frame; a clip is worth their sum, its last frame
@@ -11,6 +11,7 @@ last complete checkpoint.
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     return learning.begin(argv, ALGORITHM, "blocks_reward.py", learn)
 
 
-def learn(config: ConfigDict, preferences: Path, folder: Path) -> None:
+def learn(config: ConfigDict, preferences: Sequence[Path], folder: Path) -> None:
     """Learns to the end of config.steps, from the last complete checkpoint in the work directory
     `folder` if there is one.
     """

@@ -5,7 +5,7 @@ Axes: n pairs.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,14 +37,23 @@ HELD_OUT = 0.2  # of the pairs
 
 
 def begin(
-    argv: list[str], algorithm: str, file: str, learn: Callable[[ConfigDict, Path, Path], None]
+    argv: list[str],
+    algorithm: str,
+    file: str,
+    learn: Callable[[ConfigDict, Sequence[Path], Path], None],
 ) -> int:
     """Parses the flags of a command that learns from preferences by `algorithm`, as the config
     `file` does, and runs learn(config, preferences, workdir); the exit code. Raises ValueError for
     another algorithm, without preferences, and on several hosts.
     """
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--preferences", type=Path, help="the --out of collect_preferences")
+    own.add_argument(
+        "--preferences",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="each --out of collect_preferences",
+    )
     args = parse_argv(with_start(argv), own)
     if args.preferences is None and not args.dry_run:
         raise ValueError("--preferences: expected the --out of experiments.collect_preferences")
@@ -88,12 +97,11 @@ class Chosen(NamedTuple):
         return {"world": self.pairs.world, **counts}
 
 
-def chosen(folder: Path, seed: int) -> Chosen:
-    """The choices in the folder of a collection; whole pairs are held out, whoever judged them.
-    Raises ValueError as pairs.load and pairs.choices do, and where either part would be empty.
+def chosen(folders: Sequence[Path], seed: int) -> Chosen:
+    """The choices in the folders of collections; whole pairs are held out, whoever judged them.
+    Raises ValueError as pairs.joined does, and where either part would be empty.
     """
-    shown = pairs.load(folder)
-    made = pairs.choices(folder, shown)
+    shown, made = pairs.joined(folders)
     counted = [choice for choice in made if choice.choice != "skip"]
     n = len(shown.pairs)
     order = np.random.default_rng((seed, n)).permutation(n)
@@ -101,8 +109,8 @@ def chosen(folder: Path, seed: int) -> Chosen:
     parts = [[choice for choice in counted if (choice.pair in out) == held] for held in (0, 1)]
     if not all(parts):
         raise ValueError(
-            f"{folder}: expected choices of some pairs to learn from and of some to hold out, got"
-            f" {len(parts[0])} and {len(parts[1])} of {n} pairs; choose more"
+            f"{', '.join(map(str, folders))}: expected choices of some pairs to learn from and of"
+            f" some to hold out, got {len(parts[0])} and {len(parts[1])} of {n} pairs; choose more"
         )
     return Chosen(shown, made, *parts)
 

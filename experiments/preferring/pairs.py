@@ -21,6 +21,7 @@ from experiments.rolling.episodes import Row, actions_of
 from experiments.rolling.results import ERROR, rows_in
 
 CHOICES = ("left", "right", "tie", "skip")
+TURNED = {"left": "right", "right": "left"}  # what is said of a pair shown the other way round
 WORLD = ("sim", "facts", "seed")  # settings that both clips of a pair share
 PAIRS, PREFERENCES = "pairs.json", "preferences.jsonl"
 SCHEMA = 1
@@ -138,6 +139,33 @@ def load(out: Path) -> Pairs:
                 " collect the choices again"
             )
     return Pairs(body["world"], pairs)
+
+
+def joined(outs: Sequence[Path]) -> tuple[Pairs, list[Choice]]:
+    """The pairs of several collections and all choices between them, as of one; what was shown
+    twice is one pair. Raises ValueError as `load` and `choices` do, and for collections of
+    different worlds or that contradict each other.
+    """
+    loaded = [load(out) for out in outs]
+    pairs, made = Pairs(loaded[0].world, []), list[Choice]()
+    places: dict[frozenset[str], int] = {}
+    for out, own in zip(outs, loaded, strict=True):
+        if own.world != pairs.world:
+            raise ValueError(
+                f"{out}: expected pairs of the world of {outs[0]}, {pairs.world}, got {own.world}"
+            )
+        at, turned = list[int](), list[bool]()
+        for pair in own.pairs:
+            clips = frozenset(clip.sha256 for clip in pair)
+            at.append(places.setdefault(clips, len(pairs.pairs)))
+            if at[-1] == len(pairs.pairs):
+                pairs.pairs.append(pair)
+            turned.append(pairs.pairs[at[-1]].left.sha256 != pair.left.sha256)
+        for pair, choice, judge in choices(out, own):
+            said = TURNED.get(choice, choice) if turned[pair] else choice
+            made.append(Choice(at[pair], said, judge))
+        _check(made, pairs, out / PREFERENCES)
+    return pairs, made
 
 
 class Choices:

@@ -89,6 +89,43 @@ def test_what_does_not_fit_is_refused(rollouts: list[Path], tmp_path: Path) -> N
         compared.load(tmp_path)
 
 
+def test_what_was_shown_twice_is_one_pair(rollouts: list[Path], tmp_path: Path) -> None:
+    pairs = compared.drawn(rollouts, 6, seed=0)
+    some = compared.Pairs(pairs.world, pairs.pairs[:4])
+    turned = compared.Pairs(
+        pairs.world, [pair._replace(left=pair.right, right=pair.left) for pair in pairs.pairs[3:]]
+    )
+    first, second = tmp_path / "first", tmp_path / "second"
+    for out, own in ((first, some), (second, turned)):
+        compared.keep(own, out)
+    Choices(first, some).add(Choice(3, "left", "me"))
+    later = Choices(second, turned)
+    later.add(Choice(0, "right", "me"))  # the same, seen the other way round
+    later.add(Choice(2, "left", "me"))
+    shown, made = compared.joined([first, second])
+    assert [set(pair) for pair in shown.pairs] == [set(pair) for pair in pairs.pairs]
+    assert made == [Choice(3, "left", "me"), Choice(3, "left", "me"), Choice(5, "left", "me")]
+    assert shown.pairs[5] == turned.pairs[2]
+    assert compared.joined([second])[0] == turned
+    with (second / compared.PREFERENCES).open("a") as file:
+        clips = {"left": turned.pairs[0].left.sha256, "right": turned.pairs[0].right.sha256}
+        file.write(json.dumps({"pair": 0, "choice": "tie", "judge": "you", **clips}) + "\n")
+    compared.joined([first, second])  # somebody else may think otherwise
+    third = tmp_path / "third"
+    compared.keep(turned, third)
+    Choices(third, turned).add(Choice(0, "left", "me"))
+    with pytest.raises(ValueError, match="me says of pair 3 both 'left' and 'right'"):
+        compared.joined([first, third])
+    world = turned.world | {"seed": 99}
+    body = json.loads((third / compared.PAIRS).read_text()) | {"world": world}
+    for pair in body["pairs"]:
+        for clip in pair:
+            clip["sha256"] = compared.digest(Path(clip["rollout"]), world, clip["episode"])
+    (third / compared.PAIRS).write_text(json.dumps(body))
+    with pytest.raises(ValueError, match="expected pairs of the world of"):
+        compared.joined([first, third])
+
+
 def test_other_worlds_and_clips_are_refused(rollouts: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     own = ["--policy", "random", "--sim", "blocks", "--episodes", "2", "--out", str(other)]
