@@ -161,9 +161,9 @@ def joined(outs: Sequence[Path]) -> tuple[Pairs, list[Choice]]:
             if at[-1] == len(pairs.pairs):
                 pairs.pairs.append(pair)
             turned.append(pairs.pairs[at[-1]].left.sha256 != pair.left.sha256)
-        for pair, choice, judge in choices(out, own):
-            said = TURNED.get(choice, choice) if turned[pair] else choice
-            made.append(Choice(at[pair], said, judge))
+        for number, choice, judge in choices(out, own):
+            said = TURNED.get(choice, choice) if turned[number] else choice
+            made.append(Choice(at[number], said, judge))
         _check(made, pairs, out / PREFERENCES)
     return pairs, made
 
