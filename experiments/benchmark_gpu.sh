@@ -42,6 +42,7 @@ infer=("${run[@]}" inference --device "$DEVICE" --dtype "$DTYPE" --frames 30)
 part train 240 "${train[@]}" ${BATCH:+--batch "$BATCH"} --repeats 3 --steps 5 --json "$OUT/train.json"
 part inference 150 "${infer[@]}" --size "$SIZE" --lines jax,eager,compile --json "$OUT/inference.json"
 part expert 90 "${infer[@]}" --size "$SIZE" --head expert --lines jax --json "$OUT/expert.json"
+part fast 90 "${infer[@]}" --size "$SIZE" --head fast --lines jax --json "$OUT/fast.json"
 # float32 needs more memory than the released model leaves: the small one says whether bfloat16 trains alike.
 part losses 60 "${run[@]}" train --size "$MIDDLE" --device "$DEVICE" --dtype bfloat16 --losses float32 --repeats 1 \
     --json "$OUT/losses.json"

@@ -7,26 +7,32 @@ Topologies are those of TPUs (v5e:2x4, v6e:2x4, v5p:2x2x2; the compiler is `pip 
 "libtpu==0.0.42.*"`) and gpu:8xH100; --topology=list shows them. Of GPUs it compiles for as many CPU
 devices: what is communicated is right, temporaries are those of the CPU's compiler. Nothing is
 downloaded, no weight is read. --largest compiles a second batch size and tells the largest that
-fits. Programs are remembered: the same question is answered in seconds (composition/ahead.py).
+fits. Programs are remembered: the same question is answered in seconds (composition/ahead.py). Of a
+config that learns by trial it compiles what a round computes beside the step too: how all worlds
+are answered at once, and how decisions are judged (learning/programs.py).
 Ends with 1 when the step does not fit, or when an activation of the whole batch is sent.
 """
 
 import argparse
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments.composition import ahead, spaces
+from experiments.composition import ahead, spaces, steps
 from experiments.composition.ahead import GIB, Chip, ParameterSizes, Step
 from experiments.composition.collectives import Collective
 from experiments.composition.config import parse_argv
+from experiments.learning import programs
 from vla_jax import command, sharding
 from vla_jax.progress import Progress
 
 # Of a chip's memory: what the runtime keeps for itself a compiler does not count (15.75 of 16 GiB).
 USABLE = 0.98
+STATE = ("parameters", "frozen", "optimizer", "average")  # of a Step's memory, what always stays
 
 
 def main(argv: list[str]) -> int:
@@ -60,8 +66,10 @@ def answer(config: ConfigDict, topology: str, args: argparse.Namespace) -> int:
     fits = _print_memory(step, chip)
     if args.largest:
         _print_largest(config, mesh, topology, (step, chip))
-    batch_sent = _print_collectives(step)
+    batch_sent = _print_collectives(step.collectives, partial(_carried, "step", step))
     _print_times(step, chip, config, mesh.size, args)
+    if config.rl.algorithm:
+        fits = _print_round(config, mesh, topology, (step, chip)) and fits
     return 0 if fits and not batch_sent else 1
 
 
@@ -129,16 +137,64 @@ def _print_largest(
     )
 
 
-def _print_collectives(step: Step) -> bool:
+def _print_round(
+    config: ConfigDict, mesh: jax.sharding.Mesh, topology: str, known: tuple[Step, Chip]
+) -> bool:
+    """Compiles and prints what a round of learning by trial computes beside the step; whether all
+    of it fits.
+    """
+    (step, chip), plan = known, steps.plan(config, mesh)
+    copies = programs.kept(plan)
+    state = sum(size for kind, size in step.memory.items() if kind in STATE)
+    fits = sum(step.memory.values()) + copies <= chip.memory
+    print(
+        f"a round: {programs.worlds(config)} worlds at once, decisions in batches of"
+        f" {config.batch_size}; beside the state stay the parameters of who acts and of the start,"
+        f" {copies / GIB:.2f} GiB a chip, with which the step {'fits' if fits else 'does not fit'}"
+    )
+    for name, asked in programs.of_round(config, plan).items():
+        try:
+            with Progress(f"compiling what {name}"):
+                one = ahead.program(asked.traced, mesh, topology)
+        except ahead.DoesNotFit as error:
+            print(f"{name}: does not fit: {error}")
+            return False
+        most = "" if asked.parts > 1 else " at most"
+        total = state + copies + asked.inputs + one.temporaries
+        fits = fits and total <= chip.memory
+        moved = "" if one.moved is None else f", {one.moved / 1e9:,.4f} GB moved"
+        print(
+            f"{name}: {total / GIB:.2f} GiB of {chip.memory / GIB:.0f}, of it temporaries"
+            f" {one.temporaries / GIB:.4f}: {'fits' if total <= chip.memory else 'does not fit'};"
+            f" {one.flops / asked.parts / 1e9:,.3f} GFLOP a chip{most}{moved}"
+        )
+        fits = not _print_collectives(one.collectives, partial(_carried, name, step)) and fits
+    return fits
+
+
+def _carried(program: str, step: Step, each: Collective) -> str:
+    """`carried` of the step, and of what a round computes beside it, where all chips see all worlds
+    and all that is judged goes to the host.
+    """
+    if program == "acts":
+        whole = all(math.prod(shape) in step.sizes.counts for _, shape in each.arrays)
+        return "parameters" if whole else "activations"
+    what = carried(each, step.sizes, step.batch_axes)
+    return "what is judged" if (program, what) == ("judges", "batch") else what
+
+
+def _print_collectives(
+    collectives: Sequence[Collective], carries: Callable[[Collective], str]
+) -> bool:
     """Prints what is sent; True when an activation of the whole batch is."""
     sent: Counter[tuple[str, str, str, str]] = Counter()
     wrong = []
-    for each in step.collectives:
-        what = carried(each, step.sizes, step.batch_axes)
+    for each in collectives:
+        what = carries(each)
         sent[each.kind, " x ".join(each.axes), each.arrays[0][0], what] += int(each.sent)
         if what == "batch":
             wrong.append(each)
-    print("GB a chip sends in a step:")
+    print("GB a chip sends:" if sent else "nothing is sent")
     for (kind, axes, dtype, what), size in sent.most_common():
         print(f"  {size / 1e9:10.4f}  {kind:18s} over {axes:12s} {dtype:5s} {what}")
     for each in wrong:
@@ -170,8 +226,7 @@ def _print_times(
     if config.rl.algorithm:
         print(
             f"{rate:.2f} decisions/s expected in learning, {step.example / 1e3:,.0f} kB each;"
-            f" acting, which is not compiled here, comes on top; checkpoint: {step.saved / 1e9:.1f}"
-            " GB"
+            f" checkpoint: {step.saved / 1e9:.1f} GB"
         )
         return
     hours = config.steps * expected / 3600

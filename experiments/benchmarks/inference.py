@@ -13,7 +13,8 @@ the whole call: uint8 image in, actions in robot units out. "action" is what one
 costs when all of a chunk is executed before the next pass. The ratio is of JAX's p50 to the line's.
 Last, what experiments.serve adds to a request of one client on loopback. --lines jax alone exports
 nothing and serves nothing. With the head expert, first what its pass costs over one of the backbone
-alone, turn by turn (expert.py).
+alone, turn by turn (expert.py); with the head fast, whose policy has one frame, what a plan costs
+over the language model's own passes for its tokens (fast.py).
 
 On a GPU torch.compile makes CUDA graphs, and the floor is the time that reading every weight once
 takes at the rate of a plain copy, measured in this run.
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from experiments.benchmarks import expert, policies, server
+from experiments.benchmarks import expert, fast, policies, server
 from experiments.composition.json_files import write_json
 from vla_jax import build, build_heads, saved
 from vla_jax import params as flat
@@ -60,6 +61,7 @@ LINES = {
     "pt2": "AOTInductor",
     "onnx": "onnxruntime (CPU)",
 }
+HEADS = ("lstm", "mlp", "gpt", "attention", "flow", "discrete", "fast", "oft", "expert")
 # calls before the clock runs: more than the window, and than what torch.compile compiles anew
 WARM = 12
 
@@ -73,11 +75,8 @@ def main(argv: list[str]) -> None:
         prog="experiments.benchmark inference", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--size", choices=tuple(policies.VARIANTS), default="tiny")
-    parser.add_argument(
-        "--head", default="lstm",
-        choices=("lstm", "mlp", "gpt", "attention", "flow", "discrete", "oft", "expert"),
-    )  # fmt: skip
+    parser.add_argument("--size", choices=tuple(policies.VARIANTS), help="default tiny")
+    parser.add_argument("--head", choices=HEADS, help="default lstm")
     parser.add_argument("--policy", type=Path, help="a run or an import, in place of both")
     parser.add_argument("--frames", type=int, default=50, help="measured calls of each line")
     parser.add_argument("--device", default="cpu", help="of torch; JAX takes its own default")
@@ -90,6 +89,11 @@ def main(argv: list[str]) -> None:
         "--folder", type=Path, help="for the artefact, which is taken as it is where it is there"
     )
     args = parser.parse_args(argv)
+    if args.policy and (args.size or args.head):
+        raise ValueError(
+            f"--policy: expected it alone, as {args.policy} has a size and a head of its own, got"
+            " --size or --head beside it; leave those out"
+        )
     args.lines = args.lines or "jax,eager,compile" + ",onnx" * (args.dtype == "float32")
     unknown = set(args.lines.split(",")) - set(LINES)
     if unknown or not args.lines.startswith("jax"):
@@ -104,7 +108,7 @@ def main(argv: list[str]) -> None:
 def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The table, printed line by line."""
     if args.policy is None:
-        config = policies.configuration(args.size, args.head)
+        config = policies.configuration(args.size or "tiny", args.head or "lstm")
         config.model.cameras = CAMERAS
         source = made(config, root)
     else:
@@ -149,6 +153,17 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
             flush=True,
         )
         table["expert"] = ratio._asdict()
+    if model.head == "fast":
+        written = fast.measure(source, args.dtype)
+        print(
+            f"fast: a plan of {written.tokens} tokens over the pass before them"
+            f" ({1e3 * written.pass_s:.1f} ms) with the language model's steps"
+            f" ({1e3 * written.step_s:.2f} ms each): {written.wall:.2f} of wall,"
+            f" {written.cpu:.2f} of CPU; behind that pass {written.behind_wall:.2f},"
+            f" {written.behind_cpu:.2f}",
+            flush=True,
+        )
+        table["fast"] = written._asdict()
     first = True
     for key in args.lines.split(","):
         name = LINES[key]
@@ -194,8 +209,13 @@ def made(config: ConfigDict, root: Path) -> SavedPolicy:
     module, folder = build.backbone_module(config), root / "tokenizer"
     module.train_tiny_tokenizer(list(TEXTS), folder)
     encoder = module.load_tokenizer(folder, config.model.layout)
-    policy = build.model(config, build.backbone_config(config).vocab)
+    end, vocabulary = build.backbone_config(config).vocab, None
+    if config.model.head == "fast":
+        vocabulary = fast.vocabulary(config)
+    policy = build.model(config, end, vocabulary)
     params = policies.random_params(policy, np.random.default_rng(0))
+    if vocabulary is not None:
+        params = fast.writing(params, fast.string(config, vocabulary), end)
     names = tuple(config.model.action_names)
     stats = {
         key: np.full(len(names), value)

@@ -26,6 +26,8 @@ def configuration(size: str, head: str = "lstm") -> ConfigDict:
         model.head_hidden, model.head_layers, model.head_mlp = 512, 2, (512, 256)
         if head == "expert":
             model.head_hidden = presets.EXPERT["base"]
+    if head == "fast":  # one frame, as openpi's
+        model.history, model.window = "one_step", 1
     return spaces.resolve(config)
 
 

@@ -81,6 +81,15 @@ class Step(NamedTuple):
     example: int  # bytes of one of its batch
 
 
+class Program(NamedTuple):
+    """Another program, compiled for the same machines; as of Step."""
+
+    temporaries: int  # bytes a chip
+    collectives: list[Collective]
+    flops: float  # of all chips, of its matrix products
+    moved: float | None
+
+
 def listed() -> str:
     """The names of topologies, a line for each chip."""
     lines = [f"{chip}: {', '.join(f'{chip}:{name}' for name in SLICES[chip])}" for chip in SLICES]
@@ -155,6 +164,14 @@ def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step
     example = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(one))
     sizes, sent = parameter_sizes(plan), read(text, mesh)
     return Step(memory, sent, flops, moved, sizes, batch_axes, saved, example)
+
+
+def program(traced: jax.stages.Traced, mesh: jax.sharding.Mesh, topology: str) -> Program:
+    """A traced program, compiled for the mesh's devices. Raises DoesNotFit."""
+    size, text = _compile(traced, mesh, topology)
+    moved = traffic.read(text) if mesh.devices.flat[0].platform == "tpu" else None
+    flops = metrics.count_flops(traced.jaxpr.jaxpr)
+    return Program(size["temporaries"], read(text, mesh), flops, moved)
 
 
 def _compile(

@@ -51,8 +51,8 @@ class Rounds:
         # The loss says nothing of single dims.
         self._step = steps.train_step(plan, Units(names, np.ones((1, len(names)), np.float32)))
         self._scoring = batches.Scoring(config.rl.algorithm, config.rl.discount, config.rl.decay)
-        self._judge = _judging(plan)
-        self._read = _reading(plan) if config.rl.head_only else None
+        self._judge = judge_step(plan)
+        self._read = read_step(plan) if config.rl.head_only else None
 
     def run(
         self, state: TrainState, number: int, collector: Collector, reward: Reward
@@ -135,7 +135,7 @@ class Rounds:
         return self._plan.abstract.step.sharding.mesh
 
 
-def _judging(plan: Plan) -> Any:
+def judge_step(plan: Plan) -> Any:
     """The jitted (parameters, those before all learning, decisions) -> Judged."""
     graphdef, mesh = plan.graphdef, plan.abstract.step.sharding.mesh
 
@@ -156,7 +156,7 @@ def _judging(plan: Plan) -> Any:
     )
 
 
-def _reading(plan: Plan) -> Any:
+def read_step(plan: Plan) -> Any:
     """The jitted (parameters, decisions) -> readouts [b t n c]."""
     graphdef, mesh = plan.graphdef, plan.abstract.step.sharding.mesh
 

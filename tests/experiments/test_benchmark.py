@@ -7,9 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from data_pipelines.builders.blocks import write_blocks
+from experiments.benchmarks import fast, inference, policies
+from vla_jax import params
+from vla_jax.policy import JaxPolicy
 
 
 @pytest.mark.slow
@@ -53,6 +58,34 @@ def test_what_was_trained_is_measured_as_it_is(tmp_path):
     table = json.loads((tmp_path / "table").read_text())
     for name in ("JAX", "torch eager", "onnxruntime (CPU)"):
         assert table[name]["difference"] < 2e-5
+
+
+def test_a_run_has_a_size_and_a_head_of_its_own(tmp_path):
+    for option in ("--size=tiny", "--head=fast"):
+        with pytest.raises(ValueError, match="--policy: expected it alone"):
+            inference.main([f"--policy={tmp_path}", option])
+
+
+@pytest.mark.slow
+def test_a_string_of_fast_is_measured_beside_the_steps_of_its_tokens(tmp_path):
+    config = policies.configuration("tiny", "fast")
+    config.model.cameras = ("primary",)
+    known = fast.vocabulary(config)
+    tokens = fast.string(config, known)
+    source = inference.made(config, tmp_path)
+    measured = fast.measure(source, "float32", rounds=2)
+    assert measured.tokens == len(tokens) > 4
+    assert min(measured) > 0
+    # What is measured is a plan: that of the string, whatever the policy sees.
+    weights = {name: jnp.asarray(value) for name, value in source.params.items()}
+    policy = JaxPolicy(params.abstract(source.build)[0], weights, source.io("random"))
+    expected = known.decode(tokens)
+    expected[:, -1] = expected[:, -1] > 0
+    for level in (0, 200):
+        policy.reset("push the red block to the left")
+        chunk = policy.act({"primary": np.full((32, 32, 3), level, np.uint8)})
+        np.testing.assert_allclose(chunk, expected, atol=1e-5)
+    assert policy.held == 0
 
 
 @pytest.mark.slow

@@ -4,13 +4,22 @@ import contextlib
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import preflight
 from experiments.composition import ahead, spaces, steps
 from experiments.composition.collectives import Collective
 from experiments.composition.config import parse_argv
+from experiments.learning import programs
+from experiments.learning.batches import window_of
+from vla_jax import params as params_of
 from vla_jax import sharding
+from vla_jax.actions import ActionSpec
+from vla_jax.policy import JaxPolicy
+from vla_jax.policy_io import PolicyIO
+from vla_jax.types import Seen
 
 TINY = ("--config=oxe_paligemma.py:tiny", "--config.model.layers=scan")
 
@@ -18,6 +27,7 @@ TINY = ("--config=oxe_paligemma.py:tiny", "--config.model.layers=scan")
 @pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory):
     """Programs are remembered between these tests, and nowhere else."""
+    jax.devices()  # jax starts, whichever test is first: a later one asks for more of them
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -47,12 +57,69 @@ def test_a_run_that_fits(capsys):
 @pytest.mark.slow
 def test_a_step_that_learns_by_trial(capsys):
     words = ("--config.rl.algorithm=ppo", "--config.rl.head_only=True", "--config.batch_size=88")
+    words += ("--config.rl.environments=8",)
     assert run(*words) == 0
     said = capsys.readouterr().out
     assert "decisions/s expected in learning" in said
     assert "of 75: fits" in said
+    assert "a round: 8 worlds at once, decisions in batches of 88" in said
+    rates = {}
+    for name in ("acts", "reads", "judges"):  # of all worlds; of a chip's part of a batch
+        told = re.search(rf"^{name}: .* of 75, of it .*: fits; ([\d.,]+) GFLOP a chip", said, re.M)
+        assert told is not None, said
+        rates[name] = float(told[1])
+    assert "whole batch" not in said
+    assert re.search(r"all-gather +over fsdp +f32 +what is judged", said)
+    # A window has two frames, of which the newest alone is looked at to act; 88 windows are of
+    # eight chips. Heads, which are left out here, come on top.
+    assert rates["acts"] / 8 == pytest.approx(rates["reads"] / 11 / 2, rel=0.1)
+    assert rates["judges"] < rates["reads"] / 10  # what is read is not read again
     with pytest.raises(ValueError, match="not known before its clips are"):
         run("--config.rl.algorithm=dpo", "--config.model.head=mlp")
+
+
+@pytest.mark.slow
+def test_what_is_compiled_for_acting_gives_what_a_policy_plays():
+    words = ("--config.rl.algorithm=ppo", "--config.rl.environments=2")
+    config = spaces.resolve(parse_argv([*TINY, *words]).config)
+    plan = steps.plan(config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    rng = np.random.default_rng(0)
+    weights = {
+        name: jnp.asarray(rng.normal(0, 0.1, shape.shape), jnp.float32)
+        for name, shape in plan.shapes.items()
+    }
+    names, length = tuple(config.model.action_names), config.model.prompt_length
+    spec, encode = ActionSpec(names), lambda text: np.arange(len(text), dtype=np.int32)
+    policy = JaxPolicy(
+        plan.graphdef, weights, PolicyIO((32,), length, encode, spec, ActionSpec(()))
+    )
+    sessions = policy.sessions(2)
+    played: list[list] = [[], []]
+    for number, session in enumerate(sessions):
+        session.reset("push", number)
+    for _ in range(2):
+        seen = [
+            Seen(
+                {name: rng.integers(0, 256, (32, 32, 3), np.uint8) for name in config.model.cameras}
+            )
+            for _ in sessions
+        ]
+        JaxPolicy.act_together(sessions, seen)
+        for own, session in zip(played, sessions, strict=True):
+            own.append(session.taken())
+    read = jax.jit(lambda params, obs: params_of.merge(plan.graphdef, params).readouts(obs))
+    rows = [
+        (
+            window_of([obs for obs, _ in own], 1, 2),
+            read(weights, own[0][0]),
+            (np.uint32(number), np.uint32(1)),
+        )
+        for number, own in enumerate(played)
+    ]
+    chunks = programs._act(plan)(weights, rows)
+    for chunk, own in zip(chunks, played, strict=True):
+        np.testing.assert_allclose(chunk[0], own[-1][1], atol=1e-5)
+    assert np.abs(chunks[0] - chunks[1]).max() > 0.01
 
 
 @pytest.mark.slow

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from data_pipelines.datasets import DATASETS
 from data_pipelines.files.outcomes import FAILURE, SUCCESS, UNKNOWN
+from experiments.learning import judging
 from experiments.learning.judging import Learned
 from experiments.succeeding import looks
 from tests.experiments.trials import trial
+from vla_jax.rl import reward as preferred
 
 BLOCKS = DATASETS["blocks"]
 
@@ -99,3 +102,17 @@ def test_a_classifier_rewards_the_end_alone() -> None:
     reward._worth = lambda windows: np.full(len(windows), -9.0, np.float32)
     with pytest.raises(ValueError, match="nothing is learnt from a constant"):
         reward(played)
+
+
+def test_a_reward_model_of_before_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
+    """Its reward.json does not say how long its clips counted, so nobody knows what it means."""
+    seen = {"tokenizer": {"sha256": "the same"}}
+    own = {"rl": {"algorithm": preferred.ALGORITHM}, "model": dict.fromkeys(judging.SAME, 1)}
+    worth = SimpleNamespace(config=ConfigDict(own), meta=seen, where=tmp_path / "checkpoints")
+    monkeypatch.setattr(judging, "Worth", lambda folder, asked: worth)
+    monkeypatch.setattr(judging, "load_meta", lambda folder: seen)
+    (tmp_path / "reward.json").write_text('{"spread": 2.0}', encoding="utf-8")
+    mine = ConfigDict({"model": {**own["model"], "start": "RUN/checkpoints"}})
+    with pytest.raises(ValueError, match="an earlier version; train it again") as refused:
+        Learned(tmp_path, mine)
+    assert str(refused.value).startswith(f"--config.rl.reward={tmp_path}: expected a model")
