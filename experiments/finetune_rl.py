@@ -32,7 +32,7 @@ from experiments.learning.collecting import Collector
 from experiments.learning.judging import Learned
 from experiments.learning.rounds import Reward, Rounds, World
 from experiments.rolling.actors import check_renderer, whose
-from experiments.rolling.worlds import About, opened
+from experiments.rolling.worlds import About, apart
 from vla_jax import command, sharding
 from vla_jax.models.tokenizer import digest
 from vla_jax.policy import JaxPolicy
@@ -104,10 +104,12 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
     taken = beginning.start(config, plan)
     with contextlib.ExitStack() as stack:
         sim, count = config.rl.sim, config.rl.episodes * config.rl.trials
-        worlds = opened(sim, min(config.rl.environments, count))
+        worlds = apart(sim, min(config.rl.environments, count))
         reward = Learned(Path(config.rl.reward), config) if config.rl.reward else of_success
+        # Where the head alone learns, what it read while it acted holds for all of a round.
+        reading = config.rl.head_only
         collector = Collector(
-            worlds, lambda: opened(sim, 1)[0], config.seed, ending=bool(config.rl.reward)
+            worlds, lambda: apart(sim, 1)[0], config.seed, bool(config.rl.reward), reading
         )
         stack.callback(collector.close)
         about = worlds[0].about

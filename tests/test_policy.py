@@ -156,6 +156,29 @@ def test_episodes_together_act_as_each_alone(history, layout, head, cross):
     assert now == [STEPS, STEPS, STEPS]
     with pytest.raises(ValueError, match="sessions of one policy"):
         JaxPolicy.act_together([sessions[0], JaxPolicy(graphdef, {**flat}, IO)], shown[:2])
+    with pytest.raises(ValueError, match="at most 2 sessions, got 3"):
+        policy.act_together(policy.sessions(3, 2), shown[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("history", ["head", "interleaved"])
+def test_readouts_are_those_that_the_head_read(history):
+    """As of the window that the loader would make; of those that are asked, whoever that is."""
+    graphdef, flat = build(history)
+    readouts = jax.jit(lambda obs: params.merge(graphdef, flat).readouts(obs))
+    policy, (images, states) = JaxPolicy(graphdef, flat, IO), episode()
+    sessions = policy.sessions(3, 2)
+    for session in sessions:
+        session.reset("ab")
+    for now in range(STEPS):
+        seen = Seen({name: frames[now] for name, frames in images.items()})
+        for asked in (sessions[:2], sessions[2:]):
+            policy.act_together(asked, [seen] * len(asked))
+        expected = readouts(window(now, np.zeros((STEPS, D)), images, states))[0]
+        there = slice(None) if history == "head" else slice(max(T - 1 - now, 0), T)
+        for session in sessions:
+            np.testing.assert_allclose(session.readouts()[there], expected[there], atol=2e-5)
+        np.testing.assert_array_equal(sessions[0].readouts(), sessions[2].readouts())
 
 
 @pytest.mark.parametrize("head", ["mlp", "flow", "discrete"])

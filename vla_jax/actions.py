@@ -118,11 +118,11 @@ class ActionSpec:
         `state`, in robot units, is that of the frame where the values' chunk starts, and broadcasts
         against them; only relative dims need it. Raises ValueError where it is missing or bad.
         """
-        return self.scaled(relative.to_relative(self.relative, self._checked(values), state))
+        return self.scaled(relative.to_relative(self.relative, self.checked(values), state))
 
     def scaled(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """The same of values that are relative already, as the statistics are."""
-        x = self._checked(values)
+        x = self.checked(values)
         for step in self.steps:
             x = (np.clip(x, step.low, step.high) - step.offset) / step.scale
         return x.astype(np.float32)
@@ -138,7 +138,7 @@ class ActionSpec:
         Binary dims come in as probabilities and leave as 0 or 1; constant ones are clipped to their
         range.
         """
-        x = self._checked(values)
+        x = self.checked(values)
         for step in reversed(self.steps):
             x = x * step.scale + step.offset
         for j in self.constant:
@@ -146,6 +146,15 @@ class ActionSpec:
         for j in self.binary:
             x[..., j] = x[..., j] > 0.5
         return relative.to_absolute(self.relative, x, state).astype(np.float32)
+
+    def checked(self, values: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """The values in float64, a copy. Raises ValueError where they are others than `names`."""
+        if values.shape[-1:] != (len(self.names),):
+            raise ValueError(
+                f"action: expected {len(self.names)} dims ({', '.join(self.names)}) last, got shape"
+                f" {values.shape}"
+            )
+        return np.array(values, np.float64)
 
     def units(self) -> Float[np.ndarray, " d"]:
         """Robot units per network unit of every dim: turns an error in network units into one in
@@ -192,14 +201,6 @@ class ActionSpec:
             steps,
             relative.of_json(body["relative"]),
         )
-
-    def _checked(self, values: np.ndarray) -> np.ndarray:
-        if values.shape[-1:] != (len(self.names),):
-            raise ValueError(
-                f"action: expected {len(self.names)} dims ({', '.join(self.names)}) last, got shape"
-                f" {values.shape}"
-            )
-        return np.array(values, np.float64)
 
 
 def places(names: Sequence[str], space: Sequence[str]) -> list[int]:

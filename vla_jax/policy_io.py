@@ -5,7 +5,7 @@ Axes: d action dim, p proprio.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,18 +82,19 @@ class PolicyIO:
         return Guide(target[None], weight[None, :, None])
 
 
-def observation(
-    io: PolicyIO, config: VLAConfig, seen: Seen, past: np.ndarray | None
+def observations(
+    io: PolicyIO, config: VLAConfig, seen: Sequence[Seen], past: Sequence[np.ndarray | None]
 ) -> Observation:
-    """One frame of one episode as the network takes it, but for the prompt, sensors and dims.
+    """A frame of each of several episodes as the network takes it, a row each, but for the prompt,
+    sensors and dims.
 
-    `past` is the action [d] before it in network units, of the dataset's dims; None at an episode's
-    first frame. Raises ValueError for images that are not uint8 RGB, and for missing state where
-    the model sees it.
+    `past` is of each the action [d] before it in network units, of the dataset's dims; None at an
+    episode's first frame. Raises ValueError for images that are not uint8 RGB, and for missing
+    state where the model sees it.
     """
     state = io.state_spec.names
     sizes = ObservationSizes(
-        b=1,
+        b=len(seen),
         t=1,
         p=len(io.state_names or state),
         l=io.prompt_length,
@@ -102,26 +103,28 @@ def observation(
         past_action=True,
     )
     obs = new_observation(sizes, np.zeros)
-    if seen.proprio is not None and state:  # a world may tell what the policy never knew
-        numbers = io.state_spec.normalise(np.asarray(seen.proprio, np.float32))
-        obs.proprio[0, 0, io.state_places] = numbers
-        obs.proprio_mask[0, io.state_places] = True
-    elif config.state is not None and state:
+    # A world may tell what the policy never knew.
+    told = [i for i, each in enumerate(seen) if state and each.proprio is not None]
+    if config.state is not None and state and len(told) < len(seen):
         raise ValueError(
             f"proprio: expected {', '.join(state)}, got None; the model sees the state"
         )
-    if past is not None and obs.past_action is not None:
-        obs.past_action[0, 0, io.action_places] = past
-    return obs._replace(
-        images=tuple(
-            _fitted(seen.images[name], size, io.resize, name)[None, None]
-            for name, size in zip(config.cameras, io.image_size, strict=True)
-        ),
-        image_mask=np.ones_like(obs.image_mask),
-        step_mask=np.ones((1, 1), bool),
-        past_action_mask=np.full((1, 1), past is not None),
-        embodiment=np.full(1, io.embodiment, np.int32),
-    )
+    if told:
+        rows, at = np.array(told)[:, None], np.array(io.state_places)
+        spec = io.state_spec
+        numbers = [spec.checked(np.asarray(seen[i].proprio, np.float32)) for i in told]
+        obs.proprio[rows, 0, at] = spec.normalise(np.stack(numbers))
+        obs.proprio_mask[rows, at] = True
+    acted = [i for i, each in enumerate(past) if each is not None]
+    if acted and obs.past_action is not None and obs.past_action_mask is not None:
+        rows, at = np.array(acted)[:, None], np.array(io.action_places)
+        obs.past_action[rows, 0, at] = [past[i] for i in acted]
+        obs.past_action_mask[acted] = True
+    for images, name, size in zip(obs.images, config.cameras, io.image_size, strict=True):
+        for i, each in enumerate(seen):
+            images[i, 0] = _fitted(each.images[name], size, io.resize, name)
+    obs.image_mask[:] = obs.step_mask[:] = True
+    return obs._replace(embodiment=np.full(len(seen), io.embodiment, np.int32))
 
 
 def _fitted(image: np.ndarray, size: int, how: str, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from experiments.learning.collecting import Trial
 from vla_jax.policy_io import PolicyIO
 from vla_jax.rl import advantages
 from vla_jax.rl.learner import Decisions
-from vla_jax.types import STREAMS, Array, Observation, SensorReading
+from vla_jax.types import STREAMS, Array, Observation
 
 
 class Judged(NamedTuple):
@@ -39,13 +39,14 @@ class Scoring(NamedTuple):
 
 
 def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decisions:
-    """All decisions of the trials, in their order, numpy, not yet scored. `dims` [d] are those of
-    the policy's actions that vary.
+    """All decisions of the trials, in their order, numpy, not yet scored; with the readouts of
+    trials that have them. `dims` [d] are those of the policy's actions that vary.
     """
-    obs, chunks, masks = [], [], []
+    obs, chunks, masks, readouts = [], [], [], list[np.ndarray]()
     for trial in trials:
-        for i, (chunk, steps) in enumerate(zip(trial.chunks, trial.steps, strict=True)):
-            obs.append(window_of(trial.frames, i, window))
+        readouts += trial.readouts
+        obs.append(windows_of(trial.frames, window))
+        for chunk, steps in zip(trial.chunks, trial.steps, strict=True):
             chunks.append(chunk)
             masks.append((np.arange(len(chunk)) < steps)[:, None] & dims[None])
     n = len(chunks)
@@ -60,30 +61,34 @@ def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decision
         reference=np.zeros((n, *chunks[0].shape), np.float32),
         valid=np.ones(n, bool),
         dataset_id=np.zeros(n, np.int32),
+        readouts=np.stack(readouts) if readouts else None,
     )
 
 
 def window_of(frames: Sequence[Observation], newest: int, window: int) -> Observation:
     """The frames up to one, as the loader gives them: before the first stands that one again."""
-    places = [max(i, 0) for i in range(newest - window + 1, newest + 1)]
-    there = np.arange(newest - window + 1, newest + 1) >= 0
-    rows = [frames[i] for i in places]
+    whole = windows_of(frames[max(0, newest - window + 1) : newest + 1], window)
+    return jax.tree.map(lambda x: x[-1:], whole)
 
-    def along(parts: Sequence[Any]) -> Any:
-        return np.concatenate(parts, axis=1)
+
+def windows_of(frames: Sequence[Observation], window: int) -> Observation:
+    """The window that ends with each of an episode's frames, [n t ...]; see window_of."""
+    places = np.arange(len(frames))[:, None] + np.arange(1 - window, 1)
+    rows = jax.tree.map(lambda *parts: np.concatenate(parts), *frames)  # n 1 ...
+
+    def along(part: np.ndarray) -> np.ndarray:
+        return part[:, 0][np.maximum(places, 0)]
 
     streams = {
-        name: along([getattr(row, name) for row in rows])
+        name: along(value)
         for name, stream in STREAMS.items()
-        if "t" in stream.axes and getattr(rows[0], name) is not None
+        if "t" in stream.axes and (value := getattr(rows, name)) is not None
     }
-    streams["step_mask"] = there[None]
-    images = tuple(along(each) for each in zip(*(row.images for row in rows), strict=True))
-    sensors = {
-        name: SensorReading(*map(along, zip(*(row.sensors[name] for row in rows), strict=True)))
-        for name in rows[0].sensors
-    }
-    return rows[-1]._replace(images=images, sensors=sensors, **streams)
+    return rows._replace(
+        images=tuple(map(along, rows.images)),
+        sensors=jax.tree.map(along, rows.sensors),
+        **streams | {"step_mask": places >= 0},
+    )
 
 
 def scored(

@@ -1,5 +1,5 @@
-"""Plays episodes for a policy that learns from them: many worlds at once; what it saw and
-drew is kept.
+"""Plays episodes for a policy that learns from them: many worlds at once, of which one half goes on
+while the policy thinks for the other; what it saw and drew is kept.
 
 Which episodes and what is drawn in them follows from the run's seed and the round's number: neither
 how many worlds there are nor which of them is quicker changes a bit of it.
@@ -14,8 +14,9 @@ import numpy as np
 
 from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Play, Played, Query
+from experiments.rolling.processes import Lost
 from experiments.rolling.turns import Turns
-from experiments.rolling.worlds import Lost
+from experiments.rolling.worlds import at_once
 from vla_jax.policy import JaxPolicy
 from vla_jax.types import Observation
 
@@ -29,8 +30,8 @@ class Episode(NamedTuple):
 
 class Trial(NamedTuple):
     """An episode that was played: the frames at which the policy decided, its chunks [k d] in
-    network units, how many steps each was carried out for, and whether it succeeded; `last` is the
-    frame at its end, where that is asked for.
+    network units, how many steps each was carried out for, and whether it succeeded. Where they are
+    asked for, `last` is the frame at its end, and `readouts` [t n c] what its head read each time.
     """
 
     episode: Episode
@@ -38,6 +39,7 @@ class Trial(NamedTuple):
     chunks: list[np.ndarray]
     steps: list[int]
     success: bool
+    readouts: list[np.ndarray]
     last: Observation | None = None
 
 
@@ -49,19 +51,26 @@ class Collector:
     """
 
     def __init__(
-        self, worlds: Sequence[Any], again: Callable[[], Any], seed: int, ending: bool = False
+        self,
+        worlds: Sequence[Any],
+        again: Callable[[], Any],
+        seed: int,
+        ending: bool = False,
+        reading: bool = False,
     ) -> None:
         """`again` opens another world in place of one that ended; `seed` is of all episodes; with
-        `ending` trials have their last frame.
+        `ending` trials have their last frame, with `reading` their readouts.
         """
-        self._turns, self._orders, self._ending = Turns(worlds, again), Orders(seed), ending
+        self._most = at_once(worlds)  # as long as the run: the policy's program is of so many
+        self._turns = Turns(worlds, again, self._most)
+        self._orders, self._ending, self._reading = Orders(seed), ending, reading
         self.lost = 0
 
     def collect(self, policy: JaxPolicy, episodes: Sequence[Episode]) -> list[Trial]:
         """Plays them all; trials are in their order. Raises RuntimeError where no world is left
         that plays one to its end, and what worlds and policies raise.
         """
-        self._sessions = policy.sessions(len(self._turns.worlds))
+        self._sessions = policy.sessions(len(self._turns.worlds), self._most)
         self._episodes = episodes
         self._open: dict[int, Trial] = {}  # by an episode's place: as far as it came
         done: dict[int, Trial] = {}
@@ -77,8 +86,8 @@ class Collector:
 
     @property
     def processes(self) -> list[int]:
-        """Those of the worlds that have one of their own."""
-        return [world.process for world in self._turns.worlds if world.process is not None]
+        """Those of the worlds that are not in this one."""
+        return list({world.process for world in self._turns.worlds} - {None})
 
     def close(self) -> None:
         """Ends the worlds."""
@@ -87,7 +96,7 @@ class Collector:
 
     def _order(self, place: int) -> Play:
         episode = self._episodes[place]
-        self._open[place] = Trial(episode, [], [], [], False)
+        self._open[place] = Trial(episode, [], [], [], False, [])
         return Play(self._orders, episode.number, self._ending)
 
     def _heard(self, done: dict[int, Trial]) -> dict[int, Query]:
@@ -130,6 +139,8 @@ class Collector:
             frame, drawn = session.taken()
             trial.frames.append(frame)
             trial.chunks.append(drawn)
+            if self._reading:
+                trial.readouts.append(session.readouts())
             trial.steps.append(len(chunk))
             self._turns.worlds[slot].answer(np.asarray(chunk))
 

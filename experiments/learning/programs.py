@@ -14,7 +14,7 @@ from experiments.composition.steps import Plan
 from experiments.learning import rounds
 from vla_jax import build_heads, sharding
 from vla_jax.params import Params, merge
-from vla_jax.policy_rows import of_rows
+from vla_jax.policy_rows import over_rows
 from vla_jax.rl.learner import Learner
 from vla_jax.types import Array, Observation, newest
 
@@ -57,9 +57,7 @@ def kept(plan: Plan) -> int:
 
 
 def of_round(config: ConfigDict, plan: Plan) -> dict[str, Asked]:
-    """By what they do: "acts" for all worlds at once, "reads" where the backbone is frozen,
-    "judges" a batch of decisions.
-    """
+    """By what they do: "acts" for all worlds at once, "judges" a batch of decisions."""
     acting, reference = copies(plan)
     mesh: Any = plan.abstract.step.sharding.mesh
     batch = _placed(
@@ -67,13 +65,11 @@ def of_round(config: ConfigDict, plan: Plan) -> dict[str, Asked]:
         sharding.batch_sharding(mesh),
     )
     rows = _placed(_rows(config, plan), sharding.replicated(mesh))
-    found = {"acts": Asked(_act(plan).trace(acting, rows), sharding.bytes_per_device(rows), 1)}
-    if config.rl.head_only:
-        unread = batch._replace(readouts=None)
-        read = rounds.read_step(plan).trace(acting, unread)
-        found["reads"] = Asked(read, sharding.bytes_per_device(unread), mesh.size)
     judge = rounds.judge_step(plan).trace(acting, reference, batch)
-    return found | {"judges": Asked(judge, sharding.bytes_per_device(batch), mesh.size)}
+    return {
+        "acts": Asked(_act(plan).trace(acting, *rows), sharding.bytes_per_device(rows), 1),
+        "judges": Asked(judge, sharding.bytes_per_device(batch), mesh.size),
+    }
 
 
 def worlds(config: ConfigDict) -> int:
@@ -83,32 +79,38 @@ def worlds(config: ConfigDict) -> int:
 
 def _act(plan: Plan) -> Any:
     """The jitted (parameters, rows) -> the chunks that explore, as policy.JaxPolicy answers its
-    sessions in several programs: it runs the backbone on new frames alone where it may.
+    sessions: it runs the backbone on new frames alone where it may.
     """
 
-    def act(params: Params, obs: Observation, kept: Array | None, draw: tuple[Any, Any]) -> Any:
-        model = cast(Learner, merge(plan.graphdef, params))
-        key = jax.random.fold_in(jax.random.key(draw[0]), draw[1])
+    def act(
+        params: Params, obs: Observation, kept: Array | None, seed: Array, step: Array
+    ) -> Array:
+        model, obs = cast(Learner, merge(plan.graphdef, params)), jax.tree.map(_alone, obs)
+        key = jax.random.fold_in(jax.random.key(seed), step)
         if kept is None:
             return model.act(obs, key)
-        read = jnp.concatenate([kept, model.readouts(newest(obs))], axis=1)
+        read = jnp.concatenate([_alone(kept), model.readouts(newest(obs))], axis=1)
         return model.act_on_readouts(read, obs.step_mask, obs.action_dims, key)
 
-    return jax.jit(of_rows(act))
+    return over_rows(act)
 
 
-def _rows(config: ConfigDict, plan: Plan) -> list[tuple[Any, ...]]:
-    """The arguments of `act` for each world, as shapes."""
+def _alone(x: Array) -> Array:
+    return x[None]
+
+
+def _rows(config: ConfigDict, plan: Plan) -> tuple[Any, ...]:
+    """The arguments of `act`, of all worlds, as shapes."""
 
     def earlier(params: Params, obs: Observation) -> Any:
         return cast(Learner, merge(plan.graphdef, params)).readouts(obs)[:, 1:]
 
-    model, obs, kept = config.model, estimate.batch(config, 1).obs, None
+    model, obs, kept = config.model, estimate.batch(config, worlds(config)).obs, None
     reads = build_heads.kind(config).make.acts_on == "readouts"
     if model.window > 1 and model.history == "head" and reads:
         kept = jax.eval_shape(earlier, plan.shapes, obs)
-    number = jax.ShapeDtypeStruct((), np.uint32)
-    return [(obs, kept, (number, number))] * worlds(config)
+    numbers = jax.ShapeDtypeStruct((worlds(config),), np.uint32)
+    return obs, kept, numbers, numbers
 
 
 def _placed(tree: Any, where: jax.sharding.Sharding) -> Any:

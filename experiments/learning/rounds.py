@@ -52,7 +52,6 @@ class Rounds:
         self._step = steps.train_step(plan, Units(names, np.ones((1, len(names)), np.float32)))
         self._scoring = batches.Scoring(config.rl.algorithm, config.rl.discount, config.rl.decay)
         self._judge = judge_step(plan)
-        self._read = read_step(plan) if config.rl.head_only else None
 
     def run(
         self, state: TrainState, number: int, collector: Collector, reward: Reward
@@ -99,9 +98,6 @@ class Rounds:
     def _scored(self, acting: Params, trials: list[Trial], rewards: list[np.ndarray]) -> Decisions:
         config = self._config
         decisions = batches.gathered(trials, config.model.window, self._world.moving)
-        if self._read is not None:
-            read = self._over(decisions, partial(self._read, acting))
-            decisions = decisions._replace(readouts=read)
         judged = self._over(decisions, partial(self._judge, acting, self._reference))
         return batches.scored(decisions, judged, trials, rewards, self._scoring)
 
@@ -154,19 +150,6 @@ def judge_step(plan: Plan) -> Any:
         in_shardings=(params, params, sharding.batch_sharding(mesh)),
         out_shardings=sharding.replicated(mesh),
     )
-
-
-def read_step(plan: Plan) -> Any:
-    """The jitted (parameters, decisions) -> readouts [b t n c]."""
-    graphdef, mesh = plan.graphdef, plan.abstract.step.sharding.mesh
-
-    def read(params: Params, batch: Decisions) -> Any:
-        with sharding.activations_over(mesh):
-            return merge(graphdef, params).readouts(batch.obs)  # type: ignore[attr-defined]
-
-    where, split = shardings_of(plan.abstract), sharding.batch_sharding(mesh)
-    params = {**where.params, **where.frozen}
-    return jax.jit(read, in_shardings=(params, split), out_shardings=split)
 
 
 def _mean(reports: list[dict[str, float]], name: str) -> float:

@@ -1,5 +1,5 @@
-"""The process of a world: `python -m experiments.rolling.child DESCRIPTOR NAME`, begun by
-worlds.py, with which it talks over the connection of that descriptor.
+"""The process of worlds: `python -m experiments.rolling.child DESCRIPTOR NAME WORLDS`, begun by
+processes.py, with which it talks over the connection of that descriptor.
 """
 
 import sys
@@ -9,25 +9,29 @@ from typing import Any
 
 from experiments import sims
 from experiments.rolling.episodes import perform
-from experiments.rolling.worlds import Trouble, about
+from experiments.rolling.processes import Trouble
+from experiments.rolling.worlds import about
 
 
-def main(descriptor: int, name: str) -> None:
-    """Takes orders until the other end is closed."""
+def main(descriptor: int, name: str, count: int) -> None:
+    """Takes orders for its `count` worlds, by their places, until the other end is closed."""
     with Connection(descriptor) as connection:
         try:
-            sim = sims.opened(name)
-            connection.send(about(sim))
+            worlds = [sims.opened(name) for _ in range(count)]
+            connection.send(about(worlds[0]))
+            work: dict[int, Any] = {}
             while True:
-                work = perform(sim, connection.recv())
-                answer: Any = None
-                while True:
+                said = {}
+                for place, told in connection.recv().items():
+                    begins = place not in work
+                    if begins:
+                        work[place] = perform(worlds[place], told)
                     try:
-                        connection.send(work.send(answer))
+                        said[place] = work[place].send(None if begins else told)
                     except StopIteration as end:
-                        connection.send(end.value)
-                        break
-                    answer = connection.recv()
+                        said[place] = end.value
+                        del work[place]
+                connection.send(said)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
         except (ValueError, ImportError) as error:
@@ -37,4 +41,4 @@ def main(descriptor: int, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

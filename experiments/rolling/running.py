@@ -10,9 +10,10 @@ import numpy as np
 from experiments.rolling import films
 from experiments.rolling.actors import Actors
 from experiments.rolling.episodes import Film, Filmed, Orders, Play, Played, Query
+from experiments.rolling.processes import Lost
 from experiments.rolling.results import Kept
 from experiments.rolling.turns import Turns
-from experiments.rolling.worlds import Apart, Local, Lost
+from experiments.rolling.worlds import Apart, Local
 from vla_jax.progress import Progress
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from experiments.rolling.episodes import Play
-from experiments.rolling.worlds import Apart, Local, Lost, Message
+from experiments.rolling.processes import Lost
+from experiments.rolling.worlds import Apart, Local, Message
 
 TRIES = 2  # of an episode whose world's process ends
 
@@ -20,11 +21,15 @@ class Turns:
         at: a world's place among them -> its episode, as it is called in `start`.
     """
 
-    def __init__(self, worlds: Sequence[Local] | Sequence[Apart], again: Callable[[], Any]) -> None:
-        """`again` opens another world in place of one that ended."""
+    def __init__(
+        self, worlds: Sequence[Local] | Sequence[Apart], again: Callable[[], Any], most: int = 0
+    ) -> None:
+        """`again` opens another world in place of one that ended. With `most` no more are heard at
+        one time, see Apart.ready.
+        """
         self.worlds: list[Any] = list(worlds)
         self.at: dict[int, int] = {}
-        self._again = again
+        self._again, self._most = again, most
 
     def start(self, todo: Iterable[int], order: Callable[[int], Play]) -> None:
         """Gives each world an episode of `todo`; `order` is asked when one begins, also again."""
@@ -42,7 +47,7 @@ class Turns:
     def heard(self) -> Iterator[tuple[int, Message | Lost]]:
         """Waits, and gives what worlds have to tell; of one whose process ended, that."""
         busy = [self.worlds[slot] for slot in self.at]
-        for world in type(busy[0]).ready(busy):
+        for world in type(busy[0]).ready(busy, self._most):
             try:
                 message = world.take()
             except Lost as error:

@@ -1,14 +1,10 @@
-"""Worlds at work: in this process, or each in one of its own, which may end as simulators do. Both
-take an order, ask, take answers, and tell when they are done.
+"""Worlds at work: in this process, or in others, which may end as simulators do. Both take an
+order, ask, take answers, and tell when they are done.
 """
 
-import contextlib
-import multiprocessing.connection
-import subprocess
-import sys
+import os
+from collections import Counter
 from collections.abc import Generator, Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -24,9 +20,8 @@ from experiments.rolling.episodes import (
     Watch,
     perform,
 )
+from experiments.rolling.processes import Process, wait
 from experiments.sims import Sim
-
-REPOSITORY = Path(__file__).resolve().parents[2]  # where the worlds' modules are found
 
 Message = Query | Played | Filmed
 
@@ -51,19 +46,33 @@ def about(sim: Sim) -> About:
 
 def opened(sim: str, count: int) -> list[Any]:
     """So many worlds. Raises ValueError where the simulator is not there."""
-    kind = Local if sim.partition(":")[0] in sims.IN_PROCESS else Apart
-    return [kind(sim) for _ in range(count)]
+    if sim.partition(":")[0] in sims.IN_PROCESS:
+        return [Local(sim) for _ in range(count)]
+    return [Apart(Process(sim, 1), 0) for _ in range(count)]
 
 
-class Trouble(NamedTuple):
-    """What a world's process could not do: a person's to mend, or else a traceback."""
+def apart(sim: str, count: int) -> "list[Apart]":
+    """So many worlds in other processes, which go on while a policy thinks: several in each, and of
+    processes an even number, about one a processor, where the simulator cannot take its process
+    down with it; else each in one of its own. Raises as `opened`.
+    """
+    processes = count
+    if sim.partition(":")[0] in sims.IN_PROCESS:
+        processes = min(count, 2 * -(-len(os.sched_getaffinity(0)) // 2))
+    out = []
+    for i in range(processes):
+        places = range(count // processes + (i < count % processes))
+        process = Process(sim, len(places))
+        out += [Apart(process, place) for place in places]
+    return out
 
-    text: str
-    mendable: bool
 
-
-class Lost(RuntimeError):
-    """A world's process ended."""
+def at_once(worlds: "Sequence[Local] | Sequence[Apart]") -> int:
+    """How many of them at most are to be answered at one time, so that the others go on meanwhile:
+    those of half of their processes.
+    """
+    sizes = sorted(Counter(world.process for world in worlds).values(), reverse=True)
+    return sum(sizes[: max(1, len(sizes) // 2)])
 
 
 class Local:
@@ -95,8 +104,10 @@ class Local:
         return message
 
     @staticmethod
-    def ready(worlds: "Sequence[Local]") -> "Sequence[Local]":
-        """Those that have something to tell."""
+    def ready(worlds: "Sequence[Local]", most: int = 0) -> "Sequence[Local]":
+        """Those that have something to tell; none goes on before it is answered, so `most` says
+        nothing here.
+        """
         return [world for world in worlds if world._message is not None]
 
     def close(self) -> None:
@@ -104,72 +115,53 @@ class Local:
 
 
 class Apart:
-    """A world in a process of its own. It opens while others do: `about` waits for it."""
+    """A world in another process, perhaps beside others."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._about: About | None = None
-        self._connection, other = multiprocessing.Pipe()
-        with other:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.rolling.child", str(other.fileno()), name],
-                pass_fds=(other.fileno(),), cwd=REPOSITORY,
-            )  # fmt: skip
+    def __init__(self, process: Process, place: int) -> None:
+        """`place` is its own among the worlds of the process."""
+        self._process, self._place = process, place
 
     @property
     def about(self) -> About:
         """What it says of itself. Raises ValueError where it cannot be opened."""
-        if self._about is None:
-            self._about = cast(About, self._received())
-        return self._about
+        return cast(About, self._process.about)
 
     @property
     def process(self) -> int | None:
         """The number of its process."""
-        return self._process.pid
+        return self._process.number
 
     def begin(self, order: Play | Film | Probe | Watch) -> None:
         """Takes an order. Raises as `about` does."""
-        assert self.about is not None  # what it says first
-        self._send(order)
+        assert self.about is not None  # what its process says first
+        self._process.tell(self._place, order)
 
     def answer(self, chunk: np.ndarray | None) -> None:
         """Goes on with the actions [k d] that were asked for."""
-        self._send(chunk)
+        self._process.tell(self._place, chunk)
 
     def take(self) -> Message:
         """What it asks, or what it did. Raises Lost where its process ended, ValueError for what a
         person can mend, RuntimeError for the rest.
         """
-        return cast(Message, self._received())
+        return cast(Message, self._process.said(self._place))
 
     @staticmethod
-    def ready(worlds: "Sequence[Apart]") -> "Sequence[Apart]":
-        """Waits until there are some that have something to tell, their end too."""
-        by_connection = {world._connection: world for world in worlds}
-        found = multiprocessing.connection.wait(list(by_connection))
-        return [by_connection[cast(Connection, each)] for each in found]
+    def ready(worlds: "Sequence[Apart]", most: int = 0) -> "Sequence[Apart]":
+        """Waits until there are some that have something to tell, their end too. With `most`: until
+        half of their processes are done; of no more than so many worlds, and those first that have
+        waited longest.
+        """
+        by_process: dict[Process, list[Apart]] = {}
+        for world in worlds:
+            by_process.setdefault(world._process, []).append(world)
+        out: list[Apart] = []
+        for process in wait(by_process, max(1, len(by_process) // 2) if most else 1):
+            own = by_process[process]
+            if not most or not out or len(out) + len(own) <= most:
+                out += own
+        return out
 
     def close(self) -> None:
         """Ends its process."""
-        self._connection.close()
-        self._process.kill()
-        self._process.wait()
-
-    def _send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # it ended: `take` says so
-            self._connection.send(message)
-
-    def _received(self) -> Any:
-        try:
-            message = self._connection.recv()
-        except (EOFError, OSError):
-            status = self._process.wait()
-            raise Lost(
-                f"the process of {self._name} ended with "
-                + (f"signal {-status}" if status < 0 else f"status {status}")
-            ) from None
-        if isinstance(message, Trouble):
-            kind = ValueError if message.mendable else RuntimeError
-            raise kind(message.text)
-        return message
+        self._process.close()

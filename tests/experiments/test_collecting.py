@@ -10,7 +10,9 @@ import pytest
 
 from experiments.learning import batches
 from experiments.learning.collecting import Collector, Episode, of_round
-from experiments.rolling.worlds import Apart, Local
+from experiments.rolling import worlds as of_worlds
+from experiments.rolling.processes import Process
+from experiments.rolling.worlds import Apart, Local, apart, at_once
 from experiments.sims.blocks import Blocks
 from tests.experiments.trials import trial
 from vla_jax.types import Observation, ObservationSizes, Seen, new_observation
@@ -23,9 +25,13 @@ class Wanderer:
 
     def __init__(self) -> None:
         self.draw = self.step = 0
+        self.together = list[int]()  # how many were asked at a time
 
-    def sessions(self, n: int) -> "list[Wanderer]":
-        return [Wanderer() for _ in range(n)]
+    def sessions(self, n: int, at_once: int) -> "list[Wanderer]":
+        out = [type(self)() for _ in range(n)]
+        for each in out:
+            each.together = self.together
+        return out
 
     def reset(self, instruction: str, seed: int) -> None:
         self.draw, self.step = seed, 0
@@ -33,6 +39,7 @@ class Wanderer:
     @staticmethod
     def act_together(policies: "Sequence[Wanderer]", seen: Sequence[Seen]) -> list[np.ndarray]:
         out = []
+        policies[0].together.append(len(policies))
         for policy, each in zip(policies, seen, strict=True):
             draw = np.random.default_rng((policy.draw, policy.step))
             policy.chunk = draw.normal(size=(4, 7)).astype(np.float32)
@@ -40,6 +47,9 @@ class Wanderer:
             policy.step += 1
             out.append(policy.chunk * 0.05)
         return out
+
+    def readouts(self) -> np.ndarray:
+        return np.full((1, 1, 2), self.light, np.float32)
 
     def looked(self, seen: Seen) -> Observation:
         obs = new_observation(ObservationSizes(1, 1, 0, 1, 7, (2,)), np.zeros)
@@ -52,12 +62,15 @@ class Wanderer:
 
 
 def collected(
-    worlds: list[Any], episodes: list[Episode], again: Any = None, ending: bool = False
+    worlds: list[Any],
+    episodes: list[Episode],
+    again: Any = None,
+    ending: bool = False,
+    policy: Any = None,
 ) -> Any:
-    collector = Collector(worlds, again, seed=5, ending=ending)
-    policy: Any = Wanderer()
+    collector = Collector(worlds, again, seed=5, ending=ending, reading=True)
     try:
-        return collector.collect(policy, episodes), collector
+        return collector.collect(policy or Wanderer(), episodes), collector
     finally:
         collector.close()
 
@@ -97,6 +110,65 @@ def test_rounds_have_tasks_in_turn_seen_words_and_no_episode_twice() -> None:
     assert all(number // tasks % wordings == 0 for number in numbers)  # as episodes.begin has them
 
 
+def same(one: list[Any], other: list[Any]) -> None:
+    """Whether trials are the same to the bit."""
+    for a, b in zip(one, other, strict=True):
+        assert (a.episode, a.steps, a.success) == (b.episode, b.steps, b.success)
+        for mine, its in ((a.chunks, b.chunks), (a.readouts, b.readouts)):
+            np.testing.assert_array_equal(mine, its)
+
+
+def test_worlds_share_as_many_processes_as_there_are_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Opened:
+        def __init__(self, name: str, count: int) -> None:
+            self.number, self.count = next(numbers), count
+
+    numbers = iter(range(100))
+    monkeypatch.setattr(of_worlds, "Process", Opened)
+    for processors, sim, count, sizes, half in (
+        (2, "blocks", 5, [3, 2], 3),
+        (1, "blocks", 5, [3, 2], 3),
+        (3, "blocks", 9, [3, 2, 2, 2], 5),
+        (8, "blocks", 3, [1, 1, 1], 1),
+        (2, "blocks", 1, [1], 1),
+        (2, "metaworld:push-v3", 3, [1, 1, 1], 1),  # one of these may take its process down
+    ):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=processors: range(n))
+        worlds = apart(sim, count)
+        opened: dict[int, Any] = {world.process: world._process for world in worlds}
+        assert [each.count for each in opened.values()] == sizes
+        assert len(worlds) == count
+        assert at_once(worlds) == half
+    assert at_once([Local("blocks") for _ in range(3)]) == 3
+
+
+@pytest.mark.slow
+def test_halves_take_turns_and_a_process_that_ends_loses_all_its_episodes() -> None:
+    episodes = of_round(0, 7, 1, len(Blocks.tasks), len(Blocks.wordings))
+    one, _ = collected([Local("blocks")], episodes)
+    both, policy = [Process("blocks", 2), Process("blocks", 1)], Wanderer()
+    worlds = [Apart(both[0], 0), Apart(both[1], 0), Apart(both[0], 1)]
+    several, _ = collected(worlds, episodes, policy=policy)
+    same(one, several)
+    assert max(policy.together) == 2
+
+    fragile = Process("blocks", 2)
+
+    class Deadly(Wanderer):
+        @staticmethod
+        def act_together(policies: Any, seen: Any) -> Any:
+            if len(policies[0].together) == 3:
+                os.kill(fragile.number, signal.SIGKILL)
+            return Wanderer.act_together(policies, seen)
+
+    worlds = [Apart(fragile, 0), Apart(fragile, 1)]
+    got, collector = collected(worlds, episodes, lambda: apart("blocks", 1)[0], policy=Deadly())
+    same(one, got)
+    assert collector.lost == 0
+
+
 @pytest.mark.slow
 def test_an_episode_whose_process_ends_is_played_again_then_left_out(
     monkeypatch: pytest.MonkeyPatch,
@@ -104,7 +176,7 @@ def test_an_episode_whose_process_ends_is_played_again_then_left_out(
     opened: list[Apart] = []
 
     def again() -> Apart:
-        opened.append(Apart("blocks"))
+        opened.extend(apart("blocks", 1))
         return opened[-1]
 
     answer = Apart.answer
@@ -115,7 +187,7 @@ def test_an_episode_whose_process_ends_is_played_again_then_left_out(
         def end(world: Apart, chunk: Any) -> None:
             if left[0]:
                 left[0] -= 1
-                os.kill(world._process.pid, signal.SIGKILL)
+                os.kill(world._process.number, signal.SIGKILL)
             answer(world, chunk)
 
         return end

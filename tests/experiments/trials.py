@@ -13,4 +13,4 @@ def trial(number: int, steps: list[int], success: bool = False) -> Trial:
         obs = new_observation(ObservationSizes(1, 1, 0, 1, 2, (2,)), np.zeros)
         frames.append(obs._replace(images=(np.full((1, 1, 2, 2, 3), i, np.uint8),)))
     chunks = [np.zeros((4, 2), np.float32)] * len(steps)
-    return Trial(Episode(number, 0), frames, chunks, steps, success)
+    return Trial(Episode(number, 0), frames, chunks, steps, success, [])

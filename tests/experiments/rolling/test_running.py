@@ -1,8 +1,6 @@
 """Several worlds at once, here and in processes of their own, which end."""
 
 import json
-import os
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,10 @@ import pytest
 
 from experiments.rolling.actors import check_renderer
 from experiments.rolling.episodes import Orders, Query
+from experiments.rolling.processes import Process
 from experiments.rolling.results import Kept
 from experiments.rolling.running import Running
-from experiments.rolling.worlds import Apart, Local
+from experiments.rolling.worlds import Apart, Local, apart
 
 HERE = Local("navigation").about
 
@@ -45,9 +44,15 @@ def rows(kept: Kept) -> list[dict[str, Any]]:
     ]
 
 
+def end(world: Apart) -> None:
+    """Kills its process."""
+    world._process._child.kill()
+    world._process._child.wait()
+
+
 def run(folder: Path, worlds: list[Any], actors: Forward, count: int) -> Kept:
     with Kept(folder, {}) as kept:
-        running = Running(worlds, lambda: Apart("navigation"), actors, kept)
+        running = Running(worlds, lambda: apart("navigation", 1)[0], actors, kept)
         try:
             running.run(Orders(0), range(count))
         finally:
@@ -76,7 +81,7 @@ def test_several_worlds_give_the_episodes_of_one(tmp_path: Path) -> None:
 def test_worlds_in_processes_that_end(tmp_path: Path) -> None:
     """An episode whose process is killed is played again; killed twice, it is an error."""
     one = run(tmp_path / "one", [Local("navigation")], Forward(), 4)
-    worlds = [Apart("navigation"), Apart("navigation")]
+    worlds = [*apart("navigation", 1), *apart("navigation", 1)]
     assert worlds[0].about.tasks == HERE.tasks
     np.testing.assert_array_equal(worlds[0].about.low, HERE.low)
     calls = 0
@@ -85,22 +90,20 @@ def test_worlds_in_processes_that_end(tmp_path: Path) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
-            os.kill(worlds[0]._process.pid, signal.SIGKILL)
-            worlds[0]._process.wait()
+            end(worlds[0])
 
     again = run(tmp_path / "again", list(worlds), Forward(kill_one), 4)
     assert rows(again) == rows(one)
     assert again.errors == {}
 
-    fragile = Apart("navigation")
+    [fragile] = apart("navigation", 1)
     with Kept(tmp_path / "errors", {}) as kept:
 
         def kill_all() -> None:
             for world in running.worlds:
-                world._process.kill()
-                world._process.wait()
+                end(world)
 
-        running = Running([fragile], lambda: Apart("navigation"), Forward(kill_all), kept)
+        running = Running([fragile], lambda: apart("navigation", 1)[0], Forward(kill_all), kept)
         running.run(Orders(0), [0, 1])
         for world in running.worlds:
             world.close()
@@ -110,13 +113,14 @@ def test_worlds_in_processes_that_end(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_wrong_in_a_process_is_said_here() -> None:
-    nowhere = Apart("nowhere")
+    nowhere = Apart(Process("nowhere", 1), 0)
     with pytest.raises(ValueError, match=r"No module named 'experiments\.sims\.nowhere'"):
         _ = nowhere.about
     nowhere.close()
-    world = Apart("navigation")
+    [world] = apart("navigation", 1)
     assert world.about.tasks == HERE.tasks
-    world._send("no order")
+    order: Any = "no order"
+    world.begin(order)
     with pytest.raises(RuntimeError, match="navigation: Traceback"):
         world.take()
     world.close()
