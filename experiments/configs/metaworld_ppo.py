@@ -5,8 +5,9 @@
 
 blocks_ppo.py but for what this world needs: each of four worlds is a process, a failure takes 500
 steps of a hundred that a success takes, and so rounds are of fewer episodes, 96 of the tasks in
-turn, and updates are smaller. What comes a control step later, an eightieth of a second, counts
-nearly as much. It draws with the renderer that the policy's data were drawn with, or not at all.
+turn, and updates are smaller (of one task, at 2e-4: README.md, "By trial"). What comes a control
+step later, an eightieth of a second, counts nearly as much. It draws with the renderer that the
+policy's data were drawn with, or not at all.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,5 @@
-"""Plays episodes for a policy that learns from them: many worlds at once, of which one half goes on
-while the policy thinks for the other; what it saw and drew is kept.
+"""Plays episodes for a policy that learns from them: many worlds at once, in lanes that are
+played beside each other; what it saw and drew is kept.
 
 Which episodes and what is drawn in them follows from the run's seed and the round's number: neither
 how many worlds there are nor which of them is quicker changes a bit of it.
@@ -7,7 +7,9 @@ how many worlds there are nor which of them is quicker changes a bit of it.
 Axes: k chunk step, d action dim.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Play, Played, Query
 from experiments.rolling.processes import Lost
 from experiments.rolling.turns import Turns
-from experiments.rolling.worlds import at_once
+from experiments.rolling.worlds import lanes
 from vla_jax.policy import JaxPolicy
 from vla_jax.types import Observation
 
@@ -44,11 +46,7 @@ class Trial(NamedTuple):
 
 
 class Collector:
-    """The worlds of a run, to be closed afterwards.
-
-    Attributes:
-        lost: episodes that were left out, as their worlds' processes ended again and again.
-    """
+    """The worlds of a run, to be closed afterwards."""
 
     def __init__(
         self,
@@ -61,22 +59,32 @@ class Collector:
         """`again` opens another world in place of one that ended; `seed` is of all episodes; with
         `ending` trials have their last frame, with `reading` their readouts.
         """
-        self._most = at_once(worlds)  # as long as the run: the policy's program is of so many
-        self._turns = Turns(worlds, again, self._most)
+        self._lanes = [Turns(own, again) for own in lanes(worlds)]
         self._orders, self._ending, self._reading = Orders(seed), ending, reading
-        self.lost = 0
+        self._lost = list[Episode]()
 
     def collect(self, policy: JaxPolicy, episodes: Sequence[Episode]) -> list[Trial]:
         """Plays them all; trials are in their order. Raises RuntimeError where no world is left
         that plays one to its end, and what worlds and policies raise.
         """
-        self._sessions = policy.sessions(len(self._turns.worlds), self._most)
         self._episodes = episodes
         self._open: dict[int, Trial] = {}  # by an episode's place: as far as it came
         done: dict[int, Trial] = {}
-        self._turns.start(range(len(episodes)), self._order)
-        while self._turns.at:
-            self._answer(self._heard(done))
+        todo, most = deque(range(len(episodes))), max(len(lane.worlds) for lane in self._lanes)
+
+        def play(turns: Turns) -> None:
+            sessions = policy.sessions(len(turns.worlds), most)  # programs of one size
+            try:
+                turns.start(todo, self._order)
+                while turns.at:
+                    self._answer(turns, sessions, self._heard(turns, sessions, done))
+            except BaseException:
+                todo.clear()  # the others end, too
+                raise
+
+        # A thread holds the interpreter neither while the device computes nor while worlds step.
+        with ThreadPoolExecutor(len(self._lanes)) as threads:
+            list(threads.map(play, self._lanes))
         if not done:
             raise RuntimeError(
                 f"all {len(episodes)} episodes of this round were lost with their worlds' processes"
@@ -87,62 +95,72 @@ class Collector:
     @property
     def processes(self) -> list[int]:
         """Those of the worlds that are not in this one."""
-        return list({world.process for world in self._turns.worlds} - {None})
+        return list({world.process for world in self._worlds} - {None})
+
+    @property
+    def lost(self) -> int:
+        """Episodes that were left out, as their worlds' processes ended again and again."""
+        return len(self._lost)
 
     def close(self) -> None:
         """Ends the worlds."""
-        for world in self._turns.worlds:
+        for world in self._worlds:
             world.close()
+
+    @property
+    def _worlds(self) -> list[Any]:
+        return [world for lane in self._lanes for world in lane.worlds]
 
     def _order(self, place: int) -> Play:
         episode = self._episodes[place]
         self._open[place] = Trial(episode, [], [], [], False, [])
         return Play(self._orders, episode.number, self._ending)
 
-    def _heard(self, done: dict[int, Trial]) -> dict[int, Query]:
+    def _heard(
+        self, turns: Turns, sessions: Sequence[JaxPolicy], done: dict[int, Trial]
+    ) -> dict[int, Query]:
         """What worlds ask; those that are done are put into `done`. An episode that was lost again
         is left out.
         """
         asked = {}
-        for slot, message in self._turns.heard():
-            place = self._turns.at[slot]
+        for slot, message in turns.heard():
+            place = turns.at[slot]
             if isinstance(message, Query):
                 asked[slot] = message
             elif isinstance(message, Played):
-                done[place] = _ended(self._open.pop(place), message, self._sessions[slot])
-                self._turns.next(slot)
-            elif isinstance(message, Lost) and not self._turns.replaced(slot):
-                self._open.pop(place)
-                self.lost += 1
-                self._turns.next(slot)
+                done[place] = _ended(self._open.pop(place), message, sessions[slot])
+                turns.next(slot)
+            elif isinstance(message, Lost) and not turns.replaced(slot):
+                self._lost.append(self._open.pop(place).episode)
+                turns.next(slot)
         return asked
 
-    def _answer(self, asked: dict[int, Query]) -> None:
+    def _answer(self, turns: Turns, sessions: Sequence[JaxPolicy], asked: dict[int, Query]) -> None:
         """Asks the policy for all of them together, in the order of their worlds."""
         if not asked:
             return
         slots = sorted(asked)
         for slot in slots:
-            trial, told = self._open[self._turns.at[slot]], asked[slot].instruction
+            trial, told = self._open[turns.at[slot]], asked[slot].instruction
             if told is not None:
                 if trial.frames:
                     raise ValueError(
                         "rl.sim: expected a world with one instruction an episode, got one that"
                         " goes on to the next (calvin): learning by trial counts one success"
                     )
-                self._sessions[slot].reset(told, trial.episode.draw)
-        sessions = [self._sessions[slot] for slot in slots]
-        seen = [of_cameras(asked[slot].seen, sessions[0].cameras) for slot in slots]
-        chunks = sessions[0].act_together(sessions, seen)
-        for slot, session, chunk in zip(slots, sessions, chunks, strict=True):
-            trial = self._open[self._turns.at[slot]]
+                sessions[slot].reset(told, trial.episode.draw)
+        own = [sessions[slot] for slot in slots]
+        seen = [of_cameras(asked[slot].seen, own[0].cameras) for slot in slots]
+        chunks = own[0].act_together(own, seen)
+        for slot, session, chunk in zip(slots, own, chunks, strict=True):
+            trial = self._open[turns.at[slot]]
             frame, drawn = session.taken()
             trial.frames.append(frame)
             trial.chunks.append(drawn)
             if self._reading:
                 trial.readouts.append(session.readouts())
             trial.steps.append(len(chunk))
-            self._turns.worlds[slot].answer(np.asarray(chunk))
+            turns.worlds[slot].answer(np.asarray(chunk))
 
 
 def _ended(trial: Trial, played: Played, session: JaxPolicy) -> Trial:

@@ -3,7 +3,6 @@ goes over as one message, and so does what they say to that.
 """
 
 import contextlib
-import itertools
 import multiprocessing.connection
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # where the worlds' modules are found
-
-_told = itertools.count()  # messages to processes of this one
 
 
 class Trouble(NamedTuple):
@@ -29,11 +26,7 @@ class Lost(RuntimeError):
 
 
 class Process:
-    """One process. It opens its worlds while others do: `about` waits for it.
-
-    Attributes:
-        told: when it was last told something: a number that grows.
-    """
+    """One process. It opens its worlds while others do: `about` waits for it."""
 
     def __init__(self, name: str, worlds: int) -> None:
         """`name` is of all its worlds."""
@@ -48,7 +41,6 @@ class Process:
                 ],
                 pass_fds=(other.fileno(),), cwd=REPOSITORY,
             )  # fmt: skip
-        self.told = -1
         self._outgoing: dict[int, Any] = {}  # by a world's place
         self._said: dict[int, Any] = {}
         self._at_work = False
@@ -77,7 +69,7 @@ class Process:
         if self._outgoing:
             with contextlib.suppress(OSError):  # it ended: `said` says so
                 self._connection.send(self._outgoing)
-            self._outgoing, self._at_work, self.told = {}, True, next(_told)
+            self._outgoing, self._at_work = {}, True
 
     @property
     def done(self) -> bool:
@@ -123,15 +115,13 @@ class Process:
         return message
 
 
-def wait(processes: Iterable[Process], least: int) -> list[Process]:
-    """Sends to all what they are to be told, and waits until so many of them are done: these, and
-    whoever else is, in the order in which they were told.
-    """
+def wait(processes: Iterable[Process]) -> list[Process]:
+    """Sends to all what they are to be told, and waits until some of them are done: these."""
     all_of_them = list(processes)
     for process in all_of_them:
         process.send()
-    while sum(process.done for process in all_of_them) < least:
+    while not any(process.done for process in all_of_them):
         working = {process._connection: process for process in all_of_them if not process.done}
         for connection in multiprocessing.connection.wait(list(working)):
             working[cast(Connection, connection)].receive()
-    return sorted((each for each in all_of_them if each.done), key=lambda each: each.told)
+    return [each for each in all_of_them if each.done]

@@ -1,7 +1,7 @@
 """Plays episodes in several worlds at once: whoever asks at one time is answered in one pass."""
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +53,7 @@ class Running:
         self._orders = orders
         self._played: dict[int, Played] = {}  # world -> what is being filmed
         with Progress("rollout", len(todo), "episodes") as self._progress:
-            self._turns.start(todo, self._order)
+            self._turns.start(deque(todo), self._order)
             while self._turns.at:
                 self._answer(self._heard())
 

@@ -3,7 +3,7 @@ begun once more.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from experiments.rolling.episodes import Play
@@ -21,19 +21,17 @@ class Turns:
         at: a world's place among them -> its episode, as it is called in `start`.
     """
 
-    def __init__(
-        self, worlds: Sequence[Local] | Sequence[Apart], again: Callable[[], Any], most: int = 0
-    ) -> None:
-        """`again` opens another world in place of one that ended. With `most` no more are heard at
-        one time, see Apart.ready.
-        """
+    def __init__(self, worlds: Sequence[Local] | Sequence[Apart], again: Callable[[], Any]) -> None:
+        """`again` opens another world in place of one that ended."""
         self.worlds: list[Any] = list(worlds)
         self.at: dict[int, int] = {}
-        self._again, self._most = again, most
+        self._again = again
 
-    def start(self, todo: Iterable[int], order: Callable[[int], Play]) -> None:
-        """Gives each world an episode of `todo`; `order` is asked when one begins, also again."""
-        self._todo, self._order = deque(todo), order
+    def start(self, todo: deque[int], order: Callable[[int], Play]) -> None:
+        """Gives each world an episode of `todo`, from which other threads may take, too; `order` is
+        asked when one begins, also again.
+        """
+        self._todo, self._order = todo, order
         self._tries: Counter[int] = Counter()
         for slot in range(len(self.worlds)):
             self.next(slot)
@@ -41,13 +39,16 @@ class Turns:
     def next(self, slot: int) -> None:
         """Gives a world its next episode, if there is one."""
         self.at.pop(slot, None)
-        if self._todo:
-            self._begin(slot, self._todo.popleft())
+        try:
+            episode = self._todo.popleft()
+        except IndexError:  # none is left
+            return
+        self._begin(slot, episode)
 
     def heard(self) -> Iterator[tuple[int, Message | Lost]]:
         """Waits, and gives what worlds have to tell; of one whose process ended, that."""
         busy = [self.worlds[slot] for slot in self.at]
-        for world in type(busy[0]).ready(busy, self._most):
+        for world in type(busy[0]).ready(busy):
             try:
                 message = world.take()
             except Lost as error:

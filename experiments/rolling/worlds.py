@@ -3,7 +3,6 @@ order, ask, take answers, and tell when they are done.
 """
 
 import os
-from collections import Counter
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +23,10 @@ from experiments.rolling.processes import Process, wait
 from experiments.sims import Sim
 
 Message = Query | Played | Filmed
+
+# Parts of all worlds that a policy plays in beside each other: it thinks for one while the worlds
+# of another step; with two, either waits for the other, a quarter of the time of two processors.
+LANES = 3
 
 
 class About(NamedTuple):
@@ -52,13 +55,13 @@ def opened(sim: str, count: int) -> list[Any]:
 
 
 def apart(sim: str, count: int) -> "list[Apart]":
-    """So many worlds in other processes, which go on while a policy thinks: several in each, and of
-    processes an even number, about one a processor, where the simulator cannot take its process
-    down with it; else each in one of its own. Raises as `opened`.
+    """So many worlds in other processes, which go on while a policy thinks: several in each, and
+    one process more than there are processors, where the simulator cannot take its process down
+    with it; else each in one of its own. Raises as `opened`.
     """
     processes = count
     if sim.partition(":")[0] in sims.IN_PROCESS:
-        processes = min(count, 2 * -(-len(os.sched_getaffinity(0)) // 2))
+        processes = min(count, max(LANES, len(os.sched_getaffinity(0)) + 1))
     out = []
     for i in range(processes):
         places = range(count // processes + (i < count % processes))
@@ -67,12 +70,14 @@ def apart(sim: str, count: int) -> "list[Apart]":
     return out
 
 
-def at_once(worlds: "Sequence[Local] | Sequence[Apart]") -> int:
-    """How many of them at most are to be answered at one time, so that the others go on meanwhile:
-    those of half of their processes.
-    """
-    sizes = sorted(Counter(world.process for world in worlds).values(), reverse=True)
-    return sum(sizes[: max(1, len(sizes) // 2)])
+def lanes(worlds: Sequence[Any]) -> list[list[Any]]:
+    """The worlds in LANES parts, each of whole processes; fewer where they have fewer."""
+    by_process: dict[int | None, list[Any]] = {}
+    for world in worlds:
+        by_process.setdefault(world.process, []).append(world)
+    own = list(by_process.values())
+    count = min(LANES, len(own))
+    return [[world for part in own[i::count] for world in part] for i in range(count)]
 
 
 class Local:
@@ -104,10 +109,8 @@ class Local:
         return message
 
     @staticmethod
-    def ready(worlds: "Sequence[Local]", most: int = 0) -> "Sequence[Local]":
-        """Those that have something to tell; none goes on before it is answered, so `most` says
-        nothing here.
-        """
+    def ready(worlds: "Sequence[Local]") -> "Sequence[Local]":
+        """Those that have something to tell."""
         return [world for world in worlds if world._message is not None]
 
     def close(self) -> None:
@@ -147,20 +150,12 @@ class Apart:
         return cast(Message, self._process.said(self._place))
 
     @staticmethod
-    def ready(worlds: "Sequence[Apart]", most: int = 0) -> "Sequence[Apart]":
-        """Waits until there are some that have something to tell, their end too. With `most`: until
-        half of their processes are done; of no more than so many worlds, and those first that have
-        waited longest.
-        """
+    def ready(worlds: "Sequence[Apart]") -> "Sequence[Apart]":
+        """Waits until there are some that have something to tell, their end too."""
         by_process: dict[Process, list[Apart]] = {}
         for world in worlds:
             by_process.setdefault(world._process, []).append(world)
-        out: list[Apart] = []
-        for process in wait(by_process, max(1, len(by_process) // 2) if most else 1):
-            own = by_process[process]
-            if not most or not out or len(out) + len(own) <= most:
-                out += own
-        return out
+        return [world for process in wait(by_process) for world in by_process[process]]
 
     def close(self) -> None:
         """Ends its process."""

@@ -12,7 +12,7 @@ from experiments.learning import batches
 from experiments.learning.collecting import Collector, Episode, of_round
 from experiments.rolling import worlds as of_worlds
 from experiments.rolling.processes import Process
-from experiments.rolling.worlds import Apart, Local, apart, at_once
+from experiments.rolling.worlds import Apart, Local, apart, lanes
 from experiments.sims.blocks import Blocks
 from tests.experiments.trials import trial
 from vla_jax.types import Observation, ObservationSizes, Seen, new_observation
@@ -118,7 +118,7 @@ def same(one: list[Any], other: list[Any]) -> None:
             np.testing.assert_array_equal(mine, its)
 
 
-def test_worlds_share_as_many_processes_as_there_are_processors(
+def test_worlds_share_processes_that_are_played_in_lanes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Opened:
@@ -127,25 +127,28 @@ def test_worlds_share_as_many_processes_as_there_are_processors(
 
     numbers = iter(range(100))
     monkeypatch.setattr(of_worlds, "Process", Opened)
-    for processors, sim, count, sizes, half in (
-        (2, "blocks", 5, [3, 2], 3),
-        (1, "blocks", 5, [3, 2], 3),
-        (3, "blocks", 9, [3, 2, 2, 2], 5),
-        (8, "blocks", 3, [1, 1, 1], 1),
-        (2, "blocks", 1, [1], 1),
-        (2, "metaworld:push-v3", 3, [1, 1, 1], 1),  # one of these may take its process down
+    for processors, sim, count, sizes, shares in (
+        (2, "blocks", 5, [2, 2, 1], [2, 2, 1]),
+        (1, "blocks", 5, [2, 2, 1], [2, 2, 1]),
+        (3, "blocks", 9, [3, 2, 2, 2], [5, 2, 2]),
+        (8, "blocks", 2, [1, 1], [1, 1]),
+        (2, "blocks", 1, [1], [1]),
+        (2, "metaworld:push-v3", 4, [1, 1, 1, 1], [2, 1, 1]),  # one may take its process down
     ):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, n=processors: range(n))
         worlds = apart(sim, count)
         opened: dict[int, Any] = {world.process: world._process for world in worlds}
         assert [each.count for each in opened.values()] == sizes
         assert len(worlds) == count
-        assert at_once(worlds) == half
-    assert at_once([Local("blocks") for _ in range(3)]) == 3
+        assert [len(lane) for lane in lanes(worlds)] == shares
+        for lane in lanes(worlds):
+            own = {world.process for world in lane}
+            assert sum(world.process in own for world in worlds) == len(lane)  # whole ones
+    assert [len(lane) for lane in lanes([Local("blocks") for _ in range(3)])] == [3]
 
 
 @pytest.mark.slow
-def test_halves_take_turns_and_a_process_that_ends_loses_all_its_episodes() -> None:
+def test_lanes_play_the_same_and_a_process_that_ends_loses_all_its_episodes() -> None:
     episodes = of_round(0, 7, 1, len(Blocks.tasks), len(Blocks.wordings))
     one, _ = collected([Local("blocks")], episodes)
     both, policy = [Process("blocks", 2), Process("blocks", 1)], Wanderer()
