@@ -78,13 +78,15 @@ class Collector:
                 turns.start(todo, self._order)
                 while turns.at:
                     self._answer(turns, sessions, self._heard(turns, sessions, done))
-            except BaseException:
-                todo.clear()  # the others end, too
-                raise
+            finally:  # of an error, else it is empty: the others end, too
+                todo.clear()
 
         # A thread holds the interpreter neither while the device computes nor while worlds step.
         with ThreadPoolExecutor(len(self._lanes)) as threads:
-            list(threads.map(play, self._lanes))
+            try:
+                list(threads.map(play, self._lanes))
+            finally:
+                todo.clear()
         if not done:
             raise RuntimeError(
                 f"all {len(episodes)} episodes of this round were lost with their worlds' processes"
