@@ -128,6 +128,8 @@ def of_step(config: ConfigDict, graphdef: nnx.GraphDef, shapes: Shapes, b: int) 
 
     chunk, readouts = jax.eval_shape(first, shapes, obs)
     one = spec(np.float32)
+    if config.rl.head_only:
+        obs = obs._replace(images=(), sensors={})  # as experiments.learning.batches has them
     decisions = Decisions(
         obs=obs,
         chunk=chunk,

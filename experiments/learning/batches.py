@@ -40,12 +40,14 @@ class Scoring(NamedTuple):
 
 def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decisions:
     """All decisions of the trials, in their order, numpy, not yet scored; with the readouts of
-    trials that have them. `dims` [d] are those of the policy's actions that vary.
+    trials that have them, in place of what was seen. `dims` [d] are those of the policy's actions
+    that vary.
     """
     obs, chunks, masks, readouts = [], [], [], list[np.ndarray]()
     for trial in trials:
         readouts += trial.readouts
-        obs.append(windows_of(trial.frames, window))
+        frames = [unseen(frame) for frame in trial.frames] if trial.readouts else trial.frames
+        obs.append(windows_of(frames, window))
         for chunk, steps in zip(trial.chunks, trial.steps, strict=True):
             chunks.append(chunk)
             masks.append((np.arange(len(chunk)) < steps)[:, None] & dims[None])
@@ -63,6 +65,11 @@ def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decision
         dataset_id=np.zeros(n, np.int32),
         readouts=np.stack(readouts) if readouts else None,
     )
+
+
+def unseen(frame: Observation) -> Observation:
+    """Without what only a backbone looks at, and takes the most room."""
+    return frame._replace(images=(), sensors={})
 
 
 def window_of(frames: Sequence[Observation], newest: int, window: int) -> Observation:

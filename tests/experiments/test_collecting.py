@@ -216,6 +216,11 @@ def test_windows_repeat_the_first_frame_unseen_and_masks_end_with_the_episode() 
     np.testing.assert_array_equal(pixels, [[0, 0], [0, 1], [1, 2]])
     assert got.mask[..., 0].sum(1).tolist() == [4, 4, 2]
     assert not got.mask[..., 1].any()
+    read = trial(3, [4, 4, 2])._replace(readouts=[np.full((2, 1, 3), i) for i in range(3)])
+    again = batches.gathered([read], 2, np.array([True, False]))
+    np.testing.assert_array_equal(again.readouts[:, 0, 0, 0], [0, 1, 2])
+    np.testing.assert_array_equal(again.obs.step_mask, got.obs.step_mask)
+    assert again.obs.images == ()  # nobody looks at them any more
 
 
 def test_batches_have_every_decision_once_and_one_size() -> None:

@@ -45,7 +45,8 @@ class Decisions(NamedTuple):
     reference: Float[Array, "b k d *raw"]  # what the policy before all learning says
     valid: Bool[Array, " b"]
     dataset_id: Int[Array, " b"]
-    # Of the backbone on obs, where nothing of it learns: it need not run again.
+    # Of the backbone, where nothing of it learns: it need not run again, and what it sees may be
+    # missing in obs.
     readouts: Float[Array, "b t n c"] | None = None
 
 
