@@ -57,6 +57,13 @@ def shown(policy: JaxPolicy, images):
     policy.act(images)
 
 
+def seen_by(policy: JaxPolicy):
+    """The tokens of the frames that its head looked at last."""
+    if policy._config.history == "interleaved":
+        return tuple(policy._kept.frames)
+    return (policy._model(policy._params).sequence(policy.taken()[0]),)
+
+
 def frames(policy, n: int = 5):
     rng = np.random.default_rng(1)
     return [
@@ -95,7 +102,7 @@ def whole_strings(source: saved.SavedPolicy) -> saved.SavedPolicy:
     policy, before, after = JaxPolicy(graphdef, params, source.io("blocks")), [], []
     for images in frames(policy, 8):
         shown(policy, images)
-        first, second = hidden(params, policy._newest())
+        first, second = hidden(params, seen_by(policy))
         before.append(np.asarray(first)[0])
         after.append(np.asarray(second)[0])
     words[start] = 9 * (np.mean(after, 0) - np.mean(before, 0))
@@ -136,7 +143,7 @@ def test_torch_writes_the_strings_of_jax(model, tmp_path, monkeypatch):
     for images in frames(ours):
         chunk = ours.act(images)
         out = policy.act(images, executed=chunk[0])
-        ids, scores = tokens(source.params, ours._newest())
+        ids, scores = tokens(source.params, seen_by(ours))
         np.testing.assert_array_equal(written[-1][1].numpy(), ids)
         np.testing.assert_allclose(written[-1][2].numpy(), scores, atol=1e-4)
         np.testing.assert_allclose(out["actions"], chunk, atol=1e-5)
