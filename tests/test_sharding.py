@@ -97,6 +97,23 @@ def test_slices_carry_the_data_axis():
         sharding._arrange((1, 1, 8), devices)
 
 
+def test_an_axis_of_the_mesh_may_take_a_part_of_a_torus() -> None:
+    """64 of a v5e-256, whose sides are 16, hold the parameters, four times."""
+
+    class Chip:
+        platform, device_kind, core_on_chip, slice_index = "tpu", "TPU v5 lite", 0, 0
+
+        def __init__(self, index: int) -> None:
+            self.id, self.coords, self.process_index = index, (index % 16, index // 16, 0), 0
+
+    grid = sharding._arrange((4, 64, 1), [Chip(i) for i in range(256)])
+    assert grid.shape == (4, 64, 1)
+    assert len({chip.id for chip in grid.flat}) == 256
+    for part in grid:  # a block of the torus, not chips from all over it
+        places = np.array([chip.coords for chip in part.flat])
+        assert np.prod(np.ptp(places, axis=0) + 1) == 64, places
+
+
 def test_batch_goes_to_its_rows():
     mesh = sharding.make_mesh(2, 2, 2)
     assert sharding.rows(mesh, 8).tolist() == list(range(8))

@@ -263,7 +263,7 @@ def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
     """Devices in the shape of the mesh, neighbours close to each other."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices=devices)
+        return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     data, fsdp, tensor = shape
     between_data = math.gcd(data, slices)
     between_fsdp = slices // between_data
