@@ -16,7 +16,6 @@ the language model's blocks give is nothing there, so that a token follows from 
 compute it as ever.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from experiments.benchmarks import turns
 from vla_jax import build_heads
 from vla_jax import params as flat
 from vla_jax.models import fast_vocabulary
@@ -35,7 +35,7 @@ from vla_jax.models.heads.fast import FastHead
 from vla_jax.models.vla import VLA, VLAConfig
 from vla_jax.robot.held import at_rest, is_none
 from vla_jax.saved import SavedPolicy
-from vla_jax.types import Array, HeadContext, ObservationSizes, Prefix, new_observation
+from vla_jax.types import Array, HeadContext, Prefix
 
 ROUNDS = 10
 CHUNKS = 2_000  # that a vocabulary is fitted on
@@ -144,19 +144,11 @@ def measure(source: SavedPolicy, dtype: str, rounds: int = ROUNDS) -> Ratio:
     asked = ids[: max(1, before_end), None]
     runs: dict[str, Callable[[], Any]] = {
         "plan": lambda: to_robot(programs.plan(params, frames)),
-        "pass": lambda: jax.block_until_ready(programs.look(params, frames)),
+        "pass": lambda: programs.look(params, frames),
         "written": lambda: to_robot(programs.write(params, prefix)[0]),
-        "steps": lambda: jax.block_until_ready(programs.steps(params, prefix, asked)),
+        "steps": lambda: programs.steps(params, prefix, asked),
     }
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for turn in range(rounds + 2):  # the first two compile and warm up
-        for name, run in runs.items():
-            begin = time.perf_counter(), time.process_time()
-            run()
-            spent = time.perf_counter() - begin[0], time.process_time() - begin[1]
-            if turn >= 2:
-                taken[name].append(spent)
-    plan, whole, written, alone = (np.array(own) for own in taken.values())
+    plan, whole, written, alone = turns.seconds(runs, rounds).values()
     wall, cpu = np.median(plan / (whole + alone), axis=0)
     behind_wall, behind_cpu = np.median(written / alone, axis=0)
     pass_s, steps_s = (float(np.median(own[:, 0])) for own in (whole, alone))
@@ -166,11 +158,7 @@ def measure(source: SavedPolicy, dtype: str, rounds: int = ROUNDS) -> Ratio:
 
 def _programs(graphdef: Any, config: VLAConfig, source: SavedPolicy) -> _Programs:
     t = config.window if config.history == "interleaved" else 1
-    key, sizes = jax.random.key(0), ObservationSizes(
-        b=1, t=t, p=len(source.state_names), l=int(source.prompt["length"]),
-        d=config.action_dim, image_size=source.image_size,
-    )  # fmt: skip
-    obs = new_observation(sizes, lambda shape, kind: np.ones(shape, kind))
+    obs, key = turns.frames(source, config.action_dim, t), jax.random.key(0)
 
     def of(params: Any) -> VLA:
         return cast(VLA, flat.merge(graphdef, params))

@@ -82,12 +82,13 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Another program, compiled for the same machines; as of Step."""
+    """A program, compiled for machines that are not here."""
 
-    temporaries: int  # bytes a chip
+    arguments: int  # bytes a chip
+    temporaries: int  # the same
     collectives: list[Collective]
     flops: float  # of all chips, of its matrix products
-    moved: float | None
+    moved: float | None  # as of Step
 
 
 def listed() -> str:
@@ -142,8 +143,7 @@ def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step
     """The train step of the config, compiled for the mesh's devices. Raises DoesNotFit."""
     plan = steps.plan(config, mesh)
     traced = steps.trace(config, plan)
-    size, text = _compile(traced, mesh, topology)
-    state = plan.abstract
+    step, state = program(traced, mesh, topology), plan.abstract
     memory = {
         name: sharding.bytes_per_device(part)
         for name, part in (
@@ -153,17 +153,14 @@ def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step
             ("average", state.ema),
         )
     }
-    memory["batch"] = size["arguments"] - sum(memory.values())
-    memory["temporaries"] = size["temporaries"]
-    flops = metrics.count_flops(traced.jaxpr.jaxpr) / mesh.size
+    memory["batch"] = step.arguments - sum(memory.values())
+    memory["temporaries"] = step.temporaries
     saved = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state))
     batch_axes = _batch_axes(traced, config, plan)
-    tpu = mesh.devices.flat[0].platform == "tpu"
-    moved = traffic.read(text) if tpu else None
     one = estimate.of_step(config, plan.graphdef, plan.shapes, 1)
     example = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(one))
-    sizes, sent = parameter_sizes(plan), read(text, mesh)
-    return Step(memory, sent, flops, moved, sizes, batch_axes, saved, example)
+    sizes, flops = parameter_sizes(plan), step.flops / mesh.size
+    return Step(memory, step.collectives, flops, step.moved, sizes, batch_axes, saved, example)
 
 
 def program(traced: jax.stages.Traced, mesh: jax.sharding.Mesh, topology: str) -> Program:
@@ -171,7 +168,7 @@ def program(traced: jax.stages.Traced, mesh: jax.sharding.Mesh, topology: str) -
     size, text = _compile(traced, mesh, topology)
     moved = traffic.read(text) if mesh.devices.flat[0].platform == "tpu" else None
     flops = metrics.count_flops(traced.jaxpr.jaxpr)
-    return Program(size["temporaries"], read(text, mesh), flops, moved)
+    return Program(size["arguments"], size["temporaries"], read(text, mesh), flops, moved)
 
 
 def _compile(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments.composition import datasets
 from vla_jax import build, build_heads, sharding
 from vla_jax.params import Shapes, merge
-from vla_jax.rl.learner import ALGORITHMS, Decisions
+from vla_jax.rl.learner import ALGORITHMS, Decisions, unseen
 from vla_jax.robot import sensing
 from vla_jax.training import metrics
 from vla_jax.training.state import TrainState
@@ -129,7 +129,7 @@ def of_step(config: ConfigDict, graphdef: nnx.GraphDef, shapes: Shapes, b: int) 
     chunk, readouts = jax.eval_shape(first, shapes, obs)
     one = spec(np.float32)
     if config.rl.head_only:
-        obs = obs._replace(images=(), sensors={})  # as experiments.learning.batches has them
+        obs = unseen(obs)
     decisions = Decisions(
         obs=obs,
         chunk=chunk,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.learning.collecting import Trial
 from vla_jax.policy_io import PolicyIO
 from vla_jax.rl import advantages
-from vla_jax.rl.learner import Decisions
+from vla_jax.rl.learner import Decisions, unseen
 from vla_jax.types import STREAMS, Array, Observation
 
 
@@ -65,11 +65,6 @@ def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decision
         dataset_id=np.zeros(n, np.int32),
         readouts=np.stack(readouts) if readouts else None,
     )
-
-
-def unseen(frame: Observation) -> Observation:
-    """Without what only a backbone looks at, and takes the most room."""
-    return frame._replace(images=(), sensors={})
 
 
 def window_of(frames: Sequence[Observation], newest: int, window: int) -> Observation:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.learning.batches import window_of
+from experiments.learning.batches import windows_of
 from experiments.preferring.pairs import Choice, Clip, Pair, Pairs
 from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Played, Watch, actions_of
@@ -56,9 +56,7 @@ def watched(
                 chunks.append(np.pad(made, ((0, every - len(made)), (0, 0))))
                 steps.append(len(rest))
                 world.answer(None)
-            windows = [window_of(frames, i, window) for i in range(len(frames))]
-            obs = jax.tree.map(lambda *rows: np.concatenate(rows), *windows)
-            out[clip] = Watched(obs, np.stack(chunks), np.array(steps))
+            out[clip] = Watched(windows_of(frames, window), np.stack(chunks), np.array(steps))
             progress.add(1)
     return out
 

@@ -50,6 +50,11 @@ class Decisions(NamedTuple):
     readouts: Float[Array, "b t n c"] | None = None
 
 
+def unseen(obs: Observation) -> Observation:
+    """Without what a backbone alone looks at, which takes the most room."""
+    return obs._replace(images=(), sensors={})
+
+
 @dataclass(frozen=True)
 class LearnerConfig:
     """How it learns.
