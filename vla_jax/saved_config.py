@@ -149,6 +149,8 @@ INTRODUCED: dict[str, Any] = {
     "model.state_words": False,
     # 2026-11-30. The head fast alone had strings.
     "objectives.fast.weight": 0.0,
+    # 2026-11-30. Instructions were whole.
+    "augment.word_dropout": 0.0,
 }
 
 

@@ -198,7 +198,9 @@ def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
         columns["episode_metadata/segment_text"] = [a.text.encode() for a in named]
         columns["episode_metadata/segment_task"] = [a.task.encode() for a in named]
     else:
-        columns["steps/language_instruction"] = [task.annotations[0].text.encode()] * steps
+        columns["steps/language_instruction"] = [
+            a.text.encode() for a in task.annotations for _ in range(a.first, a.stop)
+        ]
         columns["episode_metadata/task"] = [task.annotations[0].task.encode()]
     return tfrecord.encode(columns)
 

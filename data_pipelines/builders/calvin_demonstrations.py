@@ -7,8 +7,10 @@ Tasks come in turn: 1,020 are 30 of each. A demonstration begins where others of
 to two or as many as it takes, have left the scene, which began in one of the official states with
 its blocks and the arm moved by chance: no official chain begins there. What is recorded is what the
 expert would do; what is done drifts off it, so that there are frames of how to come back. Those
-that fail are played again. The split `val` has scenes of its own and the official validation
-sentences, which no training episode has.
+that fail are played again. Each frame is told in one of CALVIN's training sentences for its task,
+drawn anew: a policy of one sentence an episode learns these by heart, and does not understand the
+others. The split `val` has scenes of its own and the official validation sentences, which no
+training episode has.
 
 Needs the clones of calvin_clones.py; pictures are those of CALVIN_RENDERER. A killed run goes on
 with the same command, also with more: each demonstration is a file in ROOT/calvin_parts, of which
@@ -119,12 +121,13 @@ def _frame(world: Simulator, action: np.ndarray) -> Frame:
 def example(stage: Stage, seed: int, split: str, number: int) -> bytes:
     """The record of a demonstration, and its words."""
     task, frames = play(stage, seed, split, number)
-    said = stage.told[split][task]
-    words = said[int(drawn(seed, SPLITS.index(split), number, 1).integers(len(said)))]
-    first = number * APART
-    stop = first + len(frames)
-    annotation = Annotation(first, stop, words, task)
-    return calvin.encode(calvin.Task("", first, stop, (annotation,), SCENE, False), frames)
+    said, first = stage.told[split][task], number * APART
+    drawn_ones = drawn(seed, SPLITS.index(split), number, 1).integers(len(said), size=len(frames))
+    told = tuple(
+        Annotation(i, i + 1, said[sentence], task)
+        for i, sentence in enumerate(drawn_ones.tolist(), start=first)
+    )
+    return calvin.encode(calvin.Task("", first, first + len(frames), told, SCENE, False), frames)
 
 
 def write_demonstrations(

@@ -96,6 +96,7 @@ RANGES: dict[str, Range] = {
     "augment.hue": Range(0, 0.5),
     "augment.shift": AMOUNT,
     "augment.sensor_dropout": BELOW_ONE,
+    "augment.word_dropout": BELOW_ONE,
     "objectives.forward.weight": WEIGHT,
     "objectives.forward.offsets": COUNT,
     "objectives.forward.tokens": COUNT,

@@ -259,11 +259,20 @@ def tokenizer(
     config: ConfigDict, sentences: list[str], workdir: Path, scratch: Path | None = None
 ) -> Path:
     """The folder of the tokenizer: the config's, the weights' own, or one trained on the
-    instructions, that of workdir or a new one in `scratch` (by default workdir).
+    instructions, that of workdir or a new one in `scratch` (by default workdir). Raises ValueError
+    where there is none, and where a run to begin from had another.
     """
     model = config.model
     if model.tokenizer == "train":
-        return _trained_tokenizer(config, sentences, workdir, scratch or workdir)
+        folder = _trained_tokenizer(config, sentences, workdir, scratch or workdir)
+    else:
+        folder = _named_tokenizer(model)
+    if not complete_steps(workdir / "checkpoints"):  # else it goes on, and its start may be gone
+        _check_ids(model, folder)
+    return folder
+
+
+def _named_tokenizer(model: ConfigDict) -> Path:
     folder = Path(model.tokenizer or model.start or model.weights).expanduser()
     if not model.tokenizer and complete_steps(folder):  # of a run, or imported
         return saved.tokenizer_folder(folder, load_meta(folder))
@@ -274,6 +283,21 @@ def tokenizer(
             " for a small one from the data's instructions"
         )
     return folder
+
+
+def _check_ids(model: ConfigDict, folder: Path) -> None:
+    """The ids of a tokenizer mean what they mean to the parameters of a run that is begun from."""
+    for field in ("start", "weights"):
+        begun = Path(model[field]).expanduser()
+        if model[field] and complete_steps(begun):
+            known = load_meta(begun)["tokenizer"]["sha256"]
+            if known != digest(folder):
+                raise ValueError(
+                    f"model.tokenizer: expected that of model.{field}={model[field]}, whose words"
+                    f" its parameters know, got {folder}"
+                    f"{', of the instructions of this data' * (model.tokenizer == 'train')}; give"
+                    f" --config.model.tokenizer={begun.parent / 'tokenizer'}, or '' for its own"
+                )
 
 
 def _trained_tokenizer(

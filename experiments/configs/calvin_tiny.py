@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = config.save_every = 500
     config.optim.lr = 7e-4
     config.optim.schedule = "constant"
+    config.optim.min_lr_scale = 0.0
     config.optim.ema = 0.998
     config.optim.warmup_steps = 200
     config.data.root = "runs/calvin/data"

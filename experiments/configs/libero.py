@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 100
     config.eval_every = config.save_every = 500
     config.optim.schedule = "constant"
+    config.optim.min_lr_scale = 0.0
     config.optim.ema = 0.998
     config.optim.warmup_steps = 100
     config.data.root = "runs/libero/data"

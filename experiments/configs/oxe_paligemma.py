@@ -207,6 +207,7 @@ def _augment() -> ConfigDict:
     config.hue = 0.05
     config.shift = ()  # pixels, one number per camera; RoboVLMs on CALVIN has this alone
     config.sensor_dropout = 0.0  # share of windows that go without a sensor, drawn for each
+    config.word_dropout = 0.0  # share of the instruction's tokens that are not there
     config.flip = False  # True is refused: it would need mirrored actions
     return config
 

@@ -19,6 +19,7 @@ from experiments.composition import spaces
 from experiments.composition.config import CONFIGS, diff, load_config
 from vla_jax import build, sharding
 from vla_jax import params as flat
+from vla_jax.training import optim
 from vla_jax.training.checkpoint import load_params
 
 FILES = sorted(path.name for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
@@ -31,6 +32,12 @@ SMALL = (
     "blocks_dpo.py", "blocks_ppo.py", "blocks_reward.py", "blocks_success.py", "calvin_tiny.py",
     "finetune.py", "libero.py", "metaworld.py", "metaworld_ppo.py", *WORLDS,
 )  # fmt: skip
+
+# These go on from a run, which is to be named.
+STARTED = {
+    "blocks_dpo.py", "blocks_ppo.py", "blocks_reward.py", "blocks_success.py", "finetune.py",
+    "metaworld_ppo.py",
+}  # fmt: skip
 
 
 def test_every_file_is_named_here() -> None:
@@ -146,6 +153,13 @@ def test_calvin_tiny_is_tiny_whatever_the_words() -> None:
     assert diff(plain, load_config("calvin_tiny.py:flow").to_dict()).keys() == {
         "model.head", "model.head_layers"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", sorted({*FILES} - STARTED))
+def test_the_rate_that_a_file_asks_for_can_be_had(file: str) -> None:
+    config = load_config(file)
+    rate = optim.make_schedule(build.optim(config)[0], config.steps, steps_per_epoch=1_000)
+    assert rate(config.steps - 1) > 0
 
 
 @pytest.mark.parametrize(("word", "millions", "pixels"), [("small", 30, 128), ("base", 105, 224)])

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests.fakes import make_batch
 from vla_jax.training import augment as module
 from vla_jax.training.augment import (
     AugmentConfig,
     augment,
+    augmented,
     colour,
     crop,
     rotate_hue,
@@ -227,3 +229,20 @@ def test_a_shift_per_camera_is_asked_for():
         ValueError, match=r"augment.shift: expected one number per camera \(1\), got \(3, 1\)"
     ):
         augment((frames(),), KEY, FULL)
+
+
+def test_words_are_left_out_each_for_itself_and_the_others_close_up():
+    there = np.arange(9)[None] < np.array([9, 6] * 200)[:, None]
+    prompt = np.where(there, np.arange(1, 10)[None], 0).astype(np.int32)
+    obs = make_batch().obs._replace(prompt=prompt, prompt_mask=there)
+    assert augmented(obs, KEY, AugmentConfig()).prompt is prompt
+    out = augmented(obs, KEY, AugmentConfig(word_dropout=0.25))
+    left = [row[mask].tolist() for row, mask in zip(out.prompt, out.prompt_mask, strict=True)]
+    assert all(row == sorted(row) for row in left)
+    assert all(row[0] == 1 and row[-1] == last for row, last in zip(left, [9, 6] * 200, strict=True))
+    assert (out.prompt_mask == (out.prompt > 0)).all()
+    assert (np.diff(out.prompt_mask.astype(int), axis=1) <= 0).all()
+    share = np.mean([[word in row for word in range(2, 9)] for row in left[::2]], axis=0)
+    assert np.abs(share - 0.75).max() < 0.1
+    assert any((2 in row) != (3 in row) for row in left)
+    assert out.images == obs.images

@@ -1,5 +1,6 @@
-"""Image augmentation inside the jitted train step: one draw per window and camera, the same for all
-of its frames.
+"""Augmentation inside the jitted train step: of images, one draw per window and camera, the same
+for all of its frames; of sensors and of the instruction's tokens, some of which a window goes
+without.
 
 The operations, their order and the clipping between them are those of the field's RLDS loaders
 (kvablack/dlimp at ad72ce3, augmentations.py: Octo, OpenVLA and RoboVLMs use it on OXE), with three
@@ -16,9 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
-from vla_jax.types import Array, SensorReading
+from vla_jax.types import Array, Observation, SensorReading
+
+# Folded into the step's key; the parts of a batch count up from 0.
+IMAGES, SENSORS, WORDS = 2**31 - 1, 2**31 - 3, 2**31 - 4
 
 Range = tuple[float, float]
 
@@ -40,6 +44,10 @@ class AugmentConfig:
         flip: must stay False. A mirrored picture shows another action: y, roll and yaw would have
             to be mirrored too.
         sensor_dropout: share of windows that go without a sensor, drawn for each of them.
+        word_dropout: share of the prompt's tokens that are left out, drawn for each (Iyyer et al.
+            2015, "Deep Unordered Composition Rivals Syntactic Methods", 3.2): a policy that has
+            seen few sentences does not hang on all of their words, and one that it does not know
+            matters less.
     """
 
     crop_scale: Range = (1.0, 1.0)
@@ -51,6 +59,7 @@ class AugmentConfig:
     shift: tuple[int, ...] = ()
     flip: bool = False
     sensor_dropout: float = 0.0
+    word_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.flip:
@@ -85,6 +94,18 @@ class AugmentConfig:
         """Whether colours change."""
         neutral = (0.0, (1.0, 1.0), (1.0, 1.0), 0.0)
         return (self.brightness, self.contrast, self.saturation, self.hue) != neutral
+
+
+def augmented(obs: Observation, key: jax.Array, config: AugmentConfig) -> Observation:
+    """What a batch's windows show, as their draws change it. Raises ValueError as `augment`."""
+    obs = obs._replace(images=augment(obs.images, jax.random.fold_in(key, IMAGES), config))
+    if config.sensor_dropout:
+        drawn = jax.random.fold_in(key, SENSORS)
+        obs = obs._replace(sensors=drop_sensors(obs.sensors, drawn, config.sensor_dropout))
+    if config.word_dropout:
+        drawn = jax.random.fold_in(key, WORDS)
+        obs = obs._replace(**drop_words(obs.prompt, obs.prompt_mask, drawn, config.word_dropout))
+    return obs
 
 
 def augment(
@@ -127,6 +148,21 @@ def drop_sensors(
         kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, mask.shape[:1])
         out[name] = reading._replace(mask=mask & kept.reshape(-1, *[1] * (mask.ndim - 1)))
     return out
+
+
+def drop_words(
+    prompt: Int[Array, "b l"], mask: Bool[Array, "b l"], key: jax.Array, rate: float
+) -> dict[str, Array]:
+    """`prompt` and `prompt_mask` without some tokens; the others close up. The first one and the
+    last stay: they are the frame that the backbone's prompt has around the words.
+    """
+    place = jnp.arange(prompt.shape[1])[None]
+    ends = (place == 0) | (place == jnp.sum(mask, axis=1, keepdims=True) - 1)
+    kept = mask & (ends | jax.random.bernoulli(key, 1 - rate, mask.shape))
+    order = jnp.argsort(~kept, axis=1, stable=True)
+    kept = jnp.take_along_axis(kept, order, axis=1)
+    prompt = jnp.where(kept, jnp.take_along_axis(prompt, order, axis=1), 0)
+    return {"prompt": prompt, "prompt_mask": kept}
 
 
 def shift(frames: UInt8[Array, "b t h w 3"], key: jax.Array, pad: int) -> UInt8[Array, "b t h w 3"]:

@@ -21,7 +21,7 @@ from vla_jax import sharding
 from vla_jax.models import lora
 from vla_jax.params import Params, merge
 from vla_jax.training import compile_cache, hosts, metrics, optim, reports
-from vla_jax.training.augment import augment, drop_sensors
+from vla_jax.training.augment import augmented
 from vla_jax.training.checkpoint import Checkpointer
 from vla_jax.training.clock import Clock
 from vla_jax.training.feed import Feed
@@ -32,8 +32,7 @@ from vla_jax.training.reports import Metrics, Pairs, Units
 from vla_jax.training.state import TrainConfig, TrainState, inference_params, shardings_of
 from vla_jax.types import Batch
 
-# Folded into the step's key; the parts of a batch count up from 0.
-AUGMENT, DROP, DROP_SENSORS = 2**31 - 1, 2**31 - 2, 2**31 - 3
+DROP = 2**31 - 2  # folded into the step's key, as those of augment.py are
 # 128 + SIGTERM: what schedulers expect of a process that stopped because it was asked to.
 SIGTERM_EXIT = 143
 
@@ -89,12 +88,7 @@ def make_train_step(
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         # Before accumulation: what an example looks like does not depend on how the batch is cut.
-        drawn = augment(batch.obs.images, jax.random.fold_in(key, AUGMENT), config.augment)
-        batch = batch._replace(obs=batch.obs._replace(images=drawn))
-        if config.augment.sensor_dropout:
-            kept = jax.random.fold_in(key, DROP_SENSORS)
-            sensors = drop_sensors(batch.obs.sensors, kept, config.augment.sensor_dropout)
-            batch = batch._replace(obs=batch.obs._replace(sensors=sensors))
+        batch = batch._replace(obs=augmented(batch.obs, key, config.augment))
         # Once, before accumulation, keeping the sharding: fsdp then gathers the compute type and
         # not float32.
         cast = {

@@ -55,6 +55,27 @@ def test_a_tokenizer_does_not_outlive_the_instructions_it_was_trained_on(
         assert digest(sources.data(wanted, tmp_path / "run").tokenizer) == after
 
 
+def test_a_run_to_begin_from_keeps_its_tokenizer(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids of another one would name other rows of its embedding."""
+    known = sources.data(config(root, "tiny"), tmp_path / "start").tokenizer
+    begun = tmp_path / "start" / "checkpoints"
+    monkeypatch.setattr(sources, "complete_steps", lambda folder: [4] * (folder == begun))
+    monkeypatch.setattr(sources, "load_meta", lambda _: {"tokenizer": {"sha256": digest(known)}})
+    goes_on = f"--config.model.start={begun}"
+    assert sources.data(config(root, "tiny", goes_on), tmp_path / "same")
+    write_blocks(tmp_path / "more", train=9, val=2, seed=7)
+    with pytest.raises(
+        ValueError,
+        match=rf"model\.tokenizer: expected that of model\.start={begun}, .*, of the instructions of"
+        rf" this data; give --config\.model\.tokenizer={known}",
+    ):
+        sources.data(config(tmp_path / "more", "tiny", goes_on), tmp_path / "other")
+    named = config(tmp_path / "more", "tiny", goes_on, f"--config.model.tokenizer={known}")
+    assert sources.data(named, tmp_path / "named").tokenizer == known
+
+
 def test_action_tokens_stand_apart_from_the_words(root: Path, tmp_path: Path) -> None:
     source = sources.data(config(root, "tiny,discrete"), tmp_path)
     tokenizer = paligemma.load_tokenizer(source.tokenizer)
