@@ -175,11 +175,11 @@ def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
     columns: dict[str, Sequence[bytes] | np.ndarray] = {
         "steps/action": np.stack([frame["rel_actions"] for frame in frames]).astype(np.float32),
         "steps/action_abs": np.stack([frame["actions"] for frame in frames]).astype(np.float32),
-        "steps/observation/image": [_jpeg(frame["rgb_static"]) for frame in frames],
+        "steps/observation/image": [jpeg(frame["rgb_static"]) for frame in frames],
         "steps/observation/state": (
             np.stack([frame["robot_obs"] for frame in frames]).astype(np.float32)
         ),
-        "steps/observation/wrist_image": [_jpeg(frame["rgb_gripper"]) for frame in frames],
+        "steps/observation/wrist_image": [jpeg(frame["rgb_gripper"]) for frame in frames],
         "episode_metadata/first_frame": np.array([task.first]),
         "episode_metadata/scene": [task.scene.encode()],
     }
@@ -234,7 +234,7 @@ def features(play: bool) -> rlds_files.Feature:
     )
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
+def jpeg(picture: np.ndarray) -> bytes:
     """Quality 95 without colour subsampling: the small wrist camera has no detail to lose."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)

@@ -67,13 +67,13 @@ class Rules:
     def draw(self, draw: np.random.Generator, task: str, before: int) -> Chain:
         """A chain by chance whose last task is `task`, with `before` others or more ahead of it."""
         while True:
-            initial = _initial(draw)
-            state: Symbols = initial
+            begun = initial(draw)
+            state: Symbols = begun
             tasks: list[str] = []
             while len(tasks) < before + 3:
                 able = [name for name in self.tasks if len(self.after(state, name)) == 1]
                 if task in able and len(tasks) >= before:
-                    return Chain(initial, (*tasks, task))
+                    return Chain(begun, (*tasks, task))
                 if not able:
                     break
                 tasks.append(able[int(draw.integers(len(able)))])
@@ -136,7 +136,7 @@ def _make(clones: Clones, file: Path) -> None:
     os.replace(part, file)
 
 
-def _initial(draw: np.random.Generator) -> dict[str, Any]:
+def initial(draw: np.random.Generator) -> dict[str, Any]:
     """One of the states that official chains begin in."""
     places = ("table", "table", "slider_right", "slider_left")  # one of them stays empty
     where = draw.permutation(places)[: len(BLOCKS)].tolist()

@@ -152,6 +152,30 @@ class World:
         pictures = {f"rgb_{camera.name}": camera.render()[0] for camera in self._cameras}
         return {"rgb_obs": pictures, **self._env.get_state_obs()}
 
+    def still(
+        self, robot: np.ndarray, scene: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The static camera's picture [h w 3] of a state that nothing has moved in, whether or not
+        it could stand, and of each block which pixels [h w] show it.
+        """
+        self._env.scene.reset(scene)
+        self._env.robot.reset(robot)
+        camera = self._cameras[CAMERAS.index("static")]
+        size = camera.height, camera.width
+        _, _, pixels, _, bodies = self._bullet.getCameraImage(
+            camera.width,
+            camera.height,
+            camera.viewMatrix,
+            camera.projectionMatrix,
+            physicsClientId=self._env.cid,
+        )
+        whose = np.reshape(bodies, size)
+        shown = {
+            body.name.removeprefix("block_"): whose == body.uid
+            for body in self._env.scene.movable_objects
+        }
+        return np.reshape(pixels, (*size, 4))[:, :, :3].astype(np.uint8), shown
+
     def scene(self) -> Scene:
         """What an expert goes by."""
         robot = self._env.robot

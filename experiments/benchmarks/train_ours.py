@@ -22,7 +22,7 @@ from experiments.benchmarks import policies, train_turns
 from experiments.composition import estimate, steps
 from experiments.composition.config import override
 from vla_jax import sharding
-from vla_jax.training import metrics
+from vla_jax.training import machine, metrics
 from vla_jax.training.reports import Units
 from vla_jax.training.state import init_state
 from vla_jax.types import Batch
@@ -90,6 +90,7 @@ def main(folder: Path, changes: Sequence[str] = ()) -> None:
     began = time.perf_counter()
     first = sharding.global_batch(data[0], mesh, config.batch_size)
     step = steps.train_step(plan, units).trace(state, first).lower().compile()
+    machine.give_back()
     compiled = time.perf_counter() - began
     device = jax.devices()[0]
     peak = metrics.peak_flops(device) or train_turns.product_rate(_product())
@@ -118,4 +119,5 @@ def _product() -> Callable[[], object]:
 
 
 if __name__ == "__main__":
+    machine.ask_xla()
     main(Path(sys.argv[1]), sys.argv[2:])

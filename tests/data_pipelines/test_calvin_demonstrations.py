@@ -78,6 +78,7 @@ class Rules:
 
 def stage() -> made.Stage:
     told = {split: {task: [f"{split} {task}"] for task in Rules.tasks} for split in made.SPLITS}
+    told["train"] = {task: [*said, f"do {task}"] for task, said in told["train"].items()}
     return made.Stage(Table(), Rules(), told)  # type: ignore[arg-type]
 
 
@@ -92,9 +93,16 @@ def test_the_dataset_is_one_of_calvin_whose_labels_are_clean(
     folder = made.write_demonstrations(tmp_path, train=2, val=1)
     assert not (tmp_path / "calvin.part").exists()
     split = open_index(tmp_path, DATASETS["calvin"]).splits["train"]
-    assert sorted(split.words(episode) for episode in (0, 1)) == [
-        "train turn_off_led", "train turn_on_led"
+    # Each frame in a sentence of its own, of its task; those of validation have theirs.
+    assert sorted(split.sentences) == [
+        "do turn_off_led", "do turn_on_led", "train turn_off_led", "train turn_on_led"
     ]  # fmt: skip
+    for episode in (0, 1):
+        rows = np.arange(split.first[episode], split.first[episode] + split.length[episode])
+        said = split.told(rows, np.full(len(rows), episode), None)
+        words = {split.sentences[i] for i in said.tolist()}
+        assert len(words) == 2 and len({text.split()[1] for text in words}) == 1
+    assert open_index(tmp_path, DATASETS["calvin"]).splits["val"].sentences == ("val turn_on_led",)
     actions = split.actions
     assert np.abs(actions[:, :6]).max() <= 0.8 + 1e-6  # the expert's; what was done drifted
     assert set(actions[:, 6].tolist()) == {0.0, 1.0}

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from vla_jax import sharding
 from vla_jax.models import lora
 from vla_jax.params import Params, merge
-from vla_jax.training import compile_cache, hosts, metrics, optim, reports
+from vla_jax.training import compile_cache, hosts, machine, metrics, optim, reports
 from vla_jax.training.augment import augmented
 from vla_jax.training.checkpoint import Checkpointer
 from vla_jax.training.clock import Clock
@@ -292,6 +292,7 @@ def _compile(
         hooks.recorder.say("compiling the train step, or reading it from disk")
         # One program for the whole run: another shape is an error, not a recompilation.
         compiled = traced.lower().compile()
+        machine.give_back()
     how = "read from the compiled programs on disk" if found else "compiled"
     size = metrics.program_bytes(compiled) / 2**30
     hooks.recorder.say(
