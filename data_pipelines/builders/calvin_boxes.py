@@ -4,10 +4,10 @@ policy learns to look by.
     python -m data_pipelines.builders.calvin_boxes --out ROOT --train 8000
 
 Question and answer are those that PaliGemma was pretrained with: `detect red block`, and the box in
-1,024ths of the picture, top, left, bottom, right: `<loc0256><loc0512><loc0304><loc0576> red block`,
-rounded to 64ths here, that a small model meets each number often. A picture is that of the static
-camera; blocks, drawer, slider, lights and arm are anywhere, nothing moves. A block that is hidden is
-not asked for. Needs what calvin_demonstrations.py needs.
+1,024ths of the picture, top, left, bottom, right: `<loc0256><loc0512><loc0304><loc0576> red block`.
+Numbers are rounded to 64ths here, so that a small model meets each of them often. A picture is that
+of the static camera; blocks, drawer, slider, lights and arm are anywhere, nothing moves. A block
+that is hidden is not asked for. Needs what calvin_demonstrations.py needs.
 """
 
 from collections.abc import Callable, Sequence

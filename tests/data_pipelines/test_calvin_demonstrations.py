@@ -101,7 +101,8 @@ def test_the_dataset_is_one_of_calvin_whose_labels_are_clean(
         rows = np.arange(split.first[episode], split.first[episode] + split.length[episode])
         said = split.told(rows, np.full(len(rows), episode), None)
         words = {split.sentences[i] for i in said.tolist()}
-        assert len(words) == 2 and len({text.split()[1] for text in words}) == 1
+        assert len(words) == 2
+        assert len({text.split()[1] for text in words}) == 1
     assert open_index(tmp_path, DATASETS["calvin"]).splits["val"].sentences == ("val turn_on_led",)
     actions = split.actions
     assert np.abs(actions[:, :6]).max() <= 0.8 + 1e-6  # the expert's; what was done drifted

@@ -30,7 +30,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # These begin at words of the others.
 SMALL = (
     "blocks_dpo.py", "blocks_ppo.py", "blocks_reward.py", "blocks_success.py", "calvin_tiny.py",
-    "finetune.py", "libero.py", "metaworld.py", "metaworld_ppo.py", *WORLDS,
+    "calvin_vlm.py", "finetune.py", "libero.py", "metaworld.py", "metaworld_ppo.py", *WORLDS,
 )  # fmt: skip
 
 # These go on from a run, which is to be named.
@@ -44,8 +44,9 @@ def test_every_file_is_named_here() -> None:
     assert FILES == [
         "blocks.py", "blocks_dpo.py", "blocks_ppo.py", "blocks_reward.py", "blocks_success.py",
         "blocks_vlm.py", "bridge_paligemma.py", "calvin_flamingo.py", "calvin_kosmos.py",
-        "calvin_tiny.py", "finetune.py", "libero.py", "metaworld.py", "metaworld_ppo.py",
-        "navigation.py", "oxe_llava.py", "oxe_paligemma.py", "oxe_qwen3vl.py", "oxe_smolvlm.py",
+        "calvin_tiny.py", "calvin_vlm.py", "finetune.py", "libero.py", "metaworld.py",
+        "metaworld_ppo.py", "navigation.py", "oxe_llava.py", "oxe_paligemma.py", "oxe_qwen3vl.py",
+        "oxe_smolvlm.py",
     ]  # fmt: skip
 
 

@@ -239,7 +239,9 @@ def test_words_are_left_out_each_for_itself_and_the_others_close_up():
     out = augmented(obs, KEY, AugmentConfig(word_dropout=0.25))
     left = [row[mask].tolist() for row, mask in zip(out.prompt, out.prompt_mask, strict=True)]
     assert all(row == sorted(row) for row in left)
-    assert all(row[0] == 1 and row[-1] == last for row, last in zip(left, [9, 6] * 200, strict=True))
+    assert all(
+        row[0] == 1 and row[-1] == last for row, last in zip(left, [9, 6] * 200, strict=True)
+    )
     assert (out.prompt_mask == (out.prompt > 0)).all()
     assert (np.diff(out.prompt_mask.astype(int), axis=1) <= 0).all()
     share = np.mean([[word in row for word in range(2, 9)] for row in left[::2]], axis=0)

@@ -104,7 +104,8 @@ def augmented(obs: Observation, key: jax.Array, config: AugmentConfig) -> Observ
         obs = obs._replace(sensors=drop_sensors(obs.sensors, drawn, config.sensor_dropout))
     if config.word_dropout:
         drawn = jax.random.fold_in(key, WORDS)
-        obs = obs._replace(**drop_words(obs.prompt, obs.prompt_mask, drawn, config.word_dropout))
+        prompt, mask = drop_words(obs.prompt, obs.prompt_mask, drawn, config.word_dropout)
+        obs = obs._replace(prompt=prompt, prompt_mask=mask)
     return obs
 
 
@@ -152,17 +153,16 @@ def drop_sensors(
 
 def drop_words(
     prompt: Int[Array, "b l"], mask: Bool[Array, "b l"], key: jax.Array, rate: float
-) -> dict[str, Array]:
-    """`prompt` and `prompt_mask` without some tokens; the others close up. The first one and the
-    last stay: they are the frame that the backbone's prompt has around the words.
+) -> tuple[Int[Array, "b l"], Bool[Array, "b l"]]:
+    """Prompts and their masks without some tokens; the others close up. The first one and the last
+    stay: they are the frame that the backbone's prompt has around the words.
     """
     place = jnp.arange(prompt.shape[1])[None]
     ends = (place == 0) | (place == jnp.sum(mask, axis=1, keepdims=True) - 1)
     kept = mask & (ends | jax.random.bernoulli(key, 1 - rate, mask.shape))
     order = jnp.argsort(~kept, axis=1, stable=True)
     kept = jnp.take_along_axis(kept, order, axis=1)
-    prompt = jnp.where(kept, jnp.take_along_axis(prompt, order, axis=1), 0)
-    return {"prompt": prompt, "prompt_mask": kept}
+    return jnp.where(kept, jnp.take_along_axis(prompt, order, axis=1), 0), kept
 
 
 def shift(frames: UInt8[Array, "b t h w 3"], key: jax.Array, pad: int) -> UInt8[Array, "b t h w 3"]:

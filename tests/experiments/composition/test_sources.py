@@ -68,8 +68,8 @@ def test_a_run_to_begin_from_keeps_its_tokenizer(
     write_blocks(tmp_path / "more", train=9, val=2, seed=7)
     with pytest.raises(
         ValueError,
-        match=rf"model\.tokenizer: expected that of model\.start={begun}, .*, of the instructions of"
-        rf" this data; give --config\.model\.tokenizer={known}",
+        match=rf"model\.tokenizer: expected that of model\.start={begun}, .*, of the instructions"
+        rf" of this data; give --config\.model\.tokenizer={known}",
     ):
         sources.data(config(tmp_path / "more", "tiny", goes_on), tmp_path / "other")
     named = config(tmp_path / "more", "tiny", goes_on, f"--config.model.tokenizer={known}")
