@@ -26,7 +26,6 @@ from vla_jax import command, sharding
 from vla_jax.rl.direct import Contests
 from vla_jax.rl.learner import DIRECT
 from vla_jax.saved import known
-from vla_jax.training import machine
 from vla_jax.training.metrics import Recorder
 from vla_jax.training.state import TrainState
 
@@ -91,5 +90,4 @@ def _figures(
 
 
 if __name__ == "__main__":
-    machine.ask_xla()
     command.run(main)

@@ -38,7 +38,7 @@ from vla_jax.models.tokenizer import digest
 from vla_jax.policy import JaxPolicy
 from vla_jax.rl.learner import ALGORITHMS
 from vla_jax.saved import known, open_checkpoint
-from vla_jax.training import compile_cache, machine, train
+from vla_jax.training import compile_cache, train
 from vla_jax.training.checkpoint import Checkpointer, complete_steps, find, load_meta
 from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
@@ -208,5 +208,4 @@ def _described(
 
 
 if __name__ == "__main__":
-    machine.ask_xla()
     command.run(main)

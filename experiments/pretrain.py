@@ -47,7 +47,7 @@ from experiments.composition.lock import held
 from vla_jax import command, sharding
 from vla_jax.models import lora
 from vla_jax.progress import Progress
-from vla_jax.training import compile_cache, hosts, machine, train
+from vla_jax.training import compile_cache, hosts, train
 from vla_jax.training.checkpoint import Checkpointer, check_fits, complete_steps
 from vla_jax.training.clock import Clock
 from vla_jax.training.metrics import Recorder
@@ -397,5 +397,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    machine.ask_xla()
     command.run(main)

@@ -24,7 +24,6 @@ from experiments.preferring import judged, learning, seen
 from vla_jax import command, sharding
 from vla_jax.rl.reward import ALGORITHM
 from vla_jax.saved import known
-from vla_jax.training import machine
 from vla_jax.training.metrics import Recorder
 
 
@@ -70,5 +69,4 @@ def learn(config: ConfigDict, preferences: Sequence[Path], folder: Path) -> None
 
 
 if __name__ == "__main__":
-    machine.ask_xla()
     command.run(main)

@@ -33,7 +33,6 @@ from experiments.succeeding import figures, looks
 from vla_jax import command, sharding
 from vla_jax.rl.success import ALGORITHM
 from vla_jax.saved import jax_policy, known, open_checkpoint
-from vla_jax.training import machine
 from vla_jax.training.metrics import Recorder
 
 
@@ -122,5 +121,4 @@ def _digest(*splits: Split) -> str:
 
 
 if __name__ == "__main__":
-    machine.ask_xla()
     command.run(main)

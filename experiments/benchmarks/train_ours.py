@@ -119,5 +119,4 @@ def _product() -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    machine.ask_xla()
     main(Path(sys.argv[1]), sys.argv[2:])
