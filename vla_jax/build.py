@@ -350,7 +350,7 @@ def optim(config: ConfigDict) -> tuple[OptimConfig, FreezeConfig]:
 
 
 def augmentation(config: ConfigDict) -> AugmentConfig:
-    """What is done to images in training."""
+    """What is done in training to what windows show."""
     for name in ("crop_scale", "crop_ratio", "contrast", "saturation"):
         if len(config.augment[name]) != 2:
             raise ValueError(

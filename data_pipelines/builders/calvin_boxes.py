@@ -94,8 +94,7 @@ def picture(
     """The pixels [h w 3] uint8 of a scene by chance, and the boxes of the blocks that it shows.
     `begin` and `still` are those of calvin_chains.Rules and calvin_world.World.
     """
-    robot, scene = begin(calvin_chains.initial(draw))
-    robot, scene = robot.copy(), scene.copy()
+    robot, scene = begin(calvin_chains.initial(draw))  # made for who asks
     robot[JOINTS] += draw.uniform(-STRAY, STRAY, size=7)
     scene[SLIDER], scene[DRAWER] = draw.uniform(0, 0.28), draw.choice([0.0, draw.uniform(0, 0.22)])
     scene[LIGHTS] = draw.integers(2, size=2)

@@ -290,13 +290,14 @@ def _check_ids(model: ConfigDict, folder: Path) -> None:
     for field in ("start", "weights"):
         begun = Path(model[field]).expanduser()
         if model[field] and complete_steps(begun):
-            known = load_meta(begun)["tokenizer"]["sha256"]
-            if known != digest(folder):
+            meta = load_meta(begun)
+            if meta["tokenizer"]["sha256"] != digest(folder):
                 raise ValueError(
                     f"model.tokenizer: expected that of model.{field}={model[field]}, whose words"
                     f" its parameters know, got {folder}"
                     f"{', of the instructions of this data' * (model.tokenizer == 'train')}; give"
-                    f" --config.model.tokenizer={begun.parent / 'tokenizer'}, or '' for its own"
+                    f" --config.model.tokenizer={saved.tokenizer_folder(begun, meta)}, or '' for"
+                    " its own"
                 )
 
 

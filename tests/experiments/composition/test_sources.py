@@ -58,11 +58,12 @@ def test_a_tokenizer_does_not_outlive_the_instructions_it_was_trained_on(
 def test_a_run_to_begin_from_keeps_its_tokenizer(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ids of another one would name other rows of its embedding."""
-    known = sources.data(config(root, "tiny"), tmp_path / "start").tokenizer
+    """Ids of another one would name other rows of its embedding. It may lie anywhere."""
+    known = sources.data(config(root, "tiny"), tmp_path / "elsewhere").tokenizer
     begun = tmp_path / "start" / "checkpoints"
     monkeypatch.setattr(sources, "complete_steps", lambda folder: [4] * (folder == begun))
-    monkeypatch.setattr(sources, "load_meta", lambda _: {"tokenizer": {"sha256": digest(known)}})
+    meta = {"tokenizer": {"sha256": digest(known), "folder": str(known)}}
+    monkeypatch.setattr(sources, "load_meta", lambda _: meta)
     goes_on = f"--config.model.start={begun}"
     assert sources.data(config(root, "tiny", goes_on), tmp_path / "same")
     write_blocks(tmp_path / "more", train=9, val=2, seed=7)
