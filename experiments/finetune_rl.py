@@ -62,9 +62,12 @@ def main(argv: list[str]) -> int:
             f"--config.rl.algorithm: expected one of {', '.join(ALGORITHMS)}, got"
             f" {config.rl.algorithm!r}"
         )
-    name = config.rl.sim.partition(":")[0]
-    if name not in sims.SIMS:
-        raise ValueError(f"--config.rl.sim: expected one of {', '.join(sims.SIMS)}, got {name!r}")
+    for field in ("sim", "keep"):
+        name = config.rl[field].partition(":")[0]
+        if name not in sims.SIMS and (name or field == "sim"):
+            raise ValueError(
+                f"--config.rl.{field}: expected one of {', '.join(sims.SIMS)}, got {name!r}"
+            )
     if jax.process_count() > 1:
         raise ValueError("experiments.finetune_rl: expected one process, got several hosts")
     print(compile_cache.enable(), flush=True)
@@ -147,6 +150,8 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
             stack.callback(rollouts.close)
             rollouts.resume(done, config.steps)
         rounds = Rounds(config, plan, policy, reference, world)
+        if config.rl.keep:
+            _keep(config, rounds, about)
         run = Run(rounds, collector, reward, recorder, checkpointer, clock, rollouts)
         _loop(config, run, state, done)
     if config.rl.reward:
@@ -154,6 +159,31 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
         judging.draw(folder / "metrics.jsonl", folder / "reward.png", reward.unit)
     plots.curves(folder / "metrics.jsonl", [], folder / "curves.png")
     print(f"done: {folder}/metrics.jsonl, {folder}/curves.png, {folder}/checkpoints", flush=True)
+
+
+def _keep(config: ConfigDict, rounds: Rounds, learnt: About) -> None:
+    """Has the tasks of rl.keep played, once. Raises ValueError where they are another robot's than
+    those that are `learnt`, or some of them.
+    """
+    sim, count = config.rl.keep, config.rl.keep_episodes
+    worlds = apart(sim, min(config.rl.environments, count))
+    collector = Collector(
+        worlds, lambda: apart(sim, 1)[0], config.seed, reading=config.rl.head_only
+    )
+    with contextlib.closing(collector):
+        about = worlds[0].about
+        if about.datasets != learnt.datasets:
+            raise ValueError(
+                f"--config.rl.keep: expected a world of {', '.join(learnt.datasets)} as rl.sim"
+                f" is, got one of {', '.join(about.datasets)}"
+            )
+        if both := sorted(set(about.tasks) & set(learnt.tasks)):
+            raise ValueError(
+                f"--config.rl.keep: expected tasks that rl.sim={config.rl.sim} does not play, got"
+                f" {', '.join(both)}"
+            )
+        print(f"kept as they are: {', '.join(about.tasks)}, {count} episodes", flush=True)
+        rounds.keep(collector, len(about.tasks), len(about.wordings))
 
 
 def _loop(config: ConfigDict, run: Run, state: TrainState, done: int) -> None:

@@ -214,6 +214,7 @@ def _kind(config: ConfigDict) -> Callable[..., VLA]:
         clip=rl.clip,
         value=rl.value,
         divergence=rl.divergence,
+        kept=rl.keep_weight if rl.keep else 0.0,
         log_std=math.log(rl.std),
         hidden=rl.hidden,
         binary=build_heads.binary(config),

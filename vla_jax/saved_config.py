@@ -151,6 +151,10 @@ INTRODUCED: dict[str, Any] = {
     "objectives.fast.weight": 0.0,
     # 2026-11-30. Instructions were whole.
     "augment.word_dropout": 0.0,
+    # 2026-11-30. Learning by trial kept nothing of what it did not play.
+    "rl.keep": "",
+    "rl.keep_episodes": 96,
+    "rl.keep_weight": 1.0,
 }
 
 

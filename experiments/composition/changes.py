@@ -48,6 +48,8 @@ EFFECTS = {
             "rl.update_limit",
             "rl.value",
             "rl.divergence",
+            "rl.keep_episodes",
+            "rl.keep_weight",
             "rl.discount",
             "rl.decay",
             "rl.budget",

@@ -139,6 +139,7 @@ def of_step(config: ConfigDict, graphdef: nnx.GraphDef, shapes: Shapes, b: int) 
         returns=one,
         reference=one,
         valid=spec(bool),
+        kept=spec(bool),
         dataset_id=spec(np.int32),
         readouts=readouts if config.rl.head_only else None,
     )

@@ -138,6 +138,8 @@ RANGES: dict[str, Range] = {
     "rl.update_limit": POSITIVE,
     "rl.value": POSITIVE,
     "rl.divergence": WEIGHT,
+    "rl.keep_episodes": COUNT,
+    "rl.keep_weight": POSITIVE,
     "rl.budget": WEIGHT,
     "rl.beta": POSITIVE,
     "rl.std": POSITIVE,

@@ -263,6 +263,12 @@ def _rl() -> ConfigDict:
     config.update_limit = 0.05
     config.value = 0.5  # what the critic's error weighs
     config.divergence = 0.01  # what the divergence from the policy at the start weighs
+    # What else the policy can do and is to go on doing: other tasks (as experiments.rollout --sim),
+    # which earn nothing. The policy at the start plays so many of their episodes once, and what the
+    # divergence weighs there is this.
+    config.keep = ""
+    config.keep_episodes = 96
+    config.keep_weight = 1.0
     # nats a chunk from the policy at the start, at which a run ends; 0: none
     config.budget = 0.0
     config.beta = 0.1  # of dpo: what a nat of likelihood is worth

@@ -62,6 +62,7 @@ def gathered(trials: Sequence[Trial], window: int, dims: np.ndarray) -> Decision
         returns=zeros,
         reference=np.zeros((n, *chunks[0].shape), np.float32),
         valid=np.ones(n, bool),
+        kept=np.zeros(n, bool),
         dataset_id=np.zeros(n, np.int32),
         readouts=np.stack(readouts) if readouts else None,
     )

@@ -6,7 +6,7 @@ if nothing had been.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,6 +52,21 @@ class Rounds:
         self._step = steps.train_step(plan, Units(names, np.ones((1, len(names)), np.float32)))
         self._scoring = batches.Scoring(config.rl.algorithm, config.rl.discount, config.rl.decay)
         self._judge = judge_step(plan)
+        self._kept: Decisions | None = None
+
+    def keep(self, collector: Collector, tasks: int, wordings: int) -> None:
+        """Has the policy before all learning play rl.keep_episodes of other tasks, in another
+        world, of so many tasks and kinds of wording: half of each update holds to what it says in
+        them from now on.
+        """
+        config = self._config
+        episodes = of_round(0, config.rl.keep_episodes, 1, tasks, wordings)
+        trials = collector.collect(self._policy, episodes)
+        decisions = batches.gathered(trials, config.model.window, self._world.moving)
+        judged = self._over(decisions, partial(self._judge, self._reference, self._reference))
+        self._kept = decisions._replace(
+            reference=judged.reference, kept=np.ones(len(decisions.valid), bool)
+        )
 
     def run(
         self, state: TrainState, number: int, collector: Collector, reward: Reward
@@ -118,13 +133,24 @@ class Rounds:
         config, reports = self._config, list[dict[str, float]]()
         for epoch in range(config.rl.epochs):
             draw = np.random.default_rng((config.seed, number, epoch))
-            for batch in batches.batches(decisions, config.batch_size, draw.permutation):
+            for batch in self._drawn(decisions, draw):
                 placed = sharding.global_batch(batch, self._mesh, config.batch_size)
                 state, report = self._step(state, placed)
                 reports.append({name: float(x) for name, x in jax.device_get(report).items()})
                 if reports[-1]["update"] > config.rl.update_limit:
                     return state, reports, True
         return state, reports, False
+
+    def _drawn(self, decisions: Decisions, draw: np.random.Generator) -> Iterator[Decisions]:
+        """All decisions once, a batch at a time, with kept ones beside them."""
+        size = self._config.batch_size
+        if self._kept is None:
+            yield from batches.batches(decisions, size, draw.permutation)
+            return
+        own, there = size - size // 2, len(self._kept.valid)
+        for batch in batches.batches(decisions, own, draw.permutation):
+            kept = batches.rows_of(self._kept, draw.integers(there, size=size - own), size - own)
+            yield jax.tree.map(lambda *parts: np.concatenate(parts), batch, kept)
 
     @property
     def _mesh(self) -> Any:

@@ -118,6 +118,41 @@ def test_what_cannot_learn_is_refused_by_name(start: Path, tmp_path: Path) -> No
         "--config.model.head=oft", "--config.model.allow_missing=critic/*,head/*,readout*"
     )
     assert "expected a policy for navigation" in refused("--config.rl.sim=navigation")
+    assert "rl.keep: expected one of" in refused("--config.rl.keep=moon")
+
+
+@pytest.mark.slow
+def test_what_is_kept_holds_a_run_that_goes_on_bit_for_bit(start: Path, tmp_path: Path) -> None:
+    def learnt(folder: Path, steps: int, weight: float, *words: str) -> list[dict[str, float]]:
+        done = call(
+            "tests.experiments.keeping", *SMALL, f"--config.model.start={start}",
+            "--config.rl.keep=blocks:others", "--config.rl.keep_episodes=12",
+            f"--config.rl.keep_weight={weight}", "--config.rl.epochs=4", "--config.optim.lr=3e-3",
+            f"--config.steps={steps}", f"--workdir={folder}", *words,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return rows(folder)
+
+    whole = learnt(tmp_path / "whole", 2, 1.0)
+    learnt(tmp_path / "cut", 1, 1.0)
+    cut = learnt(tmp_path / "cut", 2, 1.0, "--change=yes")
+    assert [row["train/kept"] for row in whole] == [row["train/kept"] for row in cut]
+    loose = learnt(tmp_path / "loose", 2, 1e-6)
+    assert 0 < whole[-1]["train/kept"] < 0.5 * loose[-1]["train/kept"]
+
+
+@pytest.mark.slow
+def test_tasks_that_are_learnt_cannot_be_kept(start: Path, tmp_path: Path) -> None:
+    own = [
+        "experiments.finetune_rl", *SMALL, f"--config.model.start={start}", "--config.steps=1",
+        f"--workdir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    done = call(*own, "--config.rl.keep=blocks")
+    assert done.returncode == 2
+    assert "expected tasks that rl.sim=blocks does not play" in done.stderr
+    done = call(*own, "--config.rl.keep=navigation", "--change=yes")
+    assert done.returncode == 2
+    assert "expected a world of blocks as rl.sim is, got one of navigation" in done.stderr
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def batch(made: Any) -> Decisions:
         returns=draw.normal(size=B).astype(np.float32),
         reference=draw.normal(size=(B, K, STEPS * len(ARM) + 1)).astype(np.float32),
         valid=np.array([True] * (B - 1) + [False]),
+        kept=np.zeros(B, bool),
         dataset_id=np.zeros(B, np.int32),
     )
     model: Any = merge(*made)

@@ -23,7 +23,7 @@ from vla_jax.rl.learner import CRITIC, Decisions, Learner, LearnerConfig
 pytestmark = pytest.mark.slow
 
 B, T, K, D, BINARY = SIZES.b, SIZES.t, 3, SIZES.d, (3,)
-LEARNING = LearnerConfig("ppo", 0.2, 0.5, 0.01, -1.0, 8, BINARY)
+LEARNING = LearnerConfig("ppo", 0.2, 0.5, 0.01, 0.0, -1.0, 8, BINARY)
 HEAD = HeadConfig(K, D, BINARY, hidden=8, mlp=(8,), window=T)
 POLICY = VLAConfig(T, K, D, ("primary",))
 
@@ -52,6 +52,7 @@ def batch() -> Decisions:
         returns=numbers[2],
         reference=draw.normal(size=(B, K, D)).astype(np.float32),
         valid=np.array([True] * (B - 1) + [False]),
+        kept=np.zeros(B, bool),
         dataset_id=np.zeros(B, np.int32),
     )
 
@@ -201,6 +202,25 @@ def test_an_invalid_row_changes_nothing(batch: Decisions) -> None:
     )
     one, other = (total(graphdef, flat, each) for each in (batch, holes))
     assert float(one) == float(other)
+
+
+def test_of_a_kept_decision_its_divergence_alone_counts(batch: Decisions) -> None:
+    weight, kept = 3.0, np.arange(B) < 2
+    graphdef, flat = learner(dataclasses.replace(LEARNING, kept=weight))
+    batch = near(graphdef, flat, batch, 0.3)
+    raw, _ = merge(graphdef, flat).judged(batch)  # type: ignore[attr-defined]
+    log_std = flat[f"{CRITIC}log_std"]
+    apart = density.divergence(raw, batch.reference, log_std, BINARY, batch.mask)
+    rest = total(learner()[0], flat, batch._replace(valid=batch.valid & ~kept))
+    wanted = float(rest) + weight * float(np.mean(apart[:2]))
+    mixed = batch._replace(
+        kept=kept,
+        advantage=np.where(kept, np.nan, batch.advantage).astype(np.float32),
+        log_prob=np.where(kept, 1e3, batch.log_prob).astype(np.float32),
+    )
+    np.testing.assert_allclose(total(graphdef, flat, mixed), wanted, rtol=1e-5)
+    grads = jax.grad(lambda flat: total(graphdef, flat, mixed))(flat)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
 
 
 def test_acting_explores_around_what_the_head_says(batch: Decisions) -> None:

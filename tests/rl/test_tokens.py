@@ -19,7 +19,7 @@ from vla_jax.rl.tokens import DrawingHead
 
 B, T, K, D, BINARY = SIZES.b, SIZES.t, 3, SIZES.d, (3,)
 HEAD = DiscreteConfig(K, D, BINARY, end=30, bins=9)
-LEARNING = LearnerConfig("ppo", 0.2, 0.5, 0.01, -1.0, 8, BINARY)
+LEARNING = LearnerConfig("ppo", 0.2, 0.5, 0.01, 0.0, -1.0, 8, BINARY)
 
 
 def test_what_may_be_drawn_are_the_tokens_of_values() -> None:
@@ -59,7 +59,7 @@ def test_the_chunk_is_as_likely_to_the_learner_as_it_was_when_drawn(history: str
     zeros = np.zeros(B, np.float32)
     batch = Decisions(
         obs, np.asarray(chunk), mask, zeros, zeros, zeros, np.zeros((B, K, D), np.float32),
-        np.ones(B, bool), np.zeros(B, np.int32),
+        np.ones(B, bool), np.zeros(B, bool), np.zeros(B, np.int32),
     )  # fmt: skip
     raw, _ = jax.jit(lambda batch: model.judged(batch))(batch)
     want = np.where(mask, want.reshape(B, K, D), 0).sum((1, 2))

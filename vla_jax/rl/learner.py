@@ -44,6 +44,8 @@ class Decisions(NamedTuple):
     returns: Float[Array, " b"]  # what the critic should say
     reference: Float[Array, "b k d *raw"]  # what the policy before all learning says
     valid: Bool[Array, " b"]
+    # Those of tasks that are only kept as they were: nothing but their divergence counts.
+    kept: Bool[Array, " b"]
     dataset_id: Int[Array, " b"]
     # Of the backbone, where nothing of it learns: it need not run again, and what it sees may be
     # missing in obs.
@@ -64,6 +66,7 @@ class LearnerConfig:
         clip: a ratio of probabilities further from 1 than this earns no more.
         value, divergence: what the critic's squared error and the divergence from the reference
             weigh beside the policy's gain; 0 leaves one out.
+        kept: what the divergence weighs in tasks that are only kept.
         log_std: of exploration at the beginning, network units; of a head that flows see paths.py.
         hidden: of the critic.
         binary: dims of actions that are 0 or 1.
@@ -73,6 +76,7 @@ class LearnerConfig:
     clip: float
     value: float
     divergence: float
+    kept: float
     log_std: float
     hidden: int
     binary: tuple[int, ...]
@@ -87,7 +91,7 @@ class LearnerConfig:
     @property
     def weights(self) -> tuple[tuple[str, float], ...]:
         """Of the terms of the loss that are in it."""
-        parts = [("policy", 1.0), ("divergence", self.divergence)]
+        parts = [("policy", 1.0), ("divergence", self.divergence), ("kept", self.kept)]
         if self.algorithm == "ppo":
             parts.append(("value", self.value))
         return tuple((name, weight) for name, weight in parts if weight)
@@ -147,16 +151,16 @@ class Learner(VLA):
         return self.config.action_dim
 
     def loss(self, batch: Decisions, key: jax.Array) -> Objective:  # type: ignore[override]
-        """What a batch of decisions costs: sums over the valid ones.
+        """What a batch of decisions costs: sums over the valid ones, each over its own (_counted).
 
         The policy's is the clipped surrogate of PPO (arXiv 1707.06347, eq. 7), with the sign turned
         round.
         """
         del key
         raw, value = self.judged(batch)
-        own, valid, mask = self.learning, batch.valid, batch.mask
+        own, mask, rows = self.learning, batch.mask, self._counted(batch)
         log_prob = self.log_prob(raw, batch.chunk, mask)
-        change = jnp.where(valid, log_prob - batch.log_prob, 0.0)
+        change = jnp.where(rows["policy"], log_prob - batch.log_prob, 0.0)
         ratio, gain = jnp.exp(change), batch.advantage
         limited = jnp.clip(ratio, 1 - own.clip, 1 + own.clip)
         apart = self._divergence(raw, batch.reference, mask)
@@ -164,11 +168,11 @@ class Learner(VLA):
             "policy": -jnp.minimum(ratio * gain, limited * gain),
             "value": 0.5 * (value - batch.returns) ** 2,
             "divergence": apart,
+            "kept": apart,
         }
         sums: dict[str, Array] = {
-            name: jnp.sum(jnp.where(valid, costs[name], 0.0)) for name, _ in own.weights
+            name: jnp.sum(jnp.where(rows[name], costs[name], 0.0)) for name, _ in own.weights
         }
-        ones = valid.astype(jnp.float32)
         told: dict[str, Array] = {
             "divergence": apart,
             # From the policy that drew them; Schulman's estimate, which is never negative.
@@ -177,15 +181,24 @@ class Learner(VLA):
         }
         if own.algorithm == "ppo":
             told["value_error"] = (value - batch.returns) ** 2
+        if own.kept:
+            told["kept"] = apart
         metrics: dict[str, tuple[Array, Array]] = {
-            name: (jnp.where(valid, each, 0.0), ones) for name, each in told.items()
+            name: (jnp.where(rows[name], each, 0.0), rows[name].astype(jnp.float32))
+            for name, each in told.items()
         }
         return Objective(sums, jax.lax.stop_gradient(metrics))
 
     def mask_counts(self, batch: Decisions) -> dict[str, Array]:  # type: ignore[override]
-        """The valid decisions, for each term."""
-        count = jnp.sum(batch.valid, dtype=jnp.float32)
-        return {name: count for name, _ in self.learning.weights}
+        """Of each term the decisions that it counts."""
+        rows = self._counted(batch)
+        return {name: jnp.sum(rows[name], dtype=jnp.float32) for name, _ in self.learning.weights}
+
+    def _counted(self, batch: Decisions) -> dict[str, Bool[Array, " b"]]:
+        """Of each term and each number that is told the decisions that count in it."""
+        learnt, kept = batch.valid & ~batch.kept, batch.valid & batch.kept
+        names = ("policy", "value", "divergence", "update", "clipped", "value_error")
+        return {**dict.fromkeys(names, learnt), "kept": kept}
 
     def judged(self, batch: Decisions) -> tuple[Float[Array, "b k d *raw"], Float[Array, " b"]]:
         """What the head says at the newest frame, of tokens where those before them are the
