@@ -1,8 +1,9 @@
 """Plays episodes for a policy that learns from them: many worlds at once, in lanes that are
 played beside each other; what it saw and drew is kept.
 
-Which episodes and what is drawn in them follows from the run's seed and the round's number: neither
-how many worlds there are nor which of them is quicker changes a bit of it.
+Which episodes and what is drawn in them follows from the run's seed and the round's number: which
+worlds are quicker changes no bit of it, and how many there are no more than rounding does, as
+programs are of so many rows.
 
 Axes: k chunk step, d action dim.
 """

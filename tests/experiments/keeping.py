@@ -1,5 +1,5 @@
-"""tests.experiments.earning, where the tasks of rl.keep, though those of blocks as well, go by other
-names: the worlds in numpy have one list of tasks each.
+"""tests.experiments.earning, where the tasks of rl.keep go by other names than those that are
+learnt, though they are the same: a world in numpy has one list of tasks.
 """
 
 from typing import Any

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -211,7 +212,9 @@ def test_an_episode_whose_process_ends_is_played_again_then_left_out(
 
 
 def test_windows_repeat_the_first_frame_unseen_and_masks_end_with_the_episode() -> None:
-    got = batches.gathered([trial(3, [4, 4, 2])], 2, np.array([True, False]))
+    both = batches.gathered([trial(2, [4, 1]), trial(3, [4, 4, 2])], 2, np.array([True, False]))
+    np.testing.assert_array_equal(both.obs.images[0][:2, :, 0, 0, 0], [[0, 0], [0, 1]])
+    got = jax.tree.map(lambda x: x[2:], both)
     np.testing.assert_array_equal(got.obs.step_mask, [[False, True], [True, True], [True, True]])
     pixels = got.obs.images[0][:, :, 0, 0, 0]
     np.testing.assert_array_equal(pixels, [[0, 0], [0, 1], [1, 2]])
