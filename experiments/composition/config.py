@@ -65,6 +65,10 @@ def parse_argv(argv: list[str], own: argparse.ArgumentParser | None = None) -> a
             " add them to oxe_paligemma.py and to INTRODUCED of vla_jax/saved_config.py"
         )
     check_values(args.config)
+    for field in ("start", "weights"):  # a run means its checkpoints
+        own = Path(args.config.model[field], "checkpoints").expanduser()
+        if args.config.model[field] and own.is_dir():
+            args.config.model[field] = str(own)
     return args
 
 

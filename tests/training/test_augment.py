@@ -231,6 +231,15 @@ def test_a_shift_per_camera_is_asked_for():
         augment((frames(),), KEY, FULL)
 
 
+def test_windows_of_clips_are_drawn_each_for_itself():
+    obs = make_batch(b=6, t=2).obs
+    clips = jax.tree.map(lambda x: x.reshape(3, 2, 1, *x.shape[1:]), obs)
+    flat, paired = (augmented(each, KEY, FULL).images for each in (obs, clips))
+    for one, other in zip(flat, paired, strict=True):
+        assert other.shape == (3, 2, 1, *one.shape[1:])
+        np.testing.assert_array_equal(other.reshape(one.shape), one)
+
+
 def test_words_are_left_out_each_for_itself_and_the_others_close_up():
     there = np.arange(9)[None] < np.array([9, 6] * 200)[:, None]
     prompt = np.where(there, np.arange(1, 10)[None], 0).astype(np.int32)

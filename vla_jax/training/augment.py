@@ -97,7 +97,14 @@ class AugmentConfig:
 
 
 def augmented(obs: Observation, key: jax.Array, config: AugmentConfig) -> Observation:
-    """What a batch's windows show, as their draws change it. Raises ValueError as `augment`."""
+    """What a batch's windows show, as their draws change it; of clips, [b 2 s ...], each window has
+    draws of its own. Raises ValueError as `augment`.
+    """
+    lead = obs.step_mask.shape[:-1]
+    if len(lead) > 1:
+        windows = jax.tree.map(lambda x: x.reshape(math.prod(lead), *x.shape[len(lead) :]), obs)
+        changed = augmented(windows, key, config)
+        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), changed)
     obs = obs._replace(images=augment(obs.images, jax.random.fold_in(key, IMAGES), config))
     if config.sensor_dropout:
         drawn = jax.random.fold_in(key, SENSORS)

@@ -155,6 +155,20 @@ def test_argv() -> None:
         parse_argv(["--config=oxe_paligemma.py:tiny", "--config.steps"])
 
 
+def test_a_run_to_begin_with_means_its_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+
+    def begins(field: str, value: Path | str) -> str:
+        args = parse_argv(["--config=oxe_paligemma.py:tiny", f"--config.model.{field}={value}"])
+        return str(args.config.model[field])
+
+    inside = tmp_path / "run" / "checkpoints"
+    for field in ("start", "weights"):
+        assert begins(field, tmp_path / "run") == begins(field, inside) == str(inside)
+        assert begins(field, tmp_path / "gone") == str(tmp_path / "gone")
+    assert begins("weights", "none") == "none"
+
+
 def test_the_difference_of_two_configs() -> None:
     a = load_config("oxe_paligemma.py:tiny").to_dict()
     b = load_config(
