@@ -14,6 +14,7 @@ episodes that the classifier learnt from it knows the answers: judge others.
 import argparse
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from data_pipelines import quarantine
@@ -103,7 +104,8 @@ def judged(index: Index, folder: Path, threshold: float) -> list[Score]:
                     for episode in some
                     for window in frames.at(split, episode, [int(split.length[episode]) - 1])
                 ]
-                for episode, each in zip(some, chance(worth(windows)).tolist(), strict=True):
+                rows = jax.tree.map(lambda *each: np.concatenate(each), *windows)
+                for episode, each in zip(some, chance(worth(rows)).tolist(), strict=True):
                     told = int(split.outcome[episode]) if len(split.outcome) else UNKNOWN
                     found.append(Score(split, episode, told, each, each < threshold))
                 progress.add(len(some))

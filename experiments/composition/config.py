@@ -66,9 +66,9 @@ def parse_argv(argv: list[str], own: argparse.ArgumentParser | None = None) -> a
         )
     check_values(args.config)
     for field in ("start", "weights"):  # a run means its checkpoints
-        own = Path(args.config.model[field], "checkpoints").expanduser()
-        if args.config.model[field] and own.is_dir():
-            args.config.model[field] = str(own)
+        inside = Path(args.config.model[field], "checkpoints").expanduser()
+        if args.config.model[field] and inside.is_dir():
+            args.config.model[field] = str(inside)
     return args
 
 

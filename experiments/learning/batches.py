@@ -84,7 +84,7 @@ def windows_of(
     places = np.arange(len(frames))[:, None] + np.arange(1 - window, 1)
     # Leaf by leaf: to map over thousands of trees takes twice as long.
     parts = zip(*map(jax.tree.leaves, frames), strict=True)
-    rows = jax.tree.structure(frames[0]).unflatten(map(np.concatenate, parts))  # n 1 ...
+    rows = jax.tree.unflatten(jax.tree.structure(frames[0]), map(np.concatenate, parts))  # n 1 ...
 
     def along(part: np.ndarray) -> np.ndarray:
         return part[:, 0][np.maximum(places, first)]
@@ -140,10 +140,11 @@ def scored(
     )
 
 
-def of_success(trial: Trial) -> np.ndarray:
-    """What a trial's decisions earned: 1 for the last one where it succeeded, else nothing."""
-    out = np.zeros(len(trial.steps), np.float32)
-    out[-1] = float(trial.success)
+def of_success(trials: Sequence[Trial]) -> list[np.ndarray]:
+    """What each trial's decisions earned: 1 for the last one where it succeeded, else nothing."""
+    out = [np.zeros(len(trial.steps), np.float32) for trial in trials]
+    for earned, trial in zip(out, trials, strict=True):
+        earned[-1] = float(trial.success)
     return out
 
 

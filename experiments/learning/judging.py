@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.composition.plots import plt, save
-from experiments.learning.batches import window_of
+from experiments.learning.batches import windows_of
 from experiments.learning.collecting import Trial
 from vla_jax import build
 from vla_jax import params as flat
@@ -26,6 +26,7 @@ from vla_jax.types import Observation
 CHANCE = "chance of success"  # the unit of a classifier, which is that of the world's word too
 LEAST = 1e-6  # standard deviations, or logits, that rewards of frames are apart, at least
 SIZE = 16  # windows that are judged at once
+TOGETHER = 32  # trials whose windows are made at once
 # What a policy sees must be what the model was trained on.
 SAME = (
     "backbone", "variant", "cameras", "image_size", "image_sizes", "window", "chunk", "proprio",
@@ -65,15 +66,14 @@ class Worth:
 
         self._worth = jax.jit(worth)
 
-    def __call__(self, windows: Sequence[Observation]) -> np.ndarray:
-        """Of each of the windows [1 t ...], [n]."""
-        obs = jax.tree.map(lambda *rows: np.concatenate(rows), *windows)
-        parts = []
-        for at in range(0, len(windows), SIZE):
-            rows = np.minimum(np.arange(at, at + SIZE), len(windows) - 1)
-            filled = jax.tree.map(lambda x, rows=rows: x[rows], obs)
+    def __call__(self, windows: Observation) -> np.ndarray:
+        """Of each of the windows [n t ...], [n]."""
+        parts, n = [], len(windows.step_mask)
+        for at in range(0, n, SIZE):
+            rows = np.minimum(np.arange(at, at + SIZE), n - 1)
+            filled = jax.tree.map(lambda x, rows=rows: x[rows], windows)
             parts.append(np.asarray(self._worth(self._params, filled)))
-        return np.concatenate(parts)[: len(windows)]
+        return np.concatenate(parts)[:n]
 
 
 class Learned:
@@ -115,25 +115,41 @@ class Learned:
                 )
             self._spread, self._looks = told["spread"], told["looks"]
 
-    def __call__(self, trial: Trial) -> np.ndarray:
-        """What each decision of a trial earned, [n]. Raises ValueError for rewards that do not
-        depend on what is seen.
+    def __call__(self, trials: Sequence[Trial]) -> list[np.ndarray]:
+        """What each decision of each trial earned, [n]. Raises ValueError where what all of them
+        earned does not depend on what is seen. (Of one trial it may not: nothing moved.)
         """
-        assert trial.last is not None  # the collector was asked for it
-        frames = [*trial.frames, trial.last]
-        windows = [window_of(frames, i, self._window) for i in range(1, len(frames))]
-        earned = self._worth(windows) / self._spread
-        if len(earned) > 1 and np.isfinite(earned).all() and np.ptp(earned) < LEAST:
+        said = list[np.ndarray]()
+        for at in range(0, len(trials), TOGETHER):
+            said += self._said(trials[at : at + TOGETHER])
+        longer = [each for each in said if len(each) > 1 and np.isfinite(each).all()]
+        if longer and all(np.ptp(each) < LEAST for each in longer):
             raise ValueError(
-                f"{self._asked}: gives {earned[0]:.6g} for every frame of an episode: nothing is"
-                " learnt from a constant; look at its calibration.png"
+                f"{self._asked}: gives {longer[0][0]:.6g} for every frame of an episode, in all"
+                f" {len(longer)} of them: nothing is learnt from a constant; look at its"
+                " calibration.png"
             )
+        return [self._earned(each) for each in said]
+
+    def _said(self, trials: Sequence[Trial]) -> list[np.ndarray]:
+        """What the model says of the frame after each decision of each trial, [n]."""
+        frames, lengths = list[Observation](), list[int]()
+        for trial in trials:
+            assert trial.last is not None  # the collector was asked for it
+            frames += [*trial.frames, trial.last]
+            lengths.append(len(trial.frames) + 1)
+        ends = np.cumsum(lengths, dtype=int)
+        after = np.delete(np.arange(len(frames)), ends - np.array(lengths))
+        windows = windows_of(frames, self._window, lengths)
+        worth = self._worth(jax.tree.map(lambda x: x[after], windows)) / self._spread
+        return np.split(worth, (ends - np.arange(1, len(trials) + 1))[:-1])
+
+    def _earned(self, said: np.ndarray) -> np.ndarray:
+        last = np.arange(len(said)) == len(said) - 1
         if self._at_end:
-            chance = success.chance(earned[-1:])
-            earned = np.where(np.arange(len(earned)) == len(earned) - 1, chance, 0.0)
-        else:
-            earned[-1] *= standing(len(frames), self._looks)
-        return np.asarray(earned, np.float32)
+            return np.asarray(np.where(last, success.chance(said), 0.0), np.float32)
+        times = np.where(last, standing(len(said) + 1, self._looks), 1)
+        return np.asarray(said * times, np.float32)
 
 
 def _plain(value: Any) -> Any:

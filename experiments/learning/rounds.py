@@ -25,7 +25,7 @@ from vla_jax.rl.learner import Decisions
 from vla_jax.training.reports import Units
 from vla_jax.training.state import TrainState, shardings_of
 
-Reward = Callable[[Trial], np.ndarray]  # of each of a trial's decisions, [n]
+Reward = Callable[[list[Trial]], list[np.ndarray]]  # of each of a trial's decisions, [n]
 
 
 class World(NamedTuple):
@@ -78,7 +78,7 @@ class Rounds:
         acting = self._acting(state)
         trials = collector.collect(self._policy.with_params(acting), episodes)
         collected = time.perf_counter()
-        rewards = [reward(trial) for trial in trials]
+        rewards = reward(trials)
         decisions = self._scored(acting, trials, rewards)
         state, reports, ended = self._updated(state, decisions, number)
         n, ended_at = len(decisions.valid), processors.so_far(collector.processes)

@@ -9,9 +9,9 @@ from experiments.learning.collecting import Trial
 from vla_jax import command
 
 
-def of_first(trial: Trial) -> np.ndarray:
-    """[n]"""
-    return np.array([chunk[0, 0] for chunk in trial.chunks], np.float32)
+def of_first(trials: list[Trial]) -> list[np.ndarray]:
+    """Of each trial, [n]"""
+    return [np.array([chunk[0, 0] for chunk in trial.chunks], np.float32) for trial in trials]
 
 
 if __name__ == "__main__":

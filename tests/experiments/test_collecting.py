@@ -240,7 +240,7 @@ def test_scores_of_both_algorithms_and_rewards_that_are_none() -> None:
     trials = [trial(0, [4, 4], True), trial(0, [4]), trial(1, [4], True)]
     decisions = batches.gathered(trials, 1, np.ones(2, bool))
     judged = batches.Judged(np.arange(4.0), np.zeros(4), decisions.reference)
-    rewards = [batches.of_success(each) for each in trials]
+    rewards = batches.of_success(trials)
     grpo = batches.scored(decisions, judged, trials, rewards, batches.Scoring("grpo", 1.0, 1.0))
     np.testing.assert_allclose(grpo.advantage, [1, 1, -1, 0], atol=1e-5)
     ppo = batches.scored(decisions, judged, trials, rewards, batches.Scoring("ppo", 0.5, 1.0))

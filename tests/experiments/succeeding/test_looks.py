@@ -83,25 +83,30 @@ def test_what_an_episode_ends_with_is_worth_as_much_as_if_it_went_on() -> None:
     reward._asked, reward._window, reward._spread, reward._at_end = str(Path("x")), 1, 2.0, False
     reward._looks = 9  # of the longest clip
     worth = np.array([-1.0, -2.0, -3.0], np.float32)
-    reward._worth = lambda windows: worth[: len(windows)].copy()
+    reward._worth = lambda windows: np.resize(worth, len(windows.step_mask))
     played = trial(0, [4, 4, 2], success=False)
     played = played._replace(last=played.frames[0])
-    np.testing.assert_allclose(reward(played), [-0.5, -1.0, -1.5 * 6])
+    for each in reward([played, played]):
+        np.testing.assert_allclose(each, [-0.5, -1.0, -1.5 * 6])
     reward._looks = 4  # as long as this one
-    np.testing.assert_allclose(reward(played), [-0.5, -1.0, -1.5])
+    np.testing.assert_allclose(reward([played])[0], [-0.5, -1.0, -1.5])
 
 
 def test_a_classifier_rewards_the_end_alone() -> None:
     reward = Learned.__new__(Learned)
     reward._asked, reward._window, reward._spread, reward._at_end = str(Path("x")), 1, 1.0, True
     logits = np.array([-9.0, 4.0, 1.0], np.float32)
-    reward._worth = lambda windows: logits[: len(windows)]
+    reward._worth = lambda windows: np.resize(logits, len(windows.step_mask))
     played = trial(0, [4, 4, 2], success=False)
     played = played._replace(last=played.frames[0])
-    np.testing.assert_allclose(reward(played), [0, 0, 1 / (1 + np.exp(-1))], rtol=1e-6)
-    reward._worth = lambda windows: np.full(len(windows), -9.0, np.float32)
+    np.testing.assert_allclose(reward([played])[0], [0, 0, 1 / (1 + np.exp(-1))], rtol=1e-6)
+    reward._worth = lambda windows: np.full(len(windows.step_mask), -9.0, np.float32)
     with pytest.raises(ValueError, match="nothing is learnt from a constant"):
-        reward(played)
+        reward([played, played])
+    # One in which nothing moved says nothing of the model.
+    reward._worth = lambda windows: np.array([-9.0, -9.0, -9.0, -9.0, 4.0, 1.0], np.float32)
+    still, moved = reward([played, played])
+    assert still[-1] < moved[-1]
 
 
 def test_a_reward_model_of_before_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
