@@ -107,15 +107,10 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
     taken = beginning.start(config, plan)
     with contextlib.ExitStack() as stack:
         sim, count = config.rl.sim, config.rl.episodes * config.rl.trials
-        worlds = apart(sim, min(config.rl.environments, count))
-        reward = Learned(Path(config.rl.reward), config) if config.rl.reward else of_success
-        # Where the head alone learns, what it read while it acted holds for all of a round.
-        reading = config.rl.head_only
-        collector = Collector(
-            worlds, lambda: apart(sim, 1)[0], config.seed, bool(config.rl.reward), reading
-        )
+        collector = _collector(config, sim, count, bool(config.rl.reward))
         stack.callback(collector.close)
-        about = worlds[0].about
+        reward = Learned(Path(config.rl.reward), config) if config.rl.reward else of_success
+        about = collector.about
         check_renderer(config.model.start, None, about)
         saved = open_checkpoint(Path(config.model.start))
         io = saved.io(whose(about.datasets, saved.specs, f"{START}={config.model.start}"))
@@ -161,17 +156,21 @@ def learn(config: ConfigDict, folder: Path, change: str = "") -> None:
     print(f"done: {folder}/metrics.jsonl, {folder}/curves.png, {folder}/checkpoints", flush=True)
 
 
+def _collector(config: ConfigDict, sim: str, count: int, ending: bool) -> Collector:
+    """What plays `count` episodes of a world at a time, to be closed; `ending` is Collector's."""
+    worlds = apart(sim, min(config.rl.environments, count))
+    # Where the head alone learns, what it read while it acted holds for all of a round.
+    reading = config.rl.head_only
+    return Collector(worlds, lambda: apart(sim, 1)[0], config.seed, ending, reading)
+
+
 def _keep(config: ConfigDict, rounds: Rounds, learnt: About) -> None:
     """Has the tasks of rl.keep played, once. Raises ValueError where they are another robot's than
     those that are `learnt`, or some of them.
     """
-    sim, count = config.rl.keep, config.rl.keep_episodes
-    worlds = apart(sim, min(config.rl.environments, count))
-    collector = Collector(
-        worlds, lambda: apart(sim, 1)[0], config.seed, reading=config.rl.head_only
-    )
-    with contextlib.closing(collector):
-        about = worlds[0].about
+    count = config.rl.keep_episodes
+    with contextlib.closing(_collector(config, config.rl.keep, count, False)) as collector:
+        about = collector.about
         if about.datasets != learnt.datasets:
             raise ValueError(
                 f"--config.rl.keep: expected a world of {', '.join(learnt.datasets)} as rl.sim"

@@ -19,7 +19,7 @@ from experiments.rolling.actors import of_cameras
 from experiments.rolling.episodes import Orders, Play, Played, Query
 from experiments.rolling.processes import Lost
 from experiments.rolling.turns import Turns
-from experiments.rolling.worlds import lanes
+from experiments.rolling.worlds import About, lanes
 from vla_jax.policy import JaxPolicy
 from vla_jax.types import Observation
 
@@ -94,6 +94,12 @@ class Collector:
                 "; --doctor of experiments.rollout says whether the simulator works here"
             )
         return [done[place] for place in sorted(done)]
+
+    @property
+    def about(self) -> About:
+        """What the worlds say of themselves. Raises ValueError where they cannot be opened."""
+        about: About = self._worlds[0].about
+        return about
 
     @property
     def processes(self) -> list[int]:
