@@ -1,12 +1,14 @@
 """What a run needs of machines that are not here: compiles its real step for them, ahead of time.
 
     python -m experiments.preflight --config=oxe_paligemma.py --topology=v5e:2x4[,v6e:2x4,...]
-    [--config.batch_size=16 ...] [--utilisation=0.4] [--price=1.2] [--largest]
+    [--config.batch_size=16 ...] [--utilisation=0.4] [--price=1.2] [--largest] [--full]
 
 Topologies are those of TPUs (v5e:2x4, v6e:2x4, v5p:2x2x2; the compiler is `pip install
 "libtpu==0.0.42.*"`) and gpu:8xH100; --topology=list shows them. Of GPUs it compiles for as many CPU
 devices: what is communicated is right, temporaries are those of the CPU's compiler. Nothing is
-downloaded, no weight is read. --largest compiles a second batch size and tells the largest that
+downloaded, no weight is read. The compiler makes less effort than for a run, so that temporaries
+and what memory moves are at most those that are told; --full compiles as a run does, which takes
+four times as long. --largest compiles a second batch size and tells the largest that
 fits. Programs are remembered: the same question is answered in seconds (composition/ahead.py). Of a
 config that learns by trial it compiles what a round computes beside the step too: how all worlds
 are answered at once, and how decisions are judged (learning/programs.py).
@@ -19,11 +21,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import jax
 from ml_collections import ConfigDict
 
 from experiments.composition import ahead, spaces, steps
-from experiments.composition.ahead import GIB, Chip, ParameterSizes, Step
+from experiments.composition.ahead import GIB, Chip, Machines, ParameterSizes, Step
 from experiments.composition.collectives import Collective
 from experiments.composition.config import parse_argv
 from experiments.learning import programs
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--utilisation", type=float, default=0.4, help="of the FLOPs it computes")
     flags.add_argument("--price", type=float, help="of a chip and hour")
     flags.add_argument("--largest", action="store_true", help="tell the largest batch that fits")
+    flags.add_argument("--full", action="store_true", help="compile as a run does, in 4 x the time")
     args = parse_argv(argv, flags)
     config = spaces.resolve(args.config)
     return max(answer(config, name, args) for name in args.topology.split(","))
@@ -56,20 +58,21 @@ def answer(config: ConfigDict, topology: str, args: argparse.Namespace) -> int:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     sharding.rows(mesh, config.batch_size)  # the same complaint as training's
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    machines = Machines(topology, chip, mesh, args.full)
     print(f"{topology}: {mesh.size} chips, mesh {sizes}, batch {config.batch_size}", flush=True)
     try:
         with Progress("compiling the train step"):
-            step = ahead.compiled(config, mesh, topology)
+            step = ahead.compiled(config, machines)
     except ahead.DoesNotFit as error:
         print(f"does not fit: {error}\n{ADVICE}")
         return 1
     fits = _print_memory(step, chip)
     if args.largest:
-        _print_largest(config, mesh, topology, (step, chip))
+        _print_largest(config, machines, step)
     batch_sent = _print_collectives(step.collectives, partial(_carried, "step", step))
-    _print_times(step, chip, config, mesh.size, args)
+    _print_times(step, config, machines, args)
     if config.rl.algorithm:
-        fits = _print_round(config, mesh, topology, (step, chip)) and fits
+        fits = _print_round(config, machines, step) and fits
     return 0 if fits and not batch_sent else 1
 
 
@@ -111,25 +114,22 @@ def _print_memory(step: Step, chip: Chip) -> bool:
     return fits
 
 
-def _print_largest(
-    config: ConfigDict, mesh: jax.sharding.Mesh, topology: str, known: tuple[Step, Chip]
-) -> None:
+def _print_largest(config: ConfigDict, machines: Machines, step: Step) -> None:
     """Compiles another batch size and prints the largest that a line through both lets in."""
-    step, chip = known
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.accum
+    parts = machines.mesh.shape["data"] * machines.mesh.shape["fsdp"] * config.accum
     windows = config.batch_size // parts  # of a device at once
     other = max(1, windows // 2) if windows > 1 else 2
     changed = config.copy_and_resolve_references()
     changed.batch_size = other * parts
     try:
         with Progress(f"compiling the train step of {changed.batch_size} windows"):
-            second = ahead.compiled(changed, mesh, topology)
+            second = ahead.compiled(changed, machines)
     except ahead.DoesNotFit:
         print(f"largest batch that fits: {config.batch_size}; {changed.batch_size} does not")
         return
     ours, theirs = (sum(each.memory.values()) for each in (step, second))
     slope = (ours - theirs) / (windows - other)
-    most = math.floor(windows + (USABLE * chip.memory - ours) / slope)
+    most = math.floor(windows + (USABLE * machines.chip.memory - ours) / slope)
     print(
         f"  {slope / GIB:.3f} GiB a window: the largest batch that fits is about {most * parts}"
         f" ({most} windows a chip at once), by the line through {changed.batch_size} and"
@@ -137,13 +137,11 @@ def _print_largest(
     )
 
 
-def _print_round(
-    config: ConfigDict, mesh: jax.sharding.Mesh, topology: str, known: tuple[Step, Chip]
-) -> bool:
+def _print_round(config: ConfigDict, machines: Machines, step: Step) -> bool:
     """Compiles and prints what a round of learning by trial computes beside the step; whether all
     of it fits.
     """
-    (step, chip), plan = known, steps.plan(config, mesh)
+    chip, plan = machines.chip, steps.plan(config, machines.mesh)
     copies = programs.kept(plan)
     state = sum(size for kind, size in step.memory.items() if kind in STATE)
     fits = sum(step.memory.values()) + copies <= chip.memory
@@ -155,7 +153,7 @@ def _print_round(
     for name, asked in programs.of_round(config, plan).items():
         try:
             with Progress(f"compiling what {name}"):
-                one = ahead.program(asked.traced, mesh, topology)
+                one = ahead.program(asked.traced, machines)
         except ahead.DoesNotFit as error:
             print(f"{name}: does not fit: {error}")
             return False
@@ -205,8 +203,9 @@ def _print_collectives(
 
 
 def _print_times(
-    step: Step, chip: Chip, config: ConfigDict, chips: int, args: argparse.Namespace
+    step: Step, config: ConfigDict, machines: Machines, args: argparse.Namespace
 ) -> None:
+    chip, chips = machines.chip, machines.mesh.size
     compute = step.flops / chip.flops
     terms = {
         "arithmetic": compute / args.utilisation,
@@ -215,7 +214,8 @@ def _print_times(
     }
     binds = max(terms, key=lambda name: terms[name])
     expected = terms[binds]
-    moved = "not known" if step.moved is None else f"{terms['memory']:.3f} s"
+    most = "" if args.full else "at most "
+    moved = "not known" if step.moved is None else f"{most}{terms['memory']:.3f} s"
     print(
         f"{step.flops / 1e12:.2f} TFLOP a chip: {compute:.3f} s at the maker's peak,"
         f" {terms['arithmetic']:.3f} s at {args.utilisation:.0%} of it; memory {moved}"

@@ -3,7 +3,10 @@
 A program of billions of parameters takes the compiler minutes, so what is asked of it is kept under
 ~/.cache/vla_jax/preflight ($XDG_CACHE_HOME) by a digest of the program, of the devices and of the
 versions of jax and libtpu: a change of code or config is another program. A damaged file is
-compiled anew.
+compiled anew. Unless asked for in full, the compiler makes less effort than for a run: a quarter of
+the minutes, the same arithmetic and collectives, and bounds from above for temporaries and for what
+memory moves (experiments/README.md, "What preflight said"). That a step does not fit is only said
+of one compiled in full.
 """
 
 import contextlib
@@ -53,6 +56,15 @@ SLICES = {
     "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
 }
+
+
+class Machines(NamedTuple):
+    """What is compiled for, and how hard."""
+
+    topology: str
+    chip: Chip
+    mesh: jax.sharding.Mesh  # of its devices
+    full: bool  # with a run's own effort
 
 
 class ParameterSizes(NamedTuple):
@@ -139,11 +151,11 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
     return CHIPS[kind], list(described.devices)
 
 
-def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step:
-    """The train step of the config, compiled for the mesh's devices. Raises DoesNotFit."""
-    plan = steps.plan(config, mesh)
+def compiled(config: ConfigDict, machines: Machines) -> Step:
+    """The train step of the config, compiled for the machines. Raises DoesNotFit."""
+    plan = steps.plan(config, machines.mesh)
     traced = steps.trace(config, plan)
-    step, state = program(traced, mesh, topology), plan.abstract
+    step, state = program(traced, machines), plan.abstract
     memory = {
         name: sharding.bytes_per_device(part)
         for name, part in (
@@ -159,42 +171,31 @@ def compiled(config: ConfigDict, mesh: jax.sharding.Mesh, topology: str) -> Step
     batch_axes = _batch_axes(traced, config, plan)
     one = estimate.of_step(config, plan.graphdef, plan.shapes, 1)
     example = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(one))
-    sizes, flops = parameter_sizes(plan), step.flops / mesh.size
+    sizes, flops = parameter_sizes(plan), step.flops / machines.mesh.size
     return Step(memory, step.collectives, flops, step.moved, sizes, batch_axes, saved, example)
 
 
-def program(traced: jax.stages.Traced, mesh: jax.sharding.Mesh, topology: str) -> Program:
-    """A traced program, compiled for the mesh's devices. Raises DoesNotFit."""
-    size, text = _compile(traced, mesh, topology)
-    moved = traffic.read(text) if mesh.devices.flat[0].platform == "tpu" else None
+def program(traced: jax.stages.Traced, machines: Machines) -> Program:
+    """A traced program, compiled for the machines. Raises DoesNotFit."""
+    size, text = _known(traced, machines)
+    moved = traffic.read(text) if machines.mesh.devices.flat[0].platform == "tpu" else None
     flops = metrics.count_flops(traced.jaxpr.jaxpr)
-    return Program(size["arguments"], size["temporaries"], read(text, mesh), flops, moved)
+    return Program(size["arguments"], size["temporaries"], read(text, machines.mesh), flops, moved)
 
 
-def _compile(
-    traced: jax.stages.Traced, mesh: jax.sharding.Mesh, topology: str
-) -> tuple[dict[str, int], str]:
+def _known(traced: jax.stages.Traced, machines: Machines) -> tuple[dict[str, int], str]:
     """Bytes of arguments and temporaries, and the program's text; from the cache if they are
     there.
     """
-    lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+    lowered = traced.lower(lowering_platforms=(machines.mesh.devices.flat[0].platform,))
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    made_of = (lowered.as_text(), topology, jax.__version__, _version("libtpu"), *flags)
+    versions = jax.__version__, _version("libtpu")
+    effort = [] if machines.full else ["O1"]
+    made_of = lowered.as_text(), machines.topology, *versions, *flags, *effort
     file = cache_folder() / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.json.gz"
     known = _cached(file)
     if known is None:
-        known = {"fits": True}
-        try:
-            program = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "memory" not in str(error):
-                raise
-            known = {"fits": False, "words": str(error).splitlines()[0]}
-        else:
-            size: Any = program.memory_analysis()
-            known["arguments"] = size.argument_size_in_bytes
-            known["temporaries"] = size.temp_size_in_bytes
-            known["text"] = program.as_text()
+        known = _compile(lowered) if machines.full else _with_less_effort(lowered)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         part.write_bytes(gzip.compress(json.dumps(known).encode(), 3))
@@ -202,6 +203,34 @@ def _compile(
     if not known["fits"]:
         raise DoesNotFit(known["words"])
     return known, known["text"]
+
+
+def _with_less_effort(lowered: jax.stages.Lowered) -> dict[str, Any]:
+    """What `_compile` says, in less time; in full where it does not fit so."""
+    before = jax.config.values["jax_optimization_level"]
+    jax.config.update("jax_optimization_level", "O1")
+    try:
+        known = _compile(lowered)
+    finally:
+        jax.config.update("jax_optimization_level", before)
+    return known if known["fits"] else _compile(lowered)
+
+
+def _compile(lowered: jax.stages.Lowered) -> dict[str, Any]:
+    """Whether it fits; its sizes and text, or the compiler's words."""
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        return {"fits": False, "words": str(error).splitlines()[0]}
+    size: Any = program.memory_analysis()
+    return {
+        "fits": True,
+        "arguments": size.argument_size_in_bytes,
+        "temporaries": size.temp_size_in_bytes,
+        "text": program.as_text(),
+    }
 
 
 def cache_folder() -> Path:

@@ -144,6 +144,25 @@ def test_a_program_is_compiled_once_and_a_damaged_memory_of_it_again(monkeypatch
     assert compiled == [1]
 
 
+@pytest.mark.parametrize(
+    ("flags", "efforts"), [((), ["O1", "UNKNOWN"]), (("--full",), ["UNKNOWN"])]
+)
+def test_that_it_does_not_fit_is_said_of_a_step_compiled_as_a_run_does(
+    flags, efforts, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def full(_):
+        made.append(jax.config.values["jax_optimization_level"])
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", full)
+    assert run("--config.batch_size=88", *flags) == 1
+    assert made == efforts
+    assert "does not fit: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+
+
 def test_topologies_are_listed(capsys):
     assert preflight.main(["--topology=list"]) == 0
     said = capsys.readouterr().out
@@ -155,10 +174,11 @@ def test_topologies_are_listed(capsys):
 def test_the_largest_batch_is_where_the_line_meets_the_memory(monkeypatch, capsys):
     """A card with room for just what 22 windows a device need: 11 and 5 tell it within a tenth."""
     config = spaces.resolve(parse_argv([*TINY, "--config.batch_size=176"]).config)
-    step = ahead.compiled(config, sharding.make_mesh(1, 8, 1), "gpu:8xH100")
+    card = ahead.CHIPS["H100"]
+    machines = ahead.Machines("gpu:8xH100", card, sharding.make_mesh(1, 8, 1), full=False)
+    step = ahead.compiled(config, machines)
     need = sum(step.memory.values()) / preflight.USABLE
-    card = ahead.CHIPS["H100"]._replace(memory=need)
-    monkeypatch.setitem(ahead.CHIPS, "H100", card)
+    monkeypatch.setitem(ahead.CHIPS, "H100", card._replace(memory=need))
     assert run("--config.batch_size=88", "--largest") == 0
     told = re.search(r"fits is about \d+ \((\d+) windows a chip", capsys.readouterr().out)
     assert told is not None
