@@ -4,9 +4,9 @@
     --config.model.start=RUN/checkpoints [--config.a.b=value ...] [--workdir=OUT] [--dry_run]
 
 What was done in the clip that was preferred becomes likelier than what was done in the other
-(experiments.collect_preferences), measured against RUN's policy. A fifth of the pairs is held out;
-rows tell how often the policy has the better one likelier there, and how far it is from RUN's: the
-run ends where that is more than rl.budget nats a chunk. What it leaves is an ordinary run.
+(experiments.collect_preferences), measured against RUN's policy. A fifth of the episodes is held
+out; rows tell how often the policy has the better one likelier there, and how far it is from RUN's:
+the run ends where that is more than rl.budget nats a chunk. What it leaves is an ordinary run.
 """
 
 import contextlib

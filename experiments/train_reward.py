@@ -3,11 +3,11 @@
     python -m experiments.train_reward --config=blocks_reward.py --preferences DIR [DIR ...]
     --config.model.start=RUN/checkpoints [--config.a.b=value ...] [--workdir=OUT] [--dry_run]
 
-It is RUN's backbone with a number for each frame; a clip is worth their sum, its last frame
-standing on to the length of the longest clip, and the odds that one is preferred are exp of the
-difference (Bradley-Terry). A fifth of the pairs is held out: accuracy and calibration on them come
-as reward.json and calibration.png. Run it again with the same arguments and it continues from the
-last complete checkpoint.
+It is RUN's backbone with a number for each frame; a clip is worth their sum, each by the steps to
+the next, the last one by those to the length of the longest clip, and the odds that one is
+preferred are exp of the difference (Bradley-Terry). A fifth of the episodes is held out: accuracy
+and calibration on their pairs come as reward.json and calibration.png. Run it again with the same
+arguments and it continues from the last complete checkpoint.
 """
 
 import contextlib
@@ -55,11 +55,11 @@ def learn(config: ConfigDict, preferences: Sequence[Path], folder: Path) -> None
         stack.callback(recorder.close)
         run = learning.Run(recorder, checkpointer, lambda _: ({}, False))
         state = learning.trained(config, plan, data, run, state)
-        judge = learning.Judge(config, plan, lambda model, x: model.scores(x.obs, x.looks))
+        judge = learning.Judge(config, plan, lambda model, x: model.scores(x.obs, x.lasts))
         scores = judge(state, held_out)
     body = judged.figures(scores[:, 0] - scores[:, 1], np.asarray(held_out.choice))
-    # Among clips, in which rewards are counted; and how many looks each is counted as.
-    units = {"spread": float(scores.std()), "looks": seen.longest(clips)}
+    # Among clips, in which rewards are counted; and how many steps each is counted as.
+    units = {"spread": float(scores.std()), "steps": seen.longest(clips)}
     write_json(folder / "reward.json", body | units)
     if body["decided"]:
         judged.draw(body, folder / "calibration.png")

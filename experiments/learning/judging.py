@@ -17,7 +17,7 @@ from experiments.learning.collecting import Trial
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.rl import success
-from vla_jax.rl.reward import standing
+from vla_jax.rl.reward import lasting
 from vla_jax.saved import REWARDS, known
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import load_meta, load_params, within
@@ -78,7 +78,7 @@ class Worth:
 
 class Learned:
     """The Reward of a model. Of one of preferences a decision earns what the frame after it is
-    worth, the last one that to the length of the longest clip, in standard deviations of clips; of
+    worth, for as long as it lasts (`lasting`), in standard deviations of clips; of
     a success classifier the last decision earns the chance that the episode ended well, the others
     nothing, as of_success gives 1 or 0.
 
@@ -103,17 +103,18 @@ class Learned:
                 f"{self._asked}: expected a model that sees what the policy sees, got another"
                 f" {', '.join(other)}; train it from {config.model.start}"
             )
-        self._window, self._at_end = own.model.window, own.rl.algorithm == success.ALGORITHM
+        self._window, self._every = own.model.window, own.model.chunk
+        self._at_end = own.rl.algorithm == success.ALGORITHM
         self.unit, self._spread = CHANCE, 1.0
         if not self._at_end:
             self.unit = "standard deviations of clips"
             told = json.loads((self._worth.where.parent / "reward.json").read_text("utf-8"))
-            if "looks" not in told:
+            if "steps" not in told:
                 raise ValueError(
-                    f"{self._asked}: expected a model whose clips count as long as the longest, got"
-                    " one of an earlier version; train it again"
+                    f"{self._asked}: expected a model whose clips count by their steps, got one of"
+                    " an earlier version; train it again"
                 )
-            self._spread, self._looks = told["spread"], told["looks"]
+            self._spread, self._steps = told["spread"], told["steps"]
 
     def __call__(self, trials: Sequence[Trial]) -> list[np.ndarray]:
         """What each decision of each trial earned, [n]. Raises ValueError where what all of them
@@ -129,7 +130,7 @@ class Learned:
                 f" {len(longer)} of them: nothing is learnt from a constant; look at its"
                 " calibration.png"
             )
-        return [self._earned(each) for each in said]
+        return [self._earned(*each) for each in zip(said, trials, strict=True)]
 
     def _said(self, trials: Sequence[Trial]) -> list[np.ndarray]:
         """What the model says of the frame after each decision of each trial, [n]."""
@@ -144,12 +145,11 @@ class Learned:
         worth = self._worth(jax.tree.map(lambda x: x[after], windows)) / self._spread
         return np.split(worth, (ends - np.arange(1, len(trials) + 1))[:-1])
 
-    def _earned(self, said: np.ndarray) -> np.ndarray:
-        last = np.arange(len(said)) == len(said) - 1
+    def _earned(self, said: np.ndarray, trial: Trial) -> np.ndarray:
         if self._at_end:
+            last = np.arange(len(said)) == len(said) - 1
             return np.asarray(np.where(last, success.chance(said), 0.0), np.float32)
-        times = np.where(last, standing(len(said) + 1, self._looks), 1)
-        return np.asarray(said * times, np.float32)
+        return said * lasting([*trial.steps, 0], self._every, self._steps)[1:]
 
 
 def _plain(value: Any) -> Any:

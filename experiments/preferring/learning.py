@@ -33,7 +33,7 @@ from vla_jax.training.metrics import Recorder
 from vla_jax.training.reports import Units
 from vla_jax.training.state import TrainState, shardings_of
 
-HELD_OUT = 0.2  # of the pairs
+HELD_OUT = 0.2  # of the episodes
 
 
 def begin(
@@ -98,19 +98,21 @@ class Chosen(NamedTuple):
 
 
 def chosen(folders: Sequence[Path], seed: int) -> Chosen:
-    """The choices in the folders of collections; whole pairs are held out, whoever judged them.
-    Raises ValueError as pairs.joined does, and where either part would be empty.
+    """The choices in the folders of collections; whole episodes are held out, with all their pairs:
+    of a scene that it has seen a model knows by heart who did better. Raises ValueError as
+    pairs.joined does, and where either part would be empty.
     """
     shown, made = pairs.joined(folders)
     counted = [choice for choice in made if choice.choice != "skip"]
-    n = len(shown.pairs)
-    order = np.random.default_rng((seed, n)).permutation(n)
-    out = set(order[: max(1, round(HELD_OUT * n))].tolist())
-    parts = [[choice for choice in counted if (choice.pair in out) == held] for held in (0, 1)]
+    of = [pair.left.episode for pair in shown.pairs]
+    episodes = np.random.default_rng((seed, len(of))).permutation(np.unique(of))
+    out = set(episodes[: max(1, round(HELD_OUT * len(episodes)))].tolist())
+    parts = [[choice for choice in counted if (of[choice.pair] in out) == held] for held in (0, 1)]
     if not all(parts):
         raise ValueError(
             f"{', '.join(map(str, folders))}: expected choices of some pairs to learn from and of"
-            f" some to hold out, got {len(parts[0])} and {len(parts[1])} of {n} pairs; choose more"
+            f" some to hold out, got {len(parts[0])} and {len(parts[1])}, of {len(episodes)}"
+            " episodes; choose between pairs of more"
         )
     return Chosen(shown, made, *parts)
 

@@ -10,6 +10,7 @@ the same scene, so that nothing but what was done in it is chosen by.
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +61,8 @@ class Choice(NamedTuple):
 
 
 def drawn(rollouts: Sequence[Path], count: int, seed: int) -> Pairs:
-    """At most `count` pairs of different clips of the rollouts, drawn by `seed`, which is left too.
+    """At most `count` pairs of different clips of the rollouts, drawn by `seed`, which is left too:
+    of each episode one, then of each another, as a choice in a new scene says most.
 
     Raises ValueError where rollouts are of different worlds, and where nothing is to be compared.
     """
@@ -94,7 +96,12 @@ def drawn(rollouts: Sequence[Path], count: int, seed: int) -> Pairs:
             "--rollouts: expected episodes of the same numbers that differ in what was done, got"
             " none; roll out another policy, or another --step, with the same --seed"
         )
-    chosen = sorted(draw.permutation(len(found))[:count].tolist())
+    shown, turns = Counter[int](), []
+    order = draw.permutation(len(found)).tolist()
+    for i in order:
+        shown[found[i].left.episode] += 1
+        turns.append(shown[found[i].left.episode])
+    chosen = sorted(order[i] for i in np.argsort(turns, kind="stable")[:count])
     return Pairs(worlds[0], [found[i] for i in chosen])
 
 

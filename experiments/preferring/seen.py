@@ -17,7 +17,7 @@ from experiments.rolling.episodes import Orders, Played, Watch, actions_of
 from vla_jax.policy import JaxPolicy
 from vla_jax.progress import Progress
 from vla_jax.rl.direct import Contests
-from vla_jax.rl.reward import Comparisons
+from vla_jax.rl.reward import Comparisons, lasting
 from vla_jax.types import Observation
 
 WORTH = {"left": 1.0, "right": 0.0, "tie": 0.5}
@@ -64,11 +64,15 @@ def watched(
 def compared(pairs: Pairs, choices: Sequence[Choice], clips: Mapping[Clip, Watched]) -> Comparisons:
     """All choices but those that were skipped, numpy. Clips that are shorter are filled up."""
     shown, choice = _shown(pairs, choices)
-    most = longest(clips)
-    lengths = np.array([[len(clips[clip].steps) for clip in pair] for pair in shown])
+    most, end = _most_looks(clips), longest(clips)
+    lasts = np.zeros((len(shown), 2, most), np.float32)
+    for i, pair in enumerate(shown):
+        for j, clip in enumerate(pair):
+            own = clips[clip]
+            lasts[i, j, : len(own.steps)] = lasting(own.steps, own.chunk.shape[1], end)
     return Comparisons(
         obs=_filled([[clips[clip].obs for clip in pair] for pair in shown], most),
-        looks=np.arange(most)[None, None] < lengths[:, :, None],
+        lasts=lasts,
         choice=choice,
         valid=np.ones(len(shown), bool),
         dataset_id=np.zeros(len(shown), np.int32),
@@ -82,7 +86,7 @@ def contests(
     policy before all learning says is not there yet.
     """
     shown, choice = _shown(pairs, choices)
-    most = longest(clips)
+    most = _most_looks(clips)
     chunk = _filled([[clips[clip].chunk for clip in pair] for pair in shown], most)
     steps = np.zeros((len(shown), 2, most), int)
     for i, pair in enumerate(shown):
@@ -107,7 +111,11 @@ def _shown(pairs: Pairs, choices: Sequence[Choice]) -> tuple[list[Pair], np.ndar
 
 
 def longest(clips: Mapping[Clip, Watched]) -> int:
-    """Looks at the longest of all clips."""
+    """Steps of the longest of all clips."""
+    return max(int(clip.steps.sum()) for clip in clips.values())
+
+
+def _most_looks(clips: Mapping[Clip, Watched]) -> int:
     return max(len(clip.steps) for clip in clips.values())
 
 

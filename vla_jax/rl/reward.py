@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from vla_jax.models.heads.outputs import MLP, ContinuousHead, flatten
 from vla_jax.models.vla import VLA, VLAConfig
@@ -20,20 +22,25 @@ from vla_jax.types import Array, Objective, Observation
 ALGORITHM = "reward"  # the word of rl.algorithm
 
 
-def standing(count: Any, most: int) -> Any:
-    """How often the last of `count` frames of a clip counts, as what ended stays as it is: to the
-    length of the longest clip, `most`, as an absorbing state does (arXiv 1809.02925). Of frames
-    alone a clip would be worth more or less for its length: a policy learns to fail early where
-    frames are worth less than nothing.
+def lasting(steps: ArrayLike, every: int, longest: int) -> Float[np.ndarray, " s"]:
+    """How long each look at a clip counts, in chunks of `every` steps. After each `steps` were
+    done, [s], after the last none: it counts to the length of the longest clip, of `longest` steps,
+    and a chunk more, as what ended stays as it is (an absorbing state: arXiv 1809.02925).
+
+    So all clips count alike. Of looks alone a clip would be worth more or less for their number: a
+    policy learns to fail early where frames are worth less than nothing. And of two that succeed
+    the quicker is worth more, to the step.
     """
-    return 1 + (most - count) * (count < most)
+    out = np.asarray(steps, np.float32) / every
+    out[-1] += 1 + max(0.0, longest / every - out.sum())
+    return out
 
 
 class Comparisons(NamedTuple):
     """Pairs of clips and which was better. Rows that fill a batch up are not `valid`."""
 
     obs: Observation  # leaves [b 2 s ...]: windows as a policy sees them
-    looks: Bool[Array, "b 2 s"]  # which are there
+    lasts: Float[Array, "b 2 s"]  # how long each counts (`lasting`); 0: it is not there
     choice: Float[Array, " b"]  # 1: the first is better, 0: the second, 0.5: neither
     valid: Bool[Array, " b"]
     dataset_id: Int[Array, " b"]
@@ -59,13 +66,10 @@ class RewardModel(VLA):
         """Of the newest frame of each window."""
         return self.critic(flatten(self.readouts(obs)[:, -1:]))[:, 0, 0]
 
-    def scores(self, obs: Observation, looks: Bool[Array, "b 2 s"]) -> Float[Array, "b 2"]:
-        """What each clip is worth: the sum over its frames, the last of which is `standing`."""
-        flat = jax.tree.map(lambda x: x.reshape(looks.size, *x.shape[3:]), obs)
-        each = self.worth(flat).reshape(looks.shape)
-        count, most = jnp.sum(looks, axis=2, keepdims=True), looks.shape[2]
-        times = jnp.where(jnp.arange(most)[None, None] == count - 1, standing(count, most), 1)
-        return jnp.sum(jnp.where(looks, each * times, 0.0), axis=2)
+    def scores(self, obs: Observation, lasts: Float[Array, "b 2 s"]) -> Float[Array, "b 2"]:
+        """What each clip is worth: its frames, each as long as it lasts."""
+        flat = jax.tree.map(lambda x: x.reshape(lasts.size, *x.shape[3:]), obs)
+        return jnp.sum(self.worth(flat).reshape(lasts.shape) * lasts, axis=2)
 
     def loss(self, batch: Comparisons, key: jax.Array) -> Objective:  # type: ignore[override]
         """Sums over the valid pairs: the cross-entropy of which is better, whose odds are
@@ -73,7 +77,7 @@ class RewardModel(VLA):
         either.
         """
         del key
-        scores = self.scores(batch.obs, batch.looks)
+        scores = self.scores(batch.obs, batch.lasts)
         logit = scores[:, 0] - scores[:, 1]
         cost = jax.nn.softplus(logit) - batch.choice * logit
         told = {"right": ((logit > 0) == (batch.choice > 0.5)), "apart": jnp.abs(logit)}

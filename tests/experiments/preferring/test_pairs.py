@@ -1,17 +1,20 @@
 """Which of two clips is preferred: what is drawn, kept, served and refused."""
 
 import json
+import shutil
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import collect_preferences, rollout
-from experiments.preferring import page
+from experiments.preferring import learning, page
 from experiments.preferring import pairs as compared
-from experiments.preferring.pairs import Choice, Choices
+from experiments.preferring.pairs import Choice, Choices, Clip, Pair
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,36 @@ def test_what_was_shown_twice_is_one_pair(rollouts: list[Path], tmp_path: Path) 
     (third / compared.PAIRS).write_text(json.dumps(body))
     with pytest.raises(ValueError, match="expected pairs of the world of"):
         compared.joined([first, third])
+
+
+def test_each_episode_is_shown_before_one_is_again(rollouts: list[Path], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(rollouts[1], again)
+    for file in (again / "actions").glob("*.npy"):  # a third clip of each episode
+        np.save(file, np.load(file)[:-1])
+    for count, most in ((5, 1), (6, 1), (9, 2), (18, 3)):
+        shown = Counter(
+            pair.left.episode for pair in compared.drawn([*rollouts, again], count, 0).pairs
+        )
+        assert sum(shown.values()) == count
+        assert max(shown.values()) == most
+
+
+def test_whole_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [
+        Pair(Clip(one, n, f"{one}{n}"), Clip(other, n, f"{other}{n}"))
+        for n in range(10)
+        for one, other in ("ab", "ac", "bc")
+    ]
+    made = [Choice(i, "left", "me") for i in range(len(shown))]
+    monkeypatch.setattr(compared, "joined", lambda _: (compared.Pairs({}, shown), made))
+    own = learning.chosen([], seed=3)
+    kept, out = (
+        {shown[each.pair].left.episode for each in part} for part in (own.train, own.held_out)
+    )
+    assert len(out) == 2
+    assert kept == set(range(10)) - out
+    assert len(own.train) + len(own.held_out) == len(made)
 
 
 def test_other_worlds_and_clips_are_refused(rollouts: list[Path], tmp_path: Path) -> None:

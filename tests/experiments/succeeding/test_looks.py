@@ -81,15 +81,15 @@ def test_what_an_episode_ends_with_is_worth_as_much_as_if_it_went_on() -> None:
     """As RewardModel.scores counts clips: to end early is no gain in itself."""
     reward = Learned.__new__(Learned)
     reward._asked, reward._window, reward._spread, reward._at_end = str(Path("x")), 1, 2.0, False
-    reward._looks = 9  # of the longest clip
+    reward._every, reward._steps = 4, 30  # of the longest clip
     worth = np.array([-1.0, -2.0, -3.0], np.float32)
     reward._worth = lambda windows: np.resize(worth, len(windows.step_mask))
     played = trial(0, [4, 4, 2], success=False)
     played = played._replace(last=played.frames[0])
     for each in reward([played, played]):
-        np.testing.assert_allclose(each, [-0.5, -1.0, -1.5 * 6])
-    reward._looks = 4  # as long as this one
-    np.testing.assert_allclose(reward([played])[0], [-0.5, -1.0, -1.5])
+        np.testing.assert_allclose(each, [-0.5, -1.0 * 0.5, -1.5 * 6])
+    reward._steps = 10  # as long as this one
+    np.testing.assert_allclose(reward([played])[0], [-0.5, -1.0 * 0.5, -1.5])
 
 
 def test_a_classifier_rewards_the_end_alone() -> None:
