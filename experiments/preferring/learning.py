@@ -34,6 +34,7 @@ from vla_jax.training.reports import Units
 from vla_jax.training.state import TrainState, shardings_of
 
 HELD_OUT = 0.2  # of the episodes
+PLAYED = ("sim", "keep", "reward")  # fields of rl that say what is played, and what for
 
 
 def begin(
@@ -62,7 +63,8 @@ def begin(
 
 def run(args: argparse.Namespace, algorithm: str, file: str, learn: Callable[[], None]) -> int:
     """Runs `learn` where the parsed flags of a command ask for `algorithm`, as the config `file`
-    does; the exit code. Raises ValueError for another algorithm, and on several hosts.
+    does; the exit code. Raises ValueError for another algorithm, where something is to be played,
+    and on several hosts.
     """
     config = args.config
     if args.dry_run:
@@ -73,6 +75,12 @@ def run(args: argparse.Namespace, algorithm: str, file: str, learn: Callable[[],
             f"--config.rl.algorithm: expected {algorithm!r}, got {config.rl.algorithm!r}; give"
             f" --config={file} or one like it"
         )
+    for field in PLAYED:
+        if config.rl[field]:
+            raise ValueError(
+                f"--config.rl.{field}: expected none, got {config.rl[field]!r}: with"
+                f" rl.algorithm={algorithm} nothing is played; experiments.finetune_rl does"
+            )
     if jax.process_count() > 1:
         raise ValueError(f"rl.algorithm={algorithm}: expected one process, got several hosts")
     print(compile_cache.enable(), flush=True)

@@ -1,5 +1,6 @@
 """Which of two clips is preferred: what is drawn, kept, served and refused."""
 
+import argparse
 import json
 import shutil
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import collect_preferences, rollout
 from experiments.preferring import learning, page
@@ -157,6 +159,13 @@ def test_whole_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(out) == 2
     assert kept == set(range(10)) - out
     assert len(own.train) + len(own.held_out) == len(made)
+
+
+def test_what_only_who_plays_has_is_refused() -> None:
+    rl = {"algorithm": "dpo", "sim": "", "keep": "blocks", "reward": ""}
+    args = argparse.Namespace(config=ConfigDict({"rl": rl}), dry_run=False)
+    with pytest.raises(ValueError, match=r"rl\.keep: expected none, got 'blocks'"):
+        learning.run(args, "dpo", "blocks_dpo.py", lambda: None)
 
 
 def test_other_worlds_and_clips_are_refused(rollouts: list[Path], tmp_path: Path) -> None:
