@@ -135,6 +135,7 @@ TOGETHER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("history", "layout", "head", "cross"), TOGETHER)
 def test_episodes_together_act_as_each_alone(history, layout, head, cross):
     """Three sessions that begin at other steps, of which some are asked at a time."""

@@ -329,6 +329,7 @@ def test_a_pickle_that_would_run_something_is_not_loaded(source, tmp_path):
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="no CALVIN sample beside the repository")
 def test_the_real_sample(tmp_path):
     calvin.build(str(SAMPLE), str(tmp_path))

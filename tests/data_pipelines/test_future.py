@@ -90,6 +90,7 @@ def test_future_frames_are_the_episodes_own(index, windows_per_visit):
     assert not batch.future.images[2].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "per_visit"), [(10**9, 64), (0, 1), (10**5, 2)])
 def test_they_are_the_same_in_a_stream_and_on_any_hosts(index, budget, per_visit):
     loader, _ = make(index, ram_budget=budget, windows_per_visit=per_visit)

@@ -179,6 +179,7 @@ def test_what_lies_where_does_not_tell_the_side():
         assert left.sides == tuple(-side for side in right.sides)
 
 
+@pytest.mark.slow
 def test_the_dataset_is_read_as_it_was_played(tmp_path):
     folder = write_navigation(tmp_path, train=10, val=8)
     again = write_navigation(tmp_path / "again", train=10, val=8)

@@ -144,6 +144,7 @@ def test_a_program_is_compiled_once_and_a_damaged_memory_of_it_again(monkeypatch
     assert compiled == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "efforts"), [((), ["O1", "UNKNOWN"]), (("--full",), ["UNKNOWN"])]
 )

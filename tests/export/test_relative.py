@@ -48,6 +48,7 @@ def episode(steps: int) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
     return [({"primary": image}, state) for image, state in zip(images, states, strict=True)]
 
 
+@pytest.mark.slow
 def test_torch_gives_the_robot_what_jax_gives_it(where: Path, written: Path) -> None:
     policy, ours = torch_policy.load(written), saved.jax_policy(export.source(where), "blocks")
     for each in (policy, ours):
@@ -127,6 +128,7 @@ def test_the_folder_alone_computes_it(written: Path, tmp_path: Path) -> None:
     assert done.stdout == "(4, 7)\n"
 
 
+@pytest.mark.slow
 def test_a_network_that_sees_the_state_too(tmp_path: Path) -> None:
     where = checkpoint(tmp_path, head="mlp", proprio=True, window=2, action={**SPEC, "relative": [
         {"kind": "angle", "action": [3, 4, 5], "state": [3, 4, 5]}]})  # fmt: skip

@@ -70,6 +70,7 @@ class Policy(nnx.Module):
         return self.head(x, mask, positions)
 
 
+@pytest.mark.slow
 def test_the_backbones_blocks_alone_are_changed() -> None:
     x = jax.random.normal(jax.random.key(0), (N, S, WIDTH))
     graphdef, flat = initialise(Policy)

@@ -53,6 +53,7 @@ def test_every_kind_has_an_encoder():
     assert set(EACH) == set(build.ENCODERS) == set(sensing.KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EACH)
 def test_the_contract_of_an_encoder(kind):
     """n tokens of the width; readings tell frames apart; what is masked changes nothing; a frame
@@ -117,6 +118,7 @@ def policy(**changes):
     return graphdef, flat, batch._replace(obs=obs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -129,6 +129,7 @@ def test_shapes(fake):
     assert counts == {"action": (batch.action_mask.any(-1) & batch.obs.step_mask[..., None]).sum()}
 
 
+@pytest.mark.slow
 def test_prompt_padding_changes_nothing(policy):
     obs = policy[2].obs
     longer = obs._replace(

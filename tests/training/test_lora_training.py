@@ -50,6 +50,7 @@ def trained():
     return before, jax.device_get(state), losses
 
 
+@pytest.mark.slow
 def test_only_adapters_and_what_is_not_backbone_train():
     before, after, losses = trained()
     base, adapters = lora.split_adapters(setup_of().shapes)

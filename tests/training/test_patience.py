@@ -76,6 +76,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: int) -> tuple[
     return int(state.step), asked
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_and_its_best_checkpoint_is_the_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_mesh_changes_nothing():
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch():
     whole = run(setup_of(noise=0.0), 4)[1]
     parts = run(setup_of((2, 1, 4), noise=0.0, accum=4), 4)[1]
@@ -309,6 +310,7 @@ def test_steps_that_a_restart_repeats_are_lost_time(tmp_path):
     assert all(seconds > 0 for kind, seconds in after["seconds"].items() if kind != "input")
 
 
+@pytest.mark.slow
 def test_sigusr1_has_the_next_steps_traced(tmp_path, capsys, monkeypatch):
     write = metrics.Recorder.write
 

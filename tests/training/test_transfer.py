@@ -72,6 +72,7 @@ def test_without_the_average_the_trained_parameters_go_on(averaged):
     assert_equal(goes_on.opt_state, state.opt_state)
 
 
+@pytest.mark.slow
 def test_an_average_that_is_switched_on_begins_at_the_parameters(tmp_path):
     run = setup(ema=0.0)
     state = trained(run, tmp_path)
@@ -128,6 +129,7 @@ def test_another_head_is_new_and_must_be_asked_for(averaged):
     plan.check(("head/*",))
 
 
+@pytest.mark.slow
 def test_adapters_of_the_same_rank_go_on_and_of_another_are_merged(tmp_path):
     run = setup(ADAPTERS)
     state = trained(run, tmp_path, ADAPTERS)

@@ -67,6 +67,7 @@ def check_places(data, features, error):
             ).all()
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(FEATURES)
 def test_example_round_trip(features):

@@ -323,6 +323,7 @@ def test_validate_names_what_does_not_decode(old):
     assert {(p.path, p.field) for p in problems} == {(str(old / OLD_ROWS), "primary")}
 
 
+@pytest.mark.slow
 def test_what_validate_lists_is_left_out(old, tmp_path, capsys):
     rewrite(old / OLD_ROWS, lambda rows: rows["frame_index"].__setitem__(3, 9))
     described, listed = tmp_path / "own.py", tmp_path / "bad.txt"

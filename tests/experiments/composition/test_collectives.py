@@ -212,6 +212,7 @@ def test_nor_in_evaluation(family):
     assert carrying == []
 
 
+@pytest.mark.slow
 def test_without_the_constraints_it_is(monkeypatch):
     monkeypatch.setattr(sharding, "activations_over", lambda mesh: contextlib.nullcontext())
     carrying, _ = moved("oxe_paligemma.py:tiny", (2, 2, 2), evaluate=True)

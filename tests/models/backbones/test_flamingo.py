@@ -309,6 +309,7 @@ def test_parity_sees_wrong_numbers(case: Case, loaded: Any, inputs: Inputs) -> N
         assert np.abs(out - case.hidden).max() > 100 * TOLERANCE, name
 
 
+@pytest.mark.slow
 def test_readouts_and_decoding_are_the_whole(loaded: Any, inputs: Inputs) -> None:
     graphdef, params = loaded
     full = run(graphdef, params, inputs)

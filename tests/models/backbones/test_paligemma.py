@@ -396,7 +396,8 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
         paligemma.load_tokenizer(tmp_path / "none")
 
 
-@pytest.mark.parametrize("pixels", [14, 42, 56, 448, pytest.param(896, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pixels", [14, 42, 56, 448, 896])
 def test_images_of_another_size_have_their_positions_interpolated(
     pixels: int, folders: dict[int, tuple[Any, Path]]
 ) -> None:

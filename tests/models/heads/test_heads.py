@@ -214,6 +214,7 @@ LACKED = (1, 6)  # of an arm dim and a gripper
 LACKED_ARM = CONFIG.arm.index(1)
 
 
+@pytest.mark.slow
 def test_dims_that_a_robot_lacks_change_nothing(head):
     """Not what stands in their place in the batch, nor the parameters that belong to them: in the
     loss, its gradient at all others, and in what is carried out.
