@@ -60,9 +60,10 @@ class Choice(NamedTuple):
     judge: str
 
 
-def drawn(rollouts: Sequence[Path], count: int, seed: int) -> Pairs:
+def drawn(rollouts: Sequence[Path], count: int, seed: int, apart: bool = False) -> Pairs:
     """At most `count` pairs of different clips of the rollouts, drawn by `seed`, which is left too:
-    of each episode one, then of each another, as a choice in a new scene says most.
+    of each episode one, then of each another, as a choice in a new scene says most. With `apart`
+    those whose clips differ most in what was done (`_distances`), of each episode and of all.
 
     Raises ValueError where rollouts are of different worlds, and where nothing is to be compared.
     """
@@ -98,11 +99,24 @@ def drawn(rollouts: Sequence[Path], count: int, seed: int) -> Pairs:
         )
     shown, turns = Counter[int](), []
     order = draw.permutation(len(found)).tolist()
+    if apart:
+        order.sort(key=_distances(found).__getitem__, reverse=True)
     for i in order:
         shown[found[i].left.episode] += 1
         turns.append(shown[found[i].left.episode])
     chosen = sorted(order[i] for i in np.argsort(turns, kind="stable")[:count])
     return Pairs(worlds[0], [found[i] for i in chosen])
+
+
+def _distances(found: Sequence[Pair]) -> np.ndarray:
+    """How far apart each pair's clips end: between the sums of their actions, which of relative
+    actions is where they led, each dim in standard deviations over all clips.
+    """
+    clips = sorted({clip for pair in found for clip in pair})
+    ends = np.stack([actions_of(Path(clip.rollout), clip.episode).sum(0) for clip in clips])
+    spread = ends.std(0)
+    at = dict(zip(clips, ends / np.where(spread > 0, spread, 1), strict=True))
+    return np.array([np.linalg.norm(at[pair.left] - at[pair.right]) for pair in found])
 
 
 def keep(pairs: Pairs, out: Path) -> None:

@@ -144,6 +144,24 @@ def test_each_episode_is_shown_before_one_is_again(rollouts: list[Path], tmp_pat
         assert max(shown.values()) == most
 
 
+def test_clips_that_end_farthest_apart_come_first(rollouts: list[Path], tmp_path: Path) -> None:
+    """A clip with its last action left out ends nearer to the whole than who knows the world."""
+    nearly = tmp_path / "nearly"
+    shutil.copytree(rollouts[1], nearly)
+    for file in (nearly / "actions").glob("*.npy"):
+        np.save(file, np.load(file)[:-1])
+    three = [*rollouts, nearly]
+    for seed in (0, 1):
+        pairs = compared.drawn(three, 6, seed, apart=True).pairs
+        assert {pair.left.episode for pair in pairs} == set(range(6))
+        for pair in pairs:
+            assert str(rollouts[0]) in {pair.left.rollout, pair.right.rollout}
+        own = compared._distances(compared.drawn(three, 18, seed).pairs)
+        few = compared.drawn(three, 2, seed, apart=True).pairs
+        assert {pair.left.episode for pair in few} < set(range(6))
+        assert own.max() in compared._distances(compared.drawn(three, 18, seed, apart=True).pairs)
+
+
 def test_whole_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [
         Pair(Clip(one, n, f"{one}{n}"), Clip(other, n, f"{other}{n}"))
