@@ -3,7 +3,7 @@
     python -m experiments.train_reward --config=blocks_reward.py --preferences DIR [DIR ...]
     --config.model.start=RUN/checkpoints [--config.a.b=value ...] [--workdir=OUT] [--dry_run]
 
-It is RUN's backbone with a number for each frame; a clip is worth their sum, each by the steps to
+It is RUN's backbone with a number for each frame; a clip is worth their mean, each by the steps to
 the next, the last one by those to the length of the longest clip, and the odds that one is
 preferred are exp of the difference (Bradley-Terry). A fifth of the episodes is held out: accuracy
 and calibration on their pairs come as reward.json and calibration.png. Run it again with the same
@@ -55,7 +55,7 @@ def learn(config: ConfigDict, preferences: Sequence[Path], folder: Path) -> None
         stack.callback(recorder.close)
         run = learning.Run(recorder, checkpointer, lambda _: ({}, False))
         state = learning.trained(config, plan, data, run, state)
-        judge = learning.Judge(config, plan, lambda model, x: model.scores(x.obs, x.lasts))
+        judge = learning.Judge(config, plan, lambda model, x: model.scores(x.obs, x.counts))
         scores = judge(state, held_out)
     body = judged.figures(scores[:, 0] - scores[:, 1], np.asarray(held_out.choice))
     # Among clips, in which rewards are counted; and how many steps each is counted as.

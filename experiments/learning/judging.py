@@ -17,7 +17,7 @@ from experiments.learning.collecting import Trial
 from vla_jax import build
 from vla_jax import params as flat
 from vla_jax.rl import success
-from vla_jax.rl.reward import lasting
+from vla_jax.rl.reward import shares
 from vla_jax.saved import REWARDS, known
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import load_meta, load_params, within
@@ -78,7 +78,7 @@ class Worth:
 
 class Learned:
     """The Reward of a model. Of one of preferences a decision earns what the frame after it is
-    worth, for as long as it lasts (`lasting`), in standard deviations of clips; of
+    worth by how much that counts (`shares`), in standard deviations of clips; of
     a success classifier the last decision earns the chance that the episode ended well, the others
     nothing, as of_success gives 1 or 0.
 
@@ -149,7 +149,7 @@ class Learned:
         if self._at_end:
             last = np.arange(len(said)) == len(said) - 1
             return np.asarray(np.where(last, success.chance(said), 0.0), np.float32)
-        return said * lasting([*trial.steps, 0], self._every, self._steps)[1:]
+        return said * shares([*trial.steps, 0], self._every, self._steps)[1:]
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from experiments.rolling.episodes import Orders, Played, Watch, actions_of
 from vla_jax.policy import JaxPolicy
 from vla_jax.progress import Progress
 from vla_jax.rl.direct import Contests
-from vla_jax.rl.reward import Comparisons, lasting
+from vla_jax.rl.reward import Comparisons, shares
 from vla_jax.types import Observation
 
 WORTH = {"left": 1.0, "right": 0.0, "tie": 0.5}
@@ -65,14 +65,14 @@ def compared(pairs: Pairs, choices: Sequence[Choice], clips: Mapping[Clip, Watch
     """All choices but those that were skipped, numpy. Clips that are shorter are filled up."""
     shown, choice = _shown(pairs, choices)
     most, end = _most_looks(clips), longest(clips)
-    lasts = np.zeros((len(shown), 2, most), np.float32)
+    counts = np.zeros((len(shown), 2, most), np.float32)
     for i, pair in enumerate(shown):
         for j, clip in enumerate(pair):
             own = clips[clip]
-            lasts[i, j, : len(own.steps)] = lasting(own.steps, own.chunk.shape[1], end)
+            counts[i, j, : len(own.steps)] = shares(own.steps, own.chunk.shape[1], end)
     return Comparisons(
         obs=_filled([[clips[clip].obs for clip in pair] for pair in shown], most),
-        lasts=lasts,
+        counts=counts,
         choice=choice,
         valid=np.ones(len(shown), bool),
         dataset_id=np.zeros(len(shown), np.int32),

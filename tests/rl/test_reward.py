@@ -13,21 +13,21 @@ from tests.rl.test_learner import HEAD, POLICY
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.params import merge
-from vla_jax.rl.reward import Comparisons, RewardModel, lasting
+from vla_jax.rl.reward import Comparisons, RewardModel, shares
 
 pytestmark = pytest.mark.slow
 
 S = 3  # looks at a clip
 CHOICE = np.array([1.0, 0.0, 0.5], np.float32)
-# Clips of 8, 3, 0, 6, 4, 4 steps, looked at every 4: each counts for 3 chunks.
-LASTS = np.array(
+# Clips of 8, 3, 0, 6, 4, 4 steps, looked at every 4: of the 12 that each counts as.
+COUNTS = np.array(
     [
-        [[1, 1, 1], [0.75, 2.25, 0]],
-        [[3, 0, 0], [1, 0.5, 1.5]],
-        [[1, 2, 0], [1, 2, 0]],
+        [[4, 4, 4], [3, 9, 0]],
+        [[12, 0, 0], [4, 2, 6]],
+        [[4, 8, 0], [4, 8, 0]],
     ],
     np.float32,
-)
+) / np.float32(12)
 
 
 def model(head: Any = MLPHead) -> Any:
@@ -48,7 +48,7 @@ def batch() -> Comparisons:
     images = tuple(draw.integers(0, 256, x.shape, np.uint8) for x in obs.images)
     return Comparisons(
         obs=obs._replace(images=images),
-        lasts=LASTS,
+        counts=COUNTS,
         choice=CHOICE,
         valid=np.array([True, True, True]),
         dataset_id=np.zeros(3, np.int32),
@@ -58,10 +58,10 @@ def batch() -> Comparisons:
 def test_the_loss_is_bradley_and_terrys(batch: Comparisons) -> None:
     graphdef, params = model()
     own: Any = merge(graphdef, params)
-    worth = np.zeros(batch.lasts.shape)
+    worth = np.zeros(batch.counts.shape)
     for place in np.ndindex(worth.shape):  # a frame at a time
         worth[place] = own.worth(jax.tree.map(lambda x, at=place: x[at][None], batch.obs))[0]
-    scores = (worth * LASTS).sum(2)
+    scores = (worth * COUNTS).sum(2)
     chance = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
     wanted = -(CHOICE * np.log(chance) + (1 - CHOICE) * np.log(1 - chance))
     got = own.loss(batch, jax.random.key(0)).sums["preference"]
@@ -75,21 +75,21 @@ def test_the_loss_is_bradley_and_terrys(batch: Comparisons) -> None:
 def test_frames_that_fill_a_clip_up_count_nothing(batch: Comparisons) -> None:
     graphdef, params = model()
     own: Any = merge(graphdef, params)
-    before, there = own.scores(batch.obs, batch.lasts), batch.lasts > 0
+    before, there = own.scores(batch.obs, batch.counts), batch.counts > 0
     images = np.array(batch.obs.images[0])
     images[~there] = 255 - images[~there]
     np.testing.assert_array_equal(
-        own.scores(batch.obs._replace(images=(images,)), batch.lasts), before
+        own.scores(batch.obs._replace(images=(images,)), batch.counts), before
     )
     images[there] = 255 - images[there]
-    assert np.abs(own.scores(batch.obs._replace(images=(images,)), batch.lasts) - before).min() > 0
+    assert np.abs(own.scores(batch.obs._replace(images=(images,)), batch.counts) - before).min() > 0
 
 
 def test_all_clips_count_alike_and_by_their_steps() -> None:
     clips = ([4, 4, 0], [3, 0], [0], [4, 2, 0], [4, 0])
-    for steps, wanted in zip(clips, LASTS.reshape(6, S), strict=False):
-        np.testing.assert_array_equal(lasting(steps, 4, 8), wanted[: len(steps)])
-    np.testing.assert_array_equal(lasting([4, 4, 2, 0], 4, 8), [1, 1, 0.5, 1])  # none was so long
+    for steps, wanted in zip(clips, COUNTS.reshape(6, S), strict=False):
+        np.testing.assert_array_equal(shares(steps, 4, 8), wanted[: len(steps)])
+    np.testing.assert_array_equal(shares([4, 4, 2, 0], 4, 8), np.float32([4, 4, 2, 4]) / 14)
 
 
 def test_it_bends_the_backbone_and_wants_readouts(batch: Comparisons) -> None:

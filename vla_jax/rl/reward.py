@@ -22,25 +22,26 @@ from vla_jax.types import Array, Objective, Observation
 ALGORITHM = "reward"  # the word of rl.algorithm
 
 
-def lasting(steps: ArrayLike, every: int, longest: int) -> Float[np.ndarray, " s"]:
-    """How long each look at a clip counts, in chunks of `every` steps. After each `steps` were
-    done, [s], after the last none: it counts to the length of the longest clip, of `longest` steps,
-    and a chunk more, as what ended stays as it is (an absorbing state: arXiv 1809.02925).
+def shares(steps: ArrayLike, every: int, longest: int) -> Float[np.ndarray, " s"]:
+    """How much each look at a clip counts; together 1. After each `steps` were done, [s], at most
+    `every`, after the last none: it counts to the length of the longest clip, of `longest` steps,
+    and `every` more, as what ended stays as it is (an absorbing state: arXiv 1809.02925).
 
     So all clips count alike. Of looks alone a clip would be worth more or less for their number: a
     policy learns to fail early where frames are worth less than nothing. And of two that succeed
-    the quicker is worth more, to the step.
+    the quicker is worth more, to the step. A sum in place of the mean made steps of learning that
+    are as much larger as clips are long, and models that are too sure.
     """
-    out = np.asarray(steps, np.float32) / every
-    out[-1] += 1 + max(0.0, longest / every - out.sum())
-    return out
+    out = np.array(steps, np.float32)
+    out[-1] += every + max(0.0, longest - out.sum())
+    return out / out.sum()
 
 
 class Comparisons(NamedTuple):
     """Pairs of clips and which was better. Rows that fill a batch up are not `valid`."""
 
     obs: Observation  # leaves [b 2 s ...]: windows as a policy sees them
-    lasts: Float[Array, "b 2 s"]  # how long each counts (`lasting`); 0: it is not there
+    counts: Float[Array, "b 2 s"]  # how much each does (`shares`); 0: it is not there
     choice: Float[Array, " b"]  # 1: the first is better, 0: the second, 0.5: neither
     valid: Bool[Array, " b"]
     dataset_id: Int[Array, " b"]
@@ -66,10 +67,10 @@ class RewardModel(VLA):
         """Of the newest frame of each window."""
         return self.critic(flatten(self.readouts(obs)[:, -1:]))[:, 0, 0]
 
-    def scores(self, obs: Observation, lasts: Float[Array, "b 2 s"]) -> Float[Array, "b 2"]:
-        """What each clip is worth: its frames, each as long as it lasts."""
-        flat = jax.tree.map(lambda x: x.reshape(lasts.size, *x.shape[3:]), obs)
-        return jnp.sum(self.worth(flat).reshape(lasts.shape) * lasts, axis=2)
+    def scores(self, obs: Observation, counts: Float[Array, "b 2 s"]) -> Float[Array, "b 2"]:
+        """What each clip is worth: the mean of its frames by how much each counts."""
+        flat = jax.tree.map(lambda x: x.reshape(counts.size, *x.shape[3:]), obs)
+        return jnp.sum(self.worth(flat).reshape(counts.shape) * counts, axis=2)
 
     def loss(self, batch: Comparisons, key: jax.Array) -> Objective:  # type: ignore[override]
         """Sums over the valid pairs: the cross-entropy of which is better, whose odds are
@@ -77,7 +78,7 @@ class RewardModel(VLA):
         either.
         """
         del key
-        scores = self.scores(batch.obs, batch.lasts)
+        scores = self.scores(batch.obs, batch.counts)
         logit = scores[:, 0] - scores[:, 1]
         cost = jax.nn.softplus(logit) - batch.choice * logit
         told = {"right": ((logit > 0) == (batch.choice > 0.5)), "apart": jnp.abs(logit)}

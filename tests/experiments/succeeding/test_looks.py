@@ -87,9 +87,9 @@ def test_what_an_episode_ends_with_is_worth_as_much_as_if_it_went_on() -> None:
     played = trial(0, [4, 4, 2], success=False)
     played = played._replace(last=played.frames[0])
     for each in reward([played, played]):
-        np.testing.assert_allclose(each, [-0.5, -1.0 * 0.5, -1.5 * 6])
+        np.testing.assert_allclose(each, np.array([-0.5 * 4, -1.0 * 2, -1.5 * 24]) / 34)
     reward._steps = 10  # as long as this one
-    np.testing.assert_allclose(reward([played])[0], [-0.5, -1.0 * 0.5, -1.5])
+    np.testing.assert_allclose(reward([played])[0], np.array([-0.5 * 4, -1.0 * 2, -1.5 * 4]) / 14)
 
 
 def test_a_classifier_rewards_the_end_alone() -> None:
