@@ -8,10 +8,10 @@ Topologies are those of TPUs (v5e:2x4, v6e:2x4, v5p:2x2x2; the compiler is `pip 
 devices: what is communicated is right, temporaries are those of the CPU's compiler. Nothing is
 downloaded, no weight is read. The compiler makes less effort than for a run, so that temporaries
 and what memory moves are at most those that are told; --full compiles as a run does, which takes
-four times as long. --largest compiles a second batch size and tells the largest that
-fits. Programs are remembered: the same question is answered in seconds (composition/ahead.py). Of a
-config that learns by trial it compiles what a round computes beside the step too: how all worlds
-are answered at once, and how decisions are judged (learning/programs.py).
+four times as long. --largest compiles a second batch size and tells the largest that fits. Programs
+are remembered: the same question is answered in seconds (composition/ahead.py). Of a config that
+learns by trial it compiles what a round computes beside the step too: how all worlds are answered
+at once, and how decisions are judged (learning/programs.py).
 Ends with 1 when the step does not fit, or when an activation of the whole batch is sent.
 """
 

@@ -195,7 +195,8 @@ def _known(traced: jax.stages.Traced, machines: Machines) -> tuple[dict[str, int
     file = cache_folder() / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.json.gz"
     known = _cached(file)
     if known is None:
-        known = _compile(lowered) if machines.full else _with_less_effort(lowered)
+        room = machines.chip.memory
+        known = _compile(lowered) if machines.full else _with_less_effort(lowered, room)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         part.write_bytes(gzip.compress(json.dumps(known).encode(), 3))
@@ -205,15 +206,18 @@ def _known(traced: jax.stages.Traced, machines: Machines) -> tuple[dict[str, int
     return known, known["text"]
 
 
-def _with_less_effort(lowered: jax.stages.Lowered) -> dict[str, Any]:
-    """What `_compile` says, in less time; in full where it does not fit so."""
+def _with_less_effort(lowered: jax.stages.Lowered, room: float) -> dict[str, Any]:
+    """What `_compile` says, in less time; in full where it does not fit so, or not in `room`, the
+    bytes of a chip.
+    """
     before = jax.config.values["jax_optimization_level"]
     jax.config.update("jax_optimization_level", "O1")
     try:
         known = _compile(lowered)
     finally:
         jax.config.update("jax_optimization_level", before)
-    return known if known["fits"] else _compile(lowered)
+    fits = known["fits"] and known["arguments"] + known["temporaries"] <= room
+    return known if fits else _compile(lowered)
 
 
 def _compile(lowered: jax.stages.Lowered) -> dict[str, Any]:

@@ -78,9 +78,9 @@ class Worth:
 
 class Learned:
     """The Reward of a model. Of one of preferences a decision earns what the frame after it is
-    worth by how much that counts (`shares`), in standard deviations of clips; of
-    a success classifier the last decision earns the chance that the episode ended well, the others
-    nothing, as of_success gives 1 or 0.
+    worth by how much that counts (`shares`), in standard deviations of clips; of a success
+    classifier the last decision earns the chance that the episode ended well, the others nothing,
+    as of_success gives 1 or 0.
 
     Attributes:
         unit: of what an episode earns.

@@ -65,14 +65,10 @@ def compared(pairs: Pairs, choices: Sequence[Choice], clips: Mapping[Clip, Watch
     """All choices but those that were skipped, numpy. Clips that are shorter are filled up."""
     shown, choice = _shown(pairs, choices)
     most, end = _most_looks(clips), longest(clips)
-    counts = np.zeros((len(shown), 2, most), np.float32)
-    for i, pair in enumerate(shown):
-        for j, clip in enumerate(pair):
-            own = clips[clip]
-            counts[i, j, : len(own.steps)] = shares(own.steps, own.chunk.shape[1], end)
+    counts = {clip: shares(own.steps, own.chunk.shape[1], end) for clip, own in clips.items()}
     return Comparisons(
         obs=_filled([[clips[clip].obs for clip in pair] for pair in shown], most),
-        counts=counts,
+        counts=_ended([[counts[clip] for clip in pair] for pair in shown], most),
         choice=choice,
         valid=np.ones(len(shown), bool),
         dataset_id=np.zeros(len(shown), np.int32),
@@ -88,11 +84,7 @@ def contests(
     shown, choice = _shown(pairs, choices)
     most = _most_looks(clips)
     chunk = _filled([[clips[clip].chunk for clip in pair] for pair in shown], most)
-    steps = np.zeros((len(shown), 2, most), int)
-    for i, pair in enumerate(shown):
-        for j, clip in enumerate(pair):
-            own = clips[clip].steps
-            steps[i, j, : len(own)] = own
+    steps = _ended([[clips[clip].steps for clip in pair] for pair in shown], most)
     return Contests(
         obs=_filled([[clips[clip].obs for clip in pair] for pair in shown], most),
         chunk=chunk,
@@ -117,6 +109,11 @@ def longest(clips: Mapping[Clip, Watched]) -> int:
 
 def _most_looks(clips: Mapping[Clip, Watched]) -> int:
     return max(len(clip.steps) for clip in clips.values())
+
+
+def _ended(rows: Sequence[Sequence[np.ndarray]], most: int) -> np.ndarray:
+    """Numbers of looks [s] at both clips of each pair -> [n 2 most], 0 where there is no look."""
+    return np.array([[np.pad(own, (0, most - len(own))) for own in pair] for pair in rows])
 
 
 def _filled(rows: Sequence[Sequence[Any]], most: int) -> Any:

@@ -164,6 +164,19 @@ def test_that_it_does_not_fit_is_said_of_a_step_compiled_as_a_run_does(
     assert "does not fit: RESOURCE_EXHAUSTED" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("room", "efforts"), [(99, ["O1", "UNKNOWN"]), (100, ["O1"])])
+def test_what_is_compiled_but_larger_than_a_chip_is_compiled_in_full(room, efforts, monkeypatch):
+    made = []
+
+    def compiled(_):
+        made.append(jax.config.values["jax_optimization_level"])
+        return {"fits": True, "arguments": 60, "temporaries": 40}
+
+    monkeypatch.setattr(ahead, "_compile", compiled)
+    ahead._with_less_effort(None, room)
+    assert made == efforts
+
+
 def test_topologies_are_listed(capsys):
     assert preflight.main(["--topology=list"]) == 0
     said = capsys.readouterr().out

@@ -156,10 +156,11 @@ def test_clips_that_end_farthest_apart_come_first(rollouts: list[Path], tmp_path
         assert {pair.left.episode for pair in pairs} == set(range(6))
         for pair in pairs:
             assert str(rollouts[0]) in {pair.left.rollout, pair.right.rollout}
-        own = compared._distances(compared.drawn(three, 18, seed).pairs)
-        few = compared.drawn(three, 2, seed, apart=True).pairs
-        assert {pair.left.episode for pair in few} < set(range(6))
-        assert own.max() in compared._distances(compared.drawn(three, 18, seed, apart=True).pairs)
+        every = compared.drawn(three, 18, seed).pairs
+        far = dict(zip(every, compared._distances(every), strict=True))
+        two = sorted(pairs, key=far.__getitem__)[-2:]
+        assert set(compared.drawn(three, 2, seed, apart=True).pairs) == set(two)
+        assert max(far, key=far.__getitem__) in two
 
 
 def test_whole_episodes_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
