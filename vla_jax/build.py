@@ -28,6 +28,7 @@ from vla_jax.models.backbones import (
 )
 from vla_jax.models.fast_vocabulary import FastVocabulary
 from vla_jax.models.heads.expert import ExpertConfig
+from vla_jax.models.keypoints import KeypointsConfig
 from vla_jax.models.lora import LoRAConfig, attach
 from vla_jax.models.objectives import (
     Caption,
@@ -36,6 +37,7 @@ from vla_jax.models.objectives import (
     ForwardPrediction,
     ImageTextTask,
     MakeTask,
+    SensedPrediction,
     TextAlign,
 )
 from vla_jax.models.resampler import ResamplerConfig
@@ -54,6 +56,7 @@ from vla_jax.rl.learner import DIRECT, Learner, LearnerConfig
 from vla_jax.rl.reward import RewardModel
 from vla_jax.rl.success import SuccessModel
 from vla_jax.robot import sensing
+from vla_jax.robot.sensing import Sensor
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.checkpoint import complete_steps, load_arrays
 from vla_jax.training.optim import FreezeConfig, OptimConfig
@@ -91,7 +94,8 @@ def backbone_config(config: ConfigDict) -> Any:
             f" {config.model.variant!r}"
         )
     sizes = module.CONFIGS[config.model.variant]
-    size, patch, cameras = config.model.image_size, sizes.vision.patch, camera_sizes(config)
+    size, cameras = config.model.image_size, camera_sizes(config)
+    patch = sizes.vision.patch * 2 ** len(getattr(sizes.vision, "stem", ()))
     for field, given in (("image_size", (size,)), ("image_sizes", cameras)):
         if any(each < patch or each % patch for each in given):
             raise ValueError(
@@ -245,7 +249,7 @@ def _made_of(
         history=model.history,
         history_start=model.history_start,
         readouts=build_heads.readouts(config),
-        resampler=ResamplerConfig(**model.resampler.to_dict()) if model.resampler.depth else None,
+        resampler=_fewer_tokens(config),
         state=_state(config) if model.proprio else None,
         state_to_head=isinstance(head_sizes, ExpertConfig) and head_sizes.state == "expert",
         state_words=_state_words(config, words),
@@ -268,6 +272,19 @@ def _made_of(
         return kind(backbone, head, policy, rngs, tasks, encoders)
 
     return make
+
+
+def _fewer_tokens(config: ConfigDict) -> ResamplerConfig | KeypointsConfig | None:
+    """What makes few tokens of an image's, if anything. Raises ValueError where two things are."""
+    resampler, keypoints = config.model.resampler, config.model.keypoints
+    if resampler.depth and keypoints.points:
+        raise ValueError(
+            "model.keypoints.points, model.resampler.depth: expected one of them above 0, got"
+            f" {keypoints.points} and {resampler.depth}"
+        )
+    if keypoints.points:
+        return KeypointsConfig(keypoints.points, keypoints.hidden, keypoints.tokens)
+    return ResamplerConfig(**resampler.to_dict()) if resampler.depth else None
 
 
 def _state(config: ConfigDict) -> StateConfig:
@@ -315,6 +332,43 @@ def _text_align(config: ConfigDict, *_: Any) -> MakeTask:
     return lambda width, rngs: TextAlign(width, embedding, rngs)
 
 
+def _sensed(config: ConfigDict, *_: Any) -> MakeTask:
+    (sensor,), hidden, fewer = (
+        sensed(config),
+        config.objectives.sensed.hidden,
+        _fewer_tokens(config),
+    )
+    if fewer is None or config.model.backbone == "flamingo":
+        raise ValueError(
+            "objectives.sensed: expected few visual tokens in the sequence (model.keypoints.points"
+            " or model.resampler.depth above 0, no flamingo), got all of an image's, or"
+            f" {config.model.backbone}"
+        )
+    tokens = fewer.latents * len(config.model.cameras)
+    return lambda width, rngs: SensedPrediction((tokens, width), hidden, sensor, rngs)
+
+
+def sensed(config: ConfigDict) -> tuple[Sensor, ...]:
+    """The sensor of objectives.sensed, if that counts. Raises ValueError where it names another
+    number of them, or one that the policy has.
+    """
+    task, own = config.objectives.sensed, sensing.parse(config.model.sensors)
+    if not task.weight:
+        return ()
+    sensors = sensing.parse(task.sensor)
+    if len(sensors) != 1 or sensors[0].kind == "tactile" or sensors[0] in own:
+        raise ValueError(
+            "objectives.sensed.sensor: expected one sensor of numbers that model.sensors does not"
+            f" have, as in scene=vector:1x29, got {task.sensor!r}"
+        )
+    return sensors
+
+
+def sensors(config: ConfigDict) -> tuple[Sensor, ...]:
+    """Those that are read from data: the policy's own, and what it learns to say."""
+    return (*sensing.parse(config.model.sensors), *sensed(config))
+
+
 def _fast(*told: Any) -> MakeTask:
     strings = build_heads.fast_config(*told)
     return lambda width, rngs: FastStrings(strings)
@@ -327,6 +381,7 @@ TASKS: dict[str, Callable[..., MakeTask]] = {
     "caption": lambda *told: lambda width, rngs: Caption(),
     "image_text": lambda *told: lambda width, rngs: ImageTextTask(),
     "text_align": _text_align,
+    "sensed": _sensed,
     "fast": _fast,
 }
 

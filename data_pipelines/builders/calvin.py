@@ -169,7 +169,7 @@ def make(task: Task) -> bytes:
 
 def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
     """The tf.train.Example of a record whose frames have been read: each the arrays of
-    calvin_source.FRAME.
+    calvin_source.FRAME, and "scene" where the simulator was there to ask.
     """
     steps = len(frames)
     columns: dict[str, Sequence[bytes] | np.ndarray] = {
@@ -183,6 +183,10 @@ def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
         "episode_metadata/first_frame": np.array([task.first]),
         "episode_metadata/scene": [task.scene.encode()],
     }
+    if "scene" in frames[0]:
+        columns["steps/observation/scene"] = np.stack([frame["scene"] for frame in frames]).astype(
+            np.float32
+        )
     for name, values in rlds_files.flags(steps).items():
         # Play ends because the recording was cut, not because something was reached.
         ends = name in ("steps/is_terminal", "steps/reward")
@@ -205,19 +209,22 @@ def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
     return tfrecord.encode(columns)
 
 
-def features(play: bool) -> rlds_files.Feature:
-    """The content of features.json: of calvin_play, or of calvin."""
+def features(play: bool, scene: int = 0) -> rlds_files.Feature:
+    """The content of features.json: of calvin_play, or of calvin, with `scene` numbers a step that
+    say what is where.
+    """
     whole, text = rlds_files.tensor("int64"), rlds_files.text()
+    seen = {
+        "image": rlds_files.image("jpeg", 200, 200),
+        "wrist_image": rlds_files.image("jpeg", 84, 84),
+        "state": rlds_files.tensor("float32", 15),
+    }
+    if scene:
+        seen["scene"] = rlds_files.tensor("float32", scene)
     step = {
         "action": rlds_files.tensor("float32", 7),
         "action_abs": rlds_files.tensor("float32", 7),
-        "observation": rlds_files.folder(
-            {
-                "image": rlds_files.image("jpeg", 200, 200),
-                "wrist_image": rlds_files.image("jpeg", 84, 84),
-                "state": rlds_files.tensor("float32", 15),
-            }
-        ),
+        "observation": rlds_files.folder(seen),
     }
     metadata = {"first_frame": whole, "scene": text}
     if not play:

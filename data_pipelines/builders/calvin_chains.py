@@ -31,7 +31,19 @@ CHAINS = 1_000
 SHA256 = "840cb992c69ce9b6d59f6020966b6300c15233f8e0b9667b6486c1962424d308"
 BLOCKS = ("red", "blue", "pink")
 FIRST_BLOCK, OF_A_BLOCK = 6, 6  # columns of scene_obs: each has a position and angles
+APART = 0.09  # m between the middles of two blocks, at least
 JOINTS, OF_ARM = slice(7, 14), 6  # of robot_obs; numbers of an action before the gripper's
+
+FINGERS = 6  # of robot_obs: how far they are apart, m
+STRAY = 0.35  # rad: how far each joint is from where chains begin, at most
+# Places of a block, m: low and high of x, y and z. Those in the drawer move with it.
+TABLE, SHELF, AIR, INSIDE = (
+    ((-0.3, 0.35), (-0.22, -0.02), (0.46, 0.46)),
+    ((-0.3, 0.3), (0.08, 0.1), (0.46, 0.46)),
+    ((-0.3, 0.32), (-0.25, 0.05), (0.5, 0.7)),
+    ((0.08, 0.28), (-0.16, -0.02), (0.36, 0.36)),
+)
+PLACES, OFTEN = (TABLE, SHELF, AIR, INSIDE), (0.6, 0.2, 0.1, 0.1)
 
 Symbols = Mapping[str, Any]  # what is where: "drawer" -> "open", "red_block" -> "slider_left" ...
 
@@ -83,15 +95,40 @@ class Rules:
 def jittered(
     draw: np.random.Generator, robot: np.ndarray, scene: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """robot_obs [15] and scene_obs [24] with the arm's joints and the blocks moved by chance."""
+    """robot_obs [15] and scene_obs [24] with the arm's joints and the blocks moved by chance, those
+    on the table anywhere around where they were, no two within APART.
+    """
+    while True:
+        moved_robot, moved = robot.copy(), scene.copy()
+        moved_robot[JOINTS] += draw.uniform(-0.05, 0.05, size=7)
+        blocks = moved[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK)
+        for block in blocks:
+            in_shelf = block[1] > 0
+            block[0] += draw.uniform(-0.05, 0.05) if in_shelf else draw.uniform(-0.12, 0.09)
+            block[1] += 0.0 if in_shelf else draw.uniform(-0.05, 0.05)
+            block[5] += draw.uniform(-0.4, 0.4)
+        places = blocks[:, :2]
+        away = np.linalg.norm(places[:, None] - places, axis=-1) + np.eye(len(places))
+        if away.min() > APART:
+            return moved_robot, moved
+
+
+def anywhere(
+    draw: np.random.Generator, robot: np.ndarray, scene: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """robot_obs [15] and scene_obs [24] with arm, fingers, drawer, door and blocks anywhere, also
+    where that could not stand.
+    """
     robot, scene = robot.copy(), scene.copy()
-    robot[JOINTS] += draw.uniform(-0.03, 0.03, size=7)
-    blocks = scene[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK)
-    for block in blocks:
-        in_shelf = block[1] > 0
-        block[0] += draw.uniform(-0.03, 0.03)
-        block[1] += 0.0 if in_shelf else draw.uniform(-0.02, 0.02)
-        block[5] += draw.uniform(-0.2, 0.2)
+    robot[JOINTS] += draw.uniform(-STRAY, STRAY, size=7)
+    robot[FINGERS] = (0.0, 0.04, 0.08)[int(draw.integers(3))]
+    robot[-1] = 1.0 if robot[FINGERS] > 0.06 else -1.0
+    scene[:2] = draw.choice([0.0, 0.28, draw.uniform(0, 0.28)]), draw.choice([0, 0.22, 0.1])
+    for block in scene[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK):
+        place = PLACES[draw.choice(len(PLACES), p=OFTEN)]
+        block[:3] = [draw.uniform(*each) for each in place]
+        block[1] -= scene[1] if place is INSIDE else 0.0
+        block[3:] = 0.0, 0.0, draw.uniform(-np.pi, np.pi)
     return robot, scene
 
 

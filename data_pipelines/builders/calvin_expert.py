@@ -1,11 +1,16 @@
-"""Who knows CALVIN's scene D: plans for its 34 tasks, carried out step by step from what is where.
+"""Who knows CALVIN's scene D: what to do next in each of its 34 tasks, from what is where now.
 
-A plan is a number of ways, each looked at when the one before has ended: where the tool is to go
-and how it is turned there. The tool hangs down with its fingers apart along x; its yaw is counted
-from there, and `tilt` leans it towards the robot, as the shelf and the switch need it.
+Nothing is remembered: the same scene gives the same action, whatever was before, so that whoever
+imitates the expert from single frames can, and so that it knows what to do wherever a policy gets
+to. A tool comes to where it acts through a funnel: the farther it is off the axis of its goal, the
+farther up the axis it is led, and what is in the way is passed above.
+
+The tool hangs down with its fingers apart along x; its yaw is counted from there, and `tilt` leans
+it towards the robot, as the shelf and the switch need it.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,266 +18,326 @@ import numpy as np
 from data_pipelines.builders.calvin_world import GRASPED, METRES, RADIANS, Scene
 
 OPEN, CLOSED = 1.0, -1.0
+FAST, SLOW = 0.8, 0.4  # of 1, as the environment counts, in every number
+GAIN = 0.4  # of what is missing, done in a step: the tool follows a step behind
 CLEAR = 0.60  # m: above everything but what the tool holds
+TOP = 0.72  # m: higher than anything has to be lifted
 TABLE_FRONT = 0.0  # m: blocks with smaller y lie before the shelf
 ON_TABLE = 0.44  # m: centres of blocks on the table are higher, in the drawer lower
 ON_BLOCK, ON_SPOT = 0.475, 0.465  # m: of blocks that lie on others are higher; of one put down
+CLOSED_ON = 0.06  # m: fingers that are nearer than that hold what they touch
 SHELF_TILT, SWITCH_TILT = 0.45, 0.75  # rad
 SHELF_YAW = 0.4  # rad
-TURNED = 0.8  # rad: a tool turned more than that is turned back before anything else
 SWITCH_X, DRAWER_X = 0.30, 0.18  # m
 BEFORE_DRAWER = (0.0, 0.3)  # m: blocks at these x fall into the drawer
 HANDLE, DOOR = 0.04, 0.28  # m: where the sliding door's handle is, and how far left it goes
 SHELF_MIDDLE = -0.08  # m
+# A funnel: m off its axis where it is open to the goal, and from where on only above its top; what
+# a turn that is missing counts, m for 1 rad.
+NECK, RIM, TURN = 0.005, 0.03, 0.06
+UP = np.array([0.0, 0.0, 1.0])
+OUT = np.array([0.0, -0.53, 0.85])  # of the shelf, leaning
 
 See = Callable[[], Scene]
 
 
-class Way(NamedTuple):
-    """Where the tool goes next, or, without a position, how long it stays.
+class Aim(NamedTuple):
+    """Where the tool is to be led now.
 
     Attributes:
-        position: m; None: stay.
+        position: m.
         gripper: OPEN or CLOSED.
-        yaw: rad from where the fingers are apart along x.
+        yaw: rad from where the fingers are apart along x; None: as it is.
         tilt: rad.
-        near: m, when it has arrived.
-        limit: steps at most.
-        speed: of 1, as the environment counts, in every number.
+        speed: of 1, at most, in every number.
     """
 
-    position: np.ndarray | None
+    position: np.ndarray
+    gripper: float
+    yaw: float | None = None
+    tilt: float = 0.0
+    speed: float = FAST
+
+
+class Goal(NamedTuple):
+    """Where the tool is to act, and how it comes there: along `axis`, from `length` m away."""
+
+    position: np.ndarray
     gripper: float
     yaw: float = 0.0
     tilt: float = 0.0
-    near: float = 0.008
-    limit: int = 90
-    speed: float = 0.8
-
-
-Plan = Iterator[Way]
+    axis: np.ndarray = UP
+    length: float = 0.1
+    speed: float = FAST
 
 
 class Expert:
-    """Carries out a task's plan; where that ends without success, another from what is then."""
+    """What it does in a task."""
 
     def __init__(self, see: See, task: str) -> None:
-        self._see, self._task = see, task
-        self._steps = _steps(see, task)
+        """Raises ValueError for a task that is none of CALVIN's."""
+        self._see, self._rule = see, rule(task)
 
     def act(self) -> np.ndarray:
         """The next action [7] of the environment (the gripper -1 or 1)."""
-        for _ in range(2):
-            for action in self._steps:
-                return action
-            self._steps = _steps(self._see, self._task)
-        return np.array([0, 0, 0, 0, 0, 0, OPEN])  # a plan for what is not there has no step
+        seen = self._see()
+        aim = self._rule(seen)
+        angles = seen.tool_angles
+        if aim.yaw is not None:
+            angles = np.array([np.pi, -aim.tilt, np.pi / 2 + aim.yaw])
+        turn = GAIN * _wrapped(angles - seen.tool_angles) / RADIANS
+        move = GAIN * (aim.position - seen.tool) / METRES
+        return np.concatenate([_slowed(move, aim.speed), _slowed(turn, FAST), [aim.gripper]])
 
 
-def _steps(see: See, task: str) -> Iterator[np.ndarray]:
-    for way in plan(see, task):
-        yield from _along(see, way)
+Rule = Callable[[Scene], Aim]
 
 
-def _along(see: See, way: Way) -> Iterator[np.ndarray]:
-    """The actions that take the tool along a way: the target is led, the tool follows it."""
-    if way.position is None:
-        for _ in range(way.limit):
-            yield np.array([0, 0, 0, 0, 0, 0, way.gripper])
-        return
-    angles = np.array([np.pi, -way.tilt, np.pi / 2 + way.yaw])
-    for _ in range(way.limit):
-        seen = see()
-        turn = _slowed(_wrapped(angles - seen.target_angles) / RADIANS, way.speed)
-        if np.linalg.norm(seen.tool - way.position) < way.near and np.abs(turn).max() < 0.2:
-            return
-        move = _slowed((way.position - seen.target) / METRES, way.speed)
-        yield np.concatenate([move, turn, [way.gripper]])
-
-
-def plan(see: See, task: str) -> Plan:
-    """The ways of a task of CALVIN's. Raises ValueError for a name that is none."""
+def rule(task: str) -> Rule:
+    """What a task's next step follows from. Raises ValueError for a name that is none."""
     kind, *words = task.split("_")
-    if task in ("turn_on_led", "turn_off_led"):
-        return _press(see)
-    if task in PLANS:
-        return PLANS[task](see)
+    if task in RULES:
+        return RULES[task]
     if kind == "lift" and words[-1] in LIFTS:
-        return LIFTS[words[-1]](see, words[0])
+        lift = LIFTS[words[-1]]
+        return lambda seen: lift(seen, words[0])
     if kind == "rotate":
-        return _rotate(see, words[0], 1.0 if words[-1] == "left" else -1.0)
+        return lambda seen: _rotate(seen, words[0], 1.0 if words[-1] == "left" else -1.0)
     if kind == "push" and words[-1] in ("left", "right"):
-        return _push(see, words[0], 1.0 if words[-1] == "right" else -1.0)
+        return lambda seen: _push(seen, words[0], 1.0 if words[-1] == "right" else -1.0)
     raise ValueError(f"expected a task of CALVIN's, got {task!r}")
 
 
-def _rise(see: See, gripper: float) -> Plan:
-    """Up to where nothing is in the way; out of the shelf it goes as it came in, leaning."""
-    seen = see()
-    tilt, yaw = max(0.0, -seen.target_angles[1]), seen.target_angles[2] - np.pi / 2
-    at = seen.target
-    if at[1] > -0.05 and tilt > 0.2:
-        yield Way(at + np.array([0, -0.05, 0.08]), gripper, yaw, tilt, near=0.02, limit=20)
-        at = np.array([see().target[0], -0.12, see().target[2]])
-    if at[2] < CLEAR - 0.02:
-        up = np.array([at[0], at[1], CLEAR])
-        yield Way(up, gripper, yaw, tilt, near=0.03, limit=25)
+# ------------------------------------------------------------------------------------------- ways
 
 
-def _free(see: See, gripper: float) -> Plan:
-    """Puts down what a task before took, and rises with the fingers as they are: a block may still
-    be between them.
+def _to(seen: Scene, goal: Goal) -> Aim:
+    """Through the goal's funnel: above what is in the way, then along the axis."""
+    off = seen.tool - goal.position
+    along = float(off @ goal.axis)
+    beside = off - along * goal.axis
+    missing = float(np.linalg.norm(beside)) + TURN * max(0.0, _turn(seen, goal) - 0.05)
+    top = goal.position + goal.length * goal.axis
+    if missing < RIM or (missing < 2 * RIM and along > 0.9 * goal.length):
+        height = goal.length * float(np.clip((missing - NECK) / (RIM - NECK), 0.0, 1.0))
+        ready = float(np.clip(1.0 - (height - along - 0.02) / 0.03, 0.0, 1.0))
+        at = goal.position + height * goal.axis + (1.0 - ready) * beside
+        return Aim(at, goal.gripper, goal.yaw, goal.tilt, goal.speed)
+    if seen.tool[1] > -0.06 and seen.tool[2] < CLEAR - 0.02 and _tilt(seen) > 0.2:
+        return Aim(seen.tool + 0.06 * OUT, goal.gripper)
+    away = float(np.linalg.norm((top - seen.tool)[:2]))
+    high = min(max(CLEAR, top[2]), top[2] + max(0.0, away - RIM))
+    if seen.held:
+        high = max(high, top[2])
+    ready = float(np.clip(1.0 - (high - seen.tool[2] - 0.015) / 0.03, 0.0, 1.0))
+    at = seen.tool + ready * (top - seen.tool)
+    at[2] = high
+    if ready == 0.0:
+        return Aim(at, goal.gripper)
+    return Aim(at, goal.gripper, goal.yaw, goal.tilt)
+
+
+def _there(seen: Scene, goal: Goal, near: float = 0.01) -> bool:
+    """Whether the tool is where it acts, and turned as it has to be."""
+    return bool(np.linalg.norm(seen.tool - goal.position) < near) and _turn(seen, goal) < 0.15
+
+
+def _turn(seen: Scene, goal: Goal) -> float:
+    angles = np.array([np.pi, -goal.tilt, np.pi / 2 + goal.yaw])
+    return float(np.abs(_wrapped(angles - seen.tool_angles)).max())
+
+
+def _tilt(seen: Scene) -> float:
+    return -float(seen.tool_angles[1])
+
+
+def _yaw(seen: Scene) -> float:
+    return float(_wrapped(seen.tool_angles[2] - np.pi / 2))
+
+
+def _holds(seen: Scene) -> str:
+    """The block that the fingers have closed on; "" for none."""
+    return seen.held[0] if seen.held and seen.fingers < CLOSED_ON else ""
+
+
+def _fist(seen: Scene) -> float:
+    """Closed, but not on a block."""
+    between = any(np.linalg.norm(at - seen.tool) < 0.035 for at in seen.position.values())
+    return OPEN if between else CLOSED
+
+
+def _up(seen: Scene, gripper: float) -> Aim:
+    """Straight up, but not out of the scene."""
+    x, y, z = seen.tool
+    return Aim(np.array([x, y, min(z + 0.05, TOP)]), gripper)
+
+
+def _take(seen: Scene, goal: Goal) -> Aim:
+    """Closes the fingers where the goal is; those that closed on nothing open on their way up."""
+    if seen.fingers < GRASPED and np.linalg.norm(seen.tool - goal.position) < 0.03:
+        return Aim(seen.tool + 0.05 * goal.axis, OPEN)
+    if _there(seen, goal):
+        return Aim(goal.position, CLOSED, goal.yaw, goal.tilt)
+    return _to(seen, goal)
+
+
+def _free(seen: Scene) -> Aim | None:
+    """Puts down what a task before took: on the table, where it is if that is low, or else where no
+    other block is. None where the fingers hold nothing.
     """
-    if see().held:
-        yield from _put_down(see)
-    yield from _rise(see, OPEN if see().fingers > GRASPED else gripper)
-    seen = see()
-    if abs(_wrapped(seen.target_angles[2] - np.pi / 2)) > TURNED:
-        yield Way(np.array([seen.target[0], -0.15, CLEAR]), gripper, near=0.03, limit=40)
+    held = _holds(seen)
+    if not held:
+        return None
+    at = seen.position[held]
+    if at[2] < ON_BLOCK and at[1] < TABLE_FRONT:
+        return Aim(seen.tool, OPEN)
+    others = [at for block, at in seen.position.items() if block != held]
+    spots = [np.array([x, -0.11, 0.0]) for x in (0.05, 0.14, 0.23)]
+    spot = max(spots, key=lambda spot: min(abs(other - spot)[0] for other in others))
+    spot[2] = ON_SPOT + seen.tool[2] - at[2]
+    return _to(seen, Goal(spot, CLOSED, _yaw(seen)))
 
 
-def _put_down(see: See) -> Plan:
-    """On the table, where it is if that is low, or else where no other block is."""
-    seen = see()
-    yaw = seen.target_angles[2] - np.pi / 2
-    at = seen.position[seen.held[0]]
-    if at[2] > ON_BLOCK or at[1] > TABLE_FRONT:
-        others = [at for block, at in seen.position.items() if block not in seen.held]
-        spots = [np.array([x, -0.11, CLEAR]) for x in (0.05, 0.14, 0.23)]
-        spot = max(spots, key=lambda spot: min(abs(other - spot)[0] for other in others))
-        yield from _rise(see, CLOSED)
-        yield Way(spot, CLOSED, yaw)
-        seen = see()
-        low = ON_SPOT + seen.target[2] - seen.position[seen.held[0]][2] if seen.held else 0.48
-        yield Way(np.array([spot[0], spot[1], low]), CLOSED, yaw, limit=30)
-    yield Way(None, OPEN, limit=8)
+# ------------------------------------------------------------------------- door, drawer and lights
 
 
-def _press(see: See) -> Plan:
-    above, on = np.array([-0.12, -0.12, 0.56]), np.array([-0.12, -0.12, 0.455])
-    yield from _free(see, CLOSED)
-    yield Way(above, CLOSED)
-    yield Way(on, CLOSED, limit=30)
-    yield Way(above, CLOSED)
+def _press(seen: Scene) -> Aim:
+    goal = Goal(np.array([-0.12, -0.12, 0.455]), _fist(seen))
+    return _free(seen) or _to(seen, goal)
 
 
-def _slide(see: See, sign: float) -> Plan:
+def _slide(seen: Scene, sign: float) -> Aim:
     """The sliding door by its handle, towards larger x (sign 1) or smaller, up to its stop."""
-    yield from _free(see, CLOSED)
-    handle, stop = HANDLE - see().slider, HANDLE - (0.0 if sign > 0 else DOOR)
-    yield Way(np.array([handle - sign * 0.09, -0.06, CLEAR]), CLOSED, near=0.02)
-    yield Way(np.array([handle - sign * 0.08, -0.015, 0.53]), CLOSED)
-    yield Way(np.array([stop + sign * 0.03, -0.015, 0.53]), CLOSED, limit=50)
-    yield Way(np.array([see().tool[0] - sign * 0.03, -0.1, CLEAR]), CLOSED, near=0.02, limit=30)
+    handle, stop = HANDLE - seen.slider, HANDLE - (0.0 if sign > 0 else DOOR)
+    beside = np.array([handle - sign * 0.08, -0.015, 0.53])
+    off = seen.tool - np.array([handle, -0.015, 0.53])
+    if np.abs(off[1:]).max() < 0.02 and -0.13 < sign * off[0] < 0.0 and not _holds(seen):
+        return Aim(np.array([stop + sign * 0.03, -0.015, 0.53]), CLOSED, 0.0)
+    axis = np.array([-sign * 0.1, -0.53, 0.84])
+    goal = Goal(beside, _fist(seen), axis=axis / np.linalg.norm(axis), length=0.08)
+    return _free(seen) or _to(seen, goal)
 
 
-def _open_drawer(see: See) -> Plan:
-    out = see().drawer
-    yield from _free(see, CLOSED)
-    yield Way(np.array([DRAWER_X, -0.21 - out, 0.50]), CLOSED, near=0.015)
-    yield Way(np.array([DRAWER_X, -0.208 - out, 0.355]), CLOSED)
-    yield Way(np.array([DRAWER_X, -0.42 - out, 0.355]), CLOSED, limit=80)
+def _open_drawer(seen: Scene) -> Aim:
+    inside = np.array([DRAWER_X, -0.208 - seen.drawer, 0.355])
+    off = np.abs(seen.tool - inside)
+    if off[0] < 0.02 and off[1] < 0.03 and off[2] < 0.02 and not _holds(seen):
+        return Aim(np.array([DRAWER_X, seen.tool[1] - 0.06, 0.355]), CLOSED, 0.0)
+    return _free(seen) or _to(seen, Goal(inside, _fist(seen), length=0.145))
 
 
-def _close_drawer(see: See) -> Plan:
-    out = see().drawer
-    yield from _free(see, CLOSED)
-    yield Way(np.array([DRAWER_X, -0.32 - out, 0.50]), CLOSED, near=0.02)
-    yield Way(np.array([DRAWER_X, -0.31 - out, 0.36]), CLOSED, near=0.015)
-    yield Way(np.array([DRAWER_X, -0.26, 0.36]), CLOSED, limit=80)
+def _close_drawer(seen: Scene) -> Aim:
+    before = np.array([DRAWER_X, -0.31 - seen.drawer, 0.36])
+    off = seen.tool - before
+    if abs(off[0]) < 0.02 and abs(off[2]) < 0.02 and -0.04 < off[1] < 0.09 and not _holds(seen):
+        return Aim(np.array([DRAWER_X, seen.tool[1] + 0.06, 0.36]), CLOSED, 0.0)
+    return _free(seen) or _to(seen, Goal(before, _fist(seen), length=0.14))
 
 
-def _turn_on_lightbulb(see: See) -> Plan:
-    yield from _free(see, CLOSED)
-    for y, z, near, limit in (
-        (-0.14, 0.56, 0.02, 90),
-        (-0.06, 0.484, 0.01, 90),
-        (0.005, 0.484, 0.01, 30),
-        (0.065, 0.60, 0.01, 40),
-    ):
-        at = np.array([SWITCH_X, y, z])
-        yield Way(at, CLOSED, tilt=SWITCH_TILT, near=near, limit=limit)
+def _turn_on_lightbulb(seen: Scene) -> Aim:
+    """In front of the switch, against it, then up over it."""
+    before, against, over = (
+        np.array([SWITCH_X, y, z]) for y, z in ((-0.06, 0.484), (0.005, 0.484), (0.065, 0.60))
+    )
+    goal = _of_way(seen, (np.array([SWITCH_X, -0.14, 0.56]), before, against, over))
+    return _free(seen) or goal
 
 
-def _turn_off_lightbulb(see: See) -> Plan:
-    yield from _free(see, CLOSED)
-    for y, z, near, limit in (
-        (-0.04, 0.68, 0.03, 50),
-        (0.066, 0.645, 0.012, 40),
-        (-0.005, 0.51, 0.008, 60),
-    ):
-        at = np.array([SWITCH_X, y, z])
-        yield Way(at, CLOSED, tilt=SWITCH_TILT, near=near, limit=limit)
+def _turn_off_lightbulb(seen: Scene) -> Aim:
+    """Over the switch, behind it, then down."""
+    ways = tuple(
+        np.array([SWITCH_X, y, z]) for y, z in ((-0.04, 0.68), (0.066, 0.645), (-0.005, 0.51))
+    )
+    return _free(seen) or _of_way(seen, ways)
 
 
-def _across(see: See, block: str, turned: float = 0.0) -> float:
+def _of_way(seen: Scene, points: tuple[np.ndarray, ...]) -> Aim:
+    """Along a line of points at the switch: to the end of the last stretch that the tool is on, or
+    to the first through a funnel.
+    """
+    for begin, end in list(itertools.pairwise(points[1:]))[::-1]:
+        way = end - begin
+        length = float(np.linalg.norm(way))
+        share = float((seen.tool - begin) @ way) / length**2
+        beside = np.linalg.norm(seen.tool - begin - share * way)
+        tilted = abs(_tilt(seen) - SWITCH_TILT) < 0.2
+        if beside < 0.018 and -0.012 / length < share and tilted:
+            return Aim(end + 0.02 * way / length, CLOSED, 0.0, SWITCH_TILT)
+    axis = points[0] - points[1]
+    length = float(np.linalg.norm(axis))
+    goal = Goal(points[1], _fist(seen), 0.0, SWITCH_TILT, axis / length, length)
+    return _to(seen, goal)
+
+
+# ----------------------------------------------------------------------------------------- blocks
+
+
+def _across(seen: Scene, block: str, turned: float = 0.0) -> float:
     """The yaw at which the fingers take a block: by its narrow sides, or by the others if that
     saves the tool a long turn, where it then turns by `turned`.
     """
-    yaw = float(see().angles[block][2]) - np.pi / 2
+    yaw = float(seen.angles[block][2]) - np.pi / 2
     quarters = {quarter: _wrapped(yaw + quarter * np.pi / 2) for quarter in range(4)}
     wide = {"red": 0.8, "blue": 0.0, "pink": np.pi}[block]  # rad that the other sides cost
     cost = {q: abs(_wrapped(at + turned / 2)) + wide * (q % 2) for q, at in quarters.items()}
     return float(quarters[min(cost, key=lambda quarter: cost[quarter])])
 
 
-def _lift(see: See, block: str, above: float, deeper: float, to: float) -> Plan:
-    """From above: grasps at the block's centre plus `deeper` and goes up to `to`, m."""
-    yield from _free(see, OPEN)
-    at, yaw = see().position[block], _across(see, block)
-    yield Way(np.array([at[0], at[1], above]), OPEN, yaw)
-    yield Way(at + np.array([0, 0, deeper]), OPEN, yaw, near=0.006)
-    yield Way(None, CLOSED, limit=12)
-    yield Way(np.array([at[0], at[1], to]), CLOSED, yaw, limit=50)
+def _lift(seen: Scene, block: str, deeper: float, length: float) -> Aim:
+    """From above: grasps at the block's centre plus `deeper` and goes up."""
+    if _holds(seen) == block:
+        return _up(seen, CLOSED)
+    goal = Goal(seen.position[block] + deeper * UP, OPEN, _across(seen, block), length=length)
+    return _free(seen) or _take(seen, goal)
 
 
-def _lift_table(see: See, block: str) -> Plan:
-    return _lift(see, block, 0.56, 0.005, 0.58)
+def _lift_table(seen: Scene, block: str) -> Aim:
+    return _lift(seen, block, 0.005, 0.09)
 
 
-def _lift_drawer(see: See, block: str) -> Plan:
-    return _lift(see, block, 0.52, 0.01, 0.52)
+def _lift_drawer(seen: Scene, block: str) -> Aim:
+    return _lift(seen, block, 0.01, 0.13)
 
 
-def _door_from(see: See, x: float) -> Plan:
-    """The sliding door to the side of the shelf where x is not, where it stopped on its way."""
-    left = x < SHELF_MIDDLE
-    if abs(see().slider - (0.0 if left else DOOR)) > 0.02:
-        yield from _slide(see, 1.0 if left else -1.0)
-
-
-def _lift_slider(see: See, block: str) -> Plan:
-    yield from _free(see, OPEN)
-    yield from _door_from(see, see().position[block][0])
-    at, yaw = see().position[block], _across(see, block)
-    yaw = yaw if abs(yaw) > SHELF_YAW else 0.0  # fingers that close turn a block so little
+def _back(yaw: float) -> np.ndarray:
+    """Out of the shelf along the leaning tool."""
     lean = np.sin(SHELF_TILT)
-    back = np.array([np.sin(yaw) * lean, -np.cos(yaw) * lean, np.cos(SHELF_TILT)])
-    yield Way(at + 0.16 * back, OPEN, yaw, SHELF_TILT, near=0.015)
-    yield Way(at + np.array([0, 0, 0.005]), OPEN, yaw, SHELF_TILT, near=0.006, speed=0.6)
-    yield Way(None, CLOSED, limit=12)
-    yield Way(at + 0.15 * back, CLOSED, yaw, SHELF_TILT, limit=50, speed=0.5)
+    return np.array([np.sin(yaw) * lean, -np.cos(yaw) * lean, np.cos(SHELF_TILT)])
 
 
-def _place_in_slider(see: See) -> Plan:
-    free = -0.22 if see().slider < DOOR / 2 else 0.09  # beside the door
-    at = np.array([free, 0.085, 0.475])
-    back = np.array([0, -np.sin(SHELF_TILT), np.cos(SHELF_TILT)])
-    yield from _rise(see, CLOSED)
-    yield Way(at + 0.17 * back, CLOSED, tilt=SHELF_TILT, near=0.015)
-    yield Way(at, CLOSED, tilt=SHELF_TILT, speed=0.5, limit=50)
-    yield Way(None, OPEN, limit=10)
-    yield Way(at + 0.17 * back, OPEN, tilt=SHELF_TILT)
+def _lift_slider(seen: Scene, block: str) -> Aim:
+    at, held = seen.position[block], _holds(seen)
+    if held == block:
+        return Aim(seen.tool + 0.05 * _back(_yaw(seen)), CLOSED, speed=0.5)
+    left = at[0] < SHELF_MIDDLE  # the door has to be on the other side
+    if not held and abs(seen.slider - (0.0 if left else DOOR)) > 0.02:
+        return _slide(seen, 1.0 if left else -1.0)
+    yaw = _across(seen, block)
+    yaw = yaw if abs(yaw) > SHELF_YAW else 0.0  # fingers that close turn a block so little
+    goal = Goal(at + 0.005 * UP, OPEN, yaw, SHELF_TILT, _back(yaw), 0.16, 0.6)
+    return _free(seen) or _take(seen, goal)
 
 
-def _place_in_drawer(see: See) -> Plan:
-    above = np.array([DRAWER_X, -0.09 - see().drawer, 0.55])
-    inside = np.array([DRAWER_X, -0.09 - see().drawer, 0.40])
-    yield from _rise(see, CLOSED)
-    yield Way(above, CLOSED, near=0.015)
-    yield Way(inside, CLOSED, near=0.01, speed=0.6)
-    yield Way(None, OPEN, limit=10)
-    yield Way(above, OPEN)
+def _place(seen: Scene, goal: Goal, near: float = 0.015) -> Aim:
+    """Opens the fingers where the goal is, and goes back."""
+    if not _holds(seen):
+        return Aim(seen.tool + 0.05 * goal.axis, OPEN)
+    if _there(seen, goal, near):
+        return Aim(seen.tool, OPEN)
+    return _to(seen, goal)
+
+
+def _place_in_slider(seen: Scene) -> Aim:
+    free = -0.22 if seen.slider < DOOR / 2 else 0.09  # beside the door
+    held = _holds(seen)
+    deep = seen.tool[2] - seen.position[held][2] if held else 0.0
+    at = np.array([free, 0.085, ON_SPOT + max(0.01, deep)])
+    return _place(seen, Goal(at, CLOSED, 0.0, SHELF_TILT, _back(0.0), 0.17, 0.5))
+
+
+def _place_in_drawer(seen: Scene) -> Aim:
+    inside = np.array([DRAWER_X, -0.09 - seen.drawer, 0.40])
+    return _place(seen, Goal(inside, CLOSED, length=0.15, speed=0.6))
 
 
 def _on_table(seen: Scene) -> list[str]:
@@ -280,87 +345,79 @@ def _on_table(seen: Scene) -> list[str]:
     return [
         block
         for block, at in seen.position.items()
-        if at[1] < TABLE_FRONT and at[2] > ON_TABLE and block not in seen.held
+        if at[1] < TABLE_FRONT and at[2] > ON_TABLE and block != _holds(seen)
     ]
 
 
-def _push_into_drawer(see: See) -> Plan:
+def _push_into_drawer(seen: Scene) -> Aim:
     """From behind; a block that would fall beside the drawer is carried into it."""
-    yield from _free(see, CLOSED)
-    for block in _on_table(see())[:1]:
-        x, y, _ = see().position[block]
+    if _holds(seen):
+        return _place_in_drawer(seen)
+    for block in _on_table(seen)[:1]:
+        x, y, _ = seen.position[block]
         if not BEFORE_DRAWER[0] < x < BEFORE_DRAWER[1]:
-            yield from _lift_table(see, block)
-            yield from _place_in_drawer(see)
-            return
-        yield Way(np.array([x, y + 0.085, 0.56]), CLOSED, -np.pi / 2, near=0.015)
-        yield Way(np.array([x, y + 0.075, 0.475]), CLOSED, -np.pi / 2, near=0.01)
-        yield Way(np.array([x, -0.235, 0.475]), CLOSED, -np.pi / 2, speed=0.5, limit=70)
-        yield Way(np.array([x, -0.20, 0.56]), CLOSED, -np.pi / 2)
-        yield Way(None, CLOSED, limit=5)
+            return _lift_table(seen, block)
+        off = seen.tool - np.array([x, y, 0.475])
+        if abs(off[0]) < 0.025 and abs(off[2]) < 0.02 and 0.03 < off[1] < 0.11:
+            return Aim(seen.tool * UP + np.array([x, seen.tool[1] - 0.03, 0]), CLOSED, -np.pi / 2,
+                       speed=0.5)  # fmt: skip
+        return _to(seen, Goal(np.array([x, y + 0.075, 0.475]), _fist(seen), -np.pi / 2))
+    return _up(seen, CLOSED)
 
 
-def _stack_block(see: See) -> Plan:
-    seen = see()
-    held = seen.held[0] if seen.held else None
-    for under in _on_table(seen)[:1]:
-        at, yaw = seen.position[under], seen.target_angles[2] - np.pi / 2
-        yield from _rise(see, CLOSED)
-        yield Way(np.array([at[0], at[1], CLEAR + 0.03]), CLOSED, yaw)
-        seen = see()  # the block hangs otherwise since it came out of the shelf
-        off = seen.target - seen.position[held] if held else np.zeros(3)
-        on = np.array([at[0] + off[0], at[1] + off[1], at[2] + 0.065])
-        yield Way(on, CLOSED, yaw, speed=0.3, near=0.006)
-        yield Way(None, OPEN, limit=12)
-        yield Way(np.array([on[0], on[1], 0.62]), OPEN, yaw, speed=0.4)
+def _stack_block(seen: Scene) -> Aim:
+    held = _holds(seen)
+    for under in _on_table(seen)[:1] if held else ():
+        at, off = seen.position[under], seen.tool - seen.position[held]
+        on = np.array([at[0] + off[0], at[1] + off[1], at[2] + 0.06 + off[2]])
+        goal = Goal(on, CLOSED, _yaw(seen), length=0.1, speed=SLOW)
+        return _place(seen, goal, 0.008)
+    return _up(seen, OPEN)
 
 
-def _unstack_block(see: See) -> Plan:
-    yield from _free(see, OPEN)
-    position = see().position
+def _unstack_block(seen: Scene) -> Aim:
+    position = seen.position
+    if _holds(seen):
+        return _up(seen, CLOSED)
     top = max(position, key=lambda block: position[block][2])
-    at, yaw = position[top], _across(see, top)
-    yield Way(np.array([at[0], at[1], max(CLEAR, at[2] + 0.08)]), OPEN, yaw)
-    yield Way(at + np.array([0, 0, 0.01]), OPEN, yaw, near=0.006, speed=0.5)
-    yield Way(None, CLOSED, limit=12)
-    yield Way(np.array([at[0], at[1], 0.66]), CLOSED, yaw, limit=40)
+    goal = Goal(position[top] + 0.01 * UP, OPEN, _across(seen, top), speed=0.5)
+    return _take(seen, goal)
 
 
-def _rotate(see: See, block: str, sign: float) -> Plan:
+def _rotate(seen: Scene, block: str, sign: float) -> Aim:
     """Takes a block and turns it, left (sign 1) or right."""
-    yield from _free(see, OPEN)
-    turn = sign * np.deg2rad(78)
-    at, yaw = see().position[block], _across(see, block, turn)
-    yield Way(np.array([at[0], at[1], 0.56]), OPEN, yaw)
-    yield Way(at + np.array([0, 0, 0.004]), OPEN, yaw, near=0.006)
-    yield Way(None, CLOSED, limit=12)
-    yield Way(see().target, CLOSED, yaw + turn, speed=0.6, limit=60)
-    yield Way(None, CLOSED, limit=8)
+    if _holds(seen) == block:
+        return Aim(seen.tool, CLOSED, _yaw(seen) + sign * 0.12)
+    yaw = _across(seen, block, sign * np.deg2rad(78))
+    return _free(seen) or _take(seen, Goal(seen.position[block] + 0.004 * UP, OPEN, yaw))
 
 
-def _push(see: See, block: str, sign: float) -> Plan:
+def _push(seen: Scene, block: str, sign: float) -> Aim:
     """Pushes a block along x, right (sign 1) or left."""
-    yield from _free(see, CLOSED)
-    x, y, _ = see().position[block]
-    yield Way(np.array([x - sign * 0.09, y, 0.55]), CLOSED)
-    yield Way(np.array([x - sign * 0.08, y, 0.475]), CLOSED)
-    yield Way(np.array([x + sign * 0.10, y, 0.475]), CLOSED, speed=0.4)
+    at = seen.position[block]
+    off = seen.tool - np.array([at[0], at[1], 0.475])
+    if np.abs(off[1:]).max() < 0.02 and -0.13 < sign * off[0] < -0.03 and not _holds(seen):
+        return Aim(np.array([seen.tool[0] + sign * 0.03, at[1], 0.475]), CLOSED, 0.0, speed=SLOW)
+    beside = np.array([at[0] - sign * 0.085, at[1], 0.475])
+    return _free(seen) or _to(seen, Goal(beside, _fist(seen), length=0.08))
 
 
-PLANS: dict[str, Callable[[See], Plan]] = {
-    "move_slider_left": lambda see: _slide(see, -1.0),
-    "move_slider_right": lambda see: _slide(see, 1.0),
+RULES: dict[str, Rule] = {
+    "move_slider_left": lambda seen: _slide(seen, -1.0),
+    "move_slider_right": lambda seen: _slide(seen, 1.0),
     "open_drawer": _open_drawer,
     "close_drawer": _close_drawer,
     "turn_on_lightbulb": _turn_on_lightbulb,
     "turn_off_lightbulb": _turn_off_lightbulb,
+    "turn_on_led": _press,
+    "turn_off_led": _press,
     "place_in_slider": _place_in_slider,
     "place_in_drawer": _place_in_drawer,
     "push_into_drawer": _push_into_drawer,
     "stack_block": _stack_block,
     "unstack_block": _unstack_block,
 }
-LIFTS: dict[str, Callable[[See, str], Plan]] = {
+LIFTS: dict[str, Callable[[Scene, str], Aim]] = {
     "table": _lift_table,
     "slider": _lift_slider,
     "drawer": _lift_drawer,

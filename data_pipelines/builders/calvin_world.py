@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.builders import calvin_clones
-from data_pipelines.builders.calvin_chains import BLOCKS, FIRST_BLOCK, OF_A_BLOCK
+from data_pipelines.builders.calvin_chains import BLOCKS, FINGERS, FIRST_BLOCK, OF_A_BLOCK
 from data_pipelines.builders.calvin_clones import Clones
 
 RENDERERS = ("tiny", "egl")
@@ -24,8 +24,10 @@ CAMERAS = ("static", "gripper")
 CONTROL_HZ = 30.0
 METRES, RADIANS = 0.02, 0.05  # what 1 is in an action of the environment
 SLIDER, DRAWER = 0, 1  # columns of scene_obs
-FINGERS = 6  # of robot_obs: how far they are apart
+SEEN_PARTS = [0, 1, 3, 4, 5]  # of its columns: not how far the button is down
 GRASPED = 0.02  # m: closed on nothing they are nearer, and the smallest block is 0.04
+
+SHOWN = 29  # numbers of `shown`
 
 Info = dict[str, Any]  # of the robot and the scene, as CALVIN's oracle wants it
 
@@ -36,8 +38,8 @@ class Scene(NamedTuple):
     Attributes:
         slider, drawer: how far they are open, m.
         position, angles: of each block, [3] m and [3] rad.
-        tool: where the point between the fingers is, [3] m.
-        target, target_angles: where it was told to be, [3] m and [3] rad.
+        tool, tool_angles: where the point between the fingers is, [3] m, and how it is turned, [3]
+            rad.
         fingers: how far they are apart, m.
         held: the blocks between them.
     """
@@ -47,8 +49,7 @@ class Scene(NamedTuple):
     position: dict[str, np.ndarray]
     angles: dict[str, np.ndarray]
     tool: np.ndarray
-    target: np.ndarray
-    target_angles: np.ndarray
+    tool_angles: np.ndarray
     fingers: float
     held: tuple[str, ...]
 
@@ -60,10 +61,13 @@ class Simulator(Protocol):
     facts: Mapping[str, str]
 
     def reset(self, robot: np.ndarray, scene: np.ndarray) -> None: ...
+    def put(self, robot: np.ndarray, scene: np.ndarray) -> None: ...
     def step(self, action: np.ndarray) -> Info: ...
     def info(self) -> Info: ...
+    def state(self) -> tuple[np.ndarray, np.ndarray]: ...
     def solved(self, task: str, start: Info, now: Info) -> bool: ...
     def observe(self) -> dict[str, Any]: ...
+    def drawn(self, robot: np.ndarray, scene: np.ndarray) -> dict[str, np.ndarray]: ...
     def scene(self) -> Scene: ...
     def close(self) -> None: ...
 
@@ -128,6 +132,11 @@ class World:
         for button in self._env.scene.buttons:
             button.prev_is_pressed = button._is_pressed
 
+    def put(self, robot: np.ndarray, scene: np.ndarray) -> None:
+        """Into a state [15] and [24] and a step on, without loading anything anew."""
+        self._env.robot.gripper_action = int(robot[-1])
+        self._env.reset(robot_obs=robot, scene_obs=scene)
+
     def step(self, action: np.ndarray) -> Info:
         """Carries out an action [7] of theirs (the gripper -1 or 1); what the oracle wants of the
         state after it.
@@ -152,41 +161,23 @@ class World:
         pictures = {f"rgb_{camera.name}": camera.render()[0] for camera in self._cameras}
         return {"rgb_obs": pictures, **self._env.get_state_obs()}
 
-    def still(
-        self, robot: np.ndarray, scene: np.ndarray
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The static camera's picture [h w 3] of a state that nothing has moved in, whether or not
-        it could stand, and of each block which pixels [h w] show it.
+    def drawn(self, robot: np.ndarray, scene: np.ndarray) -> dict[str, np.ndarray]:
+        """Both cameras' pictures [h w 3] of a state that was observed, by the names of `observe`.
+        What was going on is over: reset before the next step.
         """
         self._env.scene.reset(scene)
         self._env.robot.reset(robot)
-        camera = self._cameras[CAMERAS.index("static")]
-        size = camera.height, camera.width
-        _, _, pixels, _, bodies = self._bullet.getCameraImage(
-            camera.width,
-            camera.height,
-            camera.viewMatrix,
-            camera.projectionMatrix,
-            physicsClientId=self._env.cid,
-        )
-        whose = np.reshape(bodies, size)
-        shown = {
-            body.name.removeprefix("block_"): whose == body.uid
-            for body in self._env.scene.movable_objects
-        }
-        return np.reshape(pixels, (*size, 4))[:, :, :3].astype(np.uint8), shown
+        return {f"rgb_{camera.name}": camera.render()[0] for camera in self._cameras}
 
     def scene(self) -> Scene:
         """What an expert goes by."""
         robot = self._env.robot
-        link = self._bullet.getLinkState(
-            robot.robot_uid, robot.tcp_link_id, physicsClientId=self._env.cid
-        )
         touched = self._bullet.getContactPoints(
             bodyA=robot.robot_uid, physicsClientId=self._env.cid
         )
         bodies = {contact[2] for contact in touched}
-        fingers = float(robot.get_observation()[0][FINGERS])
+        state = robot.get_observation()[0]
+        fingers = float(state[FINGERS])
         columns = self._env.scene.get_obs()
         blocks = dict(zip(BLOCKS, columns[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK), strict=True))
         movable = self._env.scene.movable_objects
@@ -195,9 +186,8 @@ class World:
             float(columns[DRAWER]),
             {block: numbers[:3] for block, numbers in blocks.items()},
             {block: numbers[3:] for block, numbers in blocks.items()},
-            np.array(link[0]),
-            robot.target_pos.copy(),
-            robot.target_orn.copy(),
+            np.array(state[:3]),
+            np.array(state[3:6]),
             fingers,
             tuple(
                 body.name.removeprefix("block_")
@@ -210,6 +200,18 @@ class World:
         """Ends the simulator."""
         self._end()
         World._open = None
+
+
+def shown(robot: np.ndarray, scene: np.ndarray) -> np.ndarray:
+    """What pictures show of robot_obs [15] and scene_obs [24], as numbers to be learnt from them
+    [SHOWN]: sliding door, drawer and switch (m), bulb and green light; then of each block where it
+    is, where seen from the tool (m), and twice its yaw as sine and cosine, as half a turn looks
+    alike.
+    """
+    blocks = scene[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK)
+    turned = 2.0 * blocks[:, 5:]
+    each = [blocks[:, :3], blocks[:, :3] - robot[:3], np.sin(turned), np.cos(turned)]
+    return np.concatenate([scene[SEEN_PARTS], np.concatenate(each, axis=1).ravel()])
 
 
 def _ended(env: Any) -> None:

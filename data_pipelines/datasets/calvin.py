@@ -61,4 +61,19 @@ CALVIN_PLAY = dataclasses.replace(
     ),
 )
 
-FAMILY = (CALVIN, CALVIN_PLAY)
+CALVIN_SCENE = dataclasses.replace(
+    CALVIN,
+    name="calvin_scene",
+    tfds_name="calvin",
+    download="python -m data_pipelines.builders.calvin_demonstrations --out {root}",
+    sensors={"scene": "observation/scene"},
+    notes=(
+        (
+            "Demonstrations of ours alone, with what is where in the scene: to be learnt from"
+            " pictures (objectives.sensed), no policy is told it."
+        ),
+        *CALVIN.notes,
+    ),
+)
+
+FAMILY = (CALVIN, CALVIN_PLAY, CALVIN_SCENE)

@@ -85,17 +85,5 @@ BLOCKS_QUESTIONS = dataclasses.replace(
     question="questions/question",
     answer="questions/answer",
 )
-CALVIN_BOXES = ImageTextDataset(
-    name="calvin_boxes",
-    version="1.0.0",
-    image="image",
-    question="boxes/question",
-    answer="boxes/answer",
-    held_out="val",
-    download="python -m data_pipelines.builders.calvin_boxes --out {root}",
-)
 
-IMAGE_TEXT = {
-    dataset.name: dataset
-    for dataset in (COCO, CLEVR, BLOCKS_CAPTIONS, BLOCKS_QUESTIONS, CALVIN_BOXES)
-}
+IMAGE_TEXT = {dataset.name: dataset for dataset in (COCO, CLEVR, BLOCKS_CAPTIONS, BLOCKS_QUESTIONS)}

@@ -15,7 +15,6 @@ from experiments.composition import datasets
 from vla_jax import build, build_heads, sharding
 from vla_jax.params import Shapes, merge
 from vla_jax.rl.learner import ALGORITHMS, Decisions, unseen
-from vla_jax.robot import sensing
 from vla_jax.training import metrics
 from vla_jax.training.state import TrainState
 from vla_jax.types import (
@@ -80,7 +79,7 @@ def batch(config: ConfigDict, b: int) -> Batch:
         d=len(model.action_names),
         image_size=cameras,
         past_action=model.past_action,
-        sensors={each.name: (each.shape, each.dtype) for each in sensing.parse(model.sensors)},
+        sensors={each.name: (each.shape, each.dtype) for each in build.sensors(config)},
     )
     obs = new_observation(sizes, jax.ShapeDtypeStruct)
     tokens = (spec(np.int32, length), spec(bool, length), spec(bool, length))

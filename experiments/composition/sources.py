@@ -26,7 +26,6 @@ from vla_jax.models import clip_text, state_words
 from vla_jax.models.fast_vocabulary import FastVocabulary
 from vla_jax.models.state_words import StateWords
 from vla_jax.models.tokenizer import digest
-from vla_jax.robot import sensing
 from vla_jax.training import wandb_run
 from vla_jax.training.checkpoint import complete_steps, load_meta
 from vla_jax.training.reports import Units
@@ -173,7 +172,7 @@ def _members(config: ConfigDict, chosen: Selection) -> tuple[list[Member], list[
     train, held_out = [], []
     for dataset, weight in datasets.members(config):
         index = open_index(datasets.root(config), dataset, selection=chosen)
-        sensors = sensing.parse(config.model.sensors)
+        sensors = build.sensors(config)
         rules, chunk = _rules(config), config.model.chunk
         member = Member.fit(index, "train", weight, rules, chunk, sensors)
         train.append(member)
@@ -214,7 +213,7 @@ def loader(
             ram_budget=config.data.ram_budget,
             windows_per_visit=config.data.windows_per_visit,
             shuffle=shuffle,
-            sensors=sensing.parse(model.sensors),
+            sensors=build.sensors(config),
             past_action=model.past_action,
             future=tuple(forward.offsets) if forward.weight else (),
             action_names=tuple(model.action_names),

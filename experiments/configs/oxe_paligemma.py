@@ -187,6 +187,11 @@ def _model() -> ConfigDict:
     config.resampler.heads = 8
     config.resampler.dim_head = 64
     config.resampler.latents = 64
+    # in its place: where things are, by heat maps; points 0 = off (vla_jax/models/keypoints.py)
+    config.keypoints = ConfigDict()
+    config.keypoints.points = 0
+    config.keypoints.hidden = 256
+    config.keypoints.tokens = 8
     config.dtype = "bfloat16"  # compute; master parameters are float32
     config.act_dtype = "float32"  # of rollouts and exported weights, unless they are told another
     # products of the backbone's blocks in a training step: "" as dtype says, int8, float8 (by qwix)
@@ -236,6 +241,12 @@ def _objectives() -> ConfigDict:
     # --config.objectives.caption.weight=0.1
     config.fast = ConfigDict()
     config.fast.weight = 0.0
+    # what a sensor of the data reads that the policy does not have, from its visual tokens, as
+    # model.sensors has it: "scene=vector:1x29" of simulated data, to learn to see by
+    config.sensed = ConfigDict()
+    config.sensed.weight = 0.0
+    config.sensed.sensor = ""
+    config.sensed.hidden = 256
     # readouts near CLIP's embedding of the instruction; RoboVLMs: 0.05
     config.text_align = ConfigDict()
     config.text_align.weight = 0.0

@@ -18,7 +18,7 @@ from vla_jax.robot import conventions
 
 STEPS = 360  # for each task
 # Chains that the expert solves, and in how many steps on the machine where they were recorded.
-GOLDEN = {1: 368, 11: 309, 18: 199, 21: 214, 23: 172}
+GOLDEN = {1: 259, 11: 221, 18: 171, 21: 160, 23: 120}
 
 
 class Official(NamedTuple):
@@ -38,7 +38,7 @@ class Official(NamedTuple):
 class Calvin:
     """sims.Sim: the episode of a number is the official chain of that number."""
 
-    datasets = ("calvin", "calvin_play")
+    datasets = ("calvin", "calvin_play", "calvin_scene")
     tasks: tuple[str, ...] = ("chain",)
     wordings: tuple[str, ...] = ("held out",)  # no validation sentence is one of training
     low, high = np.array([-1.0] * 6 + [0.0]), np.ones(7)

@@ -23,6 +23,7 @@ WIDTHS = {
     "navigation": {"action": 3, "observation/state": 3},
     "calvin": FLAT | {"observation/state": 15},
     "calvin_play": FLAT | {"observation/state": 15},
+    "calvin_scene": FLAT | {"observation/state": 15},
     "bridge": FLAT,
     "bridge_oxe": {"action/open_gripper": 0, "observation/state": 7},
     "fractal20220817_data": ARM

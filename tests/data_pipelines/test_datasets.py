@@ -31,7 +31,7 @@ def test_every_dataset_is_in_the_table_of_widths():
 
 
 # Datasets that our own builders write: no registry knows them.
-OURS = {"blocks", "calvin", "calvin_play", "metaworld", "navigation"}
+OURS = {"blocks", "calvin", "calvin_play", "calvin_scene", "metaworld", "navigation"}
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -72,6 +72,8 @@ def checkpoint(
     config.lora.rank, config.optim.ema = model.pop("rank", 0), model.pop("ema", 0.0)
     if model.pop("resampler", False):
         config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
+    if model.pop("keypoints", False):
+        config.model.keypoints.update(points=5, hidden=16, tokens=3)
     config.model.update(model)
     config.data.mixture = mixture
     module, folder = build.backbone_module(config), root / "tokenizer"
@@ -118,6 +120,9 @@ GEMMA2 = {"post_norms": True, "softcap": 5.0, "final_softcap": 3.0, "window": 24
 CASES = {
     "mlp, one step": {"head": "mlp", "history": "one_step", "window": 1, "proprio": True},
     "gpt, past action": {"head": "gpt", "past_action": True, "readouts": 2, "cameras": TWO},
+    "convolutions, heat maps": {
+        "variant": "seeing", "keypoints": True, "cameras": TWO, "image_sizes": (32, 48),
+    },
     "flow": {"head": "flow", "window": 3},
     "expert": {"head": "expert", "window": 2, "cameras": TWO, "head_options": "bound=0.0"},
     "expert, its own state": {

@@ -18,11 +18,13 @@ from vla_jax.models.objectives import (
     ForwardConfig,
     ForwardPrediction,
     ImageTextTask,
+    SensedPrediction,
     TextAlign,
     next_token,
     patches,
 )
 from vla_jax.models.vla import VLA, VLAConfig
+from vla_jax.robot.sensing import Reading, Sensor
 from vla_jax.training import metrics
 from vla_jax.types import ActionTokens, Future, ImageText
 
@@ -30,11 +32,14 @@ T, K, D, M, E, KEY = 2, 2, 3, 2, 6, jax.random.key(0)
 FORWARD = ForwardConfig(frames=M, cameras=2, tokens=2, width=16, depth=1, patch=4, image_size=8)
 Q = 5  # tokens of a string at most
 STRINGS = FastConfig(K, D, (2,), end=30, vocabulary=blank(K, ("x", "y", "grip"), 12), most=Q)
+VISUAL = 2 * 4  # tokens of both cameras
+SCENE = Sensor("scene", "vector", (1, 4), 1)
 MAKERS = {
     "forward": lambda width, rngs: ForwardPrediction(width, FORWARD, rngs),
     "caption": lambda width, rngs: Caption(),
     "image_text": lambda width, rngs: ImageTextTask(),
     "text_align": lambda width, rngs: TextAlign(width, E, rngs),
+    "sensed": lambda width, rngs: SensedPrediction((VISUAL, width), 8, SCENE, rngs),
     "fast": lambda width, rngs: FastStrings(STRINGS),
 }
 TASKS = tuple(MAKERS)
@@ -73,7 +78,9 @@ def make_data(b=2):
     strings = ActionTokens(
         rng.integers(*STRINGS.token_range, (b, T, Q), dtype=np.int32), np.arange(Q) < length
     )
+    read = Reading(rng.normal(size=(b, T, 1, 4)).astype(np.float32), np.ones((b, T, 1), bool))
     return batch._replace(
+        obs=batch.obs._replace(sensors={"scene": read}),
         action_tokens=strings,
         future=Future(images, rng.random((b, T, M, 2)) < 0.7),
         text_target=rng.normal(size=(b, E)).astype(np.float32),
@@ -97,7 +104,9 @@ def run(graphdef, flat, batch):
     ],
 )
 def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cross):
-    graphdef, flat = make_policy(*TASKS, layout=layout, history=history, cross=cross)
+    # Sensors are said from tokens of the sequence's own width.
+    tasks = tuple(task for task in TASKS if task != "sensed" or not cross)
+    graphdef, flat = make_policy(*tasks, layout=layout, history=history, cross=cross)
     batch = make_data()
     batch = batch._replace(obs=batch.obs._replace(step_mask=np.ones((2, T), bool)))
 
@@ -111,8 +120,8 @@ def test_every_task_has_a_loss_that_reaches_its_parameters(layout, history, cros
         return jax.value_and_grad(total, has_aux=True)(flat)
 
     (_, (objective, weights)), grads = jax.device_get(both(flat))
-    assert set(objective.sums) == set(weights) == {"action", *TASKS}
-    for name in TASKS:  # the metric's pairs are the task's sum and weight
+    assert set(objective.sums) == set(weights) == {"action", *tasks}
+    for name in tasks:  # the metric's pairs are the task's sum and weight
         np.testing.assert_allclose(
             objective.metrics[name][0].sum(), objective.sums[name], rtol=1e-5
         )
@@ -292,3 +301,20 @@ def test_a_task_without_its_data_is_refused():
 def test_patches_must_divide_the_image():
     with pytest.raises(ValueError, match="divisor of the image size 8"):
         ForwardConfig(1, 1, 1, 16, 1, 3, 8)
+
+
+def test_a_reading_that_is_not_there_costs_nothing():
+    graphdef, flat = make_policy("sensed")
+    batch = make_data()
+    whole, counts = run(graphdef, flat, batch)
+    read = batch.obs.sensors["scene"]
+    mask = read.mask.copy()
+    mask[0] = False
+    values = np.where(mask[..., None], read.values, 1e6).astype(np.float32)
+    obs = batch.obs._replace(sensors={"scene": Reading(values, mask)})
+    part, fewer = run(graphdef, flat, batch._replace(obs=obs))
+    there = whole.metrics["sensed"][0][1]
+    np.testing.assert_allclose(part.sums["sensed"], there, rtol=1e-5)
+    assert fewer["sensed"] < counts["sensed"]
+    with pytest.raises(ValueError, match=r"Batch\.obs\.sensors\['scene'\]: expected what this"):
+        run(graphdef, flat, batch._replace(obs=batch.obs._replace(sensors={})))

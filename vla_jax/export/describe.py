@@ -151,7 +151,9 @@ def _vision(config: VisionConfig | QwenVisionConfig) -> dict[str, Any]:
         "table", "taps",
     )  # fmt: skip
     names = ("image_size", "patch", "width", "depth", *own)
-    return {name: getattr(config, name) for name in names} | {"block": block(config.block)}
+    body = {name: getattr(config, name) for name in names} | {"block": block(config.block)}
+    stem = config.stem if isinstance(config, VisionConfig) else ()
+    return body | ({"stem": list(stem)} if stem else {})
 
 
 def _head(model: VLA) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The tasks beside the action: future frames, texts, readouts near the embedding of the
-instruction, and the chunk as a string of tokens.
+instruction, what a sensor says that the policy does not have, and the chunk as a string of tokens.
 
 A task is one class with all that the policy has to know of it (Task); the model loops over them. It
 gives a sum and a count of its own; the optimised value is the sum over tasks of loss weight * sum /
 count. A task whose loss weight is 0 is not built: it has no parameters, no tokens in the sequence
 and no data.
 
-Axes: b batch, t window step, m future frames, n readouts or query tokens, v patches of an image, l
-text, c width, e width of CLIP's text embedding, f = b * t frames.
+Axes: b batch, t window step, m future frames, n readouts or query tokens, v patches of an image or
+visual tokens, l text, c width, e width of CLIP's text embedding, f = b * t frames.
 """
 
 import math
@@ -25,6 +25,7 @@ from vla_jax.models.heads.fast import FastConfig
 from vla_jax.models.losses import action_mask, counted_steps, smooth_l1
 from vla_jax.models.stack import Stack, StackConfig
 from vla_jax.models.transformer import Linear, Norm, plain_block
+from vla_jax.robot.sensing import Sensor
 from vla_jax.types import Array, Batch
 
 Pair = tuple[Array, Array]  # sum and weight of each example, [b]
@@ -41,12 +42,14 @@ class Encoded(NamedTuple):
     """What the policy's pass over a batch gives its tasks.
 
     Attributes:
+        visual: tokens of all cameras' images, before the language model.
         readouts: hidden states at the readouts.
         queries: hidden states at the task's own query tokens, or at what predicts its string.
         text_logits: a pass of its own over images with a text.
         logits: the backbone's output layer.
     """
 
+    visual: Float[Array, "f v c"]
     readouts: Float[Array, "b t n c"]
     queries: Float[Array, "b t q c"]
     text_logits: TextLogits
@@ -226,6 +229,44 @@ class TextAlign(nnx.Module):
         error = jnp.mean(smooth_l1(embedding - target[:, None], 1.0), axis=-1)  # b t
         total = jnp.sum(jnp.where(step_mask, error, 0.0), axis=1)
         return total, jnp.sum(step_mask, axis=1, dtype=jnp.float32)
+
+
+class SensedPrediction(nnx.Module):
+    """Visual tokens -> what a sensor reads that the policy does not have: of simulated data where
+    things are, which a policy learns to see by. A layer of `hidden` numbers on all visual tokens of
+    a frame, before the language model: they say it whatever the policy is told to do.
+    """
+
+    path = "sensed"
+
+    def __init__(self, sizes: tuple[int, int], hidden: int, sensor: Sensor, rngs: nnx.Rngs) -> None:
+        """`sizes`: visual tokens of a frame's cameras, and their width."""
+        self.name = sensor.name
+        tokens, width = sizes
+        self.input = Linear((tokens * width, hidden), ("embed", None), True, rngs)
+        self.output = Linear((hidden, math.prod(sensor.shape)), (None, None), True, rngs)
+
+    def query_tokens(self) -> None:
+        """It looks at visual tokens."""
+
+    def string(self, batch: Batch) -> None:
+        """It writes none."""
+
+    def counted(self, batch: Batch) -> Bool[Array, "b t"]:
+        """Steps of the episode with a whole reading."""
+        reading = batch.obs.sensors.get(self.name)
+        mask = _given(reading, f"obs.sensors[{self.name!r}]").mask
+        return batch.obs.step_mask & jnp.all(mask.reshape(*mask.shape[:2], -1), axis=-1)
+
+    def loss(self, encoded: Encoded, batch: Batch) -> Pair:
+        """Mean squared error over a reading's numbers, as they are normalised."""
+        seen, counted = encoded.visual, self.counted(batch)
+        hidden = self.input(seen.reshape(*counted.shape, -1))
+        out = self.output(jax.nn.gelu(hidden, approximate=True)).astype(jnp.float32)
+        target = batch.obs.sensors[self.name].values.reshape(out.shape)
+        error = jnp.mean((out - target) ** 2, axis=-1)  # b t
+        total = jnp.sum(jnp.where(counted, error, 0.0), axis=1)
+        return total, jnp.sum(counted, axis=1, dtype=jnp.float32)
 
 
 @dataclass(frozen=True)

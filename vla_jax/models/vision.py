@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Num
@@ -32,6 +33,10 @@ class VisionConfig:
         final_norm: a norm after the last block, over all tokens.
         other_sizes: pixels of a side of images that it takes beside those of image_size, for which
             the positions are.
+        stem: channels of convolutions before the patches, each of 3 x 3 and half the size: what a
+            tower that starts from nothing learns to look by (arXiv 2106.14881). Patches are then
+            of what they leave, positions begin as sines of rows and columns, and there may be no
+            block (depth 0).
     """
 
     image_size: int
@@ -46,11 +51,16 @@ class VisionConfig:
     class_token: bool = False
     final_norm: bool = True
     other_sizes: tuple[int, ...] = ()
+    stem: tuple[int, ...] = ()
+
+    def side(self, image_size: int) -> int:
+        """Patches of a side of an image of so many pixels a side."""
+        return image_size // 2 ** len(self.stem) // self.patch
 
     @property
     def patches(self) -> int:
         """Patches of one image."""
-        return (self.image_size // self.patch) ** 2
+        return self.side(self.image_size) ** 2
 
     @property
     def tokens(self) -> int:
@@ -68,8 +78,18 @@ class ViT(nnx.Module):
 
     def __init__(self, config: VisionConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.config = config
+        channels = (3, *config.stem)
+        self.stem = nnx.List(
+            [
+                Linear((9 * i, o), (None, None), True, rngs)
+                for i, o in zip(channels, config.stem, strict=False)
+            ]
+        )
         self.patch = Linear(
-            (config.patch**2 * 3, config.width), (None, "vision"), not config.clip, rngs
+            (config.patch**2 * channels[-1], config.width),
+            (None, "vision"),
+            not config.clip,
+            rngs,
         )
         # As big_vision; smaller, and training from scratch starts blind.
         init = nnx.initializers.normal(config.width**-0.5)
@@ -80,9 +100,11 @@ class ViT(nnx.Module):
             )
 
         self.positions = table(config.patches + config.clip)
+        if config.stem:
+            self.positions[...] = sines(config.side(config.image_size), config.width)
         self.class_token = table(1) if config.clip else None
         self.norm_input = Norm(config.width, "ln", config.eps, "vision") if config.clip else None
-        self.layers = Stack(config.block, config.depth, run, rngs)
+        self.layers = Stack(config.block, config.depth, run, rngs) if config.depth else None
         self.norm = Norm(config.width, "ln", config.eps, "vision") if config.final_norm else None
 
     def __call__(self, images: Num[Array, "f h w 3"]) -> Float[Array, "f v c"]:
@@ -97,14 +119,17 @@ class ViT(nnx.Module):
             raise ValueError(
                 f"images: expected {expected}, got {images.shape}; resize them in the data pipeline"
             )
-        side = size // p
+        side = config.side(size)
         mean, deviation = (255.0 * jnp.asarray(v)[None, None, None] for v in _pixels(config))
         x = (images.astype(jnp.float32) - mean) / deviation
+        for convolution in self.stem:
+            x = jax.nn.gelu(convolution(neighbours(x)), approximate=True)
         # Patches in rows, pixels of a patch in (row, column, channel) order: the convolution as one
         # product. A tower whose patches do not divide the image leaves out the last pixels, as a
         # convolution does.
-        x = x[:, : side * p, : side * p].reshape(f, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(f, side * side, p * p * 3))
+        x = x[:, : side * p, : side * p].reshape(f, side, p, side, p, -1)
+        x = x.transpose(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(f, side * side, -1))
         if self.class_token is not None:
             first = jnp.broadcast_to(
                 self.class_token[...][None].astype(x.dtype), (f, 1, config.width)
@@ -117,20 +142,42 @@ class ViT(nnx.Module):
         mask, positions = jnp.ones((f, tokens, tokens), bool), jnp.zeros((f, tokens), jnp.int32)
         dropped = config.clip and not config.class_token
         # The last block computes only what is returned.
-        x = self.layers(x, mask, positions, tokens - 1 if dropped else None)
+        if self.layers is not None:
+            x = self.layers(x, mask, positions, tokens - 1 if dropped else None)
         return x if self.norm is None else self.norm(x)
 
     def _positions_of(self, side: int) -> Float[Array, "_ c"]:
         """The positions for images of `side` patches a side: of another size than image_size what
         transforms.Positions would have made of them.
         """
-        table, own = self.positions[...], self.config.image_size // self.config.patch
+        table, own = self.positions[...], self.config.side(self.config.image_size)
         if side == own:
             return table
         extra, along = int(self.config.clip), transforms.bicubic(own, side)
         grid = table[extra:].astype(jnp.float32).reshape(own, own, -1)
         grid = jnp.einsum("ij,kl,jlc->ikc", along, along, grid, precision="highest")
         return jnp.concatenate([table[:extra], grid.reshape(side * side, -1).astype(table.dtype)])
+
+
+def neighbours(x: Float[Array, "f h w c"]) -> Float[Array, "f _ _ d"]:
+    """The 3 x 3 around every second place of every second row, in rows: [f h/2 w/2 9*c]. Behind
+    the last row and column are zeros: a convolution of stride 2 is one product of these.
+    """
+    _, h, w, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    return jnp.concatenate(
+        [x[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)], axis=-1
+    )
+
+
+def sines(side: int, width: int) -> Float[Array, "v c"]:
+    """Sines and cosines of columns and rows, of wavelengths from 2 pi to 200 pi places (as MoCo v3,
+    arXiv 2104.02057, which has longer ones).
+    """
+    rows, columns = (x.reshape(-1, 1) for x in jnp.indices((side, side), jnp.float32))
+    rate = 100.0 ** -(jnp.arange(width // 4) / (width // 4))[None]
+    parts = [jnp.sin(columns * rate), jnp.cos(columns * rate), jnp.sin(rows * rate)]
+    return jnp.concatenate([*parts, jnp.cos(rows * rate)], axis=1)
 
 
 def shuffle(x: Float[Array, "f p w"], scale: int) -> Float[Array, "f v d"]:

@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from vla_jax.models import behind, sequence, starts
 from vla_jax.models.behind import HEAD
 from vla_jax.models.decoding import prefill
+from vla_jax.models.keypoints import Keypoints, KeypointsConfig
 from vla_jax.models.losses import action_mask, counted_steps
 from vla_jax.models.objectives import Encoded, MakeTask, Task
 from vla_jax.models.resampler import Resampler, ResamplerConfig
@@ -82,7 +83,7 @@ class VLAConfig:
     history: str = "head"
     readouts: int = 1  # action query tokens per frame
     # Fewer visual tokens per image; None keeps the backbone's.
-    resampler: ResamplerConfig | None = None
+    resampler: ResamplerConfig | KeypointsConfig | None = None
     state: StateConfig | None = None
     state_to_head: bool = False  # the head looks at the state itself; no token of it here
     state_words: StateWords | None = None  # the state stands in the prompt; no token of it either
@@ -160,7 +161,7 @@ class VLA(nnx.Module):
             jnp.zeros((config.readouts, width)), logical=(None, "embed")
         )
         visual = self.backbone.visual_width
-        self.resampler = Resampler(visual, config.resampler, rngs) if config.resampler else None
+        self.resampler = _fewer_tokens(visual, config.resampler, rngs)
         own_state = None if config.state_to_head or config.state_words else config.state
         self.state = StateToken(width, own_state, rngs) if own_state else None
         self.past = (
@@ -197,7 +198,9 @@ class VLA(nnx.Module):
                 f" chunk={config.chunk}, action_dim={config.action_dim}], got"
                 f" {batch.actions.shape}; give loader and model the same config"
             )
-        context, queries = self._encode_batch(batch, jax.random.fold_in(key, 1))
+        cameras = self._seen(batch.obs)
+        visual = sequence.concat_tokens(cameras).tokens
+        context, queries = self._encode_batch(batch, cameras, jax.random.fold_in(key, 1))
         given = (context, batch.actions, action_mask(batch))
         if config.history_start == "grow" and self.head.trains_on == "readouts":
             given = starts.grown(*given, batch.obs.step_mask)
@@ -206,7 +209,7 @@ class VLA(nnx.Module):
         for name, task in self.tasks().items():
             if task.counted(batch) is None:
                 continue
-            seen = (context.readouts, queries[name], self.text_logits, self.backbone.logits)
+            seen = (visual, context.readouts, queries[name], self.text_logits, self.backbone.logits)
             pair = task.loss(Encoded(*seen), batch)
             out.sums[name] = jnp.sum(pair[0])
             out.metrics[name] = jax.lax.stop_gradient(pair)
@@ -221,7 +224,9 @@ class VLA(nnx.Module):
         present = {name: mask for name, mask in masks.items() if mask is not None}
         return {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in present.items()}
 
-    def _encode_batch(self, batch: Batch, key: jax.Array) -> tuple[HeadContext, dict[str, Array]]:
+    def _encode_batch(
+        self, batch: Batch, cameras: list[MaskedTokens], key: jax.Array
+    ) -> tuple[HeadContext, dict[str, Array]]:
         """What the head trains on, and each task's hidden states at its queries, from one pass."""
         config, head, tasks = self.config, self.head, self.tasks()
         obs, mask = hide_past_actions(batch.obs, config.past, key), action_mask(batch)
@@ -236,7 +241,10 @@ class VLA(nnx.Module):
         }
         parts = behind.arranged(self.backbone.embed_text, taught, queries)
         read = 1 if HEAD in taught else config.readouts  # the last one predicts its first token
-        whole, num_queries = self.sequence(obs, behind.joined(parts)), read + behind.count(parts)
+        whole, num_queries = (
+            self.sequence(obs, behind.joined(parts), cameras),
+            read + behind.count(parts),
+        )
         prefix, predictors = None, None
         if head.trains_on == "prefix":
             hidden, prefix = self._prefix_of_all(whole, num_queries)
@@ -325,15 +333,18 @@ class VLA(nnx.Module):
 
     # -------------------------------------------------------------------------------- sequences
 
-    def sequence(self, obs: Observation, extra: MaskedTokens | None = None) -> FrameTokens:
-        """The tokens of each frame, with `extra` behind its readouts."""
-        if len(obs.images) != len(self.config.cameras):
-            raise ValueError(
-                f"Observation.images: expected one array per camera {self.config.cameras}, got"
-                f" {len(obs.images)}; give loader and model the same cameras"
-            )
+    def sequence(
+        self,
+        obs: Observation,
+        extra: MaskedTokens | None = None,
+        cameras: list[MaskedTokens] | None = None,
+    ) -> FrameTokens:
+        """The tokens of each frame, with `extra` behind its readouts; `cameras` are its visual
+        tokens where they are known.
+        """
         b, t = obs.step_mask.shape
-        cameras = self.encode_cameras(obs.images, obs.image_mask.reshape(b * t, -1))
+        if cameras is None:
+            cameras = self._seen(obs)
         words = prompt_tokens(self.backbone, obs, self.config.state_words)
         scalars = []
         if self.embodiment is not None:
@@ -439,6 +450,15 @@ class VLA(nnx.Module):
                 out[camera] = MaskedTokens(visual[:, i], valid)
         return [out[camera] for camera in range(len(images))]
 
+    def _seen(self, obs: Observation) -> list[MaskedTokens]:
+        """The visual tokens of each camera in each frame."""
+        if len(obs.images) != len(self.config.cameras):
+            raise ValueError(
+                f"Observation.images: expected one array per camera {self.config.cameras}, got"
+                f" {len(obs.images)}; give loader and model the same cameras"
+            )
+        return self.encode_cameras(obs.images, obs.image_mask.reshape(obs.step_mask.size, -1))
+
     def _squared(self, whole: FrameTokens, first: int, cameras: list[MaskedTokens]) -> FrameTokens:
         """With rows and columns in the places of images, which begin at token `first`, if the
         backbone has them.
@@ -475,3 +495,11 @@ class VLA(nnx.Module):
         """Learned queries, in every frame."""
         tokens = jnp.broadcast_to(self._learned(table)[None], (frames, *table.shape))
         return MaskedTokens(tokens, jnp.ones(tokens.shape[:2], bool))
+
+
+def _fewer_tokens(
+    width: int, config: ResamplerConfig | KeypointsConfig | None, rngs: nnx.Rngs
+) -> Resampler | Keypoints | None:
+    if isinstance(config, KeypointsConfig):
+        return Keypoints(width, config, rngs)
+    return Resampler(width, config, rngs) if config else None

@@ -158,6 +158,13 @@ FAMILIES = {
         "model.layout=robovlms_pre",
         "model.history_start=grow",
     ),
+    "convolutions, heat maps": (
+        "oxe_paligemma.py:tiny",
+        "model.variant=seeing",
+        "model.keypoints.points=5",
+        "objectives.sensed.weight=0.1",
+        "objectives.sensed.sensor=scene=vector:1x4",
+    ),
     "tasks": (
         "oxe_paligemma.py:tiny",
         *(f"objectives.{task}.weight=0.1" for task in ("forward", "caption", "text_align", "fast")),
@@ -194,9 +201,22 @@ FAMILIES = {
 }
 
 
+# Of these also with all devices along one axis: each backbone, and each way a head is taught.
+ALONG_FSDP = (
+    *("lstm", "expert", "discrete", "by trial", "interleaved", "tasks"),
+    *("kosmos2", "llava", "flamingo", "qwen3vl", "smolvlm"),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        *((family, (2, 2, 2)) for family in FAMILIES),
+        *((family, (1, 8, 1)) for family in ALONG_FSDP),
+    ],
+    ids=str,
+)
 def test_no_activation_of_the_batch_is_communicated(family, shape):
     carrying, number = moved(FAMILIES[family][0], shape, *FAMILIES[family][1:])
     assert number > 5  # weights are

@@ -36,7 +36,7 @@ from .prompt import Prompt
 from .sensors import SensorTokens
 from .token_heads import TokenHead
 from .tokens import ActionToken, EmbodimentToken, StateToken
-from .vision import Resampler, ResamplerConfig
+from .vision import Keypoints, KeypointsConfig, Resampler, ResamplerConfig
 
 LAYOUTS = ("prefix", "robovlms", "robovlms_pre")
 HISTORIES = ("head", "interleaved", "one_step")
@@ -149,7 +149,11 @@ class Network(nn.Module):
         visual = self.backbone.visual_width
         # How the steps of decoding are repeated: an exported program has a loop of its own.
         self.repeat = repeated
-        self.resampler = Resampler(visual, ResamplerConfig(**resampler)) if resampler else None
+        self.resampler: Keypoints | Resampler | None = None
+        if resampler and "points" in resampler:
+            self.resampler = Keypoints(visual, KeypointsConfig(**resampler))
+        elif resampler:
+            self.resampler = Resampler(visual, ResamplerConfig(**resampler))
         sides = [self.backbone.side(size) for size in image_sizes]
         self.squares = squares(self.layout, sides) if all(sides) and not resampler else []
         state, past = sequence["state"], sequence["past"]

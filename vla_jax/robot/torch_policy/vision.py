@@ -33,6 +33,11 @@ class VisionConfig:
     class_token: bool
     final_norm: bool
     block: BlockConfig
+    stem: Sequence[int] = ()
+
+    def side(self, image_size: int) -> int:
+        """Patches of a side of an image of so many pixels a side."""
+        return image_size // 2 ** len(self.stem) // self.patch
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ class ResamplerConfig:
     latents: int
 
 
+@dataclass(frozen=True)
+class KeypointsConfig:
+    """Sizes; vla_jax.models.keypoints.KeypointsConfig says what each means."""
+
+    points: int
+    hidden: int
+    latents: int
+
+
 class ViT(nn.Module):
     """uint8 images [n h w 3] -> tokens [n v c]."""
 
@@ -54,24 +68,29 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         width, eps = config.width, config.block.eps
-        patches = (config.image_size // config.patch) ** 2
-        self.patch = Linear(config.patch**2 * 3, width, not config.clip)
+        patches, channels = config.side(config.image_size) ** 2, (3, *config.stem)
+        self.stem = nn.ModuleList(
+            [Linear(9 * i, o) for i, o in zip(channels, config.stem, strict=False)]
+        )
+        self.patch = Linear(config.patch**2 * channels[-1], width, not config.clip)
         self.positions = nn.Parameter(torch.empty(patches + config.clip, width))
         self.class_token = nn.Parameter(torch.empty(1, width)) if config.clip else None
         self.norm_input = Norm(width, "ln", eps) if config.clip else None
-        self.layers = Stack(config.block, config.depth)
+        self.layers = Stack(config.block, config.depth) if config.depth else None
         self.norm = Norm(width, "ln", eps) if config.final_norm else None
 
     def forward(self, images: Tensor) -> Tensor:
         config, p, n = self.config, self.config.patch, images.shape[0]
-        side = images.shape[1] // p  # in patches of p x p pixels
+        side = config.side(images.shape[1])
         pixels = CLIP_PIXELS if config.clip else SIGLIP_PIXELS
         mean, deviation = (
             255.0 * torch.tensor(rgb, dtype=torch.float32, device=images.device) for rgb in pixels
         )
         x = (images.float() - mean) / deviation
-        x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, 3).permute(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(n, side * side, p * p * 3))  # n v c
+        for convolution in self.stem:
+            x = F.gelu(convolution(neighbours(x)), approximate="tanh")
+        x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, -1).permute(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(n, side * side, -1))  # n v c
         if self.class_token is not None:
             x = torch.cat([self.class_token.to(x.dtype).expand(n, 1, -1), x], 1)
         x = x + self._positions_of(side)
@@ -81,20 +100,28 @@ class ViT(nn.Module):
         positions = torch.zeros(n, tokens, dtype=torch.int64, device=x.device)
         # The class token stands first: where it is not wanted, the tokens behind it are read out.
         num_queries = tokens - 1 if config.clip and not config.class_token else tokens
-        x = self.layers(x, mask, positions, num_queries)
+        if self.layers is not None:
+            x = self.layers(x, mask, positions, num_queries)
         return x if self.norm is None else self.norm(x)
 
     def _positions_of(self, side: int) -> Tensor:
         """The positions for images of `side` patches a side, interpolated where those of image_size
         have more or fewer; a class token's stays.
         """
-        table, own = self.positions, self.config.image_size // self.config.patch
+        table, own = self.positions, self.config.side(self.config.image_size)
         if side == own:
             return table
         extra = int(self.config.clip)
         grid = table[extra:].float().T.reshape(1, -1, own, own)
         grid = F.interpolate(grid, size=(side, side), mode="bicubic").flatten(2)[0].T
         return torch.cat([table[:extra], grid.to(table.dtype)])
+
+
+def neighbours(x: Tensor) -> Tensor:
+    """[n h w c] -> the 3 x 3 around every second place of every second row [n h/2 w/2 9*c]."""
+    h, w = x.shape[1:3]
+    x = F.pad(x, (0, 0, 0, 1, 0, 1))
+    return torch.cat([x[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)], -1)
 
 
 @dataclass(frozen=True)
@@ -184,6 +211,28 @@ class ResamplerLayer(nn.Module):
         out = attend(scaled(q, self.config.dim_head**-0.5), k, v, mask)
         latents = latents + self.o(out.flatten(2))
         return latents + self.down(F.gelu(self.up(self.norm_mlp(latents))))
+
+
+class Keypoints(nn.Module):
+    """Visual tokens [n v c] in rows of a square -> [n q c]; vla_jax.models.keypoints."""
+
+    def __init__(self, width: int, config: KeypointsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.heat = Linear(width, config.points, False)
+        self.sharp = nn.Parameter(torch.empty(config.points))
+        self.input = Linear(2 * config.points + width, config.hidden)
+        self.output = Linear(config.hidden, config.latents * width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        n, v, width = tokens.shape
+        heat = torch.softmax((self.heat(tokens) * self.sharp.to(tokens.dtype)).float(), 1)
+        side = torch.linspace(-2.0, 2.0, round(v**0.5), device=tokens.device)
+        grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(v, 2)
+        places = torch.einsum("nvk,vp->nkp", heat, grid).reshape(n, -1).to(tokens.dtype)
+        hidden = self.input(torch.cat([places, tokens.mean(1)], -1))
+        out: Tensor = self.output(F.gelu(hidden, approximate="tanh"))
+        return out.reshape(n, self.config.latents, width)
 
 
 class Resampler(nn.Module):
