@@ -28,6 +28,8 @@ class LoaderConfig:
             a time. Where all fit into each host's share, they are kept, shuffled, for all epochs.
         windows_per_visit: consecutive windows of an episode that are decoded together. Fewer mix
             better in the same memory, and cost window - 1 more decoded frames each.
+        stride: windows at every stride-th step of an episode alone, from its first one on: those of
+            a fast robot are nearly alike one after the other.
         shuffle: endless shuffled epochs; False: one pass in file order.
         sensors: that are read, see vla_jax/robot/sensing.py; what a dataset lacks is masked.
         past_action: also give the action before each frame.
@@ -47,6 +49,7 @@ class LoaderConfig:
     seed: int = 0
     ram_budget: int = 2 * 2**30
     windows_per_visit: int = 64
+    stride: int = 1
     shuffle: bool = True
     sensors: tuple[Sensor, ...] = ()
     past_action: bool = False

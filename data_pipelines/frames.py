@@ -117,7 +117,7 @@ class Decoder:
     def bytes_of(self, visits: list[Visits]) -> int:
         """Of the frames of all visits, one entry a dataset, if all are open at the same time."""
         total = 0
-        for dataset_id, (split, (first, windows)) in enumerate(
+        for dataset_id, (split, (first, windows, _)) in enumerate(
             zip(self._splits, visits, strict=True)
         ):
             start, stop = first - (self._window - 1), first + windows

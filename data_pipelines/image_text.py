@@ -73,7 +73,7 @@ class Reader:
         self._buffers = Buffers((config.image_size, config.image_size, 3), ALIVE)
         self.images = len(self._split.offset)
         # An image is a visit of one window to the order, and all visits are open: a full shuffle.
-        visits = order.Visits(np.arange(self.images), np.ones(self.images, np.int64))
+        visits = order.Visits(np.arange(self.images), np.ones(self.images, np.int64), self.images)
         self._order = order.Order(
             [visits], [1.0], order.OrderConfig(config.seed, config.batch_size, self.images)
         )

@@ -71,7 +71,7 @@ class Loader:
         self._decoder = Decoder(self._splits, swapped, config)
         self._bases = np.cumsum([0, *(int(split.length.sum()) for split in self._splits)])
         self._visits = [
-            order.visits(split.length.astype(np.int64), config.windows_per_visit)
+            order.visits(split.length.astype(np.int64), config.windows_per_visit, config.stride)
             for split in self._splits
         ]
         self._visit_starts = np.concatenate(
@@ -92,12 +92,14 @@ class Loader:
             [member.weight for member in members],
             order.OrderConfig(config.seed, config.batch_size, self.pool),
         )
-        self.windows = self._order.epoch_length if config.shuffle else int(self._bases[-1])
+        every = int(self._visit_counts.sum())
+        self.windows = self._order.epoch_length if config.shuffle else every
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a position to mean the same batch; JSON-able."""
         config = self._config
-        return {
+        strides = {"stride": config.stride} if config.stride > 1 else {}  # older runs have none
+        return strides | {
             "datasets": [
                 [
                     member.index.dataset.name,
@@ -124,9 +126,9 @@ class Loader:
         wanted = [(name, split, digest) for name, split, _, digest in identity["datasets"]]
         if any(each not in here for each in wanted):
             return None
-        size = identity["windows_per_visit"]
+        cut = identity["windows_per_visit"], identity.get("stride", 1)
         return order.Order(
-            [order.visits(here[each].length.astype(np.int64), size) for each in wanted],
+            [order.visits(here[each].length.astype(np.int64), *cut) for each in wanted],
             [weight for _, _, weight, _ in identity["datasets"]],
             order.OrderConfig(identity["seed"], identity["batch_size"], identity["pool"]),
         )
@@ -159,12 +161,13 @@ class Loader:
             f"{'dataset':44s} {'weight':>7s} {'share':>7s} {'windows':>10s} {'episodes':>9s}"
             f" {'Hz':>5s}  cameras, state"
         ]
-        for member, split, share in zip(self._members, self._splits, shares, strict=True):
+        whole = zip(self._members, self._splits, self._visits, shares, strict=True)
+        for member, split, visits, share in whole:
             dataset = member.index.dataset
             seen = [slot for slot in self._config.cameras if slot in split.frames]
             lines.append(
                 f"{dataset.name:44.44s} {member.weight:7.4g} {share:7.2%}"
-                f" {int(split.length.sum()):10d} {len(split.length):9d}"
+                f" {int(visits.windows.sum()):10d} {len(split.length):9d}"
                 f" {dataset.control_hz or '?':>5}  {'+'.join(seen)}, {len(dataset.state_names)}"
             )
         rates = sorted({member.index.dataset.control_hz or 0.0 for member in self._members})
@@ -258,7 +261,7 @@ class Loader:
         try:
             plan = self._plan(pool, start)
             end = None if self._config.shuffle else self._batches_per_pass()
-            visit_windows = self._bases[-1] / max(1, len(self._visit_starts))
+            visit_windows = self._visit_counts.mean() if len(self._visit_counts) else 0.0
             ahead = max(
                 PREFETCH,
                 round(
@@ -320,7 +323,9 @@ class Loader:
         """The ids of the windows of samples (position x batch_size + row)."""
         if self._config.shuffle:
             return self._order.windows(samples)
-        return np.minimum(samples, self.windows - 1)
+        samples = np.minimum(samples, self.windows - 1)
+        # Every window is a visit of its own, or every row is a window.
+        return self._visit_starts[samples] if self._config.stride > 1 else samples
 
     def _batches_per_pass(self) -> int:
         """Batches in one pass in file order."""
@@ -393,6 +398,6 @@ class Loader:
         them when none stays open for a second window.
         """
         count = len(self._visit_starts)
-        if self._config.windows_per_visit == 1:
+        if self._config.windows_per_visit == 1 or self._config.stride > 1:
             return count
         return int(np.clip(self._config.ram_budget * count / frames, 1, count))

@@ -32,6 +32,7 @@ class Visits(NamedTuple):
 
     start: Int64[np.ndarray, " V"]
     windows: Int64[np.ndarray, " V"]
+    rows: int  # of the columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +60,28 @@ class OrderConfig:
         return lanes
 
 
-def visits(lengths: Int64[np.ndarray, " E"], windows_per_visit: int) -> Visits:
+def visits(lengths: Int64[np.ndarray, " E"], windows_per_visit: int, stride: int = 1) -> Visits:
     """The visits of episodes whose windows stand one after the other: [E] -> [V], in the order of
     the rows.
 
-    The runs of an episode differ by at most one window.
+    The runs of an episode differ by at most one window. With a stride there are windows at every
+    stride-th step of an episode alone, from its first one on, each a visit of its own.
     """
+    rows = int(lengths.sum())
+    if stride > 1:
+        inside = np.arange(rows) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        start = np.flatnonzero(inside % stride == 0)
+        return Visits(start, np.ones(len(start), np.int64), rows)
     runs = -(-lengths // windows_per_visit)  # 0 for an empty episode
     run = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)  # 0.. inside each episode
     length, of = np.repeat(lengths, runs), np.repeat(runs, runs)
     begin, end = run * length // np.maximum(of, 1), (run + 1) * length // np.maximum(of, 1)
-    return Visits(np.repeat(np.cumsum(lengths) - lengths, runs) + begin, end - begin)
+    return Visits(np.repeat(np.cumsum(lengths) - lengths, runs) + begin, end - begin, rows)
 
 
 class Order:
     """The endless order of the windows of several datasets. `epoch_length` is the number of windows
-    in an epoch, `bases` the id of each dataset's first window, and behind them the number of all.
+    in an epoch, `bases` the id of each dataset's first row, and behind them the number of all.
     """
 
     def __init__(self, visits: list[Visits], weights: list[float], config: OrderConfig) -> None:
@@ -87,7 +94,7 @@ class Order:
         self._sizes = [int(runs.windows.sum()) for runs in visits]
         self.taken = [max(1, round(w * n)) for w, n in zip(weights, self._sizes, strict=True)]
         self.epoch_length = sum(self.taken)
-        self.bases = np.cumsum([0, *self._sizes])
+        self.bases = np.cumsum([0, *(runs.rows for runs in visits)])
         self._kept: dict[int, np.ndarray] = {}
 
     def windows(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

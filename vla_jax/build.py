@@ -95,7 +95,7 @@ def backbone_config(config: ConfigDict) -> Any:
         )
     sizes = module.CONFIGS[config.model.variant]
     size, cameras = config.model.image_size, camera_sizes(config)
-    patch = sizes.vision.patch * 2 ** len(getattr(sizes.vision, "stem", ()))
+    patch = sizes.vision.patch * math.prod(getattr(sizes.vision, "stem", ()))
     for field, given in (("image_size", (size,)), ("image_sizes", cameras)):
         if any(each < patch or each % patch for each in given):
             raise ValueError(
@@ -333,19 +333,20 @@ def _text_align(config: ConfigDict, *_: Any) -> MakeTask:
 
 
 def _sensed(config: ConfigDict, *_: Any) -> MakeTask:
-    (sensor,), hidden, fewer = (
-        sensed(config),
-        config.objectives.sensed.hidden,
-        _fewer_tokens(config),
-    )
-    if fewer is None or config.model.backbone == "flamingo":
+    (sensor,), cameras = sensed(config), len(config.model.cameras)
+    hidden, points = config.objectives.sensed.hidden, config.model.keypoints
+    if not points.points or config.model.backbone == "flamingo":
         raise ValueError(
-            "objectives.sensed: expected few visual tokens in the sequence (model.keypoints.points"
-            " or model.resampler.depth above 0, no flamingo), got all of an image's, or"
+            "objectives.sensed: expected tokens of heat maps in the sequence"
+            f" (model.keypoints.points above 0, no flamingo), got {points.points} and"
             f" {config.model.backbone}"
         )
-    tokens = fewer.latents * len(config.model.cameras)
-    return lambda width, rngs: SensedPrediction((tokens, width), hidden, sensor, rngs)
+    if sensor.shape[0] > points.tokens:
+        raise ValueError(
+            "objectives.sensed.sensor: expected at most a row for each of the"
+            f" {points.tokens} tokens (model.keypoints.tokens), got {sensor.shape[0]}"
+        )
+    return lambda width, rngs: SensedPrediction((cameras, width), hidden, sensor, rngs)
 
 
 def sensed(config: ConfigDict) -> tuple[Sensor, ...]:
@@ -356,10 +357,10 @@ def sensed(config: ConfigDict) -> tuple[Sensor, ...]:
     if not task.weight:
         return ()
     sensors = sensing.parse(task.sensor)
-    if len(sensors) != 1 or sensors[0].kind == "tactile" or sensors[0] in own:
+    if len(sensors) != 1 or sensors[0].kind != "vector" or sensors[0] in own:
         raise ValueError(
-            "objectives.sensed.sensor: expected one sensor of numbers that model.sensors does not"
-            f" have, as in scene=vector:1x29, got {task.sensor!r}"
+            "objectives.sensed.sensor: expected one of rows of numbers that model.sensors does not"
+            f" have, as in scene=vector:4x8, got {task.sensor!r}"
         )
     return sensors
 

@@ -50,9 +50,6 @@ INTRODUCED: dict[str, Any] = {
     # 2026-11-24, 3a49240. Of heads that came with it.
     "model.head_attention": 8,
     # 2026-11-24, a700156. 0 is off.
-    "model.keypoints.points": 0,
-    "model.keypoints.hidden": 256,
-    "model.keypoints.tokens": 8,
     "model.resampler.depth": 0,
     "model.resampler.heads": 8,
     "model.resampler.dim_head": 64,
@@ -71,9 +68,6 @@ INTRODUCED: dict[str, Any] = {
     "objectives.image_text.weight": 0.0,
     "objectives.image_text.dataset": "",
     "objectives.image_text.length": 128,
-    "objectives.sensed.weight": 0.0,
-    "objectives.sensed.sensor": "",
-    "objectives.sensed.hidden": 256,
     "objectives.text_align.weight": 0.0,
     "objectives.text_align.clip": "weights/clip-vit-large-patch14",
     "lora.rank": 0,
@@ -161,6 +155,14 @@ INTRODUCED: dict[str, Any] = {
     "rl.keep": "",
     "rl.keep_episodes": 96,
     "rl.keep_weight": 1.0,
+    # 2026-12-01. There were no heat maps, and windows at every step.
+    "model.keypoints.points": 0,
+    "model.keypoints.hidden": 256,
+    "model.keypoints.tokens": 8,
+    "objectives.sensed.weight": 0.0,
+    "objectives.sensed.sensor": "",
+    "objectives.sensed.hidden": 256,
+    "data.stride": 1,
 }
 
 

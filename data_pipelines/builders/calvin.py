@@ -175,11 +175,11 @@ def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
     columns: dict[str, Sequence[bytes] | np.ndarray] = {
         "steps/action": np.stack([frame["rel_actions"] for frame in frames]).astype(np.float32),
         "steps/action_abs": np.stack([frame["actions"] for frame in frames]).astype(np.float32),
-        "steps/observation/image": [jpeg(frame["rgb_static"]) for frame in frames],
+        "steps/observation/image": _jpegs(frames, "rgb_static"),
         "steps/observation/state": (
             np.stack([frame["robot_obs"] for frame in frames]).astype(np.float32)
         ),
-        "steps/observation/wrist_image": [jpeg(frame["rgb_gripper"]) for frame in frames],
+        "steps/observation/wrist_image": _jpegs(frames, "rgb_gripper"),
         "episode_metadata/first_frame": np.array([task.first]),
         "episode_metadata/scene": [task.scene.encode()],
     }
@@ -209,9 +209,9 @@ def encode(task: Task, frames: Sequence[dict[str, np.ndarray]]) -> bytes:
     return tfrecord.encode(columns)
 
 
-def features(play: bool, scene: int = 0) -> rlds_files.Feature:
-    """The content of features.json: of calvin_play, or of calvin, with `scene` numbers a step that
-    say what is where.
+def features(play: bool, scene: tuple[int, ...] = ()) -> rlds_files.Feature:
+    """The content of features.json: of calvin_play, or of calvin, with numbers of the shape
+    `scene` a step that say what is where.
     """
     whole, text = rlds_files.tensor("int64"), rlds_files.text()
     seen = {
@@ -220,7 +220,7 @@ def features(play: bool, scene: int = 0) -> rlds_files.Feature:
         "state": rlds_files.tensor("float32", 15),
     }
     if scene:
-        seen["scene"] = rlds_files.tensor("float32", scene)
+        seen["scene"] = rlds_files.tensor("float32", *scene)
     step = {
         "action": rlds_files.tensor("float32", 7),
         "action_abs": rlds_files.tensor("float32", 7),
@@ -239,6 +239,15 @@ def features(play: bool, scene: int = 0) -> rlds_files.Feature:
             **{f"segment_{name}": rlds_files.sequence(kind) for name, kind in kinds.items()},
         },
     )
+
+
+def _jpegs(frames: Sequence[dict[str, np.ndarray]], camera: str) -> list[bytes]:
+    """The pictures of a camera; one that it gave in several frames is coded once."""
+    files: list[bytes] = []
+    for i, frame in enumerate(frames):
+        same = i > 0 and frame[camera] is frames[i - 1][camera]
+        files.append(files[-1] if same else jpeg(frame[camera]))
+    return files
 
 
 def jpeg(picture: np.ndarray) -> bytes:

@@ -14,9 +14,10 @@ where everything is anywhere: of sequences alone a policy knows the scenes by he
 
 Each frame is told in a sentence of its own for the task, half of them CALVIN's own of training,
 half those of calvin_wordings.py. The split `val` has scenes of its own and the official validation
-sentences, which no training episode has. Cameras give a picture for every third step, the two after
-it show the same one. `observation/scene` says what is where (calvin_world.shown): a policy may
-learn to say it (the dataset `calvin_scene`), none is told it.
+sentences, which no training episode has. Every fifth step of an episode is drawn, from its first
+one on, and the four after it show the same pictures: train with data.stride 5, which begins windows
+where they are new. `observation/scene` says what is where (calvin_world.shown): a policy may learn
+to say it (the dataset `calvin_scene`), none is told it.
 
 Needs the clones of calvin_clones.py; pictures are those of CALVIN_RENDERER. A killed run goes on
 with the same command, also with more: each sequence is a file in ROOT/calvin_parts, of which the
@@ -56,16 +57,16 @@ SPLITS = ("train", "val")
 SCENE = "calvin_scene_D"
 LONGEST = 240  # steps of a task
 BEFORE = 2  # tasks at most, unless it takes more
-DRAWN_EVERY = 3  # steps: cameras of 10 pictures a second beside 30 actions
+DRAWN_EVERY = 5  # steps: pictures take most of the time
 # Steps that are played undisturbed, and of a push; how far off the arm may be pushed in one.
 UNDISTURBED, PUSHED = (10, 36), (3, 10)
 LEAST = 4  # steps of an episode
-STILLS = 60  # beside each sequence
+STILLS = 15  # beside each sequence
 SLIPS = 0.1  # of the pushes: the fingers open or close too
 OWN_WORDS = 0.5  # of the frames: told in a sentence of CALVIN's training
 CAPITAL = 0.2  # of the frames: told in a sentence that begins with one, as some of CALVIN's do
-SHARD = 170  # sequences a file
-APART = 1_000  # the numbers of their first frames
+SHARD = 100  # sequences a file
+APART = 10_000  # the numbers of their first frames
 
 Frame = dict[str, np.ndarray]
 
@@ -180,8 +181,9 @@ def _draw(world: Simulator, frames: list[Frame]) -> None:
     """
     for i, frame in enumerate(frames):
         if i % DRAWN_EVERY == 0:
-            pictures = world.drawn(frame["robot_obs"], frame["scene_obs"])
-        frame |= {name: np.ascontiguousarray(picture) for name, picture in pictures.items()}
+            drawn = world.drawn(frame["robot_obs"], frame["scene_obs"])
+            pictures = {name: np.ascontiguousarray(picture) for name, picture in drawn.items()}
+        frame |= pictures
         frame["scene"] = shown(frame["robot_obs"], frame["scene_obs"])
 
 

@@ -27,7 +27,7 @@ SLIDER, DRAWER = 0, 1  # columns of scene_obs
 SEEN_PARTS = [0, 1, 3, 4, 5]  # of its columns: not how far the button is down
 GRASPED = 0.02  # m: closed on nothing they are nearer, and the smallest block is 0.04
 
-SHOWN = 29  # numbers of `shown`
+SHOWN = 4, 8  # rows and columns of `shown`
 
 Info = dict[str, Any]  # of the robot and the scene, as CALVIN's oracle wants it
 
@@ -204,14 +204,15 @@ class World:
 
 def shown(robot: np.ndarray, scene: np.ndarray) -> np.ndarray:
     """What pictures show of robot_obs [15] and scene_obs [24], as numbers to be learnt from them
-    [SHOWN]: sliding door, drawer and switch (m), bulb and green light; then of each block where it
-    is, where seen from the tool (m), and twice its yaw as sine and cosine, as half a turn looks
-    alike.
+    [SHOWN], a row for a thing. Red, blue and pink block: where it is, where seen from the tool (m),
+    and twice its yaw as sine and cosine, as half a turn looks alike. Then sliding door, drawer and
+    switch (m), bulb and green light, and where the tool is (m).
     """
     blocks = scene[FIRST_BLOCK:].reshape(-1, OF_A_BLOCK)
     turned = 2.0 * blocks[:, 5:]
     each = [blocks[:, :3], blocks[:, :3] - robot[:3], np.sin(turned), np.cos(turned)]
-    return np.concatenate([scene[SEEN_PARTS], np.concatenate(each, axis=1).ravel()])
+    parts = np.append(scene[SEEN_PARTS], robot[:3])
+    return np.concatenate([np.concatenate(each, axis=1), parts[None]])
 
 
 def _ended(env: Any) -> None:

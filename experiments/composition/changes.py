@@ -75,6 +75,7 @@ EFFECTS = {
     "batch_size": "other batches; a step is another number of windows",
     "data.ram_budget": "another order of the data",
     "data.windows_per_visit": "another order of the data",
+    "data.stride": "other windows",
     "data.mixture": "other data",
     "data.datasets": "other data",
     "data.quarantine": "other data",

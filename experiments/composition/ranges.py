@@ -67,6 +67,7 @@ RANGES: dict[str, Range] = {
     "data.normalise": Range(-math.inf),
     "data.ram_budget": COUNT,
     "data.windows_per_visit": COUNT,
+    "data.stride": COUNT,
     "model.prompt_length": COUNT,
     "model.image_size": COUNT,
     "model.image_sizes": COUNT,

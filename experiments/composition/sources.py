@@ -212,6 +212,7 @@ def loader(
             seed=config.seed,
             ram_budget=config.data.ram_budget,
             windows_per_visit=config.data.windows_per_visit,
+            stride=config.data.stride,
             shuffle=shuffle,
             sensors=build.sensors(config),
             past_action=model.past_action,

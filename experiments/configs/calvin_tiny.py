@@ -32,14 +32,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.root = "runs/calvin/data"
     config.data.mixture = "calvin_scene"
     config.data.ram_budget = 6 * 2**30  # all frames of 350 sequences
+    config.data.stride = 5
     config.augment.shift = (1, 1)
     config.loss.gripper = 0.1
     config.objectives.sensed.weight = 1.0
-    config.objectives.sensed.sensor = "scene=vector:1x29"
+    config.objectives.sensed.sensor = "scene=vector:4x8"
     config.model.variant = "seeing"
     config.model.cameras = ("primary", "wrist")
     config.model.image_sizes = (128, 64)
-    config.model.keypoints.points = 32
+    config.model.prompt_length = 24
+    config.model.keypoints.points = 4
     config.model.readouts = 4
     config.model.chunk = 10
     config.model.proprio = True

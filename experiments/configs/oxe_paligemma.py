@@ -120,6 +120,7 @@ def _data() -> ConfigDict:
     # decoded once
     config.ram_budget = 16 * 2**30
     config.windows_per_visit = 64  # windows decoded together; fewer mix better and decode more
+    config.stride = 1  # windows at every so many-th step of an episode alone
     config.blank_instruction = False  # ablation: every instruction becomes ""
     return config
 
@@ -187,7 +188,8 @@ def _model() -> ConfigDict:
     config.resampler.heads = 8
     config.resampler.dim_head = 64
     config.resampler.latents = 64
-    # in its place: where things are, by heat maps; points 0 = off (vla_jax/models/keypoints.py)
+    # in its place: where things are, by heat maps, `points` a token; 0 = off
+    # (vla_jax/models/keypoints.py)
     config.keypoints = ConfigDict()
     config.keypoints.points = 0
     config.keypoints.hidden = 256
@@ -241,8 +243,8 @@ def _objectives() -> ConfigDict:
     # --config.objectives.caption.weight=0.1
     config.fast = ConfigDict()
     config.fast.weight = 0.0
-    # what a sensor of the data reads that the policy does not have, from its visual tokens, as
-    # model.sensors has it: "scene=vector:1x29" of simulated data, to learn to see by
+    # what a sensor of the data reads that the policy does not have, as model.sensors has it, row r
+    # from token r of each camera: "scene=vector:4x8" of simulated data, to learn to see by
     config.sensed = ConfigDict()
     config.sensed.weight = 0.0
     config.sensed.sensor = ""

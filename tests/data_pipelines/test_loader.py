@@ -42,6 +42,24 @@ def test_every_window_comes_once_an_epoch(index, bare):
     )
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("budget", [10**9, 0])
+def test_a_stride_leaves_out_windows_and_changes_none(index, bare, budget, shuffle):
+    loader = make(index, bare, batch_size=2, stride=4, ram_budget=budget, shuffle=shuffle)
+    every = make(index, bare, batch_size=1, shuffle=False)
+    lengths = np.concatenate([each.splits["train"].length for each in (index, bare)])
+    firsts = np.cumsum(lengths) - lengths
+    rows = [r for first, n in zip(firsts, lengths, strict=True) for r in range(first, first + n, 4)]
+    assert loader.windows == len(rows)
+    batches = take(loader, 0, len(rows) // 2)
+    ids = np.concatenate([loader.ids(i) for i in range(len(rows) // 2)])
+    assert (sorted(ids) if shuffle else ids.tolist()) == rows[: len(ids)]
+    for at, row in enumerate(ids.tolist()):
+        own = jax.tree.map(lambda x, i=at % 2: x[i : i + 1], batches[at // 2])
+        same(own, every.batch(row))
+    assert loader.identity() != make(index, bare, batch_size=2, ram_budget=budget).identity()
+
+
 @pytest.mark.parametrize(
     ("budget", "per_visit"), [(10**9, 64), (2 * 12 * 32 * 32 * 3, 5), (0, 64), (0, 1)]
 )

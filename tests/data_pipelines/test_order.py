@@ -23,6 +23,16 @@ def test_visits_cut_episodes_into_even_runs():
     assert visits(np.array([4, 0, 9]), 99).windows.tolist() == [4, 9]
 
 
+def test_with_a_stride_there_are_windows_at_some_steps_alone():
+    sizes = [np.array([4, 0, 9, 1]), np.array([3, 7])]
+    cut = [visits(x, 99, stride=3) for x in sizes]
+    assert cut[0].start.tolist() == [0, 3, 4, 7, 10, 13]
+    order = Order(cut, [0.5, 0.5], OrderConfig(seed=3, batch_size=4, pool=99))
+    rows = [0, 3, 4, 7, 10, 13, 14 + 0, 14 + 3, 14 + 6, 14 + 9]
+    assert order.epoch_length == len(rows)
+    assert sorted(order.epoch(0)) == sorted(order.epoch(1)) == rows
+
+
 @pytest.mark.parametrize(
     ("pool", "per_visit", "batch_size"), [(1, 99, 7), (30, 8, 16), (64, 1, 64), (9999, 20, 6)]
 )

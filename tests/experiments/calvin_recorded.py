@@ -76,11 +76,26 @@ def _whole(lean: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _played(stage: Any, task: str) -> list[Any] | None:
+    """The expert's: what the oracle is told before and after, and of which tasks that is a success;
+    None where it was not solved.
+    """
+    from data_pipelines.builders import calvin_demonstrations as made
+    from data_pipelines.builders.calvin_expert import Expert
+
+    start, expert = stage.world.info(), Expert(stage.world.scene, task)
+    for _ in range(made.LONGEST):
+        now = stage.world.step(expert.act())
+        if stage.world.solved(task, start, now):
+            said = [each for each in stage.rules.tasks if stage.world.solved(each, start, now)]
+            return [_lean(start), _lean(now), said]
+    return None
+
+
 def _record() -> list[list[Any]]:
     import numpy as np
 
     from data_pipelines.builders import calvin_demonstrations as made
-    from data_pipelines.builders.calvin_expert import Expert
 
     stage = made.staged()
     rows: list[list[Any]] = []
@@ -89,15 +104,9 @@ def _record() -> list[list[Any]]:
         while row is None:
             chain = stage.rules.draw(draw, task, 0)
             stage.world.reset(*stage.rules.begin(chain.initial))
-            if all(made._done(stage.world, earlier) for earlier in chain.tasks[:-1]):
-                start, expert = stage.world.info(), Expert(stage.world.scene, task)
-                for _ in range(made.PATIENCE):
-                    now = stage.world.step(expert.act())
-                    if stage.world.solved(task, start, now):
-                        said = [t for t in stage.rules.tasks if stage.world.solved(t, start, now)]
-                        row = [task, _lean(start), _lean(now), said]
-                        break
-        rows.append(json.loads(json.dumps(row, default=np.ndarray.tolist)))
+            if all(_played(stage, earlier) for earlier in chain.tasks[:-1]):
+                row = _played(stage, task)
+        rows.append(json.loads(json.dumps([task, *row], default=np.ndarray.tolist)))
         print(task, rows[-1][3], flush=True)
     return rows
 

@@ -5,6 +5,7 @@ is off.
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.fakes import FakeBackbone, jittered, make_batch
 from vla_jax import params
@@ -14,6 +15,7 @@ from vla_jax.models.heads.mlp import MLPHead
 from vla_jax.models.heads.outputs import HeadConfig
 from vla_jax.models.objectives import (
     Caption,
+    Encoded,
     FastStrings,
     ForwardConfig,
     ForwardPrediction,
@@ -32,14 +34,13 @@ T, K, D, M, E, KEY = 2, 2, 3, 2, 6, jax.random.key(0)
 FORWARD = ForwardConfig(frames=M, cameras=2, tokens=2, width=16, depth=1, patch=4, image_size=8)
 Q = 5  # tokens of a string at most
 STRINGS = FastConfig(K, D, (2,), end=30, vocabulary=blank(K, ("x", "y", "grip"), 12), most=Q)
-VISUAL = 2 * 4  # tokens of both cameras
-SCENE = Sensor("scene", "vector", (1, 4), 1)
+SCENE = Sensor("scene", "vector", (3, 2), 1)
 MAKERS = {
     "forward": lambda width, rngs: ForwardPrediction(width, FORWARD, rngs),
     "caption": lambda width, rngs: Caption(),
     "image_text": lambda width, rngs: ImageTextTask(),
     "text_align": lambda width, rngs: TextAlign(width, E, rngs),
-    "sensed": lambda width, rngs: SensedPrediction((VISUAL, width), 8, SCENE, rngs),
+    "sensed": lambda width, rngs: SensedPrediction((2, width), 8, SCENE, rngs),
     "fast": lambda width, rngs: FastStrings(STRINGS),
 }
 TASKS = tuple(MAKERS)
@@ -78,7 +79,7 @@ def make_data(b=2):
     strings = ActionTokens(
         rng.integers(*STRINGS.token_range, (b, T, Q), dtype=np.int32), np.arange(Q) < length
     )
-    read = Reading(rng.normal(size=(b, T, 1, 4)).astype(np.float32), np.ones((b, T, 1), bool))
+    read = Reading(rng.normal(size=(b, T, 3, 2)).astype(np.float32), np.ones((b, T, 3), bool))
     return batch._replace(
         obs=batch.obs._replace(sensors={"scene": read}),
         action_tokens=strings,
@@ -318,3 +319,25 @@ def test_a_reading_that_is_not_there_costs_nothing():
     assert fewer["sensed"] < counts["sensed"]
     with pytest.raises(ValueError, match=r"Batch\.obs\.sensors\['scene'\]: expected what this"):
         run(graphdef, flat, batch._replace(obs=batch.obs._replace(sensors={})))
+
+
+def test_a_row_of_a_reading_is_told_by_its_token_of_each_camera():
+    task = SensedPrediction((2, 4), 8, SCENE, nnx.Rngs(0))
+    batch, rng = make_data(), np.random.default_rng(0)
+    tokens = rng.normal(size=(2 * T, 2, 4, 4)).astype(np.float32)  # f cameras q c
+
+    def loss(tokens, values):
+        reading = Reading(values, np.ones(values.shape[:-1], bool))
+        told = batch._replace(obs=batch.obs._replace(sensors={"scene": reading}))
+        seen = Encoded(tokens.reshape(2 * T, 8, 4), None, None, None, None)
+        return float(task.loss(seen, told)[0].sum())
+
+    values = batch.obs.sensors["scene"].values
+    whole = loss(tokens, values)
+    order = np.array([2, 0, 1, 3])
+    assert loss(tokens[:, :, order], values) != pytest.approx(whole, rel=1e-3)
+    assert loss(tokens[:, :, order], values[:, :, order[:3]]) == pytest.approx(whole, rel=1e-5)
+    for camera, token, counts in ((0, 0, True), (1, 2, True), (0, 3, False), (1, 3, False)):
+        other = tokens.copy()
+        other[:, camera, token] += 1.0
+        assert (loss(other, values) != pytest.approx(whole, rel=1e-5)) == counts

@@ -122,6 +122,9 @@ def _vision(model: VLA, images: list[Any]) -> Any:
     if model.resampler is not None:
         own = model.backbone.visual_width
         visual = [model.resampler(tokens[None, :, :own])[0] for tokens in visual]
+    if model.keypoints is not None:
+        each = zip(model.keypoints, visual, strict=True)
+        visual = [keypoints(tokens[None])[0] for keypoints, tokens in each]
     return jnp.concatenate(visual)
 
 

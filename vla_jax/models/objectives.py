@@ -30,6 +30,7 @@ from vla_jax.types import Array, Batch
 
 Pair = tuple[Array, Array]  # sum and weight of each example, [b]
 EPS = 1e-6  # added to a patch's variance, as in MAE
+FINE = 0.05  # of a sensor's range: half as far off counts less than half; squares forget the fine
 
 # images [b h w 3] of each camera, image mask [b cameras], tokens [b l], mask [b l], target [b l] ->
 # logits [b l vocab] at the tokens, of which the targets see only what stands before them.
@@ -233,18 +234,19 @@ class TextAlign(nnx.Module):
 
 class SensedPrediction(nnx.Module):
     """Visual tokens -> what a sensor reads that the policy does not have: of simulated data where
-    things are, which a policy learns to see by. A layer of `hidden` numbers on all visual tokens of
-    a frame, before the language model: they say it whatever the policy is told to do.
+    things are, which a policy learns to see by. Row r of a reading is told by token r of each
+    camera alone, before the language model, whatever the policy is told to do: a token then is of
+    one thing, and the language model chooses among things.
     """
 
     path = "sensed"
 
     def __init__(self, sizes: tuple[int, int], hidden: int, sensor: Sensor, rngs: nnx.Rngs) -> None:
-        """`sizes`: visual tokens of a frame's cameras, and their width."""
-        self.name = sensor.name
-        tokens, width = sizes
-        self.input = Linear((tokens * width, hidden), ("embed", None), True, rngs)
-        self.output = Linear((hidden, math.prod(sensor.shape)), (None, None), True, rngs)
+        """`sizes`: cameras, and the width of their tokens."""
+        self.name, (self.rows, numbers) = sensor.name, sensor.shape
+        self.cameras, width = sizes
+        self.input = Linear((self.cameras * width, hidden), ("embed", None), True, rngs)
+        self.output = Linear((hidden, numbers), (None, None), True, rngs)
 
     def query_tokens(self) -> None:
         """It looks at visual tokens."""
@@ -259,12 +261,14 @@ class SensedPrediction(nnx.Module):
         return batch.obs.step_mask & jnp.all(mask.reshape(*mask.shape[:2], -1), axis=-1)
 
     def loss(self, encoded: Encoded, batch: Batch) -> Pair:
-        """Mean squared error over a reading's numbers, as they are normalised."""
-        seen, counted = encoded.visual, self.counted(batch)
-        hidden = self.input(seen.reshape(*counted.shape, -1))
+        """Smooth L1 (FINE), mean over a reading's numbers as they are normalised."""
+        counted, width = self.counted(batch), encoded.visual.shape[-1]
+        seen = encoded.visual.reshape(*counted.shape, self.cameras, -1, width)  # b t cameras q c
+        rows = jnp.moveaxis(seen[..., : self.rows, :], 2, 3)  # b t r cameras c
+        hidden = self.input(rows.reshape(*rows.shape[:3], -1))
         out = self.output(jax.nn.gelu(hidden, approximate=True)).astype(jnp.float32)
-        target = batch.obs.sensors[self.name].values.reshape(out.shape)
-        error = jnp.mean((out - target) ** 2, axis=-1)  # b t
+        error = smooth_l1(out - batch.obs.sensors[self.name].values, FINE)
+        error = jnp.mean(error, axis=(2, 3))  # b t
         total = jnp.sum(jnp.where(counted, error, 0.0), axis=1)
         return total, jnp.sum(counted, axis=1, dtype=jnp.float32)
 

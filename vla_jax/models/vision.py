@@ -4,6 +4,7 @@ Axes: f images, h and w their pixels, v tokens of one image, c width.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,9 @@ class VisionConfig:
         final_norm: a norm after the last block, over all tokens.
         other_sizes: pixels of a side of images that it takes beside those of image_size, for which
             the positions are.
-        stem: channels of convolutions before the patches, each of 3 x 3 and half the size: what a
-            tower that starts from nothing learns to look by (arXiv 2106.14881). Patches are then
-            of what they leave, positions begin as sines of rows and columns, and there may be no
+        stem: strides of convolutions over the patches, each of 3 x 3 of them: what a tower that
+            starts from nothing learns to look by (arXiv 2106.14881), of patches so small that
+            little is lost. Positions then begin as sines of rows and columns, and there may be no
             block (depth 0).
     """
 
@@ -54,8 +55,8 @@ class VisionConfig:
     stem: tuple[int, ...] = ()
 
     def side(self, image_size: int) -> int:
-        """Patches of a side of an image of so many pixels a side."""
-        return image_size // 2 ** len(self.stem) // self.patch
+        """Tokens of a side of an image of so many pixels a side."""
+        return image_size // self.patch // math.prod(self.stem)
 
     @property
     def patches(self) -> int:
@@ -78,19 +79,11 @@ class ViT(nnx.Module):
 
     def __init__(self, config: VisionConfig, run: StackConfig, rngs: nnx.Rngs) -> None:
         self.config = config
-        channels = (3, *config.stem)
-        self.stem = nnx.List(
-            [
-                Linear((9 * i, o), (None, None), True, rngs)
-                for i, o in zip(channels, config.stem, strict=False)
-            ]
-        )
         self.patch = Linear(
-            (config.patch**2 * channels[-1], config.width),
-            (None, "vision"),
-            not config.clip,
-            rngs,
+            (config.patch**2 * 3, config.width), (None, "vision"), not config.clip, rngs
         )
+        sizes = (9 * config.width, config.width)
+        self.stem = nnx.List([Linear(sizes, (None, "vision"), True, rngs) for _ in config.stem])
         # As big_vision; smaller, and training from scratch starts blind.
         init = nnx.initializers.normal(config.width**-0.5)
 
@@ -119,17 +112,18 @@ class ViT(nnx.Module):
             raise ValueError(
                 f"images: expected {expected}, got {images.shape}; resize them in the data pipeline"
             )
-        side = config.side(size)
+        side, grid = config.side(size), size // p
         mean, deviation = (255.0 * jnp.asarray(v)[None, None, None] for v in _pixels(config))
         x = (images.astype(jnp.float32) - mean) / deviation
-        for convolution in self.stem:
-            x = jax.nn.gelu(convolution(neighbours(x)), approximate=True)
         # Patches in rows, pixels of a patch in (row, column, channel) order: the convolution as one
         # product. A tower whose patches do not divide the image leaves out the last pixels, as a
         # convolution does.
-        x = x[:, : side * p, : side * p].reshape(f, side, p, side, p, -1)
-        x = x.transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(f, side * side, -1))
+        x = x[:, : grid * p, : grid * p].reshape(f, grid, p, grid, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(f, grid * grid, p * p * 3))
+        for convolution, stride in zip(self.stem, config.stem, strict=True):
+            x = jax.nn.gelu(x, approximate=True).reshape(f, grid, grid, config.width)
+            grid //= stride
+            x = convolution(neighbours(x, stride).reshape(f, grid * grid, -1))
         if self.class_token is not None:
             first = jnp.broadcast_to(
                 self.class_token[...][None].astype(x.dtype), (f, 1, config.width)
@@ -159,14 +153,16 @@ class ViT(nnx.Module):
         return jnp.concatenate([table[:extra], grid.reshape(side * side, -1).astype(table.dtype)])
 
 
-def neighbours(x: Float[Array, "f h w c"]) -> Float[Array, "f _ _ d"]:
-    """The 3 x 3 around every second place of every second row, in rows: [f h/2 w/2 9*c]. Behind
-    the last row and column are zeros: a convolution of stride 2 is one product of these.
+def neighbours(x: Float[Array, "f h w c"], stride: int) -> Float[Array, "f _ _ d"]:
+    """The 3 x 3 around every stride-th (1 or 2) place of every stride-th row, in rows: [f h/stride
+    w/stride 9*c]. Outside are zeros, before the first row and column if the stride is 1: a
+    convolution ("SAME") is one product of these.
     """
     _, h, w, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    before = 2 - stride
+    x = jnp.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
     return jnp.concatenate(
-        [x[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)], axis=-1
+        [x[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)], axis=-1
     )
 
 

@@ -161,7 +161,12 @@ class VLA(nnx.Module):
             jnp.zeros((config.readouts, width)), logical=(None, "embed")
         )
         visual = self.backbone.visual_width
-        self.resampler = _fewer_tokens(visual, config.resampler, rngs)
+        self.resampler, self.keypoints = None, None
+        if isinstance(config.resampler, KeypointsConfig):  # of each camera its own: views differ
+            sizes = config.resampler
+            self.keypoints = nnx.List([Keypoints(visual, sizes, rngs) for _ in config.cameras])
+        elif config.resampler is not None:
+            self.resampler = Resampler(visual, config.resampler, rngs)
         own_state = None if config.state_to_head or config.state_words else config.state
         self.state = StateToken(width, own_state, rngs) if own_state else None
         self.past = (
@@ -446,8 +451,11 @@ class VLA(nnx.Module):
                 visual = self.resampler(visual[..., : self.backbone.visual_width])
             visual = visual.reshape(-1, len(cameras), *visual.shape[1:])  # f cameras v w
             for i, camera in enumerate(cameras):
-                valid = jnp.broadcast_to(mask[:, camera, None], (len(mask), visual.shape[2]))
-                out[camera] = MaskedTokens(visual[:, i], valid)
+                tokens = visual[:, i]
+                if self.keypoints is not None:
+                    tokens = self.keypoints[camera](tokens)
+                valid = jnp.broadcast_to(mask[:, camera, None], tokens.shape[:2])
+                out[camera] = MaskedTokens(tokens, valid)
         return [out[camera] for camera in range(len(images))]
 
     def _seen(self, obs: Observation) -> list[MaskedTokens]:
@@ -463,7 +471,7 @@ class VLA(nnx.Module):
         """With rows and columns in the places of images, which begin at token `first`, if the
         backbone has them.
         """
-        if not self.backbone.grid_positions or self.resampler is not None:
+        if not self.backbone.grid_positions or self.config.resampler is not None:
             return whole
         inside = cameras if self.config.layout == "prefix" else cameras[::-1]
         return sequence.squared(whole, first, inside)
@@ -495,11 +503,3 @@ class VLA(nnx.Module):
         """Learned queries, in every frame."""
         tokens = jnp.broadcast_to(self._learned(table)[None], (frames, *table.shape))
         return MaskedTokens(tokens, jnp.ones(tokens.shape[:2], bool))
-
-
-def _fewer_tokens(
-    width: int, config: ResamplerConfig | KeypointsConfig | None, rngs: nnx.Rngs
-) -> Resampler | Keypoints | None:
-    if isinstance(config, KeypointsConfig):
-        return Keypoints(width, config, rngs)
-    return Resampler(width, config, rngs) if config else None

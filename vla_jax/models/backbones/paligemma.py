@@ -152,20 +152,18 @@ CONFIGS = {
         head_dim=96,
         q_scale=96**-0.5,
     ),
-    # For worlds whose blocks a CPU has to learn to see: convolutions, then no block of a tower; a
-    # resampler makes few tokens of its 256.
+    # For worlds whose blocks a CPU has to learn to see: convolutions, then no block of a tower;
+    # heat maps make few tokens of its 256.
     "seeing": PaliGemmaConfig(
-        VisionConfig(
-            image_size=128, patch=1, width=64, mlp=256, depth=0, heads=4, stem=(32, 48, 64)
-        ),
+        VisionConfig(image_size=128, patch=4, width=64, mlp=256, depth=0, heads=4, stem=(2, 1)),
         vocab=1600,
-        width=96,
-        mlp=384,
-        depth=2,
+        width=128,
+        mlp=512,
+        depth=3,
         heads=4,
         kv_heads=1,
-        head_dim=24,
-        q_scale=24**-0.5,
+        head_dim=32,
+        q_scale=32**-0.5,
     ),
     "tiny": PaliGemmaConfig(
         VisionConfig(image_size=32, patch=8, width=64, mlp=256, depth=2, heads=4),

@@ -149,9 +149,10 @@ class Network(nn.Module):
         visual = self.backbone.visual_width
         # How the steps of decoding are repeated: an exported program has a loop of its own.
         self.repeat = repeated
-        self.resampler: Keypoints | Resampler | None = None
+        self.resampler, self.keypoints = None, None
         if resampler and "points" in resampler:
-            self.resampler = Keypoints(visual, KeypointsConfig(**resampler))
+            points = KeypointsConfig(**resampler)
+            self.keypoints = nn.ModuleList([Keypoints(visual, points) for _ in image_sizes])
         elif resampler:
             self.resampler = Resampler(visual, ResamplerConfig(**resampler))
         sides = [self.backbone.side(size) for size in image_sizes]
@@ -187,7 +188,9 @@ class Network(nn.Module):
             if self.resampler is not None:
                 visual = self.resampler(visual[..., : self.backbone.visual_width])
             visual = visual.unflatten(0, seen.shape[:2])
-            out |= {camera: visual[:, i] for i, camera in enumerate(cameras)}
+            for i, camera in enumerate(cameras):
+                tokens = visual[:, i]
+                out[camera] = self.keypoints[camera](tokens) if self.keypoints else tokens
         return [out[camera] for camera in range(len(out))]
 
     def frame(self, visual: list[Tensor], inputs: Inputs) -> Frame:

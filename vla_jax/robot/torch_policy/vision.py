@@ -6,6 +6,7 @@ the same names; see layers.py.
 Axes: n images, h w pixels, v visual tokens of an image, c width, q latents.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,8 +37,8 @@ class VisionConfig:
     stem: Sequence[int] = ()
 
     def side(self, image_size: int) -> int:
-        """Patches of a side of an image of so many pixels a side."""
-        return image_size // 2 ** len(self.stem) // self.patch
+        """Tokens of a side of an image of so many pixels a side."""
+        return image_size // self.patch // math.prod(self.stem)
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,9 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         width, eps = config.width, config.block.eps
-        patches, channels = config.side(config.image_size) ** 2, (3, *config.stem)
-        self.stem = nn.ModuleList(
-            [Linear(9 * i, o) for i, o in zip(channels, config.stem, strict=False)]
-        )
-        self.patch = Linear(config.patch**2 * channels[-1], width, not config.clip)
+        patches = config.side(config.image_size) ** 2
+        self.patch = Linear(config.patch**2 * 3, width, not config.clip)
+        self.stem = nn.ModuleList([Linear(9 * width, width) for _ in config.stem])
         self.positions = nn.Parameter(torch.empty(patches + config.clip, width))
         self.class_token = nn.Parameter(torch.empty(1, width)) if config.clip else None
         self.norm_input = Norm(width, "ln", eps) if config.clip else None
@@ -81,16 +80,18 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         config, p, n = self.config, self.config.patch, images.shape[0]
-        side = config.side(images.shape[1])
+        side, grid = config.side(images.shape[1]), images.shape[1] // p
         pixels = CLIP_PIXELS if config.clip else SIGLIP_PIXELS
         mean, deviation = (
             255.0 * torch.tensor(rgb, dtype=torch.float32, device=images.device) for rgb in pixels
         )
         x = (images.float() - mean) / deviation
-        for convolution in self.stem:
-            x = F.gelu(convolution(neighbours(x)), approximate="tanh")
-        x = x[:, : side * p, : side * p].reshape(n, side, p, side, p, -1).permute(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(n, side * side, -1))  # n v c
+        x = x[:, : grid * p, : grid * p].reshape(n, grid, p, grid, p, 3).permute(0, 1, 3, 2, 4, 5)
+        x = self.patch(x.reshape(n, grid * grid, p * p * 3))  # n v c
+        for convolution, stride in zip(self.stem, config.stem, strict=True):
+            x = F.gelu(x, approximate="tanh").reshape(n, grid, grid, config.width)
+            grid //= stride
+            x = convolution(neighbours(x, stride).reshape(n, grid * grid, -1))
         if self.class_token is not None:
             x = torch.cat([self.class_token.to(x.dtype).expand(n, 1, -1), x], 1)
         x = x + self._positions_of(side)
@@ -117,11 +118,14 @@ class ViT(nn.Module):
         return torch.cat([table[:extra], grid.to(table.dtype)])
 
 
-def neighbours(x: Tensor) -> Tensor:
-    """[n h w c] -> the 3 x 3 around every second place of every second row [n h/2 w/2 9*c]."""
-    h, w = x.shape[1:3]
-    x = F.pad(x, (0, 0, 0, 1, 0, 1))
-    return torch.cat([x[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)], -1)
+def neighbours(x: Tensor, stride: int) -> Tensor:
+    """[n h w c] -> the 3 x 3 around every stride-th place of every stride-th row [n h/stride
+    w/stride 9*c].
+    """
+    (h, w), before = x.shape[1:3], 2 - stride
+    x = F.pad(x, (0, 0, before, 1, before, 1))
+    parts = [x[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]
+    return torch.cat(parts, -1)
 
 
 @dataclass(frozen=True)
@@ -219,20 +223,24 @@ class Keypoints(nn.Module):
     def __init__(self, width: int, config: KeypointsConfig) -> None:
         super().__init__()
         self.config = config
-        self.heat = Linear(width, config.points, False)
-        self.sharp = nn.Parameter(torch.empty(config.points))
-        self.input = Linear(2 * config.points + width, config.hidden)
-        self.output = Linear(config.hidden, config.latents * width)
+        maps = config.latents * config.points
+        self.heat = Linear(width, maps, False)
+        self.sharp = nn.Parameter(torch.empty(maps))
+        self.input = Linear(config.points * (2 + width), config.hidden, False)
+        self.which = nn.Parameter(torch.empty(config.latents, config.hidden))
+        self.output = Linear(config.hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        n, v, width = tokens.shape
+        n, v, _ = tokens.shape
         heat = torch.softmax((self.heat(tokens) * self.sharp.to(tokens.dtype)).float(), 1)
         side = torch.linspace(-2.0, 2.0, round(v**0.5), device=tokens.device)
         grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(v, 2)
-        places = torch.einsum("nvk,vp->nkp", heat, grid).reshape(n, -1).to(tokens.dtype)
-        hidden = self.input(torch.cat([places, tokens.mean(1)], -1))
+        places = torch.einsum("nvm,vp->nmp", heat, grid).to(tokens.dtype)
+        seen = torch.einsum("nvm,nvc->nmc", heat.to(tokens.dtype), tokens)
+        each = torch.cat([places, seen], -1).reshape(n, self.config.latents, -1)
+        hidden = self.input(each) + self.which.to(tokens.dtype)
         out: Tensor = self.output(F.gelu(hidden, approximate="tanh"))
-        return out.reshape(n, self.config.latents, width)
+        return out
 
 
 class Resampler(nn.Module):
