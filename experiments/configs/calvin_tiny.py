@@ -40,7 +40,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.variant = "seeing"
     config.model.cameras = ("primary", "wrist")
     config.model.image_sizes = (128, 64)
-    config.model.prompt_length = 24
     config.model.keypoints.points = 4
     config.model.readouts = 4
     config.model.chunk = 10

@@ -161,12 +161,12 @@ class VLA(nnx.Module):
             jnp.zeros((config.readouts, width)), logical=(None, "embed")
         )
         visual = self.backbone.visual_width
-        self.resampler, self.keypoints = None, None
-        if isinstance(config.resampler, KeypointsConfig):  # of each camera its own: views differ
-            sizes = config.resampler
-            self.keypoints = nnx.List([Keypoints(visual, sizes, rngs) for _ in config.cameras])
-        elif config.resampler is not None:
-            self.resampler = Resampler(visual, config.resampler, rngs)
+        fewer = config.resampler
+        points = isinstance(fewer, KeypointsConfig)
+        self.resampler = Resampler(visual, fewer, rngs) if fewer and not points else None
+        self.keypoints = (  # of each camera its own: views differ
+            nnx.List([Keypoints(visual, fewer, rngs) for _ in config.cameras]) if points else None
+        )
         own_state = None if config.state_to_head or config.state_words else config.state
         self.state = StateToken(width, own_state, rngs) if own_state else None
         self.past = (
