@@ -60,6 +60,11 @@ class OrderConfig:
         return lanes
 
 
+def windows(lengths: Integer[np.ndarray, " E"], stride: int) -> int:
+    """How many windows there are at every stride-th step of episodes."""
+    return int((-(-lengths // stride)).sum())
+
+
 def visits(lengths: Int64[np.ndarray, " E"], windows_per_visit: int, stride: int = 1) -> Visits:
     """The visits of episodes whose windows stand one after the other: [E] -> [V], in the order of
     the rows.

@@ -33,6 +33,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from data_pipelines import order
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import Member
 from experiments.composition import plots, sources
@@ -197,8 +198,9 @@ def figures(
 ) -> dict[str, Any]:
     """The figures of one dataset: one pass over its held-out windows, or `most` drawn ones."""
     split, spec = member.index.splits[member.split], member.action_spec
-    count = min(most or len(split.actions), len(split.actions))
-    loader = sources.loader(config, source, [member], shuffle=count < len(split.actions))
+    every = order.windows(split.length, config.data.stride)
+    count = min(most or every, every)
+    loader = sources.loader(config, source, [member], shuffle=count < every)
     batches = -(-count // config.batch_size)
     plain, without = Tally(spec, motion(member.index.dataset)), Tally(spec)
     own = places(spec.names, config.model.action_names)
@@ -213,16 +215,11 @@ def figures(
                 tally.add(given, true, within, state, none)
             progress.add(len(rows), f"arm loss {plain.arm_loss():.5f}")
 
-    drawn = (
-        np.concatenate([loader.ids(number) for number in range(batches)])[:count]
-        if count < len(split.actions)
-        else None
-    )
+    ids = np.concatenate([loader.ids(number) for number in range(batches)])[:count]
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, count, BLOCK):
-            stop = min(start + BLOCK, count)
-            rows = np.arange(start, stop) if drawn is None else drawn[start:stop]
+            rows = ids[start : start + BLOCK]
             true, within = recorded(split, rows, policy.chunk)
             state = np.asarray(split.state[rows])[:, None]
             yield spec.normalise(true, state)[..., arm(spec)], within
@@ -230,7 +227,7 @@ def figures(
     constant = best_constant(blocks, f"{name}, best constant action")
     return {
         **plain.figures(),
-        "of": len(split.actions),
+        "of": every,
         "arm_loss_best_constant": constant,
         "arm_loss_instruction_blanked": without.arm_loss(),
     }

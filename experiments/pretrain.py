@@ -224,7 +224,10 @@ def _prepare(
         before=before,
         taken=taken,
     )
-    _say(f"{loader.summary()}\n{sources.held_out(source)}\nmesh {dict(mesh.shape)}")
+    _say(
+        f"{loader.summary()}\n{sources.held_out(source, config.data.stride)}\n"
+        f"mesh {dict(mesh.shape)}"
+    )
     _say(steps.of_epochs(config, plan, loader.windows))
     _say_constant_dims(source)
     _say(sharding.table(plan.shapes, plan.shardings))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import windows
+from data_pipelines import order, windows
 from data_pipelines.config import LoaderConfig
 from data_pipelines.datasets import Dataset
 from data_pipelines.index import build_parts, open_index, parts_there
@@ -242,15 +242,15 @@ def units(config: ConfigDict, source: Data) -> Units:
     return Units(names, scale)
 
 
-def held_out(source: Data) -> str:
+def held_out(source: Data, stride: int) -> str:
     """What is evaluated on, a line a dataset."""
     lines = []
     for member in source.held_out:
         split = member.index.splits[member.split]
         name = split.label if split.label != split.name else f"split {split.name}"
         lines.append(
-            f"{member.index.dataset.name}: {len(split.length)} episodes, {len(split.actions)}"
-            f" windows to evaluate on ({name})"
+            f"{member.index.dataset.name}: {len(split.length)} episodes,"
+            f" {order.windows(split.length, stride)} windows to evaluate on ({name})"
         )
     return "\n".join(lines) or "nothing is held out"
 
@@ -316,7 +316,8 @@ def _trained_tokenizer(
     if known.is_dir():
         print(f"{known}: was trained on other instructions; training it again", flush=True)
     shutil.rmtree(new, ignore_errors=True)
-    build.backbone_module(config).train_tiny_tokenizer(sentences, new)
+    vocab = build.backbone_config(config).vocab
+    build.backbone_module(config).train_tiny_tokenizer(sentences, new, vocab)
     (new / TRAINED_ON).write_text(made_from)
     return new
 

@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.image_sizes = (128, 64)
     config.model.keypoints.points = 4
     config.model.readouts = 4
+    config.model.prompt_length = 20
     config.model.chunk = 10
     config.model.proprio = True
     config.model.head_hidden = 384

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+NO_PIECES = 1_180  # ids of a small tokenizer: 1024 <loc>, 128 <seg>, up to 28 more
+
 
 def open_tokenizer(folder: Path | str, needs: Sequence[str]) -> Any:
     """The transformers tokenizer of a local Hugging Face folder.
@@ -105,10 +107,14 @@ def digest(folder: Path) -> str:
 
 
 def train_tiny_tokenizer(
-    texts: Sequence[str], out: Path | str, added: Sequence[str] = ("<image>",)
+    texts: Sequence[str],
+    out: Path | str,
+    vocab: int = 1600,
+    added: Sequence[str] = ("<image>",),
 ) -> None:
     """Trains a small tokenizer laid out like PaliGemma's: pieces, then <loc>, <seg> and the `added`
-    tokens at the end.
+    tokens at the end. It has at most `vocab` ids, of which NO_PIECES are no pieces: where there is
+    room words become one piece each, and a sentence of known words is one of known tokens.
 
     Deterministic in `texts`. Writes a Hugging Face folder, whole or not at all.
     """
@@ -119,11 +125,12 @@ def train_tiny_tokenizer(
 
     out = Path(out)
     letters = {c for text in texts for c in text}
+    room = min(vocab - NO_PIECES, 2_000)
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(texts or ["a"]), model_writer=model, model_type="bpe",
         byte_fallback=True,
-        vocab_size=max(300, min(420, 262 + len(letters) + 4 * len(texts))), hard_vocab_limit=False,
+        vocab_size=max(300, min(room, 262 + len(letters) + 4 * len(texts))), hard_vocab_limit=False,
         add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity",
         character_coverage=1.0, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
         pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",

@@ -162,10 +162,13 @@ class VLA(nnx.Module):
         )
         visual = self.backbone.visual_width
         fewer = config.resampler
-        points = isinstance(fewer, KeypointsConfig)
-        self.resampler = Resampler(visual, fewer, rngs) if fewer and not points else None
+        self.resampler = (
+            Resampler(visual, fewer, rngs) if isinstance(fewer, ResamplerConfig) else None
+        )
         self.keypoints = (  # of each camera its own: views differ
-            nnx.List([Keypoints(visual, fewer, rngs) for _ in config.cameras]) if points else None
+            nnx.List([Keypoints(visual, fewer, rngs) for _ in config.cameras])
+            if isinstance(fewer, KeypointsConfig)
+            else None
         )
         own_state = None if config.state_to_head or config.state_words else config.state
         self.state = StateToken(width, own_state, rngs) if own_state else None

@@ -70,6 +70,10 @@ class BackboneFile(Protocol):
         """The tokenizer of a local folder."""
         ...
 
-    def train_tiny_tokenizer(self, texts: Sequence[str], out: Path | str) -> None:
-        """A small tokenizer of the same kind, for models trained from nothing."""
+    def train_tiny_tokenizer(
+        self, texts: Sequence[str], out: Path | str, vocab: int = 1600
+    ) -> None:
+        """A small tokenizer of the same kind, of at most `vocab` ids, for models trained from
+        nothing.
+        """
         ...

@@ -357,6 +357,6 @@ def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Toke
     return tokenizer.Tokenizer(folder, prompt, (), ("eos",))
 
 
-def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
+def train_tiny_tokenizer(texts: Sequence[str], out: Path | str, vocab: int = 1600) -> None:
     """The small tokenizer of tokenizer.train_tiny_tokenizer with Flamingo's tokens at its end."""
-    tokenizer.train_tiny_tokenizer(texts, out, (END, IMAGE))
+    tokenizer.train_tiny_tokenizer(texts, out, vocab, (END, IMAGE))

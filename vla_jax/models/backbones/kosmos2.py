@@ -269,10 +269,10 @@ def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Toke
     return tokenizer.Tokenizer(folder, prompt, ("bos",), ("eos",))
 
 
-def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
+def train_tiny_tokenizer(texts: Sequence[str], out: Path | str, vocab: int = 1600) -> None:
     """Trains a small tokenizer on the prompts of `texts`, with <grounding> as one token like in the
     released one; see tokenizer.train_tiny_tokenizer.
     """
     tokenizer.train_tiny_tokenizer(
-        [prompt(text).removeprefix(GROUNDING) for text in texts], out, (GROUNDING,)
+        [prompt(text).removeprefix(GROUNDING) for text in texts], out, vocab, (GROUNDING,)
     )

@@ -156,7 +156,7 @@ CONFIGS = {
     # heat maps make few tokens of its 256.
     "seeing": PaliGemmaConfig(
         VisionConfig(image_size=128, patch=4, width=64, mlp=256, depth=0, heads=4, stem=(2, 1)),
-        vocab=1600,
+        vocab=2600,
         width=128,
         mlp=512,
         depth=3,

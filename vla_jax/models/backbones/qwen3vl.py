@@ -303,8 +303,10 @@ def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Toke
     return tokenizer.Tokenizer(folder, prompt, (), ())
 
 
-def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
+def train_tiny_tokenizer(texts: Sequence[str], out: Path | str, vocab: int = 1600) -> None:
     """Trains a small tokenizer on `texts` and the prompt's words, with its special tokens as one
     token each like in the released one; see tokenizer.train_tiny_tokenizer.
     """
-    tokenizer.train_tiny_tokenizer([*texts, "user", "assistant"], out, ("<image>", START, END))
+    tokenizer.train_tiny_tokenizer(
+        [*texts, "user", "assistant"], out, vocab, ("<image>", START, END)
+    )

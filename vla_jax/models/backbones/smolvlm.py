@@ -210,9 +210,9 @@ def load_tokenizer(folder: Path | str, layout: str = "prefix") -> tokenizer.Toke
     return tokenizer.Tokenizer(folder, prompt, ("bos",), ())
 
 
-def train_tiny_tokenizer(texts: Sequence[str], out: Path | str) -> None:
+def train_tiny_tokenizer(texts: Sequence[str], out: Path | str, vocab: int = 1600) -> None:
     """Trains a small tokenizer on the prompts of `texts`, with <end_of_utterance> as one token like
     in the released one; see tokenizer.train_tiny_tokenizer.
     """
     lines = [line for text in texts for line in prompt(text).split(f"{END_OF_UTTERANCE}\n")]
-    tokenizer.train_tiny_tokenizer(lines, out, ("<image>", END_OF_UTTERANCE))
+    tokenizer.train_tiny_tokenizer(lines, out, vocab, ("<image>", END_OF_UTTERANCE))
