@@ -56,7 +56,6 @@ from vla_jax.progress import Progress
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_arrays, load_meta
 
-BLOCK = 1 << 14  # windows of which recorded actions are in memory at a time
 HALVINGS = 30  # of the range in which the best constant is sought
 
 # Recorded chunks in network units [n k d], and which of their steps count [n k].
@@ -215,11 +214,9 @@ def figures(
                 tally.add(given, true, within, state, none)
             progress.add(len(rows), f"arm loss {plain.arm_loss():.5f}")
 
-    ids = np.concatenate([loader.ids(number) for number in range(batches)])[:count]
-
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, count, BLOCK):
-            rows = ids[start : start + BLOCK]
+        for number in range(batches):
+            rows = loader.ids(number)[: count - number * config.batch_size]
             true, within = recorded(split, rows, policy.chunk)
             state = np.asarray(split.state[rows])[:, None]
             yield spec.normalise(true, state)[..., arm(spec)], within

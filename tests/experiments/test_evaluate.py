@@ -83,7 +83,6 @@ class Windows:
 
 def test_memory_does_not_grow_with_the_number_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ActionSpec(("x", "y", "gripper"), (2,))
-    monkeypatch.setattr(evaluate, "BLOCK", 256)
     monkeypatch.setattr(evaluate, "HALVINGS", 2)
 
     def peak(count: int) -> int:
@@ -101,7 +100,9 @@ def test_memory_does_not_grow_with_the_number_of_windows(monkeypatch: pytest.Mon
         said = np.zeros((256, 10, 3), np.float32)
         policy = evaluate.Policy(lambda obs, number: said, lambda rows: rows, 10)
         names = member.action_spec.names
-        config: Any = ConfigDict({"batch_size": 256, "model": {"action_names": names}})
+        config: Any = ConfigDict(
+            {"batch_size": 256, "data": {"stride": 1}, "model": {"action_names": names}}
+        )
         tracemalloc.start()
         body = evaluate.figures(config, None, member, policy, lambda obs: obs, None)  # type: ignore
         most = tracemalloc.get_traced_memory()[1]

@@ -4,6 +4,7 @@ hides bugs.
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 from pathlib import Path
@@ -389,6 +390,20 @@ def test_the_tiny_tokenizer_is_laid_out_like_the_released_one(tmp_path: Path) ->
     first, last = hf.convert_tokens_to_ids(["<loc0000>", "<seg127>"])
     assert last - first == 1024 + 128 - 1
     assert hf.convert_tokens_to_ids("<image>") == last + 1 == tokenizer.vocab - 1
+
+
+def test_where_a_model_embeds_more_ids_words_are_pieces(tmp_path: Path) -> None:
+    words = ["".join(pair) for pair in itertools.product("bdfgklmnprst", "aeiou")]
+    words = [first + second for first, second in itertools.product(words[:30], words[30:40])]
+    texts = [f"{first} the {second}" for first, second in itertools.pairwise(words)]
+    counts = {}
+    for vocab in (1600, 2600):
+        paligemma.train_tiny_tokenizer(texts, tmp_path / str(vocab), vocab)
+        tokenizer = paligemma.load_tokenizer(tmp_path / str(vocab))
+        assert tokenizer.vocab <= vocab
+        known = [len(tokenizer.ids(f"the {word}")) for word in words[1:]]
+        counts[vocab] = sum(known) / len(known)
+    assert counts[2600] == 2 < counts[1600]
 
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
