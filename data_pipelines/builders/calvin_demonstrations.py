@@ -1,10 +1,10 @@
 """Demonstrations of all 34 tasks of CALVIN by the scripted expert, made in its simulator, as the
 dataset `calvin`.
 
-    python -m data_pipelines.builders.calvin_demonstrations --out ROOT --train 340 --processes 2
+    python -m data_pipelines.builders.calvin_demonstrations --out ROOT --processes 2
 
 A sequence is a task with up to two others before it, or as many as it takes; which it is comes in
-turn: 340 are 10 of each, about 60,000 steps. It begins in one of the official states with its
+turn: 816 are 24 of each, about 137,000 steps. It begins in one of the official states with its
 blocks and the arm moved by chance: no official chain begins there. Now and then something pushes
 the arm off its way, and the expert, which remembers nothing, goes on from there. What it does
 between two pushes is an episode: its chunks are what the expert does from the first frame on, and
@@ -210,7 +210,7 @@ def _said(told: Sequence[Sequence[str]], draw: np.random.Generator) -> str:
 
 
 def write_demonstrations(
-    root: str | Path, train: int = 340, val: int = 20, seed: int = 0, processes: int = 1
+    root: str | Path, train: int = 816, val: int = 12, seed: int = 0, processes: int = 1
 ) -> Path:
     """Writes the dataset under root/calvin/1.0.0 and returns that folder. The same arguments give
     the same demonstrations, with any number of processes. Raises ValueError where one is there, or
@@ -314,8 +314,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", required=True, help="data root; OUT/calvin/1.0.0 is written")
-    parser.add_argument("--train", type=command.positive, default=340, help="sequences")
-    parser.add_argument("--val", type=command.positive, default=20, help="held-out ones")
+    parser.add_argument("--train", type=command.positive, default=816, help="sequences")
+    parser.add_argument("--val", type=command.positive, default=12, help="held-out ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=command.positive, default=1)
     args = parser.parse_args(argv)

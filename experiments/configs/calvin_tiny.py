@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     experiments/composition/presets.py, without sizes.
     """
     config = oxe_paligemma.tiny_mlp(arg)
-    config.steps = 7_000
+    config.steps = 11_000
     config.batch_size = 64
     config.log_every = 100
     config.eval_every = config.save_every = 1_000
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.warmup_steps = 200
     config.data.root = "runs/calvin/data"
     config.data.mixture = "calvin_scene"
-    config.data.ram_budget = 6 * 2**30  # all frames of 350 sequences
+    config.data.ram_budget = 6 * 2**30  # all windows of 816 sequences
     config.data.stride = 5
     config.augment.shift = (1, 1)
     config.loss.gripper = 0.1
