@@ -84,7 +84,7 @@ class Expert:
         aim = self._rule(seen)
         angles = seen.tool_angles
         if aim.yaw is not None:
-            angles = np.array([np.pi, -aim.tilt, np.pi / 2 + aim.yaw])
+            angles = _angles(aim.yaw, aim.tilt)
         turn = GAIN * _wrapped(angles - seen.tool_angles) / RADIANS
         move = GAIN * (aim.position - seen.tool) / METRES
         return np.concatenate([_slowed(move, aim.speed), _slowed(turn, FAST), [aim.gripper]])
@@ -143,8 +143,12 @@ def _there(seen: Scene, goal: Goal, near: float = 0.01) -> bool:
 
 
 def _turn(seen: Scene, goal: Goal) -> float:
-    angles = np.array([np.pi, -goal.tilt, np.pi / 2 + goal.yaw])
-    return float(np.abs(_wrapped(angles - seen.tool_angles)).max())
+    return float(np.abs(_wrapped(_angles(goal.yaw, goal.tilt) - seen.tool_angles)).max())
+
+
+def _angles(yaw: float, tilt: float) -> np.ndarray:
+    """The tool's, as the simulator counts them [3]."""
+    return np.array([np.pi, -tilt, np.pi / 2 + yaw])
 
 
 def _tilt(seen: Scene) -> float:

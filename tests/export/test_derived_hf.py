@@ -104,6 +104,14 @@ def test_the_hubs_names_are_those_that_are_read():
         np.testing.assert_array_equal(transform(x.numpy()), wanted.numpy(), err_msg=name)
 
 
+def test_a_tower_with_convolutions_is_refused(tmp_path):
+    body = {"network": {"backbone": {"kind": "paligemma", "vision": {"stem": [2, 1]}}}}
+    (tmp_path / "config.json").write_text(json.dumps(body))
+    with pytest.raises(ValueError, match="got one with convolutions"):
+        hf.write(tmp_path, tmp_path, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
 @pytest.mark.slow
 def test_a_difference_leaves_no_folder(tmp_path, monkeypatch):
     where = checkpoint(tmp_path, head="mlp")

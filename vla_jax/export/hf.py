@@ -58,9 +58,9 @@ def write(origin: Path, tokenizer: Path, out: Path) -> list[golden.Row]:
     """Writes the Hugging Face folder `out` of the artefact in `origin` and returns its proof.
 
     `tokenizer` is the folder that the policy was trained with. Raises ValueError for another
-    backbone than PaliGemma, cameras of another size than the tower's, a folder that is there, a
-    tokenizer without <image>, and when transformers computes something else than the artefact; no
-    folder is left behind then.
+    backbone than PaliGemma, a tower with convolutions, cameras of another size than the tower's, a
+    folder that is there, a tokenizer without <image>, and when transformers computes something else
+    than the artefact; no folder is left behind then.
     """
     body = json.loads((origin / "config.json").read_text(encoding="utf-8"))
     kind = body["network"]["backbone"]["kind"]
@@ -68,6 +68,11 @@ def write(origin: Path, tokenizer: Path, out: Path) -> list[golden.Row]:
         raise ValueError(
             f"{FLAG}: expected the backbone paligemma, got {kind}: its folder has no counterpart"
             " here"
+        )
+    if body["network"]["backbone"]["vision"].get("stem"):
+        raise ValueError(
+            f"{FLAG}: expected a tower of patches and blocks, got one with convolutions"
+            " (model.variant=seeing): transformers has no such one"
         )
     config = sizes(body["network"]["backbone"])
     others = set(image_sizes(body).values()) - {config.image_size}
