@@ -56,6 +56,7 @@ from vla_jax.progress import Progress
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_arrays, load_meta
 
+BLOCK = 1 << 14  # windows of which recorded actions are in memory at a time, or a batch's
 HALVINGS = 30  # of the range in which the best constant is sought
 
 # Recorded chunks in network units [n k d], and which of their steps count [n k].
@@ -215,8 +216,11 @@ def figures(
             progress.add(len(rows), f"arm loss {plain.arm_loss():.5f}")
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for number in range(batches):
-            rows = loader.ids(number)[: count - number * config.batch_size]
+        several = max(1, BLOCK // config.batch_size)
+        for first in range(0, batches, several):
+            numbers = range(first, min(first + several, batches))
+            rows = np.concatenate([loader.ids(number) for number in numbers])
+            rows = rows[: count - first * config.batch_size]
             true, within = recorded(split, rows, policy.chunk)
             state = np.asarray(split.state[rows])[:, None]
             yield spec.normalise(true, state)[..., arm(spec)], within

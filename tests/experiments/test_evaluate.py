@@ -83,6 +83,7 @@ class Windows:
 
 def test_memory_does_not_grow_with_the_number_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ActionSpec(("x", "y", "gripper"), (2,))
+    monkeypatch.setattr(evaluate, "BLOCK", 256)
     monkeypatch.setattr(evaluate, "HALVINGS", 2)
 
     def peak(count: int) -> int:

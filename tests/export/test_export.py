@@ -157,6 +157,7 @@ CASES = {
         "backbone": "qwen3vl", "history": "interleaved", "window": 3, "history_start": "grow",
     },
     "qwen3vl, resampler": {"backbone": "qwen3vl", "resampler": True, "cameras": TWO},
+    "qwen3vl, heat maps": {"backbone": "qwen3vl", "keypoints": True, "cameras": TWO},
     "smolvlm, two sizes": {"backbone": "smolvlm", "cameras": TWO, "image_sizes": (32, 48)},
     "smolvlm, discrete": {"backbone": "smolvlm", "head": "discrete", "bins": 64, "chunk": 2},
     "lstm, growing": {"window": 3, "history_start": "grow"},

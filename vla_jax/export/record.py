@@ -119,9 +119,10 @@ def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> 
 def _vision(model: VLA, images: list[Any]) -> Any:
     """Visual tokens [m w] of an image of each camera."""
     visual = [model.backbone.embed_image(image[None])[0] for image in images]
+    if model.config.resampler is not None:
+        visual = [tokens[:, : model.backbone.visual_width] for tokens in visual]
     if model.resampler is not None:
-        own = model.backbone.visual_width
-        visual = [model.resampler(tokens[None, :, :own])[0] for tokens in visual]
+        visual = [model.resampler(tokens[None])[0] for tokens in visual]
     if model.keypoints is not None:
         each = zip(model.keypoints, visual, strict=True)
         visual = [keypoints(tokens[None])[0] for keypoints, tokens in each]

@@ -450,8 +450,10 @@ class VLA(nnx.Module):
             # stays where it is.
             stacked = jnp.stack([images[i] for i in cameras], axis=-4)  # *f cameras h w 3
             visual = self.backbone.embed_image(stacked.reshape(-1, *stacked.shape[-3:]))
-            if self.resampler is not None:  # whose latents have no place in the picture
-                visual = self.resampler(visual[..., : self.backbone.visual_width])
+            if self.config.resampler is not None:  # fewer tokens have no place in the picture
+                visual = visual[..., : self.backbone.visual_width]
+            if self.resampler is not None:
+                visual = self.resampler(visual)
             visual = visual.reshape(-1, len(cameras), *visual.shape[1:])  # f cameras v w
             for i, camera in enumerate(cameras):
                 tokens = visual[:, i]

@@ -185,8 +185,10 @@ class Network(nn.Module):
             cameras = [i for i, own in enumerate(self.image_sizes) if own == size]
             seen = torch.stack([images[:, i, :size, :size] for i in cameras], 1)
             visual = self.backbone.embed_image(seen.flatten(0, 1))
+            if self.resampler or self.keypoints:  # without the features of inner layers
+                visual = visual[..., : self.backbone.visual_width]
             if self.resampler is not None:
-                visual = self.resampler(visual[..., : self.backbone.visual_width])
+                visual = self.resampler(visual)
             visual = visual.unflatten(0, seen.shape[:2])
             for i, camera in enumerate(cameras):
                 tokens = visual[:, i]
