@@ -22,6 +22,7 @@ from vla_jax.policy import JaxPolicy
 from vla_jax.policy_io import PolicyIO
 from vla_jax.rl import reward, success
 from vla_jax.rl.learner import CRITIC
+from vla_jax.robot import sensing
 from vla_jax.saved_config import of_checkpoint
 from vla_jax.training.checkpoint import find, load_meta, load_params
 from vla_jax.types import DTYPES
@@ -148,7 +149,8 @@ def _opened(
     prompt, words = state_words.prompt(encoder, config.model.state_words)
     end = build_heads.action_token_end(config, folder)
     blank = config.data.blank_instruction
-    specs = {name: _spec(body) for name, body in meta["datasets"].items()}
+    sensors = {sensor.name for sensor in sensing.parse(config.model.sensors)}
+    specs = {name: _spec(body, sensors) for name, body in meta["datasets"].items()}
     return SavedPolicy(
         build=build.model(config, end, vocabulary(meta, directory), words),
         params={
@@ -248,15 +250,19 @@ def jax_policy(
     return JaxPolicy(graphdef, jax.device_put(params, place), saved.io(dataset))
 
 
-def _spec(body: dict[str, Any]) -> DatasetSpec:
-    """Of a dataset in a checkpoint's meta item."""
+def _spec(body: dict[str, Any], sensors: set[str]) -> DatasetSpec:
+    """Of a dataset in a checkpoint's meta item, of its sensors those that the policy has: others it
+    was only taught by (objectives.sensed).
+    """
     return DatasetSpec(
         action=ActionSpec.from_json(body["action"]),
         state=ActionSpec.from_json(body["state"]) if body.get("state") else None,
         control_hz=body.get("control_hz"),
         targets=body.get("targets", ""),
         sensors={
-            name: ActionSpec.from_json(each) for name, each in body.get("sensors", {}).items()
+            name: ActionSpec.from_json(each)
+            for name, each in body.get("sensors", {}).items()
+            if name in sensors
         },
         motion=tuple(body.get("motion", ())),  # none until 2026-11-29
     )

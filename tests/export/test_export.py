@@ -72,8 +72,11 @@ def checkpoint(
     config.lora.rank, config.optim.ema = model.pop("rank", 0), model.pop("ema", 0.0)
     if model.pop("resampler", False):
         config.model.resampler.update(depth=1, heads=2, dim_head=8, latents=4)
+    seen = {}  # what data say that a policy learnt to see by, and never gets
     if model.pop("keypoints", False):
         config.model.keypoints.update(points=5, hidden=16, tokens=3)
+        config.objectives.sensed.update(weight=0.1, sensor="scene=vector:2x7")
+        seen = {"sensors": {"scene": SPEC}}
     config.model.update(model)
     config.data.mixture = mixture
     module, folder = build.backbone_module(config), root / "tokenizer"
@@ -84,7 +87,8 @@ def checkpoint(
         "config": config.to_dict(),
         "tokenizer": {"folder": str(folder), "sha256": digest(folder)},
         "datasets": {
-            name: {"action": action or SPEC, "state": STATE, "control_hz": 5.0} for name in datasets
+            name: {"action": action or SPEC, "state": STATE, "control_hz": 5.0, **seen}
+            for name in datasets
         },
     }
     checkpointer = Checkpointer(root / "checkpoints", meta, {})
