@@ -1,4 +1,4 @@
-"""Convolutions before a tower's patches, and places of heat maps."""
+"""Convolutions over a tower's patches, and tokens of heat maps."""
 
 import itertools
 

@@ -118,15 +118,9 @@ def record(graphdef: nnx.GraphDef, params: Params, io: PolicyIO, steps: int) -> 
 
 def _vision(model: VLA, images: list[Any]) -> Any:
     """Visual tokens [m w] of an image of each camera."""
-    visual = [model.backbone.embed_image(image[None])[0] for image in images]
-    if model.config.resampler is not None:
-        visual = [tokens[:, : model.backbone.visual_width] for tokens in visual]
-    if model.resampler is not None:
-        visual = [model.resampler(tokens[None])[0] for tokens in visual]
-    if model.keypoints is not None:
-        each = zip(model.keypoints, visual, strict=True)
-        visual = [keypoints(tokens[None])[0] for keypoints, tokens in each]
-    return jnp.concatenate(visual)
+    frame = tuple(image[None] for image in images)
+    cameras = model.encode_cameras(frame, np.ones((1, len(frame)), bool))
+    return jnp.concatenate([each.tokens[0] for each in cameras])
 
 
 def _noise(model: VLA, seed: int, steps: int) -> np.ndarray | None:
