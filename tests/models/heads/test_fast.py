@@ -305,7 +305,8 @@ def test_decoding_is_greedy_and_equals_teacher_forcing(trained):
     def forced(flat):
         model = params.merge(graphdef, flat)
         given = ActionTokens(*(np.stack([x, x], axis=1) for x in (ids, there)))
-        context, _ = model._encode_batch(batch._replace(action_tokens=given), KEY)
+        taught = batch._replace(action_tokens=given)
+        context, _ = model._encode_batch(taught, model._seen(batch.obs), KEY)
         return model.backbone.logits(context.predictors[1::T], CONFIG.token_range)
 
     np.testing.assert_allclose(np.asarray(forced(flat))[there], scores[there], atol=1e-4)
