@@ -72,6 +72,30 @@ def test_a_config_whose_dims_are_not_known_yet_says_so() -> None:
         build.model(load_config("oxe_paligemma.py:tiny"))
 
 
+POINTS, ROW = "model.keypoints.points=4", "objectives.sensed.weight=0.1"
+SENSED = "objectives.sensed.sensor=scene=vector:"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((POINTS, "model.resampler.depth=1"), r"expected one of them above 0, got 4 and 1"),
+        ((POINTS, "model.backbone=kosmos2"), r"points: expected 0 .*, got 4 with kosmos2"),
+        ((POINTS, "model.backbone=flamingo"), r"points: expected 0 .*, got 4 with flamingo"),
+        ((ROW, SENSED + "1x4"), r"sensed: expected tokens of heat maps .*, got 0"),
+        ((POINTS, ROW, SENSED + "9x4"), r"at most a row for each of the 8 tokens .*, got 9"),
+        ((POINTS, ROW), r"sensed\.sensor: expected one of rows of numbers .*, got ''"),
+        ((POINTS, ROW, SENSED + "1x4", "model.sensors=scene=vector:1x4"), "does not have"),
+    ],
+)
+def test_heat_maps_and_what_is_told_from_them_are_refused_where_they_mean_nothing(
+    overrides: tuple[str, ...], message: str
+) -> None:
+    config = load_config("oxe_paligemma.py:tiny", [f"--config.{text}" for text in overrides])
+    with pytest.raises(ValueError, match=message):
+        nnx.eval_shape(lambda: build.model(spaces.resolve(config))(nnx.Rngs(jax.random.key(0))))
+
+
 def test_the_state_has_its_numbers_by_name() -> None:
     assert made("proprio=True", "state_names=x,gripper").config.state.gripper == 1
     assert made("proprio=True", "state_names=x,y").config.state.gripper is None

@@ -275,8 +275,15 @@ def _made_of(
 
 
 def _fewer_tokens(config: ConfigDict) -> ResamplerConfig | KeypointsConfig | None:
-    """What makes few tokens of an image's, if anything. Raises ValueError where two things are."""
+    """What makes few tokens of an image's, if anything. Raises ValueError where two things are, and
+    for heat maps over tokens that have no places.
+    """
     resampler, keypoints = config.model.resampler, config.model.keypoints
+    if keypoints.points and config.model.backbone in ("kosmos2", "flamingo"):
+        raise ValueError(
+            "model.keypoints.points: expected 0 with a backbone whose own resampler leaves no rows"
+            f" of an image (kosmos2, flamingo), got {keypoints.points} with {config.model.backbone}"
+        )
     if resampler.depth and keypoints.points:
         raise ValueError(
             "model.keypoints.points, model.resampler.depth: expected one of them above 0, got"
@@ -335,11 +342,10 @@ def _text_align(config: ConfigDict, *_: Any) -> MakeTask:
 def _sensed(config: ConfigDict, *_: Any) -> MakeTask:
     (sensor,), cameras = sensed(config), len(config.model.cameras)
     hidden, points = config.objectives.sensed.hidden, config.model.keypoints
-    if not points.points or config.model.backbone == "flamingo":
+    if not points.points:
         raise ValueError(
-            "objectives.sensed: expected tokens of heat maps in the sequence"
-            f" (model.keypoints.points above 0, no flamingo), got {points.points} and"
-            f" {config.model.backbone}"
+            "objectives.sensed: expected tokens of heat maps (model.keypoints.points above 0), got"
+            f" {points.points}"
         )
     if sensor.shape[0] > points.tokens:
         raise ValueError(

@@ -30,7 +30,7 @@ from vla_jax.training import wandb_run
 from vla_jax.training.checkpoint import complete_steps, load_meta
 from vla_jax.training.reports import Units
 
-TRAINED_ON = "trained_on.sha256"  # beside a tokenizer of a run: of the sentences
+TRAINED_ON = "trained_on.sha256"  # beside a tokenizer of a run: of what made it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,19 +304,19 @@ def _check_ids(model: ConfigDict, folder: Path) -> None:
 def _trained_tokenizer(
     config: ConfigDict, sentences: list[str], workdir: Path, scratch: Path
 ) -> Path:
-    """The run's own tokenizer: that of workdir where it is of these sentences, or in use:
-    checkpoints know it, and the data that they were trained on. Else a new one in `scratch`.
+    """The run's own tokenizer: that of workdir where it is of these sentences and this model, or in
+    use: checkpoints know it, and the data that they were trained on. Else a new one in `scratch`.
     """
     known, new = workdir / "tokenizer", scratch / "tokenizer"
-    note = known / TRAINED_ON
-    made_from = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
+    note, vocab = known / TRAINED_ON, build.backbone_config(config).vocab
+    made_of = [config.model.backbone, vocab, sentences]
+    made_from = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     in_use = bool(complete_steps(workdir / "checkpoints"))
     if known.is_dir() and (in_use or (note.is_file() and note.read_text() == made_from)):
         return known
     if known.is_dir():
-        print(f"{known}: was trained on other instructions; training it again", flush=True)
+        print(f"{known}: is of other instructions or another model; training it again", flush=True)
     shutil.rmtree(new, ignore_errors=True)
-    vocab = build.backbone_config(config).vocab
     build.backbone_module(config).train_tiny_tokenizer(sentences, new, vocab)
     (new / TRAINED_ON).write_text(made_from)
     return new

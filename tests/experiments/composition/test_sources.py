@@ -36,17 +36,20 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(
         sources.data(config(root, "tiny"), tmp_path)
 
 
-def test_a_tokenizer_does_not_outlive_the_instructions_it_was_trained_on(
+def test_a_tokenizer_does_not_outlive_what_it_was_trained_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_blocks(tmp_path / "data", train=4, val=2)
     wanted = config(tmp_path / "data", "tiny")
     before = digest(sources.data(wanted, tmp_path / "run").tokenizer)
     assert digest(sources.data(wanted, tmp_path / "run").tokenizer) == before
-    assert "trained on other instructions" not in capsys.readouterr().out
+    assert "training it again" not in capsys.readouterr().out
+    other = config(tmp_path / "data", "tiny", "--config.model.backbone=kosmos2")
+    assert digest(sources.data(other, tmp_path / "run").tokenizer) != before
+    assert "is of other instructions or another model" in capsys.readouterr().out
     write_blocks(tmp_path / "data", train=9, val=2, seed=7)
     assert digest(sources.data(wanted, tmp_path / "run").tokenizer) != before
-    assert "trained on other instructions" in capsys.readouterr().out
+    assert "is of other instructions or another model" in capsys.readouterr().out
     # Checkpoints know theirs: it stays, and the data's digest is what refuses them.
     after = digest(tmp_path / "run" / "tokenizer")
     write_blocks(tmp_path / "data", train=4, val=2)
