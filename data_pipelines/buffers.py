@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 from jaxtyping import UInt8
 
-ROUND = 8  # lengths are rounded up to multiples of it, so that freed memory fits more often
+ROUND = 8  # long arrays are made of multiples of it, so that freed memory fits more often
 
 
 class Buffers:
@@ -32,7 +32,9 @@ class Buffers:
         with self._taking:
             memory = self._fitting(length)
         if memory is None:
-            rounded = -(-length // ROUND) * ROUND
+            # Below 32 of fewer: where each frame is kept alone, it must not take the room of eight.
+            step = min(ROUND, 1 << max(0, length.bit_length() - 3))
+            rounded = -(-length // step) * step
             memory = np.empty((rounded, *self._item), np.uint8)
         loan = _Loan(memory[:length])
         weakref.finalize(loan, self._free.append, memory).atexit = False

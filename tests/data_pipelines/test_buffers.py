@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,20 @@ def test_buffers_are_used_again_when_nobody_holds_them():
     assert address(pool.take(5)) != place  # a view still holds it
     del view
     assert {address(pool.take(4)) for _ in range(3)} <= {place, address(pool.take(5))}
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 9, 17, 33, 200])
+def test_what_is_kept_takes_little_more_than_it_shows(length):
+    """Frames are kept by the budget that a user gives: one alone once took the room of eight."""
+    pool = Buffers((64, 64, 3), keep=9)
+    tracemalloc.start()
+    try:
+        kept = [pool.take(length) for _ in range(20)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    shown = sum(array.nbytes for array in kept)
+    assert shown <= taken < 1.3 * shown
 
 
 @pytest.mark.parametrize(
